@@ -1,0 +1,65 @@
+"""Everything this package raises on purpose.
+
+DemucsError
+├── ModelLoadingError     a network could not be had
+│   ├── ModelNotFound     no such name, or no such file
+│   ├── CheckpointError   the file is there but is not what it claims to be
+│   └── DownloadError     the file could not be fetched, or may not be
+├── AudioError
+│   ├── AudioReadError    no decoder could read the input
+│   └── AudioWriteError   the output could not be written
+├── ConfigError           a configuration that contradicts itself
+└── SeparationError       the network answered something that is not audio
+
+A wrong argument is a `ValueError`; it is the caller's bug, not ours.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DemucsError(Exception):
+    """Base class: `except DemucsError` is always enough."""
+
+
+class ModelLoadingError(DemucsError):
+    """A network could not be had."""
+
+
+class ModelNotFound(ModelLoadingError):
+    """No model of that name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"no model named {name!r}.{hint} Known models: {', '.join(known)}.")
+        self.name = name
+
+
+class CheckpointError(ModelLoadingError):
+    """The file exists but cannot be trusted or understood."""
+
+
+class DownloadError(ModelLoadingError):
+    """The file could not be fetched, or may not be because we are offline."""
+
+
+class AudioError(DemucsError):
+    """Something about a file of sound."""
+
+
+class AudioReadError(AudioError):
+    """No decoder could read the input."""
+
+
+class AudioWriteError(AudioError):
+    """The output could not be written; nothing is left of it."""
+
+
+class ConfigError(DemucsError):
+    """A configuration that contradicts itself; the message lists every problem."""
+
+
+class SeparationError(DemucsError):
+    """The network answered something that is not audio."""

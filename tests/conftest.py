@@ -1,0 +1,25 @@
+"""Every test starts with the same random state and its own empty cache."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def same_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """No test leaks its random state into the next, or touches the user's cache."""
+    import random
+
+    import torch
+
+    cache: Path = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("DEMUCS_INFER_CACHE", str(cache))
+    states = random.getstate(), torch.get_rng_state()
+    torch.manual_seed(0)
+    random.seed(0)
+    yield
+    random.setstate(states[0])
+    torch.set_rng_state(states[1])

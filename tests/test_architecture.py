@@ -1,0 +1,97 @@
+"""Imports point down the layers, never up, never sideways inside braces."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "demucs_infer"
+
+# A module may import from its own line and from any line above it.
+LAYERS = [
+    ["errors", "log", "engine.events"],
+    ["engine.options", "engine.plan", "kernels"],
+    ["audio", "networks"],
+    ["engine.level", "engine.stitch", "engine.stems", "weights"],
+    ["engine.run", "engine.optimize", "engine.pipeline", "engine.chunking"],
+    ["pretrained", "extension", "apply", "api", "metrics", "batch", "demo"],
+    ["separate", "server", "distributed"],
+]
+# Rooms made of several modules.
+ROOMS = {
+    "networks": ["demucs", "hdemucs", "htdemucs", "wdemucs", "transformer", "layers", "spec"],
+    "weights": ["repo", "states", "download", "unpickle", "quantized"],
+}
+ROOMS["networks"].append("wiener")
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+APART = [{"audio", "networks"}, {"audio", "weights"}, {"separate", "server", "distributed"}]
+
+
+def owner(module: str) -> str | None:
+    """`demucs_infer.audio.read` -> `audio`; the package root has no owner."""
+    rest = module.removeprefix("demucs_infer").removeprefix(".")
+    for room, modules in ROOMS.items():
+        if rest.partition(".")[0] in modules:
+            return room
+    return next((name for name in RANK if rest == name or rest.startswith(f"{name}.")), None)
+
+
+def module_name(path: Path) -> str:
+    dotted = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+    return dotted.removesuffix(".__init__")
+
+
+def edges() -> list[tuple[str, str]]:
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                assert node.level == 0, f"relative import in {path}"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found += [(module_name(path), name) for name in names]
+            elif isinstance(node, ast.Import):
+                found += [(module_name(path), alias.name) for alias in node.names]
+    ours = {edge for edge in found if edge[1].startswith("demucs_infer")}
+    return sorted(ours)
+
+
+def test_every_module_has_a_room() -> None:
+    roots = {"demucs_infer", "demucs_infer.__main__", "demucs_infer.engine"}
+    modules = {module_name(path) for path in ROOT.rglob("*.py")} - roots
+    assert [name for name in sorted(modules) if owner(name) is None] == []
+
+
+@pytest.mark.parametrize(("importer", "imported"), edges())
+def test_imports_point_down(importer: str, imported: str) -> None:
+    above, below = owner(importer), owner(imported)
+    if above is None or below is None or above == below:
+        return
+    assert RANK[below] <= RANK[above]
+    assert not any({above, below} <= group for group in APART)
+    if below in {"networks", "weights"}:
+        assert not above.startswith("engine"), "the engine sees a network only as a protocol"
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, demucs_infer; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "module", ["errors", "log", "engine.events", "engine.options", "engine.plan"]
+)
+def test_integers_and_words_need_no_torch(module: str) -> None:
+    code = f"import sys, demucs_infer.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent).returncode == 0
+
+
+def test_nobody_prints_but_the_command_line() -> None:
+    talkers = {"log.py", "separate.py"}
+    for path in ROOT.rglob("*.py"):
+        calls = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        ]
+        names = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+        assert path.name in talkers or "print" not in names, path
