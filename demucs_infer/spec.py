@@ -1,0 +1,74 @@
+"""Spectrograms as the networks were trained with, and the way back to samples.
+
+Shapes: F bins, T frames, W samples of a window; `...` any leading axes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_WITHOUT_COMPLEX = frozenset({"mps", "xpu"})
+"""Kinds of device on which complex tensors are not to be relied upon."""
+
+
+@lru_cache(maxsize=16)
+def hann(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The periodic Hann window of `size` samples: (size)."""
+    # An inference tensor in the cache would poison every later use under autograd.
+    with torch.inference_mode(False):
+        return torch.hann_window(size, device="cpu").to(device, dtype)
+
+
+def complex_device(device: torch.device) -> torch.device:
+    """Where the spectrogram of a tensor on `device` lives: the processor if `device` has none."""
+    return torch.device("cpu") if device.type in _WITHOUT_COMPLEX else device
+
+
+def spectro(x: Tensor, n_fft: int, hop_length: int) -> Tensor:
+    """Centred, orthonormal short-time spectrum: (... W) -> (... F T) complex, F = n_fft / 2 + 1."""
+    *other, length = x.shape
+    x = x.reshape(-1, length).to(complex_device(x.device))
+    z = torch.stft(
+        x,
+        n_fft,
+        hop_length,
+        window=hann(n_fft, x.dtype, x.device),
+        normalized=True,
+        return_complex=True,
+        pad_mode="reflect",
+    )
+    return z.view(*other, *z.shape[-2:])
+
+
+def ispectro(z: Tensor, hop_length: int, length: int) -> Tensor:
+    """The `length` samples that `spectro` answered `z` for: (... F T) complex -> (... length)."""
+    *other, bins, frames = z.shape
+    z = z.reshape(-1, bins, frames)
+    n_fft = 2 * bins - 2
+    x = torch.istft(
+        z,
+        n_fft,
+        hop_length,
+        window=hann(n_fft, z.real.dtype, z.device),
+        normalized=True,
+        length=length,
+    )
+    return x.view(*other, length)
+
+
+def pad_reflect(x: Tensor, left: int, right: int) -> Tensor:
+    """Mirror both ends, whatever the length: (... W) -> (... left+W+right).
+
+    A mirror cannot show more than there is: what is missing is first filled with silence, on
+    the right as far as it was to be padded anyway, then on the left.
+    """
+    missing = max(0, max(left, right) - x.shape[-1] + 1)
+    silent_right = min(right, missing)
+    silent_left = missing - silent_right
+    if missing:
+        x = F.pad(x, (silent_left, silent_right))
+    return F.pad(x, (left - silent_left, right - silent_right), mode="reflect")
