@@ -1,0 +1,238 @@
+"""Change the sample rate of a stream block by block: upstream's windowed sinc, or soxr.
+
+Shapes: C channels, T samples of a block, P phases (outputs of one period), K taps of a filter.
+
+The rates are reduced to `old` and `new`, the samples of one period before and after. Output
+`n * new + p` is a dot product of the input around `n * old + p * old / new` with filter `p`, so a
+convolution with stride `old` and one output channel for each phase makes every output. Pieces
+lie on a grid fixed in the track, so the result cannot depend on how the track was cut in blocks.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Method = Literal["julius", "soxr"]
+
+_ZEROS = 24
+"""Zero crossings of the sinc on each side."""
+_ROLLOFF = 0.945
+"""The cut-off, as a part of the lower Nyquist frequency."""
+_PIECE = 1 << 16
+"""Samples, in or out, of one convolution: bounds the memory."""
+_WHOLE = 1 << 20
+"""Up to this many weights, one convolution reads the whole period, and is upstream's to the bit."""
+_KEEP = 1 << 23
+"""Up to this many weights (32 MiB) the filters are kept; beyond, they are made for each piece."""
+_SPLIT = 1 << 17
+"""Samples of one push in `resample`."""
+
+
+class _Stream(Protocol):
+    def push(self, block: Tensor) -> Tensor: ...
+
+    def finish(self) -> Tensor: ...
+
+
+class StreamResampler:
+    """Push blocks (C t) of any size, `finish`, and join the answers: the track at another rate.
+
+    `method="julius"` is upstream's kernel, cut after `floor(T * to / from)` samples. Two or more
+    channels at the usual rates are its result to the bit; where the reduced rates are large (44056
+    and 44100 Hz) taps beyond the filter's support, below 1e-15, are left out. `method="soxr"` is
+    the steeper filter of the soxr package at its best quality, `round(T * to / from)` samples.
+    """
+
+    def __init__(
+        self, from_rate: int, to_rate: int, channels: int, method: Method = "julius"
+    ) -> None:
+        if not (from_rate >= 1 and to_rate >= 1):
+            raise ValueError(f"sample rates must be at least 1 Hz, not {from_rate} and {to_rate}")
+        if not channels >= 1:
+            raise ValueError(f"{channels = } must be at least 1")
+        if method not in ("julius", "soxr"):
+            raise ValueError(f"{method = } must be 'julius' or 'soxr'")
+        self._channels = channels
+        self._stream: _Stream
+        if from_rate == to_rate:
+            self._stream = _Unchanged(channels)
+        elif method == "soxr":
+            self._stream = _Soxr(from_rate, to_rate, channels)
+        else:
+            self._stream = _Sinc(_Bank(from_rate, to_rate), channels)
+
+    def push(self, block: Tensor) -> Tensor:
+        """What can be said after `block` (C t): (C t'), possibly nothing."""
+        if block.ndim != 2 or block.shape[0] != self._channels:
+            raise ValueError(
+                f"a block must have {self._channels} channels (C t), not {tuple(block.shape)}"
+            )
+        return self._stream.push(block)
+
+    def finish(self) -> Tensor:
+        """The rest (C t'); nothing may be pushed after it."""
+        return self._stream.finish()
+
+
+def resample(wav: Tensor, from_rate: int, to_rate: int, method: Method = "julius") -> Tensor:
+    """A whole track at another rate: (... T) -> (... T'), by the same code as a stream."""
+    if from_rate == to_rate:
+        return wav
+    flat = wav.reshape(-1, wav.shape[-1])
+    stream = StreamResampler(from_rate, to_rate, max(flat.shape[0], 1), method)
+    if not flat.shape[0]:
+        return wav.new_zeros(*wav.shape[:-1], wav.shape[-1] * to_rate // from_rate)
+    parts = [stream.push(part) for part in flat.split(_SPLIT, dim=-1)]
+    parts.append(stream.finish())
+    return torch.cat(parts, dim=-1).reshape(*wav.shape[:-1], -1)
+
+
+class _Unchanged:
+    def __init__(self, channels: int) -> None:
+        self._nothing = torch.zeros(channels, 0)
+
+    def push(self, block: Tensor) -> Tensor:
+        return block
+
+    def finish(self) -> Tensor:
+        return self._nothing
+
+
+class _Soxr:
+    def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
+        try:
+            import soxr
+        except ImportError as error:
+            raise ImportError(
+                "resampling with soxr needs the soxr package: pip install 'demucs-infer[soxr]', "
+                "or resample with the default method"
+            ) from error
+        self._channels = channels
+        self._stream = soxr.ResampleStream(from_rate, to_rate, channels, "float32", "VHQ")
+
+    def push(self, block: Tensor, *, is_last: bool = False) -> Tensor:
+        frames = np.ascontiguousarray(block.detach().t().float().cpu().numpy())
+        answer = np.asarray(self._stream.resample_chunk(frames, last=is_last))
+        return torch.from_numpy(answer.reshape(-1, self._channels)).t().to(block)
+
+    def finish(self) -> Tensor:
+        return self.push(torch.zeros(self._channels, 0), is_last=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """Neighbouring phases, which one convolution makes."""
+
+    skip: int
+    """Where their taps begin, counted from the first sample that the period reads."""
+    filters: Tensor
+    """(P 1 K)"""
+
+
+class _Bank:
+    """The filters between two rates."""
+
+    def __init__(self, from_rate: int, to_rate: int) -> None:
+        divisor = math.gcd(from_rate, to_rate)
+        self.old, self.new = from_rate // divisor, to_rate // divisor
+        self.cutoff = min(self.old, self.new) * _ROLLOFF
+        self.width = math.ceil(_ZEROS * self.old / self.cutoff)
+        self.reach = 2 * self.width + self.old
+        """Samples that one period of output reads, the first `width` of them before it."""
+        # Half of a run's taps are then its filters' support, and half the way between the filters.
+        self._phases = max(1, 2 * self.width * self.new // self.old)
+        self._kept: list[_Run] | None = None
+        if self.new * self.reach <= _WHOLE:
+            self._kept = [_Run(0, self._filters(0, self.new, -self.width, self.width + self.old))]
+        elif 4 * self.width * self.new <= _KEEP:
+            self._kept = list(self._make())
+
+    def runs(self) -> Iterator[_Run]:
+        yield from self._make() if self._kept is None else self._kept
+
+    def _make(self) -> Iterator[_Run]:
+        for first in range(0, self.new, self._phases):
+            stop = min(first + self._phases, self.new)
+            low = first * self.old // self.new - self.width
+            high = min(math.ceil(stop * self.old / self.new), self.old) + self.width
+            yield _Run(low + self.width, self._filters(first, stop, low, high))
+
+    def _filters(self, first: int, stop: int, low: int, high: int) -> Tensor:
+        """Filters of the phases [first, stop) at the samples [low, high): (P 1 K).
+
+        The order of these float32 operations is upstream's, and with it the last bit.
+        """
+        phases = [-i / self.new for i in range(first, stop)]
+        phase = torch.tensor(phases, dtype=torch.float32)[:, None]
+        t = (phase + torch.arange(low, high).float() / self.old) * self.cutoff
+        t = t.clamp_(-_ZEROS, _ZEROS) * math.pi
+        weights = torch.where(t == 0, torch.ones(()), torch.sin(t) / t)
+        weights *= torch.cos(t / _ZEROS / 2) ** 2
+        # Row by row: a sum over rows of a matrix may add up in another order.
+        for row in weights:
+            row /= row.sum()
+        return weights[:, None]
+
+
+class _Sinc:
+    def __init__(self, bank: _Bank, channels: int) -> None:
+        self._bank = bank
+        self._channels = channels
+        self._periods = max(1, _PIECE // max(bank.old, bank.new))
+        self._tail = torch.zeros(channels, 0)
+        self._received = 0
+        self._sent = 0
+
+    def push(self, block: Tensor) -> Tensor:
+        if not block.shape[-1]:
+            return block
+        if not self._received:  # before the first sample there was, as it were, always that one
+            block = torch.cat([block[:, :1].expand(-1, self._bank.width), block], dim=-1)
+            self._received -= self._bank.width
+        else:
+            block = torch.cat([self._tail, block], dim=-1)
+            self._received -= self._tail.shape[-1]
+        self._received += block.shape[-1]
+        outputs = []
+        step = self._periods * self._bank.old
+        while block.shape[-1] >= step - self._bank.old + self._bank.reach:
+            outputs.append(self._convolve(block, self._periods))
+            block = block[:, step:]
+        self._tail = block.clone()
+        return torch.cat(outputs, dim=-1) if outputs else block[:, :0]
+
+    def finish(self) -> Tensor:
+        bank = self._bank
+        if not self._received:
+            return self._tail
+        end = self._tail[:, -1:].expand(-1, bank.width + bank.old)
+        rest = torch.cat([self._tail, end], dim=-1)
+        outputs = []
+        wanted = self._received * bank.new // bank.old - self._sent
+        while wanted > 0:
+            periods = min(self._periods, (rest.shape[-1] - bank.reach) // bank.old + 1)
+            outputs.append(self._convolve(rest, periods)[:, :wanted])
+            wanted -= outputs[-1].shape[-1]
+            rest = rest[:, periods * bank.old :]
+        return torch.cat(outputs, dim=-1) if outputs else rest[:, :0]
+
+    def _convolve(self, block: Tensor, periods: int) -> Tensor:
+        """The first periods of output that `block` (C t) makes: (C periods * new)."""
+        bank = self._bank
+        # PyTorch adds up a lone channel in an order that depends on its length; a pair, never.
+        pair = (block.expand(2, -1) if self._channels == 1 else block)[:, None]
+        span = (periods - 1) * bank.old
+        answers = []
+        for run in bank.runs():
+            filters = run.filters.to(block)
+            read = pair[..., run.skip : run.skip + span + filters.shape[-1]]
+            answers.append(F.conv1d(read, filters, stride=bank.old))
+        joined = answers[0] if len(answers) == 1 else torch.cat(answers, dim=1)
+        self._sent += periods * bank.new
+        return joined[: self._channels].transpose(1, 2).reshape(self._channels, -1)
