@@ -123,7 +123,11 @@ class Muxer:
         self._rate = sample_rate
         self._layout = kind.layouts[channels - 1]
         self._container = av.open(
-            self._tap, "w", format=container or kind.container, container_options=options
+            self._tap,
+            "w",
+            format=container or kind.container,
+            container_options=options,
+            buffer_size=1 << 18,  # each hand-over takes Python's lock
         )
         self._container.metadata.update(tags or {})
         self._streams = [self._add_stream(title) for title in titles]

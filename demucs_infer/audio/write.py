@@ -128,7 +128,7 @@ class AudioWriter:
                 raise ValueError("a file object has no suffix: name the format")
             format = format_of(Path(path))
         self.encoding = Encoding(format, bits=bits, bitrate=bitrate, quality=quality, preset=preset)
-        _check_shape(self.encoding, sample_rate, channels)
+        check_shape(self.encoding, sample_rate, channels)
         self.channels = channels
         self.peak = 0.0
         """The largest absolute sample so far, as given."""
@@ -221,7 +221,8 @@ class AudioWriter:
             self.abort()
 
 
-def _check_shape(encoding: Encoding, sample_rate: int, channels: int) -> None:
+def check_shape(encoding: Encoding, sample_rate: int, channels: int) -> None:
+    """An error for what the format cannot hold."""
     most = len(encoding.kind.layouts)
     if not 1 <= channels <= most:
         raise AudioWriteError(

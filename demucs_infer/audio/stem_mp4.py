@@ -1,0 +1,197 @@
+"""One `.stem.mp4` for DJ software: the mix and four stems in a file, as Native Instruments do.
+
+An MP4 with five audio tracks; a player that knows nothing of stems plays the first, the mix.
+Names and colours are JSON in the box moov/udta/stem.
+
+Shapes: C channels, T samples of a block.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from torch import Tensor
+
+from demucs_infer.audio.encode import Muxer, pieces
+from demucs_infer.audio.formats import Encoding
+from demucs_infer.audio.levels import Clip, LevelWriter, explained, round_together
+from demucs_infer.audio.tags import cover_of
+from demucs_infer.audio.write import Draft, Target, check_shape
+from demucs_infer.errors import AudioWriteError
+
+MIX = "mix"
+"""The name of the first track in `StemFile.write`."""
+
+NUM_STEMS = 4  # what the format, and every player of it, expects
+_COLOURS = {"drums": "#009E73", "bass": "#D55E00", "other": "#CC79A7", "vocals": "#56B4E9"}
+_MASTERING = {  # players apply this to the sum of the stems; all of it is switched off
+    "compressor": {
+        "enabled": False,
+        "ratio": 3,
+        "output_gain": 0.5,
+        "release": 0.3,
+        "attack": 0.003,
+        "input_gain": 0.5,
+        "threshold": 0,
+        "hp_cutoff": 300,
+        "dry_wet": 50,
+    },
+    "limiter": {"enabled": False, "release": 0.05, "threshold": 0, "ceiling": -0.35},
+}
+
+
+class StemFile(LevelWriter):
+    """A `.stem.mp4`: `with StemFile("song.stem.mp4", 44100, 2, ["drums", ...]) as file`.
+
+    `write({"mix": block, "drums": block, ...})` takes the next samples of all five; `close()`
+    says the levels. AAC unless `Encoding("alac")` is asked for, which some players refuse.
+    `colours` are `#RRGGBB` by stem, where the usual ones are not wanted.
+    """
+
+    def __init__(
+        self,
+        path: Target,
+        sample_rate: int,
+        channels: int,
+        stems: Sequence[str],
+        *,
+        encoding: Encoding | None = None,
+        clip: Clip = "track",
+        colours: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        cover: bytes | None = None,
+        overwrite: bool = True,
+    ) -> None:
+        encoding = encoding or Encoding("m4a")
+        if encoding.format not in ("m4a", "alac"):
+            raise ValueError(f"a stem file holds m4a (AAC) or alac, not {encoding.format}")
+        if len(set(stems) - {MIX}) != NUM_STEMS or len(stems) != NUM_STEMS:
+            raise ValueError(
+                f"a stem file holds {NUM_STEMS} different stems, not {list(stems)}; "
+                "sum some of them, or choose four"
+            )
+        check_shape(encoding, sample_rate, channels)
+        if encoding.kind.rate_for(sample_rate) != sample_rate:
+            raise AudioWriteError(f"AAC knows no rate of {sample_rate} Hz; resample to 44100")
+        draft = Draft(path, overwrite=overwrite)
+        try:
+            with explained(draft.name):
+                muxer = Muxer(
+                    draft.file,
+                    encoding,
+                    sample_rate,
+                    channels,
+                    container="mp4",
+                    titles=("Master", *map(str.capitalize, stems)),
+                    tags=tags,
+                    cover=cover_of(cover),
+                )
+        except BaseException:
+            draft.discard()
+            raise
+        super().__init__(
+            _OneFile(draft, muxer, encoding, stems, _manifest(stems, colours or {})),
+            (MIX, *stems),
+            channels,
+            encoding,
+            clip=clip,
+            exact_sum=False,  # of the stems alone, below; the mix is not one of the summands
+            spool_folder=draft.final.parent if draft.final else None,
+        )
+
+
+def _manifest(stems: Sequence[str], colours: Mapping[str, str]) -> bytes:
+    """The JSON that names the stems."""
+    palette = dict(zip(stems, _COLOURS.values())) | _COLOURS | dict(colours)
+    named = [{"name": name.capitalize(), "color": palette[name]} for name in stems]
+    content = {"mastering_dsp": _MASTERING, "version": 1, "stems": named}
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+class _OneFile:
+    """The sink of a `StemFile`: five tracks of one container."""
+
+    def __init__(
+        self,
+        draft: Draft,
+        muxer: Muxer,
+        encoding: Encoding,
+        stems: Sequence[str],
+        manifest: bytes,
+    ) -> None:
+        self.name = draft.name
+        self._draft = draft
+        self._muxer = muxer
+        self._encoding = encoding
+        self._stems = tuple(stems)
+        self._manifest = manifest
+
+    def write(self, blocks: Mapping[str, Tensor]) -> None:
+        """The next samples of the mix and of every stem."""
+        stems = {name: blocks[name] for name in self._stems}
+        if self._encoding.is_integer:
+            stems = round_together(stems, self._encoding.depth)
+        for moment in zip(pieces(blocks[MIX]), *map(pieces, stems.values()), strict=True):
+            for track, piece in enumerate(moment):
+                self._muxer.write(piece, track)
+
+    def close(self) -> None:
+        """Complete the file, add the names, give it its own."""
+        self._muxer.finish()
+        insert_stem_box(self._draft.file, self._manifest)
+        self._draft.commit()
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+        self._muxer.abandon()
+        self._draft.discard()
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """A box of an MP4 file: its header begins at `start`, its content at `body`."""
+
+    kind: bytes
+    start: int
+    body: int
+    stop: int
+
+
+def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[_Box]:
+    """The boxes between two places of a file."""
+    while start + 8 <= stop:
+        file.seek(start)
+        size, kind = struct.unpack(">I4s", file.read(8))
+        body = start + 8
+        if size == 1:  # longer than 32 bits can say
+            (size,) = struct.unpack(">Q", file.read(8))
+            body += 8
+        elif size == 0:  # up to the end
+            size = stop - start
+        yield _Box(kind, start, body, start + size)
+        start += max(size, 8)
+
+
+def insert_stem_box(file: BinaryIO, content: bytes) -> None:
+    """Put a `stem` box into moov/udta of a finished MP4.
+
+    FFmpeg writes moov after the samples, so that what grows there moves none of them.
+    """
+    end = file.seek(0, 2)
+    moov = next(box for box in _boxes(file, 0, end) if box.kind == b"moov")
+    assert moov.stop == end, "samples after moov would move"
+    stem = struct.pack(">I4s", 8 + len(content), b"stem") + content
+    udta = next((box for box in _boxes(file, moov.body, end) if box.kind == b"udta"), None)
+    if udta is None:
+        stem = struct.pack(">I4s", 8 + len(stem), b"udta") + stem
+    place = udta.stop if udta else end
+    file.seek(place)
+    rest = file.read()
+    file.seek(place)
+    file.write(stem + rest)
+    for grown in (moov, udta):
+        if grown:
+            file.seek(grown.start)
+            file.write(struct.pack(">I", grown.stop - grown.start + len(stem)))
