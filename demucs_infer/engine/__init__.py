@@ -1,0 +1,1 @@
+"""From a track and a network to final stem blocks: tensors in, tensors out."""

@@ -1,0 +1,558 @@
+"""From a track to its stems: level, plan, run, stitch, level, as one stream of blocks.
+
+Shapes: S stems, C channels, T samples of the track, t of a block; `...` are recordings that
+are separated side by side.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from demucs_infer.engine.events import ChunkProcessed, ChunkStarted, Event, Position, Stage
+from demucs_infer.engine.level import Level, measure
+from demucs_infer.engine.options import Options
+from demucs_infer.engine.plan import (
+    Batch,
+    Chunk,
+    Pass,
+    Plan,
+    draw_origins,
+    plan_batches,
+    plan_chunks,
+    plan_padded,
+)
+from demucs_infer.engine.run import Ensemble, Network, Runner, draws_when_run, window_rule
+from demucs_infer.engine.stems import StemPlan, choose_stems, needed_members
+from demucs_infer.engine.stitch import OverlapAdd, Tape, make_window
+from demucs_infer.errors import DemucsError
+
+# Weights fall no lower, so that a sample under a window's zero is not lost in a division.
+_FLOOR = {"demucs": 1e-30, "padded": 1e-8}
+
+
+class Track(Protocol):
+    """A recording at the rate of the networks, read from its beginning as often as asked.
+
+    It may also have `length`, its number of samples; otherwise one pass counts them.
+    """
+
+    @property
+    def channels(self) -> int: ...
+    def blocks(self) -> Iterator[Tensor]:
+        """The samples in order, (C t) each, in blocks of any size."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorTrack:
+    """A track that is in memory already: (C T), or (... C T) where several are to run as one."""
+
+    samples: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.samples.ndim < 2 or not self.samples.is_floating_point():
+            raise ValueError(
+                "a track is a floating-point tensor (channels, samples), not "
+                f"{self.samples.dtype} {tuple(self.samples.shape)}"
+            )
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.samples.shape[-2]
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return self.samples.shape[-1]
+
+    def blocks(self) -> Iterator[Tensor]:
+        """All of it, as one block."""
+        yield self.samples.detach()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Final samples: nothing will change them, and the next block begins where they end."""
+
+    start: int
+    stems: Tensor
+    """(... S C t), in the order of the outputs that were asked for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failed:
+    """A track that was given up; the others go on."""
+
+    error: Exception
+
+
+_DEFAULT = Options()
+
+
+def separate(
+    track: Track,
+    model: object,
+    *,
+    options: Options = _DEFAULT,
+    stems: StemPlan | None = None,
+    runner: Runner | None = None,
+    announce: bool = False,
+    pool: Executor | None = None,
+) -> Generator[Event | Block, None, None]:
+    """The stems of `track` as blocks in order, and what happens meanwhile as events.
+
+    `model` is a network, or a bag of them (`models` and `weights`). Closing the generator ends
+    the work within a batch, and gives the networks back as they were. `announce` adds a
+    `ChunkStarted` before each batch. `pool` runs forwards when `options.workers` is not 0.
+    """
+    stream = separate_many(
+        [track],
+        model,
+        options=options,
+        stems=stems,
+        runner=runner,
+        announce=announce,
+        pool=pool,
+        share=False,
+    )
+    with closing(stream):
+        for _, item in stream:
+            if isinstance(item, Failed):
+                raise item.error
+            yield item
+
+
+def separate_many(
+    tracks: Iterable[Track],
+    model: object,
+    *,
+    options: Options = _DEFAULT,
+    stems: StemPlan | None = None,
+    runner: Runner | None = None,
+    announce: bool = False,
+    pool: Executor | None = None,
+    share: bool = True,
+) -> Generator[tuple[int, Event | Block | Failed], None, None]:
+    """As `separate` for one track after the other: (index of the track, item).
+
+    With `share`, what does not fill a batch waits for windows of the next track, so that many
+    short tracks fill batches together; then the last blocks of a track may come after the
+    first events of the next. A track that cannot be read gives `Failed`, and is over.
+    """
+    ensemble = Ensemble.of(model)
+    stems = stems or choose_stems(ensemble.sources)
+    runner = runner or Runner()
+    setup = _Setup(ensemble, options, stems, runner, announce)
+    with ExitStack() as stack:
+        if options.workers and pool is None:
+            pool = stack.enter_context(ThreadPoolExecutor(options.workers))
+        stack.enter_context(runner.lease(ensemble.members[i] for i in setup.members))
+        orders = stack.enter_context(closing(_orders(tracks, setup)))
+        packs = stack.enter_context(closing(_pack(orders, share)))
+        for item in stack.enter_context(closing(_run(packs, setup, pool))):
+            if isinstance(item, tuple):
+                yield item
+                continue
+            for order, answers, events in item.split():
+                for event in [*events, *order.job.accept(order, answers)]:
+                    yield order.job.index, event
+
+
+class _Setup:
+    """What all tracks of a run have in common, checked before the first is opened."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        options: Options,
+        stems: StemPlan,
+        runner: Runner,
+        announce: bool,
+    ) -> None:
+        if stems.sources != ensemble.sources:
+            raise ValueError(
+                f"stems were chosen from {', '.join(stems.sources)}, "
+                f"and the model has {', '.join(ensemble.sources)}"
+            )
+        self.ensemble = ensemble
+        self.options = options
+        self.stems = stems
+        self.runner = runner
+        self.announce = announce
+        weights = ensemble.weights or ([1.0] * len(ensemble.sources),)
+        self.select = needed_members(weights, stems.computed)
+        self.members = [i for i, wanted in enumerate(self.select) if wanted]
+        self.rules = [window_rule(net, options.segment_seconds) for net in ensemble.members]
+        self.segments = [self._segment(network) for network in ensemble.members]
+
+    def _segment(self, network: Network) -> tuple[int, int]:
+        """(segment, stride) in samples, each truncated as upstream truncates them."""
+        seconds = self.options.segment_seconds
+        segment = int(network.samplerate * (network.segment if seconds is None else seconds))
+        stride = int((1 - self.options.overlap) * segment)
+        if self.options.split and not stride > 0:
+            raise ValueError(
+                f"overlap = {self.options.overlap} of a segment of {segment} samples leaves "
+                "no sample to advance by: lower it, or take a longer segment"
+            )
+        return segment, stride
+
+    def plan(self, length: int) -> Plan:
+        """All the work for a track of `length` samples."""
+        options, ensemble = self.options, self.ensemble
+        max_shift = int(0.5 * ensemble.samplerate)
+        draws = [self._draws(member, length) for member in range(len(ensemble.members))]
+        origins = draw_origins(draws, options.shifts, max_shift, options.seed)
+        passes = tuple(
+            Pass(member, shift, origin, self._chunks(member, length, origin))
+            for member in self.members
+            for shift, origin in enumerate(origins[member])
+        )
+
+        def size(member: int, window: int) -> int:
+            return self.runner.batch_size(ensemble.members[member], window, options)
+
+        return Plan(length, passes, plan_batches(passes, size))
+
+    def _draws(self, member: int, length: int) -> Callable[[int], int]:
+        _, stride = self.segments[member]
+        if not draws_when_run(self.ensemble.members[member]):
+            return lambda _origin: 0
+        if not self.options.split:
+            return lambda _origin: 1
+        return lambda origin: -(-(length - origin) // stride)
+
+    def _chunks(self, member: int, length: int, origin: int) -> tuple[Chunk, ...]:
+        segment, stride = self.segments[member]
+        if not self.options.split:
+            segment = stride = length - origin
+        if self.options.profile == "padded" and self.options.split:
+            return plan_padded(length, segment=segment, stride=stride, origin=origin)
+        rule = self.rules[member]
+        return plan_chunks(length, segment=segment, stride=stride, window=rule, origin=origin)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Order:
+    """Windows that are cut and wait for their answers."""
+
+    job: "_Job"
+    number: int
+    """Of the batches of its track, from 1."""
+    batch: Batch
+    windows: Tensor
+    limit: int
+    """Windows that may run together."""
+
+    @property
+    def key(self) -> tuple[int, torch.Size]:
+        """Orders with the same key can run as one."""
+        return self.batch.member, self.windows.shape[1:]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Done:
+    """Orders that ran as one, and what came back."""
+
+    orders: list[_Order]
+    answers: Tensor
+    events: list[Event]
+
+    def split(self) -> Iterator[tuple[_Order, Tensor, list[Event]]]:
+        """Each order with its own answers; what happened goes with the first."""
+        sizes = [len(order.windows) for order in self.orders]
+        events = [self.events, *([] for _ in sizes[1:])]
+        yield from zip(self.orders, torch.split(self.answers, sizes), events, strict=True)
+
+
+_Said = tuple[int, Event | Block | Failed]
+
+
+def _orders(tracks: Iterable[Track], setup: _Setup) -> Generator[_Said | _Order, None, None]:
+    """Every window of every track, in the order in which they are to run."""
+    for index, track in enumerate(tracks):
+        job = _Job(index, track, setup)
+        try:
+            for event in job.begin():
+                yield index, event
+            for order in job.orders():
+                if setup.announce:
+                    yield index, job.announcement(order)
+                yield order
+        except (DemucsError, ValueError, OSError) as error:
+            job.is_over = True
+            yield index, Failed(error)
+
+
+def _pack(
+    items: Iterable[_Said | _Order], share: bool
+) -> Generator[_Said | list[_Order], None, None]:
+    """Orders that run as one: with `share`, as many as fill a batch, from any tracks."""
+    waiting: dict[tuple[int, torch.Size], list[_Order]] = {}
+    for item in items:
+        if isinstance(item, tuple):
+            yield item
+            continue
+        if not share:
+            yield [item]
+            continue
+        # The chunks of a pass are stitched in order, so what comes before goes first.
+        for key, pack in list(waiting.items()):
+            same_pass = any(order.job is item.job for order in pack)
+            too_many = sum(len(order.windows) for order in pack) + len(item.windows) > item.limit
+            if key[0] == item.batch.member and (same_pass if key != item.key else too_many):
+                yield waiting.pop(key)
+        pack = waiting.setdefault(item.key, [])
+        pack.append(item)
+        if sum(len(order.windows) for order in pack) >= item.limit:
+            yield waiting.pop(item.key)
+    yield from waiting.values()
+
+
+def _run(
+    packs: Iterable[_Said | list[_Order]], setup: _Setup, pool: Executor | None
+) -> Generator[_Said | _Done, None, None]:
+    """Answers to every pack in order, with up to `options.workers` of them in flight."""
+    flying: deque[tuple[list[_Order], Future[tuple[Tensor, list[Event]]]]] = deque()
+
+    def ask(pack: list[_Order]) -> tuple[Tensor, list[Event]]:
+        member = pack[0].batch.member
+        windows = torch.cat([order.windows for order in pack])
+        network = setup.ensemble.members[member]
+        return setup.runner.answer(network, windows, setup.select[member], setup.options)
+
+    try:
+        for item in packs:
+            if isinstance(item, tuple):
+                yield item
+            elif pool is None or not setup.options.workers:
+                yield _Done(item, *ask(item))
+            else:
+                flying.append((item, pool.submit(ask, item)))
+                if len(flying) > setup.options.workers:
+                    pack, future = flying.popleft()
+                    yield _Done(pack, *future.result())
+        while flying:
+            pack, future = flying.popleft()
+            yield _Done(pack, *future.result())
+    finally:
+        for _, future in flying:
+            future.cancel()
+        wait([future for _, future in flying])
+
+
+class _Job:
+    """One track on its way: what is read of it, what is planned, what is stitched."""
+
+    def __init__(self, index: int, track: Track, setup: _Setup) -> None:
+        self.index = index
+        self.is_over = False
+        self._track = track
+        self._setup = setup
+        self._level = Level()
+
+    def begin(self) -> Iterator[Event]:
+        """Take the level, and plan the work."""
+        setup, track = self._setup, self._track
+        if setup.options.normalize:
+            yield Stage.Started("normalize")
+            self._level = measure(track.blocks())
+            length = self._level.length
+            yield Stage.Completed("normalize")
+        else:
+            length = _length(track)
+        if not length:
+            raise ValueError("the track has no samples: there is nothing to separate")
+        channels = setup.ensemble.audio_channels
+        if channels == 1 and track.channels > 1:
+            yield Stage.Started("downmix_to_mono")
+            yield Stage.Completed("downmix_to_mono")
+        blocks = (_with_channels(block, channels) for block in track.blocks())
+        self._tape = Tape(blocks, length, level=self._level)
+        self._plan = setup.plan(length)
+        self._mean = _Mean(self._plan, setup)
+        self._num_done = 0
+        self._samples_done = 0
+
+    def orders(self) -> Iterator[_Order]:
+        """The windows of this track, cut when they are asked for."""
+        setup, plan = self._setup, self._plan
+        reads = [min(chunk.read for _, chunk in batch.steps) for batch in plan.batches]
+        # A short chunk at the end reads further back than the one before it.
+        keep = [*accumulate(reversed(reads), min)][::-1] + [plan.length]
+        for number, (batch, needed) in enumerate(zip(plan.batches, keep[1:]), start=1):
+            segment, stride = setup.segments[batch.member]
+            pad = segment - stride
+            windows = torch.stack(
+                [self._tape.cut(chunk, setup.options.padding, pad) for _, chunk in batch.steps]
+            )
+            network = setup.ensemble.members[batch.member]
+            limit = setup.runner.batch_size(network, batch.window, setup.options)
+            if setup.stems.needs_mixture:
+                needed = min(needed, self._mean.start)
+            # Reflected samples lie up to one padding, and one sample, further back.
+            self._tape.drop(needed - (0 if setup.options.padding == "constant" else pad + 1))
+            yield _Order(self, number, batch, windows, limit)
+
+    def announcement(self, order: _Order) -> ChunkStarted:
+        """That `order` is about to run."""
+        total = len(self._plan.batches)
+        return ChunkStarted(order.number, total, self._positions(order.batch))
+
+    def accept(self, order: _Order, answers: Tensor) -> Iterator[Event | Block]:
+        """Stitch `answers` (N ... S C W); what is final now, and what happened."""
+        if self.is_over:
+            return
+        for (index, chunk), answer in zip(order.batch.steps, answers, strict=True):
+            self._mean.add(index, chunk, answer)
+        self._num_done += 1
+        self._samples_done += sum(len(chunk) for _, chunk in order.batch.steps)
+        yield ChunkProcessed(
+            self._num_done,
+            len(self._plan.batches),
+            self._positions(order.batch),
+            self._samples_done / self._plan.num_samples,
+            self._plan.length / self._setup.ensemble.samplerate,
+        )
+        is_last = self._num_done == len(self._plan.batches)
+        if is_last:
+            yield Stage.Started("stitch")
+        yield from self._blocks()
+        if is_last:
+            self.is_over = True
+            yield Stage.Completed("stitch")
+            stages = ["collect_outputs", *(["derive_stems"] if self._setup.stems.rules else [])]
+            for stage in stages:
+                yield Stage.Started(stage)
+                yield Stage.Completed(stage)
+
+    def _blocks(self) -> Iterator[Block]:
+        start = self._mean.start
+        stems = self._mean.take()
+        if stems is None:
+            return
+        mixture = None
+        if self._setup.stems.needs_mixture:
+            mixture = self._tape.read(start, self._mean.start)
+        stems = self._level.restore(stems).to(self._tape.device)
+        yield Block(start, self._setup.stems.derive(stems, mixture))
+
+    def _positions(self, batch: Batch) -> tuple[Position, ...]:
+        passes = self._plan.passes
+        return tuple(passes[index].position(chunk) for index, chunk in batch.steps)
+
+
+class _Mean:
+    """The weighted mean over members and shifts, as far as every pass has come."""
+
+    def __init__(self, plan: Plan, setup: _Setup) -> None:
+        self.start = 0
+        """First sample not yet given out."""
+        self._plan = plan
+        self._setup = setup
+        self._passes = [OverlapAdd(pass_.origin) for pass_ in plan.passes]
+        self._left = [len(pass_.chunks) for pass_ in plan.passes]
+        self._weights: dict[tuple[int, torch.device], Tensor] = {}
+
+    def add(self, index: int, chunk: Chunk, answer: Tensor) -> None:
+        """Add what pass number `index` answered for `chunk`: (... S C W)."""
+        owned = answer[..., chunk.skip : chunk.skip + len(chunk)]
+        member = self._plan.passes[index].member
+        weights = self._window(member, len(chunk), answer.device)
+        self._passes[index].add(chunk.start, owned, weights)
+        self._left[index] -= 1
+
+    def take(self) -> Tensor | None:
+        """The samples that every pass is done with, if there are any: (... S C t)."""
+        stop = min(self._final(index) for index in range(len(self._passes)))
+        if stop <= self.start:
+            return None
+        setup = self._setup
+        result: Tensor | None = None
+        for member in setup.members:
+            mine = self._member_mean(member, stop)
+            if setup.ensemble.weights is None:
+                self.start = stop
+                return mine
+            result = self._weigh(result, member, mine)
+        assert result is not None
+        weights = setup.ensemble.weights or ()
+        for at, stem in enumerate(setup.stems.computed):
+            total = 0.0
+            for row in weights:  # in this order, and in float64, as upstream adds them
+                total += row[stem]
+            result[..., at, :, :] /= total
+        self.start = stop
+        return result
+
+    def _final(self, index: int) -> int:
+        """How far the pass can be touched no more."""
+        chunks = self._plan.passes[index].chunks
+        left = self._left[index]
+        return (
+            min(chunks[len(chunks) - left].start, self._plan.length) if left else self._plan.length
+        )
+
+    def _member_mean(self, member: int, stop: int) -> Tensor:
+        total: Tensor | None = None
+        for pass_, stitched in zip(self._plan.passes, self._passes):
+            if pass_.member != member:
+                continue
+            # What lies before the track is only there because the grid was slid.
+            samples = stitched.take(stop)
+            samples = samples[..., samples.shape[-1] - (stop - self.start) :]
+            total = samples if total is None else total.add_(samples)
+        assert total is not None
+        return total.div_(max(1, self._setup.options.shifts))
+
+    def _weigh(self, result: Tensor | None, member: int, mine: Tensor) -> Tensor:
+        setup = self._setup
+        assert setup.ensemble.weights is not None
+        computed, select = setup.stems.computed, setup.select[member]
+        if result is None:
+            shape = (*mine.shape[:-3], len(computed), *mine.shape[-2:])
+            result = torch.zeros(shape, device=mine.device)
+        mine = mine.to(result.device)
+        for at, stem in enumerate(select):
+            weight = setup.ensemble.weights[member][stem]
+            result[..., computed.index(stem), :, :] += mine[..., at, :, :] * weight
+        return result
+
+    def _window(self, member: int, length: int, device: torch.device) -> Tensor:
+        options = self._setup.options
+        if not options.split:
+            return torch.ones(length, device=device)
+        key = member, device
+        if key not in self._weights:
+            segment, _ = self._setup.segments[member]
+            weights = make_window(options.window, segment, power=options.transition_power)
+            self._weights[key] = weights.clamp_min(_FLOOR[options.profile]).to(device)
+        return self._weights[key][:length]
+
+
+def _with_channels(block: Tensor, channels: int) -> Tensor:
+    """`block` (... C t) with as many channels as the networks take."""
+    have = block.shape[-2]
+    if have == channels:
+        return block
+    if channels == 1:
+        return block.mean(dim=-2, keepdim=True)
+    if have == 1:
+        return block.expand(*block.shape[:-2], channels, block.shape[-1])
+    raise ValueError(
+        f"the track has {have} channels and the networks take {channels}: convert it first"
+    )
+
+
+def _length(track: Track) -> int:
+    length: int | None = getattr(track, "length", None)
+    if length is None:
+        return sum(block.shape[-1] for block in track.blocks())
+    return length

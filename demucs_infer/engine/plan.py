@@ -1,0 +1,193 @@
+"""Which samples every window reads, which it owns, and which windows run together.
+
+Integers only, in track coordinates: nothing here knows what a tensor is. A *pass* is one
+member of a bag over the whole track at one time shift; passes are merged by where their
+chunks start, so that all of them reach a sample at about the same time and their mean can
+be taken and handed on while the rest of the track has not been read.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
+
+from demucs_infer.engine.events import Position
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One window: read `[read, read + window)`, own `[start, stop)`.
+
+    Either range may leave the track on both sides; what lies outside is padding.
+    """
+
+    start: int
+    stop: int
+    read: int
+    window: int
+
+    def __post_init__(self) -> None:
+        if not self.read <= self.start < self.stop <= self.read + self.window:
+            raise ValueError(f"the window does not cover the chunk: {self}")
+
+    @property
+    def skip(self) -> int:
+        """Samples of the network's answer that come before `start`."""
+        return self.start - self.read
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def plan_chunks(
+    length: int,
+    *,
+    segment: int,
+    stride: int,
+    window: Callable[[int], int],
+    origin: int = 0,
+) -> tuple[Chunk, ...]:
+    """Cover `[origin, length)` with a chunk of `segment` samples every `stride` samples.
+
+    `window` is the input length a network needs for a chunk of a given length. A negative
+    `origin` is the shift trick: the grid slides left and no sample is copied.
+
+    >>> plan_chunks(10, segment=6, stride=4, window=lambda n: 6)[-1]
+    Chunk(start=8, stop=10, read=6, window=6)
+    """
+    check_grid(segment, stride)
+    chunks = []
+    for start in range(origin, length, stride):
+        stop = min(start + segment, length)
+        size = window(stop - start)
+        # A short chunk borrows real context on both sides, as upstream does.
+        read = start - (size - (stop - start)) // 2
+        chunks.append(Chunk(start, stop, read, size))
+    return tuple(chunks)
+
+
+def plan_padded(length: int, *, segment: int, stride: int, origin: int = 0) -> tuple[Chunk, ...]:
+    """Cover `[origin, length)` padded by `segment - stride` on both sides, whole chunks only.
+
+    Every sample is then owned by as many chunks as any other, the first and the last too.
+
+    >>> [chunk.start for chunk in plan_padded(10, segment=6, stride=4)]
+    [-2, 2, 6]
+    """
+    check_grid(segment, stride)
+    first = origin - (segment - stride)
+    padded = length - origin + 2 * (segment - stride)
+    count = max(0, -(-(padded - segment) // stride)) + 1 if length > origin else 0
+    starts = range(first, first + count * stride, stride)
+    return tuple(Chunk(start, start + segment, start, segment) for start in starts)
+
+
+def check_grid(segment: int, stride: int) -> None:
+    """Refuse a grid that would never end, or that leaves gaps."""
+    if not segment > 0:
+        raise ValueError(f"a segment of {segment} samples is too short: it must be 1 or more")
+    if not 0 < stride <= segment:
+        raise ValueError(
+            f"a stride of {stride} samples must be in [1, {segment}]: "
+            "lower the overlap or take a longer segment"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One member of a bag over the whole track, on a grid of its own."""
+
+    member: int
+    shift: int
+    origin: int
+    chunks: tuple[Chunk, ...]
+
+    def position(self, chunk: Chunk) -> Position:
+        """Where `chunk` is, in the words of progress."""
+        return Position(self.member, self.shift, chunk.start - self.origin)
+
+
+def draw_origins(
+    draws: Sequence[Callable[[int], int]], shifts: int, max_shift: int, seed: int | None
+) -> list[list[int]]:
+    """Where each grid begins, per member and shift: one unshifted pass when `shifts` is 0.
+
+    Drawn in upstream's order, members first, so that `random.seed(k)` there and `seed=k`
+    here mean the same offsets. There, some networks draw from the same generator whenever they
+    run: `draws`, one per member, says how often a pass from a given origin would. Members
+    that are skipped must be counted all the same.
+    """
+    # None asks for the caller's own generator, which is upstream's.
+    randint = random.randint if seed is None else random.Random(seed).randint
+    origins: list[list[int]] = []
+    for draws_in_pass in draws:
+        origins.append([])
+        for _ in range(shifts):
+            origins[-1].append(randint(0, max_shift) - max_shift)
+            for _ in range(draws_in_pass(origins[-1][-1])):
+                randint(0, 0)  # moves the generator on, though it can only be 0
+    return origins if shifts else [[0] for _ in draws]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Windows of one member that run together: equally long, in order of where they start."""
+
+    member: int
+    window: int
+    steps: tuple[tuple[int, Chunk], ...]
+    """(index of the pass, chunk)."""
+
+    @property
+    def start(self) -> int:
+        """First sample that the batch owns."""
+        return self.steps[0][1].start
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All the work for one track, known before any of it is done."""
+
+    length: int
+    passes: tuple[Pass, ...]
+    batches: tuple[Batch, ...]
+
+    @property
+    def num_chunks(self) -> int:
+        """Windows over all passes."""
+        return sum(len(pass_.chunks) for pass_ in self.passes)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples owned over all passes: what a fraction of the work is a fraction of."""
+        return sum(len(chunk) for pass_ in self.passes for chunk in pass_.chunks)
+
+
+def plan_batches(passes: Sequence[Pass], size: Callable[[int, int], int]) -> tuple[Batch, ...]:
+    """Merge `passes` by start, and cut what each member does into batches.
+
+    `size` is the most windows that may run together, for a member and a window length.
+    """
+    members = sorted({pass_.member for pass_ in passes})
+    queues = [_member_batches(passes, member, size) for member in members]
+    return tuple(merge(*queues, key=lambda batch: (batch.start, batch.member)))
+
+
+def _member_batches(
+    passes: Sequence[Pass], member: int, size: Callable[[int, int], int]
+) -> Iterator[Batch]:
+    steps: Iterable[tuple[int, int, Chunk]] = merge(
+        *(
+            [(chunk.start, index, chunk) for chunk in pass_.chunks]
+            for index, pass_ in enumerate(passes)
+            if pass_.member == member
+        ),
+        key=itemgetter(0, 1),
+    )
+    for window, same in groupby(steps, key=lambda step: step[2].window):
+        run = [(index, chunk) for _, index, chunk in same]
+        count = size(member, window)
+        for at in range(0, len(run), count):
+            yield Batch(member, window, tuple(run[at : at + count]))

@@ -1,0 +1,237 @@
+"""Which stems are asked for, which of them the networks answer, and which are sums of others.
+
+A rule is a line like `drumless=mixture-drums` or `band = bass + 0.5*other`. Its operands are
+`mixture`, the stems of the model, and the names of earlier rules.
+
+Shapes: S stems, C channels, T samples of the track.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+MIXTURE = "mixture"
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_NAME = r"[^\W\d][\w.]*"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A stem that is a weighted sum of others."""
+
+    name: str
+    terms: tuple[tuple[float, str], ...]
+    """(coefficient, operand), in the order in which they are added."""
+
+    def __str__(self) -> str:
+        words = []
+        for coefficient, operand in self.terms:
+            size = "" if abs(coefficient) == 1 else f"{abs(coefficient):g}*"
+            words.append(f"{'-' if coefficient < 0 else '+'}{size}{operand}")
+        return f"{self.name}={''.join(words).removeprefix('+')}"
+
+    def apply(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The sum, as a tensor of its own."""
+        total: Tensor | None = None
+        for coefficient, operand in self.terms:
+            term = values[operand] if coefficient == 1 else values[operand] * coefficient
+            total = term if total is None else total + term
+        if total is None:
+            raise ValueError(f"the rule for {self.name!r} adds nothing")
+        return total.clone() if len(self.terms) == 1 else total
+
+
+def parse_stem_rule(text: str, names: Iterable[str] = ()) -> Rule:
+    """Read a rule; a name with unusual letters, a `-` say, is read if it is one of `names`.
+
+    >>> parse_stem_rule("drumless = mixture - drums")
+    Rule(name='drumless', terms=((1.0, 'mixture'), (-1.0, 'drums')))
+    """
+    name, equals, expression = (part.strip() for part in text.partition("="))
+    if not (name and equals and expression):
+        raise ValueError(f"rule {text!r} must look like 'drumless=mixture-drums'")
+    # Longest first: with the stems `a` and `a-b`, `a-b` is a stem and `a - b` a difference.
+    known = [re.escape(known) for known in sorted(names, key=len, reverse=True)]
+    operand = "|".join([*known, _NAME])
+    term = re.compile(rf"\s*([+-])?\s*(?:({_NUMBER})\s*\*?\s*)?({operand})\s*")
+    terms: list[tuple[float, str]] = []
+    at = 0
+    while at < len(expression):
+        match = term.match(expression, at)
+        if match is None or (terms and match[1] is None):
+            raise ValueError(f"rule {text!r} cannot be read from {expression[at:].strip()!r} on")
+        sign = -1.0 if match[1] == "-" else 1.0
+        terms.append((sign * float(match[2] or 1), match[3]))
+        at = match.end()
+    return Rule(name, tuple(terms))
+
+
+@dataclass(frozen=True, slots=True)
+class StemPlan:
+    """What is handed out, and what the networks must answer for it."""
+
+    sources: tuple[str, ...]
+    """Stems of the model."""
+    outputs: tuple[str, ...]
+    """Stems handed out, in order: stems of the model and names of rules."""
+    rules: tuple[Rule, ...] = ()
+    """The rules that outputs need, in order."""
+    computed: tuple[int, ...] = field(init=False)
+    """Indices into `sources` that are accumulated, ascending; no other one is."""
+    needs_mixture: bool = field(init=False)
+    """Whether a rule reads the track itself."""
+
+    def __post_init__(self) -> None:
+        wanted = {*self.outputs, *(operand for rule in self.rules for _, operand in rule.terms)}
+        computed = tuple(i for i, name in enumerate(self.sources) if name in wanted)
+        object.__setattr__(self, "computed", computed)
+        object.__setattr__(self, "needs_mixture", MIXTURE in wanted)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the outputs are just what is computed, in that order."""
+        return self.outputs == tuple(self.sources[i] for i in self.computed)
+
+    def derive(self, stems: Tensor, mixture: Tensor | None = None) -> Tensor:
+        """The outputs from the computed stems (... S C T) and the track (... C T)."""
+        import torch  # naming and checking stems costs no torch
+
+        if self.is_plain:
+            return stems
+        names = [self.sources[i] for i in self.computed]
+        values = dict(zip(names, stems.unbind(dim=-3), strict=True))
+        if mixture is not None:
+            values[MIXTURE] = mixture
+        for rule in self.rules:
+            values[rule.name] = rule.apply(values)
+        return torch.stack([values[name] for name in self.outputs], dim=-3)
+
+
+def choose_stems(
+    sources: Sequence[str],
+    *,
+    stems: Sequence[str] | None = None,
+    derive: Iterable[str | Rule] = (),
+    two_stems: str | None = None,
+    other_method: Literal["add", "minus", "none"] = "add",
+) -> StemPlan:
+    """Decide what is handed out; every mistake is found here, and all are reported at once.
+
+    `stems=None` means every stem of the model, and every rule after them. `stems` may name
+    rules too: then exactly what it names is handed out, in its order. `two_stems` is one stem
+    and its complement: `no_X`, the sum of the others ("add"), or `minus_X`, the mixture
+    without it ("minus"), which needs no other stem and so no network that only makes those.
+    """
+    problems: list[str] = []
+    rules = _read_rules(sources, derive, problems)
+    if two_stems is not None:
+        if stems is not None:
+            problems.append("stems and two_stems exclude each other: name all of them in stems")
+        stems = [two_stems]
+        rules += _complement(sources, two_stems, other_method, problems)
+    _check_rules(sources, rules, problems)
+    names = [rule.name for rule in rules]
+    outputs = _outputs(sources, names, stems, problems)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return StemPlan(tuple(sources), outputs, tuple(_used(rules, outputs)))
+
+
+def derive_stems(
+    separated: Mapping[str, Tensor], mixture: Tensor, rules: Iterable[str | Rule]
+) -> dict[str, Tensor]:
+    """`separated` and, after it, what `rules` make of it and of `mixture`."""
+    plan = choose_stems(list(separated), derive=rules)
+    values = {**separated, MIXTURE: mixture}
+    for rule in plan.rules:
+        values[rule.name] = rule.apply(values)
+    return {name: values[name] for name in plan.outputs}
+
+
+def needed_members(
+    weights: Sequence[Sequence[float]], computed: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """Per member of a bag, the stems of `computed` that it has a say in; () means: skip it."""
+    return tuple(tuple(i for i in computed if member[i] != 0) for member in weights)
+
+
+def _read_rules(
+    sources: Sequence[str], derive: Iterable[str | Rule], problems: list[str]
+) -> list[Rule]:
+    rules: list[Rule] = []
+    for rule in [derive] if isinstance(derive, str) else derive:
+        if isinstance(rule, Rule):
+            rules.append(rule)
+            continue
+        try:
+            rules.append(parse_stem_rule(rule, [*sources, *(done.name for done in rules)]))
+        except ValueError as error:
+            problems.append(str(error))
+    return rules
+
+
+def _complement(sources: Sequence[str], stem: str, method: str, problems: list[str]) -> list[Rule]:
+    others = [(1.0, name) for name in sources if name != stem]
+    if method not in ("add", "minus", "none"):
+        problems.append(f"other_method = {method!r} must be one of add, minus, none")
+    if stem not in sources or method not in ("add", "minus"):
+        return []  # a stem that does not exist is reported with the others
+    if method == "minus":
+        return [Rule(f"minus_{stem}", ((1.0, MIXTURE), (-1.0, stem)))]
+    if not others:
+        problems.append(f"there is no other stem than {stem!r} to add: use other_method='minus'")
+        return []
+    return [Rule(f"no_{stem}", tuple(others))]
+
+
+def _check_rules(sources: Sequence[str], rules: Sequence[Rule], problems: list[str]) -> None:
+    known = {*sources, MIXTURE}
+    all_names = [rule.name for rule in rules]
+    for rule in rules:
+        if rule.name in known:
+            problems.append(f"rule '{rule}': the name {rule.name!r} is taken")
+        if not rule.terms:
+            problems.append(f"the rule for {rule.name!r} adds nothing")
+        for _, operand in rule.terms:
+            if operand in known:
+                continue
+            if operand in all_names:
+                problems.append(f"rule '{rule}': {operand!r} must be defined before it is used")
+            else:
+                choices = ", ".join([MIXTURE, *sources, *(n for n in all_names if n in known)])
+                problems.append(f"rule '{rule}': no stem named {operand!r}; there are {choices}")
+        known.add(rule.name)
+
+
+def _outputs(
+    sources: Sequence[str], names: Sequence[str], stems: Sequence[str] | None, problems: list[str]
+) -> tuple[str, ...]:
+    if stems is None:
+        return (*sources, *names)
+    if isinstance(stems, str):
+        problems.append(f"stems = {stems!r} must be a list of names, [{stems!r}] say")
+        return ()
+    if not stems:
+        problems.append("stems is empty: name at least one, or None for all")
+    choices = ", ".join([*sources, *names])
+    for stem in dict.fromkeys(stems):
+        if stem not in {*sources, *names}:
+            problems.append(f"no stem named {stem!r}; there are {choices}")
+        if list(stems).count(stem) > 1:
+            problems.append(f"stem {stem!r} is named more than once")
+    if set(names) & set(stems):
+        return tuple(stems)
+    return (*stems, *names)
+
+
+def _used(rules: Sequence[Rule], outputs: Sequence[str]) -> list[Rule]:
+    wanted, used = set(outputs), []
+    for rule in reversed(rules):
+        if rule.name in wanted:
+            used.append(rule)
+            wanted |= {operand for _, operand in rule.terms}
+    return used[::-1]

@@ -1,0 +1,194 @@
+"""Cut windows out of a track, and overlap-add what a network answers.
+
+Shapes: S stems, C channels, T samples of the track, W samples of a window, L of a segment;
+`...` are recordings that are separated side by side.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from demucs_infer.engine.level import Level, reblock
+from demucs_infer.engine.plan import Chunk
+
+# Samples of a track that are pulled from its source at a time.
+PIECE = 65_536
+
+PADDINGS = ("constant", "reflect", "replicate")
+WINDOWS = ("triangle", "hann", "hamming", "linear_fade", "ones")
+
+
+def make_window(shape: str, length: int, *, power: float = 1.0) -> Tensor:
+    """Weights (L,) of a segment: one of `WINDOWS`, to the power of `power`.
+
+    `triangle` rises to 1 in the middle and is never 0. `hann` and `hamming` are periodic, as
+    torch makes them. `linear_fade` is 1 with a ramp over a tenth on both sides.
+    """
+    if shape not in WINDOWS:
+        raise ValueError(f"window = {shape!r} must be one of {', '.join(WINDOWS)}")
+    if not length > 0:
+        raise ValueError(f"a window of {length} samples is too short: it must be 1 or more")
+    if shape == "hann":
+        weights = torch.hann_window(length)
+    elif shape == "hamming":
+        weights = torch.hamming_window(length)
+    elif shape == "ones":
+        weights = torch.ones(length)
+    else:
+        rise = torch.arange(1, length // 2 + 1)
+        fall = torch.arange(length - length // 2, 0, -1)
+        weights = torch.cat([rise, fall])
+        top = weights.max() if shape == "triangle" else torch.tensor(max(1, length // 10))
+        weights = (weights / top).clamp(max=1)
+    return weights**power
+
+
+def source_index(position: Tensor, length: int, mode: str) -> Tensor:
+    """Which sample of a track of `length` stands at `position` (n,), inside it or outside.
+
+    `reflect` bounces as often as it must, so that no padding is too wide for a short track.
+    """
+    if mode == "replicate" or length == 1:
+        return position.clamp(0, length - 1)
+    period = 2 * (length - 1)
+    inside = position.remainder(period)
+    return torch.minimum(inside, period - inside)
+
+
+def pad_audio(audio: Tensor, left: int, right: int, mode: str = "reflect") -> Tensor:
+    """`audio` (... T) with `left` and `right` samples around it: (... left + T + right)."""
+    check_padding(mode)
+    if left < 0 or right < 0:
+        raise ValueError(f"padding must be 0 or more, not {left} and {right}")
+    if mode == "constant" or not audio.shape[-1]:
+        return F.pad(audio, (left, right))
+    position = torch.arange(-left, audio.shape[-1] + right, device=audio.device)
+    return audio.index_select(-1, source_index(position, audio.shape[-1], mode))
+
+
+def check_padding(mode: str) -> None:
+    """Refuse a mode that does not exist."""
+    if mode not in PADDINGS:
+        raise ValueError(f"padding = {mode!r} must be one of {', '.join(PADDINGS)}")
+
+
+class Tape:
+    """The part of a track (... C T) that windows still read, pulled from its blocks on demand."""
+
+    def __init__(
+        self, blocks: Iterable[Tensor], length: int, *, level: Level | None = None
+    ) -> None:
+        self.length = length
+        self._level = level or Level()
+        self._source = reblock(blocks, PIECE)
+        self._pieces: deque[Tensor] = deque()
+        self._begin = 0  # track coordinate of the first sample held
+        self._end = 0
+        self.device = torch.device("cpu")
+        """Where the samples are; known once some have been read."""
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The samples `[start, stop)`, which lie inside the track, as the source gave them."""
+        self._pull(stop)
+        parts, at = [], self._begin
+        for piece in self._pieces:
+            if at < stop and at + piece.shape[-1] > start:
+                parts.append(piece[..., max(start - at, 0) : stop - at])
+            at += piece.shape[-1]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def cut(self, chunk: Chunk, padding: str = "constant", pad: int = 0) -> Tensor:
+        """The window that `chunk` reads, at model level: (... C W).
+
+        Outside the track: up to `pad` samples of `padding`, and silence beyond.
+        """
+        end = chunk.read + chunk.window
+        left, right = max(chunk.read, 0), min(end, self.length)
+        if padding != "constant":
+            left, right = max(chunk.read, -pad), min(end, self.length + pad)
+            inside = self._padded(left, right, padding)
+        elif left < right:
+            inside = self.read(left, right)
+        else:  # a window beside the track is silence
+            return torch.zeros_like(self.read(0, 1)).repeat_interleave(chunk.window, dim=-1)
+        return F.pad(self._level.remove(inside), (left - chunk.read, end - right))
+
+    def drop(self, before: int) -> None:
+        """Forget what lies before sample `before`: nobody will read it again."""
+        while self._pieces and self._begin + self._pieces[0].shape[-1] <= before:
+            self._begin += self._pieces.popleft().shape[-1]
+
+    def _padded(self, start: int, stop: int, padding: str) -> Tensor:
+        index = source_index(torch.arange(start, stop), self.length, padding)
+        first, last = int(index.min()), int(index.max())
+        held = self.read(first, last + 1)
+        return held.index_select(-1, (index - first).to(held.device))
+
+    def _pull(self, stop: int) -> None:
+        while self._end < stop:
+            piece = next(self._source, None)
+            if piece is None:
+                raise ValueError(
+                    f"the track ended after {self._end} of {self.length} samples: "
+                    "every pass over its blocks must give the same samples"
+                )
+            self.device = piece.device
+            self._pieces.append(piece)
+            self._end += piece.shape[-1]
+
+
+class OverlapAdd:
+    """Weighted mean of overlapping chunks, given out as soon as it is final.
+
+    Chunks arrive in order of `start`. It holds what has been added and not yet taken: about
+    one segment, whatever the length of the track.
+    """
+
+    def __init__(self, start: int = 0) -> None:
+        self.start = start
+        """First sample not yet taken."""
+        self.stop = start
+        """One past the last sample added."""
+        self._total: Tensor | None = None
+        self._norm = torch.empty(0)
+
+    def add(self, start: int, values: Tensor, weights: Tensor) -> None:
+        """Add `values` (... L) with `weights` (L,) at sample `start`."""
+        total = self._room_for(start + values.shape[-1], values)
+        at = slice(start - self.start, start - self.start + values.shape[-1])
+        # A network that gave way to the CPU answers there; what is held stays where it is.
+        total[..., at] += (weights * values).to(total.device)
+        self._norm[at] += weights.to(total.device)
+        self.stop = max(self.stop, start + values.shape[-1])
+
+    def take(self, stop: int) -> Tensor:
+        """The samples up to `stop`, which no chunk will touch again: (... stop - start)."""
+        if self._total is None or not self.start <= stop <= self.stop:
+            raise ValueError(f"no samples up to {stop}: held are [{self.start}, {self.stop})")
+        count, held = stop - self.start, self.stop - self.start
+        final = self._total[..., :count] / self._norm[:count]
+        for tensor in (self._total, self._norm):
+            kept = tensor[..., count:held]
+            # Where source and target overlap, a copy in place would read what it wrote.
+            tensor[..., : held - count] = kept if count >= held - count else kept.clone()
+            tensor[..., held - count : held] = 0
+        self.start = stop
+        return final
+
+    @property
+    def tensors(self) -> Iterator[Tensor]:
+        """What is held, for whoever counts bytes."""
+        return (tensor for tensor in (self._total, self._norm) if tensor is not None)
+
+    def _room_for(self, stop: int, like: Tensor) -> Tensor:
+        need = stop - self.start
+        if self._total is None:
+            self._total = torch.zeros(*like.shape[:-1], need, device=like.device)
+            self._norm = torch.zeros(need, device=like.device)
+        elif self._total.shape[-1] < need:
+            more = need - self._total.shape[-1]
+            self._total, self._norm = F.pad(self._total, (0, more)), F.pad(self._norm, (0, more))
+        return self._total
