@@ -9,7 +9,7 @@ from torch import Tensor
 
 from demucs_infer.audio.resample import Method as Method
 from demucs_infer.audio.resample import StreamResampler as StreamResampler
-from demucs_infer.audio.resample import resample
+from demucs_infer.audio.resample import resample as resample
 
 ExtraChannels = Literal["first", "error", "pairs"]
 """What becomes of more channels than are wanted: left out, refused, or a track of their own."""

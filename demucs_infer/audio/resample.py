@@ -88,7 +88,7 @@ def resample(wav: Tensor, from_rate: int, to_rate: int, method: Method = "julius
     stream = StreamResampler(from_rate, to_rate, max(flat.shape[0], 1), method)
     if not flat.shape[0]:
         return wav.new_zeros(*wav.shape[:-1], wav.shape[-1] * to_rate // from_rate)
-    parts = [stream.push(part) for part in flat.split(_SPLIT, dim=-1)]
+    parts = [stream.push(part) for part in torch.split(flat, _SPLIT, dim=-1)]
     parts.append(stream.finish())
     return torch.cat(parts, dim=-1).reshape(*wav.shape[:-1], -1)
 
