@@ -15,6 +15,7 @@ import av
 import torch
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.stream import AudioStream
+from av.video.stream import VideoStream
 from torch import Tensor
 
 from demucs_infer.audio.formats import Encoding
@@ -108,14 +109,14 @@ class Muxer:
         sample_rate: int,
         channels: int,
         *,
-        container: str | None = None,
+        options: Mapping[str, str] | None = None,
         titles: tuple[str, ...] = ("",),
         tags: Mapping[str, str] | None = None,
         cover: Cover | None = None,
     ) -> None:
         kind = encoding.kind
-        options = dict(kind.options)
-        if kind.container == "ipod":
+        options = {**kind.options, **(options or {})}
+        if kind.container == "mp4":
             # In milliseconds, the default, the length would be rounded.
             options["movie_timescale"] = str(sample_rate)
         self._tap = _Tap(file)
@@ -125,7 +126,7 @@ class Muxer:
         self._container = av.open(
             self._tap,
             "w",
-            format=container or kind.container,
+            format=kind.container,
             container_options=options,
             buffer_size=1 << 18,  # each hand-over takes Python's lock
         )
@@ -135,8 +136,10 @@ class Muxer:
         if len(titles) > 1:  # players play the first, and only those who know of more show them
             for index, stream in enumerate(self._streams):
                 stream.disposition = int(index == 0)
-        if cover is not None and kind.cover:
-            self._attach(cover)
+        picture = self._add_picture(cover) if cover is not None and kind.cover else None
+        self._container.start_encoding()  # a track without samples has a header too
+        if picture:
+            self._container.mux(picture)
 
     def _add_stream(self, title: str) -> AudioStream:
         encoding = self._encoding
@@ -156,15 +159,17 @@ class Muxer:
             stream.metadata["handler_name"] = title
         return stream
 
-    def _attach(self, cover: Cover) -> None:
-        """The picture as the container wants it: a video stream of one packet."""
-        with av.open(io.BytesIO(cover.data), format=cover.demuxer) as source:
-            picture = source.streams.video[0]
-            stream = self._container.add_stream_from_template(picture)
-            stream.disposition = _ATTACHED_PICTURE
-            packet = next(packet for packet in source.demux(picture) if packet.size)
-            packet.stream = stream
-            self._container.mux(packet)
+    def _add_picture(self, cover: Cover) -> av.Packet:
+        """The picture as the container wants it: a video stream of this one packet."""
+        stream = self._container.add_stream(cover.codec)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height = cover.size
+        stream.pix_fmt = "rgb24" if cover.codec == "png" else "yuvj420p"  # opens, never used
+        stream.disposition = _ATTACHED_PICTURE
+        packet = av.Packet(cover.data)
+        packet.stream = stream
+        packet.pts = packet.dts = 0
+        return packet
 
     def write(self, block: Tensor, track: int = 0) -> None:
         """The next samples (C T) of a track."""

@@ -12,6 +12,7 @@ _ALAC = (*_MPEG4[:7], "7.1(wide)")
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _AAC_RATES = (7350, *_MP3_RATES, 64000, 88200, 96000)
 _RF64: Mapping[str, str] = {"rf64": "auto"}  # a RIFF that grows past 4 GiB becomes RF64
+_M4A: Mapping[str, str] = {"brand": "M4A "}  # FFmpeg's own `ipod` takes no pictures here
 _4_GIB = 1 << 32
 
 
@@ -135,21 +136,23 @@ _ALL = (
     Format(
         name="m4a",
         suffixes=(".m4a", ".mp4"),
-        container="ipod",
+        container="mp4",
         codecs={0: Codec("aac", "fltp")},
         layouts=_MPEG4,
         rates=_AAC_RATES,
         bitrate=128,
         bitrate_per_channel=True,
         bitrates=range(16, 1025),
+        options=_M4A,
         cover=True,
     ),
     Format(
         name="alac",
         suffixes=(".m4a",),
-        container="ipod",
+        container="mp4",
         codecs={16: Codec("alac", "s16p"), 24: Codec("alac", "s32p")},
         layouts=_ALAC,
+        options=_M4A,
         cover=True,
     ),
     Format(
@@ -159,7 +162,6 @@ _ALL = (
         codecs={depth: codec for depth, codec in _pcm("be").items() if depth < 32},
         layouts=_SURROUND[:7],  # FFmpeg gives back eight in another order, and PyAV falls over it
         options={"write_id3v2": "1"},  # FFmpeg's own chunks hold a title and a comment only
-        cover=True,
         max_bytes=_4_GIB,
     ),
     Format(

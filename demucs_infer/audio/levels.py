@@ -59,6 +59,14 @@ def track_gain(peaks: Mapping[str, float], encoding: Encoding) -> float:
     return top / peak if peak > top else 1.0
 
 
+def clip_gains(peaks: Mapping[str, float], clip: Clip, encoding: Encoding) -> dict[str, float]:
+    """What each file of a track is to be multiplied by, given its largest sample."""
+    if clip == "rescale":
+        return {name: 1 / max(1.01 * peak, 1.0) for name, peak in peaks.items()}
+    gain = track_gain(peaks, encoding) if clip == "track" else 1.0
+    return dict.fromkeys(peaks, gain)
+
+
 def round_together(blocks: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     """Blocks (C T) on the grid of that many bits, whose sum is the rounded sum of what came.
 
@@ -213,7 +221,7 @@ class LevelWriter:
         """Complete all files and give them their names; says what was done to their levels."""
         if not self._is_open:
             raise ValueError("closed already")
-        levels = Levels(self._peaks, self._gains())
+        levels = Levels(self._peaks, clip_gains(self._peaks, self._clip, self._encoding))
         with self._or_nothing():
             if self._spool:
                 for blocks in self._spool.blocks():
@@ -222,12 +230,6 @@ class LevelWriter:
             self._sink.close()
         self._is_open = False
         return levels
-
-    def _gains(self) -> dict[str, float]:
-        if self._clip == "rescale":
-            return {name: 1 / max(1.01 * peak, 1.0) for name, peak in self._peaks.items()}
-        gain = track_gain(self._peaks, self._encoding) if self._clip == "track" else 1.0
-        return dict.fromkeys(self._names, gain)
 
     def abort(self) -> None:
         """Leave nothing behind."""

@@ -83,7 +83,7 @@ class StemFile(LevelWriter):
                     encoding,
                     sample_rate,
                     channels,
-                    container="mp4",
+                    options={"brand": "mp42"},
                     titles=("Master", *map(str.capitalize, stems)),
                     tags=tags,
                     cover=cover_of(cover),

@@ -28,23 +28,41 @@ _OF_THE_FILE = {
 _OF_THE_LEVEL = ("replaygain_", "r128_", "mp3gain_")
 _MAX_BYTES = 1 << 20  # no song needs more; a larger one is not worth a copy in every stem
 
-_MAGIC = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n\x1a\n": "png_pipe"}
-
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """A picture that players show: JPEG or PNG, up to 16 MiB."""
+    """A picture that players show: JPEG or PNG, up to 16 MiB. It is copied, never decoded."""
 
     data: bytes
 
     def __post_init__(self) -> None:
-        if not self.demuxer or len(self.data) >= 1 << 24:  # where FLAC's picture block ends
+        if not all(self.size) or len(self.data) >= 1 << 24:  # where FLAC's picture block ends
             raise ValueError(f"{len(self.data)} bytes that are no JPEG or PNG of up to 16 MiB")
 
     @property
-    def demuxer(self) -> str:
-        """The name under which FFmpeg reads it; empty for what is no picture."""
-        return next((name for magic, name in _MAGIC.items() if self.data.startswith(magic)), "")
+    def codec(self) -> str:
+        """FFmpeg's name for the kind of picture."""
+        return "png" if self.data.startswith(b"\x89PNG\r\n\x1a\n") else "mjpeg"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height as the header says; zeros where there is none."""
+        if self.codec == "png":
+            width, height = self.data[16:20], self.data[20:24]
+            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
+        return _jpeg_size(self.data)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Width and height from the frame header of a JPEG; zeros where there is none."""
+    place = 2 if data.startswith(b"\xff\xd8\xff") else len(data)
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # those are tables
+            height, width = data[place + 5 : place + 7], data[place + 7 : place + 9]
+            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return 0, 0
 
 
 def cover_of(data: bytes | None) -> Cover | None:

@@ -53,7 +53,8 @@ class Draft:
         if isinstance(target, (str, os.PathLike)):
             self.final = Path(target)
             self._overwrite = overwrite
-            self._check_free()
+            with explained(self.name):
+                self._check_free()
             # Its own short name: the final one may already be as long as a name can be.
             self._temporary = self.final.parent / f".{secrets.token_hex(8)}.part"
             with explained(self.name):
@@ -157,19 +158,22 @@ class AudioWriter:
             block = check_block(block, self.channels, self._draft.name)
             if block.shape[-1] == 0:
                 return
+            self._bytes += block.numel() * self.encoding.depth // 8
+            self._check_length()
             self.peak = max(self.peak, peak_of(block, self._draft.name))
             self._encode(self._resampler.push(block) if self._resampler else block)
 
     def _encode(self, block: Tensor) -> None:
-        limit = self.encoding.kind.max_bytes
-        self._bytes += block.numel() * self.encoding.depth // 8
-        if limit and self._bytes > limit - (1 << 20):  # headers, tags and cover need room too
-            raise AudioWriteError(
-                f"{self._draft.name} would be longer than {self.encoding.format} can say; "
-                "choose wav, flac or caf"
-            )
         assert self._encoder is not None
         self._encoder.write(block)
+
+    def _check_length(self) -> None:
+        limit = self.encoding.kind.max_bytes
+        if limit and self._bytes > limit - (1 << 20):  # headers and tags need room too
+            raise AudioWriteError(
+                f"{self.name} would be longer than {self.encoding.format} can say; "
+                "choose wav, flac or caf"
+            )
 
     def finish(self) -> None:
         """Complete the file, still under its temporary name; `close` then only renames it."""
