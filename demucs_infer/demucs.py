@@ -232,10 +232,11 @@ class Demucs(nn.Module):
     ) -> Any:
         """As every module does; the first Demucs, which had no norms yet, is understood too."""
         state = dict(state_dict)
+        own = self.state_dict().keys()
         for index in range(self.depth):
             for side in ("encoder", "decoder"):
                 for kind in ("bias", "weight"):
                     old, new = f"{side}.{index}.2.{kind}", f"{side}.{index}.3.{kind}"
-                    if old in state and new not in state:
+                    if old in state and old not in own:
                         state[new] = state.pop(old)
         return super().load_state_dict(state, strict=strict, assign=assign)

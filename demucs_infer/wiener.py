@@ -16,8 +16,9 @@ _WINDOW_FRAMES = 300
 """Frames that share one estimate of where a source stands in the stereo image."""
 
 _EPS = 1e-10
+"""Power that is added wherever one divides by a power."""
 _LOUDEST = 10.0
-"""Largest modulus of a mix that goes into the iterations: keeps single precision honest."""
+"""Largest modulus of a mix that goes into the iterations, which tells how much `_EPS` is."""
 
 
 def wiener(magnitudes: Tensor, mix: Tensor, iterations: int, residual: bool = False) -> Tensor:
@@ -38,16 +39,18 @@ def wiener(magnitudes: Tensor, mix: Tensor, iterations: int, residual: bool = Fa
 
 
 def _share(magnitudes: Tensor, mix: Tensor, iterations: int, residual: bool) -> Tensor:
-    """One item, one window: magnitudes (S C F T), mix (C F T) -> (S C F T), or S + 1."""
+    """One item, one window: magnitudes (S C F T), mix (C F T) -> (S C F T), S + 1 if iterated."""
     # Open-Unmix reads a bin that is exactly zero as 1 + 0j, and so did the training.
     mix = torch.where(mix == 0, torch.ones_like(mix), mix)
+    if iterations == 0:  # the residual would have no say
+        return magnitudes * torch.sgn(mix)
+    single, mix = mix.dtype, mix.to(torch.complex128)  # a covariance is often close to singular
     sources = magnitudes * torch.sgn(mix)
     if residual:
         sources = torch.cat([sources, (mix - sources.sum(0))[None]])
-    if iterations == 0:
-        return sources
     loudness = (mix.abs().max() / _LOUDEST).clamp(min=1.0)
-    return _maximise_expectation(sources / loudness, mix / loudness, iterations) * loudness
+    sources = _maximise_expectation(sources / loudness, mix / loudness, iterations) * loudness
+    return sources.to(single)
 
 
 def _maximise_expectation(sources: Tensor, mix: Tensor, iterations: int) -> Tensor:
