@@ -126,7 +126,7 @@ def apply_model(
             members = len(ensemble.members)
             stream = call_back(stream, told, models=members, extra=callback_arg)
         if progress:
-            stream = _bar(stream)
+            stream = with_bar(stream)
         return _collect(stream, mix, len(ensemble.sources))
 
 
@@ -156,7 +156,7 @@ def _locked(
     return told
 
 
-def _bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
+def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
     """The same stream, shown on the way as seconds of the track."""
     from tqdm import tqdm  # only for those who ask for a bar
 

@@ -30,11 +30,11 @@ from demucs_infer.engine.plan import (
 )
 from demucs_infer.engine.run import Ensemble, Network, Runner, draws_when_run, window_rule
 from demucs_infer.engine.stems import StemPlan, choose_stems, needed_members
-from demucs_infer.engine.stitch import OverlapAdd, Tape, make_window
+from demucs_infer.engine.stitch import OverlapAdd, Tape, make_window, usable_weights
 from demucs_infer.errors import DemucsError
 
-# Weights fall no lower, so that a sample under a window's zero is not lost in a division.
-_FLOOR = {"demucs": 1e-30, "padded": 1e-8}
+# A triangle is never 0, but a high power of it can be: there, too small to change a sum.
+_FLOOR = {"triangle": 1e-30}
 
 
 class Track(Protocol):
@@ -356,7 +356,7 @@ class _Job:
         self.is_over = False
         self._track = track
         self._setup = setup
-        self._level = Level()
+        self._level: Level | None = None  # as it is
 
     def begin(self) -> Iterator[Event]:
         """Take the level, and plan the work."""
@@ -441,7 +441,8 @@ class _Job:
         mixture = None
         if self._setup.stems.needs_mixture:
             mixture = self._tape.read(start, self._mean.start)
-        stems = self._level.restore(stems).to(self._tape.device)
+        stems = stems if self._level is None else self._level.restore(stems)
+        stems = stems.to(self._tape.device)
         yield Block(start, self._setup.stems.derive(stems, mixture))
 
     def _positions(self, batch: Batch) -> tuple[Position, ...]:
@@ -533,7 +534,9 @@ class _Mean:
         if key not in self._weights:
             segment, _ = self._setup.segments[member]
             weights = make_window(options.window, segment, power=options.transition_power)
-            self._weights[key] = weights.clamp_min(_FLOOR[options.profile]).to(device)
+            self._weights[key] = usable_weights(weights, _FLOOR.get(options.window, 1e-8)).to(
+                device
+            )
         return self._weights[key][:length]
 
 

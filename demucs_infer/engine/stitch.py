@@ -46,6 +46,11 @@ def make_window(shape: str, length: int, *, power: float = 1.0) -> Tensor:
     return weights**power
 
 
+def usable_weights(window: Tensor, floor: float = 1e-8) -> Tensor:
+    """`window` (L,) with no weight below `floor`: a sample that only a 0 covers would be lost."""
+    return window.clamp_min(floor)
+
+
 def source_index(position: Tensor, length: int, mode: str) -> Tensor:
     """Which sample of a track of `length` stands at `position` (n,), inside it or outside.
 
@@ -82,7 +87,7 @@ class Tape:
         self, blocks: Iterable[Tensor], length: int, *, level: Level | None = None
     ) -> None:
         self.length = length
-        self._level = level or Level()
+        self._level = level
         self._source = reblock(blocks, PIECE)
         self._pieces: deque[Tensor] = deque()
         self._begin = 0  # track coordinate of the first sample held
@@ -114,7 +119,9 @@ class Tape:
             inside = self.read(left, right)
         else:  # a window beside the track is silence
             return torch.zeros_like(self.read(0, 1)).repeat_interleave(chunk.window, dim=-1)
-        return F.pad(self._level.remove(inside), (left - chunk.read, end - right))
+        if self._level is not None:
+            inside = self._level.remove(inside)
+        return F.pad(inside, (left - chunk.read, end - right))
 
     def drop(self, before: int) -> None:
         """Forget what lies before sample `before`: nobody will read it again."""

@@ -1,0 +1,280 @@
+"""The small parts by themselves: cut a tensor into chunks, put chunks together, set a level.
+
+They are what the engine itself runs on, for those who bring a loop of their own. The grid is
+the padded one: `chunk - hop` samples around the track, then whole chunks only.
+
+Shapes: B chunks of a batch, S stems, C channels, T samples of the track.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from demucs_infer.engine.level import Level, measure
+from demucs_infer.engine.options import Options
+from demucs_infer.engine.pipeline import Block, TensorTrack, separate
+from demucs_infer.engine.plan import Chunk, check_grid, plan_padded
+from demucs_infer.engine.run import Queried, Runner
+from demucs_infer.engine.stitch import (
+    OverlapAdd,
+    Tape,
+    check_padding,
+    make_window,
+    pad_audio,
+    usable_weights,
+)
+
+__all__ = [
+    "ChunkPlan",
+    "NormalizedAudio",
+    "StreamingStitcher",
+    "denormalize_audio",
+    "generate_chunks",
+    "make_window",
+    "normalize_audio",
+    "overlap_add",
+    "pad_audio",
+    "stitch_chunks",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """How a track of `num_samples` is cut into overlapping chunks."""
+
+    num_samples: int
+    chunk_size: int
+    hop_size: int
+
+    def __post_init__(self) -> None:
+        check_grid(self.chunk_size, self.hop_size)
+        if not self.num_samples >= 0:
+            raise ValueError(f"num_samples = {self.num_samples} must be 0 or more")
+
+    @classmethod
+    def from_seconds(
+        cls, num_samples: int, chunk_seconds: float, hop_seconds: float, sample_rate: int
+    ) -> "ChunkPlan":
+        """The same in seconds, each rounded to the nearest sample.
+
+        >>> ChunkPlan.from_seconds(44_100, 6.0, 3.0, 44_100).overlap
+        132300
+        """
+        chunk, hop = (round(seconds * sample_rate) for seconds in (chunk_seconds, hop_seconds))
+        return cls(num_samples, chunk, hop)
+
+    @classmethod
+    def from_overlap(cls, num_samples: int, chunk_size: int, overlap: float) -> "ChunkPlan":
+        """The same with the fraction that a chunk shares with the next, truncated as upstream's."""
+        return cls(num_samples, chunk_size, int((1 - overlap) * chunk_size))
+
+    @property
+    def overlap(self) -> int:
+        """Samples that a chunk shares with the next, and the padding on both sides."""
+        return self.chunk_size - self.hop_size
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """Every chunk, in track coordinates: the first begins before the track."""
+        return plan_padded(self.num_samples, segment=self.chunk_size, stride=self.hop_size)
+
+    @property
+    def num_chunks(self) -> int:
+        """How many chunks there are."""
+        return len(self.chunks)
+
+    @property
+    def padded_length(self) -> int:
+        """Samples from the first of the first chunk to the last of the last."""
+        return (self.num_chunks - 1) * self.hop_size + self.chunk_size if self.num_chunks else 0
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches of up to `batch_size` chunks."""
+        return -(-self.num_chunks // batch_size)
+
+
+def generate_chunks(
+    audio: Tensor,
+    chunk_size: int,
+    hop_size: int,
+    batch_size: int,
+    *,
+    padding_mode: str = "reflect",
+) -> Iterator[Tensor]:
+    """Overlapping chunks of `audio` (C T), cut as they are asked for: (B C chunk_size) each."""
+    plan = ChunkPlan(audio.shape[-1], chunk_size, hop_size)
+    check_padding(padding_mode)
+    if not batch_size >= 1:
+        raise ValueError(f"{batch_size = } must be 1 or more")
+    return _generate(audio, plan, batch_size, padding_mode)
+
+
+def _generate(
+    audio: Tensor, plan: ChunkPlan, batch_size: int, padding_mode: str
+) -> Iterator[Tensor]:
+    tape = Tape(TensorTrack(audio).blocks(), plan.num_samples)
+    chunks = plan.chunks
+    for at in range(0, len(chunks), batch_size):
+        batch = chunks[at : at + batch_size]
+        yield torch.stack([tape.cut(chunk, padding_mode, plan.overlap) for chunk in batch])
+        tape.drop(batch[-1].read + plan.hop_size - plan.overlap - 1)
+
+
+class StreamingStitcher:
+    """Overlap-add chunk by chunk: what is final comes out at once, and little is held.
+
+    The first `samples_to_skip` samples are padding (None: as `generate_chunks` pads), and
+    `target_num_samples` follow.
+    """
+
+    def __init__(
+        self,
+        chunk_size: int,
+        hop_size: int,
+        target_num_samples: int,
+        window: Tensor,
+        *,
+        samples_to_skip: int | None = None,
+    ) -> None:
+        check_grid(chunk_size, hop_size)
+        if window.shape != (chunk_size,):
+            raise ValueError(f"the window is {tuple(window.shape)}, not ({chunk_size},)")
+        if not target_num_samples >= 0:
+            raise ValueError(f"{target_num_samples = } must be 0 or more")
+        self.chunk_size = chunk_size
+        self.hop_size = hop_size
+        self.target_num_samples = target_num_samples
+        self.window = window
+        self.tail_size = chunk_size - hop_size
+        self._skip = self.tail_size if samples_to_skip is None else samples_to_skip
+        self._weights = usable_weights(window.detach())
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin again, as if nothing had been stitched."""
+        self.samples_to_skip = self._skip
+        self.samples_to_keep = self.target_num_samples
+        self._sum = OverlapAdd()
+        self._next = 0
+        self._shape: torch.Size | None = None
+
+    def step(self, chunk: Tensor) -> Tensor | None:
+        """Add the next chunk (S C chunk_size); the samples now final, (S C ...), if any."""
+        if chunk.ndim != 3 or chunk.shape[-1] != self.chunk_size:
+            raise ValueError(
+                f"the chunk is {tuple(chunk.shape)}, not (stems, channels, {self.chunk_size})"
+            )
+        if self._shape not in (None, chunk.shape):
+            raise ValueError(f"the chunk is {tuple(chunk.shape)} after {self._shape}")
+        if not self.samples_to_keep:
+            return None
+        self._shape = chunk.shape
+        self._sum.add(self._next, chunk.detach(), self._weights.to(chunk.device))
+        self._next += self.hop_size
+        return self._emit(self._next)
+
+    def flush(self) -> Tensor | None:
+        """What is left after the last chunk, where the track was not padded on its right."""
+        if self._shape is None or self._sum.start == self._sum.stop:
+            return None
+        return self._emit(self._sum.stop)
+
+    def _emit(self, stop: int) -> Tensor | None:
+        final = self._sum.take(stop)
+        skipped = min(self.samples_to_skip, final.shape[-1])
+        self.samples_to_skip -= skipped
+        final = final[..., skipped : skipped + self.samples_to_keep]
+        self.samples_to_keep -= final.shape[-1]
+        return final if final.shape[-1] else None
+
+
+def stitch_chunks(
+    processed_chunks: Iterable[Tensor],
+    num_stems: int,
+    chunk_size: int,
+    hop_size: int,
+    target_num_samples: int,
+    *,
+    window: Tensor,
+) -> Tensor:
+    """Batches of chunks (B S C chunk_size) in order, as one recording (S C T)."""
+    stitcher = StreamingStitcher(chunk_size, hop_size, target_num_samples, window)
+    parts: list[Tensor] = []
+    dtype: torch.dtype | None = None
+    for batch in processed_chunks:
+        if batch.ndim != 4 or batch.shape[1] != num_stems:
+            raise ValueError(
+                f"the batch is {tuple(batch.shape)}, "
+                f"not (chunks, {num_stems} stems, channels, {chunk_size})"
+            )
+        if dtype not in (None, batch.dtype):
+            raise ValueError(f"the batch is {batch.dtype} after {dtype}")
+        dtype = batch.dtype
+        parts += [part for chunk in batch if (part := stitcher.step(chunk)) is not None]
+    if dtype is None:
+        raise ValueError("there are no chunks to stitch")
+    if stitcher.samples_to_keep:
+        have = target_num_samples - stitcher.samples_to_keep
+        raise ValueError(f"the chunks cover {have} of {target_num_samples} samples")
+    return torch.cat(parts, dim=-1)
+
+
+class NormalizedAudio(NamedTuple):
+    """A recording at model level, and what brings it back."""
+
+    audio: Tensor
+    stats: Level
+
+
+def normalize_audio(audio: Tensor) -> NormalizedAudio:
+    """`audio` (C T) minus the mean of its mono mix, over its deviation; silence stays silence."""
+    level = measure(TensorTrack(audio).blocks())
+    return NormalizedAudio(level.remove(audio), level)
+
+
+def denormalize_audio(audio: Tensor, stats: Level) -> Tensor:
+    """`audio` (... T) at the level that `stats` were taken from."""
+    return stats.restore(audio)
+
+
+def overlap_add(
+    model: nn.Module,
+    audio: Tensor,
+    plan: ChunkPlan,
+    *,
+    batch_size: int = 1,
+    device: torch.device | str | None = None,
+    window: Literal["triangle", "hann", "hamming", "linear_fade", "ones"] = "hann",
+    padding_mode: Literal["constant", "reflect", "replicate"] = "reflect",
+    queries: Mapping[str, Mapping[str, object]] | None = None,
+    **model_kwargs: object,
+) -> dict[str, Tensor]:
+    """Every stem of `audio` (C T) as (C T), from a network run over the chunks of `plan`.
+
+    The network may answer a tensor, a list, or a dictionary by stem. `model_kwargs` reach it
+    unchanged in every call. `queries` are several such sets by name: the chunks are cut once,
+    and each answer bears the name of its query.
+    """
+    if plan.num_samples != audio.shape[-1]:
+        raise ValueError(f"the plan is for {plan.num_samples} samples, not {audio.shape[-1]}")
+    asked = {name: {**model_kwargs, **more} for name, more in (queries or {"": {}}).items()}
+    network = Queried(model, asked)
+    options = Options(
+        shifts=0,
+        # Fractions: a float could lose the last sample of a chunk when it is truncated.
+        overlap=cast(float, Fraction(plan.overlap, plan.chunk_size)),
+        segment_seconds=cast(float, Fraction(plan.chunk_size, network.samplerate)),
+        batch_size=batch_size,
+        normalize=False,
+        profile="padded",
+        window=window,
+        padding=padding_mode,
+    )
+    runner = Runner(device)
+    stream = separate(TensorTrack(audio), network, options=options, runner=runner)
+    stems = torch.cat([item.stems for item in stream if isinstance(item, Block)], dim=-1)
+    return dict(zip(network.sources, stems))
