@@ -4,14 +4,98 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from demucs_infer.api import Separator as Separator
+    from demucs_infer.apply import BagOfModels as BagOfModels
+    from demucs_infer.apply import apply_model as apply_model
+    from demucs_infer.audio.formats import Encoding as Encoding
+    from demucs_infer.audio.write import save_audio as save_audio
+    from demucs_infer.engine.events import BatchSizeReduced as BatchSizeReduced
+    from demucs_infer.engine.events import ChunkProcessed as ChunkProcessed
+    from demucs_infer.engine.events import Stage as Stage
+    from demucs_infer.engine.events import Warned as Warned
+    from demucs_infer.engine.stems import derive_stems as derive_stems
+    from demucs_infer.engine.stems import parse_stem_rule as parse_stem_rule
+    from demucs_infer.errors import AudioError as AudioError
+    from demucs_infer.errors import AudioReadError as AudioReadError
+    from demucs_infer.errors import AudioWriteError as AudioWriteError
+    from demucs_infer.errors import CheckpointError as CheckpointError
+    from demucs_infer.errors import ConfigError as ConfigError
     from demucs_infer.errors import DemucsError as DemucsError
+    from demucs_infer.errors import DownloadError as DownloadError
+    from demucs_infer.errors import ModelLoadingError as ModelLoadingError
+    from demucs_infer.errors import ModelNotFound as ModelNotFound
+    from demucs_infer.errors import SeparationError as SeparationError
+    from demucs_infer.inputs import Audio as Audio
+    from demucs_infer.outputs import InferenceOutput as InferenceOutput
+    from demucs_infer.outputs import Saving as Saving
+    from demucs_infer.outputs import SeparatedFiles as SeparatedFiles
+    from demucs_infer.pretrained import get_model as get_model
+    from demucs_infer.pretrained import list_models as list_models
+    from demucs_infer.pretrained import model_info as model_info
 
 __version__ = "5.0.0"
 
 _HOME = {
+    "Audio": "demucs_infer.inputs",
+    "AudioError": "demucs_infer.errors",
+    "AudioReadError": "demucs_infer.errors",
+    "AudioWriteError": "demucs_infer.errors",
+    "BagOfModels": "demucs_infer.apply",
+    "BatchSizeReduced": "demucs_infer.engine.events",
+    "CheckpointError": "demucs_infer.errors",
+    "ChunkProcessed": "demucs_infer.engine.events",
+    "ConfigError": "demucs_infer.errors",
     "DemucsError": "demucs_infer.errors",
+    "DownloadError": "demucs_infer.errors",
+    "Encoding": "demucs_infer.audio.formats",
+    "InferenceOutput": "demucs_infer.outputs",
+    "ModelLoadingError": "demucs_infer.errors",
+    "ModelNotFound": "demucs_infer.errors",
+    "Saving": "demucs_infer.outputs",
+    "SeparatedFiles": "demucs_infer.outputs",
+    "SeparationError": "demucs_infer.errors",
+    "Separator": "demucs_infer.api",
+    "Stage": "demucs_infer.engine.events",
+    "Warned": "demucs_infer.engine.events",
+    "apply_model": "demucs_infer.apply",
+    "derive_stems": "demucs_infer.engine.stems",
+    "get_model": "demucs_infer.pretrained",
+    "list_models": "demucs_infer.pretrained",
+    "model_info": "demucs_infer.pretrained",
+    "parse_stem_rule": "demucs_infer.engine.stems",
+    "save_audio": "demucs_infer.audio.write",
 }
-__all__ = ["DemucsError", "__version__"]
+__all__ = [
+    "Audio",
+    "AudioError",
+    "AudioReadError",
+    "AudioWriteError",
+    "BagOfModels",
+    "BatchSizeReduced",
+    "CheckpointError",
+    "ChunkProcessed",
+    "ConfigError",
+    "DemucsError",
+    "DownloadError",
+    "Encoding",
+    "InferenceOutput",
+    "ModelLoadingError",
+    "ModelNotFound",
+    "Saving",
+    "SeparatedFiles",
+    "SeparationError",
+    "Separator",
+    "Stage",
+    "Warned",
+    "__version__",
+    "apply_model",
+    "derive_stems",
+    "get_model",
+    "list_models",
+    "model_info",
+    "parse_stem_rule",
+    "save_audio",
+]
 
 
 def __getattr__(name: str) -> object:

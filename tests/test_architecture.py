@@ -25,6 +25,7 @@ ROOMS = {
     "weights": ["repo", "states", "download", "unpickle", "quantized"],
 }
 ROOMS["networks"].append("wiener")
+ROOMS["api"] = ["api", "inputs", "outputs", "settings", "naming", "devices"]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 APART = [{"audio", "networks"}, {"audio", "weights"}, {"separate", "server", "distributed"}]
 

@@ -1,0 +1,105 @@
+"""Everything a `Separator` can be told, as one value that is valid if it exists."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, TypedDict
+
+import torch
+
+from demucs_infer.devices import choose_device
+from demucs_infer.engine.options import Options
+from demucs_infer.engine.stems import Rule, StemPlan, choose_stems
+
+Callback: TypeAlias = Callable[[dict[str, object]], object]
+Device: TypeAlias = str | torch.device | None
+BatchSize: TypeAlias = int | Literal["auto"]
+Stems: TypeAlias = Sequence[str] | StemPlan | None
+Derive: TypeAlias = Sequence[str | Rule]
+
+
+class OwnParameters(TypedDict, total=False):
+    """What upstream's `Separator` does not know."""
+
+    stems: Stems
+    derive: Derive
+    seed: int | None
+    precision: str
+    batch_size: BatchSize
+    io_device: Device
+
+
+class Parameters(OwnParameters, total=False):
+    """All that a `Separator` can be told about the work."""
+
+    device: Device
+    shifts: int
+    overlap: float
+    split: bool
+    segment: float | None
+    jobs: int
+    progress: bool
+    callback: Callback | None
+    callback_arg: Mapping[str, object] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What upstream's `Separator` takes, by upstream's names, and what ours takes besides."""
+
+    sources: tuple[str, ...]
+    """Stems of the model."""
+    device: Device = "auto"
+    shifts: int = 1
+    overlap: float = 0.25
+    split: bool = True
+    segment: float | None = None
+    jobs: int = 0
+    progress: bool = False
+    callback: Callback | None = None
+    callback_arg: Mapping[str, object] | None = None
+    stems: Stems = None
+    derive: Derive = ()
+    seed: int | None = 0
+    precision: str = "fp32"
+    """Of the networks; "auto" is fp16 on a GPU and fp32 elsewhere."""
+    batch_size: BatchSize = "auto"
+    io_device: Device = "cpu"
+
+    options: Options = field(init=False)
+    """The part that the engine knows."""
+    plan: StemPlan = field(init=False)
+    """Which stems are handed out."""
+    network_device: torch.device = field(init=False)
+    """Where the network runs."""
+    track_device: torch.device = field(init=False)
+    """Where the track and the stems are."""
+
+    def __post_init__(self) -> None:
+        device = choose_device(self.device)
+        precision = self.precision
+        if precision == "auto":
+            precision = "fp16" if device.type == "cuda" else "fp32"
+        options = Options(
+            shifts=self.shifts,
+            overlap=self.overlap,
+            split=self.split,
+            segment_seconds=self.segment,
+            workers=self.jobs,
+            seed=self.seed,
+            precision=precision,  # type: ignore[arg-type]  # Options looks at it
+            batch_size=self.batch_size,
+        )
+        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "plan", self.plan_for(self.sources))
+        object.__setattr__(self, "network_device", device)
+        object.__setattr__(self, "track_device", choose_device(self.io_device))
+
+    def plan_for(self, sources: Sequence[str]) -> StemPlan:
+        """The stems that are asked for, out of these."""
+        if isinstance(self.stems, StemPlan):
+            return self.stems
+        return choose_stems(sources, stems=self.stems, derive=self.derive)
+
+    def but(self, changes: Mapping[str, Any]) -> "Settings":
+        """The same with some things changed."""
+        return replace(self, **changes)
