@@ -40,7 +40,10 @@ _FLOOR = {"triangle": 1e-30}
 class Track(Protocol):
     """A recording at the rate of the networks, read from its beginning as often as asked.
 
-    It may also have `length`, its number of samples; otherwise one pass counts them.
+    It may also have `length`, its number of samples; otherwise one pass counts them. With
+    `level`, what `measure` said of it before, it is not read for that again. With `first`, the
+    first sample that is wanted, only what that one and later ones depend on is run: the blocks
+    begin there, and hold what they would without it.
     """
 
     @property
@@ -363,7 +366,7 @@ class _Job:
         setup, track = self._setup, self._track
         if setup.options.normalize:
             yield Stage.Started("normalize")
-            self._level = measure(track.blocks())
+            self._level = getattr(track, "level", None) or measure(track.blocks())
             length = self._level.length
             yield Stage.Completed("normalize")
         else:
@@ -375,19 +378,22 @@ class _Job:
             yield Stage.Started("downmix_to_mono")
             yield Stage.Completed("downmix_to_mono")
         blocks = (_with_channels(block, channels) for block in track.blocks())
-        self._tape = Tape(blocks, length, level=self._level)
         self._plan = setup.plan(length)
-        self._mean = _Mean(self._plan, setup)
-        self._num_done = 0
-        self._samples_done = 0
+        first: int = getattr(track, "first", 0)
+        self._num_done = self._plan.num_before(first)
+        done = self._plan.batches[: self._num_done]
+        self._samples_done = sum(len(chunk) for batch in done for _, chunk in batch.steps)
+        self._tape = Tape(blocks, length, level=self._level, start=self._plan.reads_from(first))
+        self._mean = _Mean(self._plan, setup, first)
 
     def orders(self) -> Iterator[_Order]:
         """The windows of this track, cut when they are asked for."""
         setup, plan = self._setup, self._plan
-        reads = [min(chunk.read for _, chunk in batch.steps) for batch in plan.batches]
+        batches, first = plan.batches[self._num_done :], self._num_done + 1
+        reads = [min(chunk.read for _, chunk in batch.steps) for batch in batches]
         # A short chunk at the end reads further back than the one before it.
         keep = [*accumulate(reversed(reads), min)][::-1] + [plan.length]
-        for number, (batch, needed) in enumerate(zip(plan.batches, keep[1:]), start=1):
+        for number, (batch, needed) in enumerate(zip(batches, keep[1:]), start=first):
             segment, stride = setup.segments[batch.member]
             pad = segment - stride
             windows = torch.stack(
@@ -453,13 +459,16 @@ class _Job:
 class _Mean:
     """The weighted mean over members and shifts, as far as every pass has come."""
 
-    def __init__(self, plan: Plan, setup: _Setup) -> None:
-        self.start = 0
+    def __init__(self, plan: Plan, setup: _Setup, start: int = 0) -> None:
+        self.start = start
         """First sample not yet given out."""
         self._plan = plan
         self._setup = setup
-        self._passes = [OverlapAdd(pass_.origin) for pass_ in plan.passes]
-        self._left = [len(pass_.chunks) for pass_ in plan.passes]
+        self._left = plan.num_left(start)
+        self._passes = [
+            OverlapAdd(pass_.chunks[-left].start if left else plan.length)
+            for pass_, left in zip(plan.passes, self._left)
+        ]
         self._weights: dict[tuple[int, torch.device], Tensor] = {}
 
     def add(self, index: int, chunk: Chunk, answer: Tensor) -> None:

@@ -164,6 +164,28 @@ class Plan:
         """Samples owned over all passes: what a fraction of the work is a fraction of."""
         return sum(len(chunk) for pass_ in self.passes for chunk in pass_.chunks)
 
+    def num_before(self, start: int) -> int:
+        """How many of the first batches no sample from `start` on depends on."""
+        for number, batch in enumerate(self.batches):
+            if any(chunk.stop > start for _, chunk in batch.steps):
+                return number
+        return len(self.batches)
+
+    def num_left(self, start: int) -> list[int]:
+        """For each pass, how many of its chunks are in the batches after those."""
+        left = [0] * len(self.passes)
+        for batch in self.batches[self.num_before(start) :]:
+            for index, _ in batch.steps:
+                left[index] += 1
+        return left
+
+    def reads_from(self, start: int) -> int:
+        """A sample before which nothing is read, even reflected, for those from `start` on."""
+        chunks = [
+            chunk for batch in self.batches[self.num_before(start) :] for _, chunk in batch.steps
+        ]
+        return max(0, min([start, *(chunk.read - chunk.window for chunk in chunks)]))
+
 
 def plan_batches(passes: Sequence[Pass], size: Callable[[int, int], int]) -> tuple[Batch, ...]:
     """Merge `passes` by start, and cut what each member does into batches.

@@ -84,7 +84,12 @@ class Tape:
     """The part of a track (... C T) that windows still read, pulled from its blocks on demand."""
 
     def __init__(
-        self, blocks: Iterable[Tensor], length: int, *, level: Level | None = None
+        self,
+        blocks: Iterable[Tensor],
+        length: int,
+        *,
+        level: Level | None = None,
+        start: int = 0,
     ) -> None:
         self.length = length
         self._level = level
@@ -92,6 +97,7 @@ class Tape:
         self._pieces: deque[Tensor] = deque()
         self._begin = 0  # track coordinate of the first sample held
         self._end = 0
+        self._start = start  # what lies before it is not wanted
         self.device = torch.device("cpu")
         """Where the samples are; known once some have been read."""
 
@@ -145,6 +151,7 @@ class Tape:
             self.device = piece.device
             self._pieces.append(piece)
             self._end += piece.shape[-1]
+            self.drop(min(self._start, self._end - piece.shape[-1]))
 
 
 class OverlapAdd:
