@@ -104,7 +104,7 @@ def _shown(value: object) -> str:
     if isinstance(value, Inert):
         return f"a {'call of ' if value.is_call else ''}{quoted(value.name)}"
     if isinstance(value, str | int | float | None):
-        return quoted(repr(value))
+        return quoted(value)
     return f"a {type(value).__name__}"
 
 

@@ -109,7 +109,7 @@ def _scheme(meta: object) -> Scheme:
 
 def _number(options: Mapping[Any, object], key: str, default: float) -> float:
     value = options.get(key, default)
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not -(2**40) <= value <= 2**40:
         raise CheckpointError(f"its quantiser's {key} is {quoted(value)}")
     return value
 
@@ -191,7 +191,7 @@ def _numbers(stored: Weight, count: int) -> Tensor:
 def _restore(levels: Tensor, bits: Tensor, limits: Sequence[object]) -> Tensor:
     """Levels on so many bits, spread evenly between two limits; the roundings are DiffQ's."""
     match limits:
-        case (float() | int() as low, float() | int() as high) if math.isfinite(high - low):
+        case (float() | int() as low, float() | int() as high) if -1e30 < low <= high < 1e30:
             unit = 1 / (2 ** bits.float() - 1)
             return levels.float() * unit * (high - low) + low
     raise CheckpointError(f"quantised weights between {quoted(limits)}")

@@ -28,11 +28,16 @@ def is_torchaudio(state: Mapping[str, Weight]) -> bool:
 
 
 def to_ours(state: Mapping[str, Weight]) -> dict[str, Weight]:
-    """The same weights under the names that the released checkpoints use."""
+    """The same weights under the names that the released checkpoints use.
+
+    A layer that only takes a stride (it has no `rewrite`) carries a norm there that is never used.
+    """
     renamed = {}
     for name, weight in state.items():
-        part, dot, rest = name.partition(".")
-        renamed[_PARTS.get(part, part) + dot + rest] = weight
+        part, *rest = name.split(".")
+        is_bare = rest[:1] and f"{part}.{rest[0]}.rewrite.weight" not in state
+        if not (part == "time_encoder" and is_bare and rest[1:2] == ["norm1"]):
+            renamed[".".join((_PARTS.get(part, part), *rest))] = weight
     return renamed
 
 

@@ -179,9 +179,7 @@ def _flat(value: object) -> Iterable[object]:
 def _is_reasonable(name: str, value: object) -> bool:
     if isinstance(value, str):
         return len(value) <= MAX_TEXT
-    if isinstance(value, Fraction):
-        value = float(value)
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Fraction):
         return abs(value) <= (MAX_COUNT if name in _COUNTS else MAX_NUMBER)
     return value is None
 

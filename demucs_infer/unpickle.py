@@ -24,7 +24,7 @@ from demucs_infer.archive import entries, is_zip
 from demucs_infer.errors import CheckpointError
 from demucs_infer.weight import Storage, Weight, quoted
 
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 300_000
 """A Demucs package has about fifteen thousand; one with an optimizer's state a few times that."""
 
 MAX_PICKLE_BYTES = 64 * 2**20

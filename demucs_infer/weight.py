@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,18 @@ from demucs_infer.errors import CheckpointError
 MAX_DIMENSIONS = 8
 
 
-def quoted(text: object, limit: int = 80) -> str:
-    """`text` from a file, fit for one line of a message."""
-    shown = ascii(str(text)[: limit + 1])
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxtuple, _BRIEF.maxlist, _BRIEF.maxdict = 2, 4, 4, 4
+
+
+def quoted(value: object, limit: int = 80) -> str:
+    """A value from a file, fit for one line of a message; never long to make, whatever it is."""
+    if isinstance(value, Exception):
+        value = str(value)
+    try:
+        shown = ascii(value[: limit + 1]) if isinstance(value, str) else _BRIEF.repr(value)
+    except ValueError:  # a number of more digits than Python likes to print
+        shown = f"an enormous {type(value).__name__}"
     return shown if len(shown) <= limit + 2 else shown[: limit - 3] + "..."
 
 
