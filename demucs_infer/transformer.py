@@ -176,6 +176,12 @@ class Attention(nn.Module):
 class TransformerLayer(nn.Module):
     """What a layer that attends to itself and one that attends elsewhere have in common."""
 
+    norm1: nn.Module
+    norm2: nn.Module
+    norm3: nn.Module
+    gamma_1: nn.Module
+    gamma_2: nn.Module
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.norm_first = config.norm_first
@@ -214,9 +220,11 @@ class SelfLayer(TransformerLayer):
         if self.norm_first:
             x = x + self.gamma_1(self.self_attn(self.norm1(x)))
             x = x + self.gamma_2(self.feed_forward(self.norm2(x)))
-            return self.norm_out(x)
+            y: Tensor = self.norm_out(x)
+            return y
         x = self.norm1(x + self.gamma_1(self.self_attn(x)))
-        return self.norm2(x + self.gamma_2(self.feed_forward(x)))
+        y = self.norm2(x + self.gamma_2(self.feed_forward(x)))
+        return y
 
 
 class CrossLayer(TransformerLayer):
@@ -231,9 +239,11 @@ class CrossLayer(TransformerLayer):
         if self.norm_first:
             x = x + self.gamma_1(self.cross_attn(self.norm1(x), self.norm2(other)))
             x = x + self.gamma_2(self.feed_forward(self.norm3(x)))
-            return self.norm_out(x)
+            y: Tensor = self.norm_out(x)
+            return y
         x = self.norm1(x + self.gamma_1(self.cross_attn(x, other)))
-        return self.norm2(x + self.gamma_2(self.feed_forward(x)))
+        y = self.norm2(x + self.gamma_2(self.feed_forward(x)))
+        return y
 
 
 class CrossTransformer(nn.Module):
@@ -282,7 +292,8 @@ class CrossTransformer(nn.Module):
     def _positions_t(self, xt: Tensor) -> Tensor:
         config = self.config
         if config.emb == "scaled":
-            return config.weight_pos_embed * self.position_embeddings(xt.shape[1])
+            learnt: Tensor = self.position_embeddings(xt.shape[1])
+            return config.weight_pos_embed * learnt
         return positions_1d(
             config.dim,
             xt.shape[1],
