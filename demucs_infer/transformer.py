@@ -220,11 +220,11 @@ class SelfLayer(TransformerLayer):
         if self.norm_first:
             x = x + self.gamma_1(self.self_attn(self.norm1(x)))
             x = x + self.gamma_2(self.feed_forward(self.norm2(x)))
-            y: Tensor = self.norm_out(x)
-            return y
-        x = self.norm1(x + self.gamma_1(self.self_attn(x)))
-        y = self.norm2(x + self.gamma_2(self.feed_forward(x)))
-        return y
+            x = self.norm_out(x)
+        else:
+            x = self.norm1(x + self.gamma_1(self.self_attn(x)))
+            x = self.norm2(x + self.gamma_2(self.feed_forward(x)))
+        return x
 
 
 class CrossLayer(TransformerLayer):
@@ -239,11 +239,11 @@ class CrossLayer(TransformerLayer):
         if self.norm_first:
             x = x + self.gamma_1(self.cross_attn(self.norm1(x), self.norm2(other)))
             x = x + self.gamma_2(self.feed_forward(self.norm3(x)))
-            y: Tensor = self.norm_out(x)
-            return y
-        x = self.norm1(x + self.gamma_1(self.cross_attn(x, other)))
-        y = self.norm2(x + self.gamma_2(self.feed_forward(x)))
-        return y
+            x = self.norm_out(x)
+        else:
+            x = self.norm1(x + self.gamma_1(self.cross_attn(x, other)))
+            x = self.norm2(x + self.gamma_2(self.feed_forward(x)))
+        return x
 
 
 class CrossTransformer(nn.Module):
