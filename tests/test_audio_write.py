@@ -111,7 +111,7 @@ def write_one(path: Path, wav: Tensor, bits: int) -> Path:
         ("x.ogg", {}, 44100, 2),
         ("x.ogg", {"quality": 3}, 22050, 1),
         ("x.opus", {}, 48000, 2),
-        ("x.opus", {}, 48000, 6),
+        ("x.opus", {}, 48000, 4),
     ],
 )
 def test_lossy_files_keep_length_and_place_in_two_decoders(
@@ -124,10 +124,32 @@ def test_lossy_files_keep_length_and_place_in_two_decoders(
     for told, heard in [(wav, by_ffmpeg(path, channels)), (wav, by_soundfile(path))]:
         assert heard.shape == told.shape
         assert lag(heard, told) == 0
-        if channels == 6:  # the fourth is for low tones alone, and coded so
-            heard, told = heard[[0, 1, 2, 4, 5]], told[[0, 1, 2, 4, 5]]
         # 10 dB below the signal: a coder's error, where a wrong gain or order would be as loud.
         assert (heard - told).square().mean() < 0.1 * told.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        (name, channels)
+        for name, kind in FORMATS.items()
+        if kind.is_lossy
+        for channels in range(3, len(kind.layouts) + 1)
+    ],
+)
+def test_lossy_files_keep_every_channel_in_its_place(
+    name: str, channels: int, tmp_path: Path
+) -> None:
+    # A low tone, which the channel for low tones carries as well, a tenth louder in each.
+    tone = torch.sin(2 * torch.pi * 60 * torch.arange(24_000) / 48_000)
+    loudness = 0.1 + 0.1 * torch.arange(channels)
+    path = write(
+        tmp_path / f"x{FORMATS[name].suffixes[0]}", loudness[:, None] * tone, 48_000, format=name
+    )
+    heard = by_ffmpeg(path, channels)[:, 8_000:16_000].square().mean(-1).mul(2).sqrt()
+    # Half of what tells neighbours apart; libvorbis is off by more in its channel of low tones.
+    exact = [c for c in range(channels) if not (name == "ogg" and channels == 6 and c == 3)]
+    assert (heard - loudness)[exact].abs().max() < 0.05
 
 
 def test_mp3_keeps_length_and_place_in_lame(tmp_path: Path) -> None:
@@ -186,10 +208,13 @@ def test_a_rate_that_the_format_lacks_is_resampled(
 
 
 def test_an_empty_track_is_a_file_without_samples(tmp_path: Path) -> None:
-    for name in ("x.wav", "x.flac", "x.aiff"):
-        with AudioWriter(tmp_path / name, RATE, 2):
+    for name, kind in FORMATS.items():
+        path = tmp_path / f"x{kind.suffixes[0]}"
+        with AudioWriter(path, 48000, 2, format=name):
             pass
-        assert soundfile.info(tmp_path / name).frames == 0
+        if name in ("wav", "flac", "aiff", "caf"):  # the others cannot be opened without a frame
+            with av.open(str(path)) as file:
+                assert sum(frame.samples for frame in file.decode(audio=0)) == 0
 
 
 def test_a_file_object_gets_the_bytes_when_they_are_complete(tmp_path: Path) -> None:

@@ -26,6 +26,16 @@ PIECE = 65536
 """Samples encoded at once, so that a long block costs no memory."""
 
 _VORBIS_PIECE = 4096  # libvorbis keeps a long piece on the stack, and overflows it
+_VORBIS_ORDER = {  # its channels, as places in FFmpeg's order, by their number
+    1: [0],
+    2: [0, 1],
+    3: [0, 2, 1],
+    4: [0, 1, 2, 3],
+    5: [0, 2, 1, 3, 4],
+    6: [0, 2, 1, 4, 5, 3],
+    7: [0, 2, 1, 5, 6, 4, 3],
+    8: [0, 2, 1, 6, 7, 4, 5, 3],
+}
 _ATTACHED_PICTURE = 1024  # plain integers: enumerations are refused by PyAV 14 to 16
 _FRAME_DTYPES = {"s16": torch.int16, "s32": torch.int32, "flt": torch.float32}
 
@@ -243,6 +253,8 @@ class SndfileEncoder:
                 "ogg vorbis is written by the package soundfile, which is not installed: "
                 "pip install 'demucs-infer[vorbis]', or choose opus"
             ) from error
+        # libsndfile passes channels on as they stand; Vorbis has an order of its own.
+        self._order = _VORBIS_ORDER[channels]
         kind = encoding.kind
         quality = encoding.quality if encoding.quality is not None else kind.default_quality
         assert quality is not None
@@ -266,7 +278,7 @@ class SndfileEncoder:
     def write(self, block: Tensor) -> None:
         """The next samples (C T)."""
         for piece in pieces(block, _VORBIS_PIECE):
-            samples = piece.T.contiguous().numpy()
+            samples = piece[self._order].T.contiguous().numpy()
             self._try(functools.partial(self._file.write, samples))
 
     def finish(self) -> None:

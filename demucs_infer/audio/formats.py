@@ -128,6 +128,7 @@ _ALL = (
         suffixes=(".opus",),
         container="ogg",
         codecs={0: Codec("libopus", "flt")},
+        layouts=_SURROUND[:4],  # FFmpeg mixes up the order of more
         rates=(48000,),
         bitrate=96,
         bitrate_per_channel=True,

@@ -50,21 +50,21 @@ def prevent_clip(wav: Tensor, mode: str | None = "rescale") -> Tensor:
 def track_gain(peaks: Mapping[str, float], encoding: Encoding) -> float:
     """The one gain that lets the loudest file of a track just fit; 1.0 if all fit already.
 
-    The highest integer is a step below full scale, and that is where the loudest sample ends.
+    The loudest sample then ends a step below 1, the highest integer. A peak of 1 itself is left
+    alone: it is that step that it loses, if it is positive.
     """
-    if not encoding.can_clip:
-        return 1.0
-    top = 1 - 2.0 ** (1 - (encoding.depth or 16))
     peak = max(peaks.values(), default=0.0)
-    return top / peak if peak > top else 1.0
+    if not encoding.can_clip or peak <= 1:
+        return 1.0
+    top = 1 - 2.0 ** (1 - (encoding.depth or 16))  # a lossy file is mostly played at 16 bits
+    return top / peak
 
 
 def clip_gains(peaks: Mapping[str, float], clip: Clip, encoding: Encoding) -> dict[str, float]:
-    """What each file of a track is to be multiplied by, given its largest sample."""
+    """What each file of a track, of these largest absolute samples, is to be multiplied by."""
     if clip == "rescale":
         return {name: 1 / max(1.01 * peak, 1.0) for name, peak in peaks.items()}
-    gain = track_gain(peaks, encoding) if clip == "track" else 1.0
-    return dict.fromkeys(peaks, gain)
+    return dict.fromkeys(peaks, track_gain(peaks, encoding) if clip == "track" else 1.0)
 
 
 def round_together(blocks: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
@@ -72,16 +72,19 @@ def round_together(blocks: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]
 
     What rounding takes from one is given to the next: each is within 1 step of what it was,
     and the sum within half a step, where rounding each by itself would add up to a step
-    for every two. What lies on the grid already stays, and silence stays silence.
+    for every two. What lies on the grid already stays, and so does silence.
     """
     scale = 1 << (bits - 1)
     rounded = {}
     rest: Tensor | float = 0.0
     for name, block in blocks.items():
-        exact = block.double() * scale + rest
-        whole = exact.round()
-        rest = exact - whole
-        rounded[name] = (whole / scale).float()
+        exact = block.double() * scale
+        nearest = exact.round()
+        owed = exact - nearest + rest
+        # To the nearest, and half a step to zero, so that what lies on the grid is not moved.
+        paid = owed.sign() * (owed.abs() - 0.5).ceil().clamp_(min=0)
+        rest = owed - paid
+        rounded[name] = ((nearest + paid) / scale).float()
     return rounded
 
 
@@ -96,7 +99,9 @@ def check_block(block: Tensor, channels: int, name: str) -> Tensor:
 
 
 def peak_of(block: Tensor, name: str) -> float:
-    """The largest absolute sample of a block that has samples; all must be finite."""
+    """The largest absolute sample of a block; all must be finite."""
+    if not block.numel():
+        return 0.0
     low, high = torch.aminmax(block)
     peak = float(torch.maximum(-low, high))
     if not peak < float("inf"):  # written so that NaN fails too
@@ -171,8 +176,6 @@ class LevelWriter:
         exact_sum: bool = True,
         spool_folder: Path | None = None,
     ) -> None:
-        if clip not in CLIP_MODES:
-            raise ValueError(f"{clip = } must be one of: {', '.join(CLIP_MODES)}")
         self._sink = sink
         self._names = tuple(names)
         self._channels = channels
@@ -182,8 +185,10 @@ class LevelWriter:
         self._peaks = dict.fromkeys(names, 0.0)
         self._is_open = True
         self._spool: _Spool | None = None
-        if clip == "rescale" or (clip == "track" and encoding.can_clip):
-            with self._or_nothing():
+        with self._or_nothing():
+            if clip not in CLIP_MODES:
+                raise ValueError(f"{clip = } must be one of: {', '.join(CLIP_MODES)}")
+            if clip == "rescale" or (clip == "track" and encoding.can_clip):
                 self._spool = _Spool(self._names, channels, spool_folder)
 
     def write(self, blocks: Mapping[str, Tensor]) -> None:
@@ -193,9 +198,8 @@ class LevelWriter:
         with self._or_nothing():
             blocks = self._checked(blocks)
             for name, block in blocks.items():
-                if block.shape[-1]:
-                    peak = peak_of(block, f"{self._sink.name} ({name})")
-                    self._peaks[name] = max(self._peaks[name], peak)
+                peak = peak_of(block, f"{self._sink.name} ({name})")
+                self._peaks[name] = max(self._peaks[name], peak)
             if self._spool:
                 self._spool.write(blocks)
             else:
@@ -210,12 +214,12 @@ class LevelWriter:
         return checked
 
     def _pass_on(self, blocks: Mapping[str, Tensor], gains: Mapping[str, float]) -> None:
-        shaped = {name: block * gains[name] for name, block in blocks.items()}
+        shaped = {name: _scaled(block, gains[name]) for name, block in blocks.items()}
         if self._clip in ("clamp", "tanh"):
             shaped = {name: prevent_clip(block, self._clip) for name, block in shaped.items()}
         if self._exact_sum:
             shaped = round_together(shaped, self._encoding.depth)
-        self._sink.write(shaped)
+        self._sink.write({name: block.float() for name, block in shaped.items()})
 
     def close(self) -> Levels:
         """Complete all files and give them their names; says what was done to their levels."""
@@ -261,6 +265,11 @@ class LevelWriter:
             self.abort()
         elif self._is_open:
             self.close()
+
+
+def _scaled(block: Tensor, gain: float) -> Tensor:
+    """In double precision where there is something to do, so that the sum stays exact."""
+    return block if gain == 1 else block.double() * gain
 
 
 class _Spool:

@@ -104,8 +104,12 @@ class StemFile(LevelWriter):
 
 def _manifest(stems: Sequence[str], colours: Mapping[str, str]) -> bytes:
     """The JSON that names the stems."""
-    palette = dict(zip(stems, _COLOURS.values())) | _COLOURS | dict(colours)
-    named = [{"name": name.capitalize(), "color": palette[name]} for name in stems]
+    fixed = {name: colour for name, colour in {**_COLOURS, **colours}.items() if name in stems}
+    free = [colour for colour in _COLOURS.values() if colour not in fixed.values()]
+    named = [
+        {"name": name.capitalize(), "color": fixed[name] if name in fixed else free.pop(0)}
+        for name in stems
+    ]
     content = {"mastering_dsp": _MASTERING, "version": 1, "stems": named}
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 

@@ -11,18 +11,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 from torch import Tensor
 
+from demucs_infer.audio.convert import StreamResampler
 from demucs_infer.audio.encode import Encoder, Muxer, SndfileEncoder, pieces
 from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_depth
 from demucs_infer.audio.levels import check_block, explained, peak_of, prevent_clip
 from demucs_infer.audio.tags import Cover, cover_of
 from demucs_infer.errors import AudioWriteError
-
-if TYPE_CHECKING:
-    from demucs_infer.audio.convert import StreamResampler
 
 __all__ = [
     "FORMATS",
@@ -156,11 +154,9 @@ class AudioWriter:
             raise ValueError("write to a closed AudioWriter")
         with self._or_nothing():
             block = check_block(block, self.channels, self._draft.name)
-            if block.shape[-1] == 0:
-                return
             self._bytes += block.numel() * self.encoding.depth // 8
             self._check_length()
-            self.peak = max(self.peak, peak_of(block, self._draft.name))
+            self.peak = max(self.peak, peak_of(block, self.name))
             self._encode(self._resampler.push(block) if self._resampler else block)
 
     def _encode(self, block: Tensor) -> None:
@@ -237,11 +233,9 @@ def check_shape(encoding: Encoding, sample_rate: int, channels: int) -> None:
         raise AudioWriteError(f"a sample rate of {sample_rate} Hz cannot be written")
 
 
-def _resampler(from_rate: int, to_rate: int, channels: int) -> "StreamResampler | None":
+def _resampler(from_rate: int, to_rate: int, channels: int) -> StreamResampler | None:
     if from_rate == to_rate:
         return None
-    from demucs_infer.audio.convert import StreamResampler
-
     return StreamResampler(from_rate, to_rate, channels)
 
 
@@ -275,8 +269,7 @@ def save_audio(
     """
     kind = FORMATS[format_of(Path(path))]
     is_mp3 = kind.name == "mp3"
-    if wav.shape[-1]:
-        peak_of(wav.detach(), str(path))
+    peak_of(wav.detach(), str(path))
     with AudioWriter(
         path,
         samplerate,
