@@ -150,7 +150,7 @@ def _receive(
     progress: Progress,
 ) -> str:
     digest = hashlib.sha256()
-    with part.open("r+b" if done else "wb") as file:
+    with part.open("r+b" if done else "w+b") as file:
         _feed(digest, file)
         progress(done, total)
         while block := answer.read(BLOCK):

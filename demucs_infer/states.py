@@ -179,8 +179,9 @@ def _flat(value: object) -> Iterable[object]:
 def _is_reasonable(name: str, value: object) -> bool:
     if isinstance(value, str):
         return len(value) <= MAX_TEXT
+    limit = MAX_COUNT if name in _COUNTS else MAX_NUMBER
     if isinstance(value, int | float | Fraction):
-        return abs(value) <= (MAX_COUNT if name in _COUNTS else MAX_NUMBER)
+        return -limit <= value <= limit
     return value is None
 
 
