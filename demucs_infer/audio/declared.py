@@ -40,15 +40,18 @@ def counts_frames(file: BinaryIO) -> bool:
     return any(mark in head for mark in (b"Xing", b"Info", b"VBRI"))
 
 
-def is_ended(file: BinaryIO) -> bool:
-    """Whether an Ogg file's last page is whole and says that it is the last."""
+def end_mark(file: BinaryIO) -> int | None:
+    """The time of an Ogg file's last page; None where it is torn or does not say it is the last."""
     size = file.seek(0, io.SEEK_END)
-    file.seek(max(size - _PAGE, 0))
-    tail = file.read(_PAGE)
+    file.seek(max(size - 2 * _PAGE, 0))
+    tail = file.read()
     page = tail[tail.rfind(b"OggS") :] if b"OggS" in tail else b""
     if len(page) < 27 or len(page) < 27 + page[26]:
-        return False
-    return bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        return None
+    is_whole = len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if not (is_whole and page[5] & 4):
+        return None
+    return max(int.from_bytes(page[6:14], "little", signed=True), 0)
 
 
 def _chunks(file: BinaryIO, header: str) -> Iterator[tuple[bytes, int]]:

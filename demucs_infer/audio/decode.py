@@ -15,6 +15,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 import torch
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -81,17 +82,17 @@ _LOOKS = {
     b"MThd": "a MIDI file, which holds notes and no sound; render it first",
 }
 _SOUND = {
-    b"RIFF": "WAV",
-    b"RF64": "WAV",
-    b"riff": "W64",
-    b"fLaC": "FLAC",
-    b"OggS": "Ogg",
-    b"ID3": "MP3",
-    b"\xff\xfb": "MP3",
-    b"FORM": "AIFF",
-    b"caff": "CAF",
-    b"\x1aE\xdf\xa3": "Matroska",
-    b"0&\xb2u": "WMA",
+    b"RIFF": "a WAV",
+    b"RF64": "a WAV",
+    b"riff": "a W64",
+    b"fLaC": "a FLAC",
+    b"OggS": "an Ogg",
+    b"ID3": "an MP3",
+    b"\xff\xfb": "an MP3",
+    b"FORM": "an AIFF",
+    b"caff": "a CAF",
+    b"\x1aE\xdf\xa3": "a Matroska",
+    b"0&\xb2u": "a WMA",
 }
 
 
@@ -108,9 +109,7 @@ def looks(head: bytes) -> str:
         )
     for mark, what in _SOUND.items():
         if head.startswith(mark):
-            return (
-                f"it looks like a {what} file that was cut off or damaged; copy or fetch it again"
-            )
+            return f"it looks like {what} file that was cut off or damaged; copy or fetch it again"
     if not re.search(rb"[\x00-\x08\x0e-\x1f\x7f]", head):
         return "it looks like text; give a recording such as wav, flac, mp3 or m4a"
     return "it is no kind of recording that we know; give one such as wav, flac, mp3 or m4a"
@@ -147,7 +146,9 @@ def cover_of(container: InputContainer) -> bytes | None:
 
 def check(stream: AudioStream, name: str) -> None:
     """Refuse what no recording is before a sample of it is decoded."""
-    context = stream.codec_context
+    context: AudioCodecContext | None = stream.codec_context  # none where no decoder is known
+    if context is None:
+        raise AudioReadError(f"{name} is coded in a way that we do not know; convert it to flac")
     rate, channels = context.sample_rate or 0, context.channels or 0
     if rate not in RATES:
         raise AudioReadError(
@@ -184,6 +185,8 @@ class Decoder:
         self._channels = int(stream.codec_context.channels)
         self._first: int | None = None
         self._torn = False
+        self._counts = container.format.name == "flac"
+        """Whether each frame says which sample it begins with: a lost one shows as a gap."""
         self.damage = Damage()
         self.count = 0
         """Samples handed on so far."""
@@ -240,7 +243,9 @@ class Decoder:
         torn, self._torn = self._torn, False
         position = round((frame.pts - self._first) * frame.time_base * self._rate)
         gap = position - self.count
-        if torn and 0 < gap <= _LONGEST_SILENCE * self._rate:
+        if (torn or self._counts) and 0 < gap <= _LONGEST_SILENCE * self._rate:
+            if not torn:
+                self.damage.at(self.count / self._rate)
             self.count += gap
             yield torch.zeros(self._channels, gap)
 

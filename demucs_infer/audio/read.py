@@ -23,6 +23,8 @@ from demucs_infer.audio.source import Input, Source
 from demucs_infer.errors import AudioReadError
 
 BLOCK = 65536
+_LARGEST_PACKET = 8192
+"""Samples; no packet of Vorbis, Opus or ALAC holds more."""
 _LARGEST_COVER = 1 << 24
 _LARGEST_TAG = 1 << 16
 _COUNTED = {"wav", "w64", "aiff", "au", "flac", "tta", "wv", "mp3", "mov", "caf"}
@@ -169,13 +171,17 @@ class _Promise:
     """Samples before encoding, as iTunes notes them."""
     counts_packets: bool = False
     """The last packet of an MP4 has the duration of what is left of the original."""
+    mark: int | None = None
+    """Samples up to the end mark of an Ogg stream, what players skip not counted."""
     is_exact: bool = False
     """Whether a sound file holds just `frames`."""
-    must_end: bool = False
-    is_ended: bool = True
+    is_torn: bool = False
+    """Whether its end mark is missing."""
 
     def excess(self, count: int, last: int, last_duration: int | None) -> int:
         """How many of `count` decoded samples, the `last` of them together, are padding."""
+        if self.mark is not None and 0 <= count - self.mark <= last:
+            return count - self.mark
         if not self.counts_packets:
             return 0
         if self.original is not None and 0 <= count - self.original <= last:
@@ -194,9 +200,7 @@ def _promise(container: InputContainer, stream: AudioStream, source: Input) -> _
     if stream.duration and stream.time_base:
         seconds = float(stream.duration * stream.time_base)
     if kind == "ogg":
-        seconds = _less_preskip(seconds, stream)
-        with contextlib.closing(source.open()) as file:
-            return _Promise(seconds=seconds, must_end=True, is_ended=declared.is_ended(file))
+        return _marked(stream, source, seconds)
     if kind in _COUNTED and seconds is not None:
         return _counted(kind, container, stream, source, seconds)
     tag = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", _tag(stream, "DURATION"))
@@ -206,7 +210,7 @@ def _promise(container: InputContainer, stream: AudioStream, source: Input) -> _
     has_film = any(other.type == "video" for other in container.streams)
     if kind in _ESTIMATED or seconds is None or (has_film and not tag):
         return _Promise(seconds=seconds)
-    return _Promise(round(seconds * rate), slack=rate // 4, seconds=seconds)
+    return _Promise(round(seconds * rate), slack=rate // 10, seconds=seconds)
 
 
 def _counted(
@@ -235,15 +239,22 @@ def _counted(
     if held is not None and width:
         frames = max(frames, held // (width * stream.codec_context.channels))
     # Packets of a compressed CAF are counted whole.
-    slack = 0 if kind != "caf" or width else 8192
+    slack = 0 if kind != "caf" or width else _LARGEST_PACKET
     return _Promise(frames, slack, frames / rate, is_exact=not slack)
 
 
-def _less_preskip(seconds: float | None, stream: AudioStream) -> float | None:
+def _marked(stream: AudioStream, source: Input, seconds: float | None) -> _Promise:
+    """An Ogg stream: its last page says where it ends, if it was begun at its beginning."""
     head = stream.codec_context.extradata or b""
-    if seconds is None or not head.startswith(b"OpusHead"):
-        return seconds
-    return max(seconds - int.from_bytes(head[10:12], "little") / 48000, 0.0)
+    skipped = int.from_bytes(head[10:12], "little") if head.startswith(b"OpusHead") else 0
+    rate = int(stream.codec_context.sample_rate)
+    if seconds is not None:
+        seconds = max(seconds - skipped / rate, 0.0)
+    with contextlib.closing(source.open()) as file:
+        mark = declared.end_mark(file)
+    if mark is None or seconds is None or abs(mark - skipped - seconds * rate) > _LARGEST_PACKET:
+        return _Promise(seconds=seconds, is_torn=mark is None)
+    return _Promise(mark - skipped, _LARGEST_PACKET, seconds, mark=mark - skipped)
 
 
 def _itunes_samples(container: InputContainer) -> int | None:
@@ -379,7 +390,7 @@ class _Watch:
             self._say(f"{self._name} breaks off: what follows could not be read")
 
     def length(self, count: int, promise: _Promise) -> None:
-        if promise.must_end and not promise.is_ended:
+        if promise.is_torn:
             self._say(
                 f"{self._name} was cut off: its end mark is missing, and with it an unknown number "
                 f"of seconds after {count / self._rate:.2f} s"
