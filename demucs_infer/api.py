@@ -183,6 +183,11 @@ class Separator:
         return self._ensemble.audio_channels
 
     @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self._settings.network_device
+
+    @property
     def model(self) -> nn.Module:
         """The network, or the bag of them."""
         return self._model
@@ -350,12 +355,13 @@ class Separator:
         """
         return _to_files(self._task(), self.record(audio, sample_rate), out, saving or Saving())
 
-    def blocks(self, track: Track) -> BlockEvents:
+    def blocks(self, track: Track, *, start: int = 0) -> BlockEvents:
         """Final samples of the stems in order, and events, for a track at the model's rate.
 
-        This is the level below files and results: `record` makes such a track of anything.
+        This is the level below files and results: `record` makes such a track of anything. From
+        `start` on, the blocks are those of a whole run, and only what they depend on is run.
         """
-        return self._task().run(track)
+        return self._task().run(_Rest(track, start) if start else track)
 
     def close(self) -> None:
         """Give the memory of the device back; the separator cannot be used any more."""
@@ -448,6 +454,21 @@ class _Task:
             for item in stream:
                 if not isinstance(item, ChunkStarted):  # only the callback asked for these
                     yield item
+
+
+class _Rest:
+    """A track of which only the samples from `first` on are wanted."""
+
+    def __init__(self, track: Track, first: int) -> None:
+        self.first = first
+        self.channels = track.channels
+        self.blocks = track.blocks
+        self.level = getattr(track, "level", None)
+        self._track = track
+
+    @property
+    def length(self) -> int | None:
+        return getattr(self._track, "length", None)
 
 
 def _with_length(

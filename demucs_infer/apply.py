@@ -160,7 +160,8 @@ def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
     """The same stream, shown on the way as seconds of the track."""
     from tqdm import tqdm  # only for those who ask for a bar
 
-    with tqdm(unit="seconds", ncols=120, bar_format="{l_bar}{bar}| {n:.1f}/{total:.1f}") as bar:
+    shown = "{l_bar}{bar}| {n:.1f}/{total:.1f} seconds"
+    with tqdm(total=0.0, ncols=120, bar_format=shown) as bar:  # the total comes with the events
         for item in stream:
             if isinstance(item, ChunkProcessed):
                 bar.total = item.seconds_total
