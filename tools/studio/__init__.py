@@ -1,0 +1,1 @@
+"""A music studio made of code: multitrack songs with drums, bass, other and vocals, by seed."""
