@@ -213,7 +213,8 @@ class Demucs(nn.Module):
         x = self._estimate(resample(x, 1, 2)) if self.resample else self._estimate(x)
         if self.resample:
             x = resample(x, 2, 1)
-        return _centre(x, length).unflatten(1, (-1, self.audio_channels))
+        y: Tensor = _centre(x, length).unflatten(1, (-1, self.audio_channels))
+        return y
 
     def _estimate(self, x: Tensor) -> Tensor:
         """The U-Net: (B C W) -> (B S*C W')."""

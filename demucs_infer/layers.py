@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -107,14 +108,16 @@ class LocalState(nn.Module):
         itself = torch.eye(x.shape[-1], device=x.device, dtype=torch.bool)
         weights = torch.softmax(scores.masked_fill_(itself, -100), dim=2)
         result = torch.einsum("bhkq,bhck->bhcq", weights, content).flatten(1, 2)
-        return x + self.proj(result)
+        y: Tensor = x + self.proj(result)
+        return y
 
     def _fading(self, x: Tensor) -> Tensor:
         """Penalty of key k for query q at each of the rates: (rates K Q)."""
         steps = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype)
         rates = torch.arange(1, self.num_decays + 1, device=x.device, dtype=x.dtype)
         distance = (steps[:, None] - steps[None, :]).abs()
-        return -rates[:, None, None] * distance / self.num_decays**0.5
+        penalty: Tensor = rates[:, None, None] * distance / self.num_decays**0.5
+        return -penalty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,10 +410,11 @@ class BandDecoder(nn.Module):
         bins, stride = x.shape[2], self.config.stride
         edges = [0, *(round(bins * ratio) for ratio in self.ratios), bins]
         bands: list[Tensor] = []
-        for layer, (start, stop) in zip(self.layers, pairwise(edges), strict=True):
+        for module, (start, stop) in zip(self.layers, pairwise(edges), strict=True):
+            layer = cast(DecoderLayer, module)
             y = layer.spread(layer.blend(x[:, :, start:stop], skip[:, :, start:stop]))
             if bands:  # the bias is already there once
-                bias = layer.conv_tr.bias.view(1, -1, 1, 1)
+                bias = cast(Tensor, layer.conv_tr.bias).view(1, -1, 1, 1)
                 bands[-1][:, :, -stride:] += y[:, :, :stride] - bias
                 y = y[:, :, stride:]
             bands.append(y)

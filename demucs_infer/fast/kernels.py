@@ -1,0 +1,131 @@
+"""Matrix products and convolutions through oneDNN's packed kernels, channels last.
+
+What PyTorch calls by itself for a float32 `linear` uses half of the vector width of many machines;
+the kernels behind `torch.compile` use all of it, and they can be called without compiling anything.
+Where they are missing, ordinary PyTorch answers the same, slower.
+
+Shapes: B batch, C channels in, O channels out, H rows, W columns, N rows of a matrix.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Pair = tuple[int, int]
+
+
+@lru_cache(maxsize=1)
+def packs() -> bool:
+    """Whether this build and this machine have the packed kernels."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = torch.ones(1, 2), torch.ones(2, 2)
+    image, kernel = x[:, :, None, None], weight[:, :, None, None]
+    try:
+        flat = _pack_linear(weight)
+        same = torch.ops.mkldnn._linear_pointwise(x, flat, None, "none", [], "")
+        packed = _pack_conv(kernel, (0, 0), (1, 1), (1, 1), image.shape)
+        also = torch.ops.mkldnn._convolution_pointwise(
+            image, packed, None, (0, 0), (1, 1), (1, 1), 1, "none", [], ""
+        )
+    except (AttributeError, RuntimeError, TypeError):  # other versions spell them differently
+        return False
+    return bool((same == 2).all()) and bool((also == 2).all())
+
+
+def _pack_linear(weight: Tensor) -> Any:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1024)
+
+
+def _pack_conv(
+    weight: Tensor, padding: Pair, stride: Pair, dilation: Pair, size: torch.Size
+) -> Any:
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        weight, padding, stride, dilation, 1, list(size)
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(N C) times an unpacked (O C): for weights that are made on the way."""
+    if packs():
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return y
+    return F.linear(x, weight, bias)
+
+
+def _then(gelu: bool) -> tuple[str, list[Any], str]:
+    """What a kernel does with its result before it writes it: nothing, or the exact GELU."""
+    return ("gelu", [], "none") if gelu else ("none", [], "")
+
+
+class Linear:
+    """(... C) -> (... O), with packed weights, computing in `dtype`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._weight = weight.detach().to(dtype)
+        self._bias = None if bias is None else bias.detach().to(dtype)
+        if packs():
+            self._weight = _pack_linear(self._weight)
+
+    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        x = x.to(self.dtype)
+        if packs():
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(
+                x, self._weight, self._bias, *_then(gelu)
+            )
+            return y
+        y = F.linear(x, self._weight, self._bias)
+        return F.gelu(y) if gelu else y
+
+
+class Conv:
+    """(B C H W) -> (B O H' W'), channels last in memory, computing in `dtype`."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        *,
+        stride: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        dilation: Pair = (1, 1),
+    ) -> None:
+        self.dtype = dtype
+        self._bias = None if bias is None else bias.detach().to(dtype)
+        self._weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+        self._stride, self._padding, self._dilation = stride, padding, dilation
+        if packs():
+            size = torch.Size((1, weight.shape[1], 16 * stride[0] + 8, 16 * stride[1] + 320))
+            self._weight = _pack_conv(self._weight, padding, stride, dilation, size)
+
+    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        if packs():
+            geometry = (self._padding, self._stride, self._dilation)
+            y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                x, self._weight, self._bias, *geometry, 1, *_then(gelu)
+            )
+            return y
+        y = F.conv2d(x, self._weight, self._bias, self._stride, self._padding, self._dilation)
+        return F.gelu(y) if gelu else y
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype, rows: int = 192) -> Tensor:
+    """Softmax of `q` times `k`, times `v`, for one item: (N heads C), (M heads C) -> (N heads C).
+
+    `q` is already divided by the root of C. So many `rows` of scores at a time stay in the cache.
+    """
+    out = q.new_empty(q.shape)
+    for head in range(q.shape[1]):
+        keys = k[:, head].to(dtype).contiguous()
+        values = v[:, head].to(dtype).t().contiguous()
+        queries = q[:, head].to(dtype).contiguous()
+        for start in range(0, len(q), rows):
+            scores = linear(queries[start : start + rows], keys)
+            out[start : start + rows, head] = linear(torch.softmax(scores, -1), values)
+    return out

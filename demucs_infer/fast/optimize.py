@@ -1,0 +1,95 @@
+"""Turn a loaded network into its fast form; the caller's own is left as it was."""
+
+import copy
+from typing import cast
+
+import torch
+from torch import nn
+
+from demucs_infer.demucs import Demucs
+from demucs_infer.fast import ladder, transformer
+from demucs_infer.fast.ladder import (
+    FastDecoder,
+    FastEncoder,
+    FastPointwise,
+    FastWaveDecoder,
+    FastWaveEncoder,
+)
+from demucs_infer.fast.reduced import Reduced
+from demucs_infer.fast.transformer import FastTransformer
+from demucs_infer.hdemucs import Hybrid
+from demucs_infer.layers import DecoderLayer, EncoderLayer
+from demucs_infer.transformer import CrossTransformer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+_LADDERS = ("encoder", "tencoder", "decoder", "tdecoder")
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """What `precision` means on `device`; a `ValueError` says what to ask for instead.
+
+    On a processor, half the bits pay only where its instructions know them: everywhere else the
+    answer would be worse and later.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"{precision = } must be one of {', '.join(PRECISIONS)}.")
+    if device.type != "cpu":
+        return "fp16" if precision == "auto" else precision
+    if precision == "auto":
+        return "bf16" if _processor_has_bf16() else "fp32"
+    if precision == "fp16":
+        raise ValueError("precision='fp16' needs a GPU; on a processor ask for 'bf16' or 'auto'.")
+    if precision == "bf16" and not _processor_has_bf16():
+        raise ValueError(
+            "precision='bf16' would be slower on this processor, which has no instructions for "
+            "it: ask for 'fp32' or 'auto'."
+        )
+    return precision
+
+
+def _processor_has_bf16() -> bool:
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(known()) if known is not None else False
+
+
+def optimize(
+    network: nn.Module, *, device: str | torch.device = "cpu", precision: str = "fp32"
+) -> nn.Module:
+    """A network that answers the same, faster; itself, where there is nothing to gain.
+
+    "fp32" is exact up to the order of sums. "bf16" and "fp16" compute products and convolutions in
+    half the bits, and keep norms, residual streams, softmax and spectra in float32.
+    """
+    device = torch.device(device)
+    precision = choose_precision(precision, device)
+    if device.type != "cpu":
+        return network if precision == "fp32" else Reduced(network, DTYPES[precision])
+    if not isinstance(network, Hybrid | Demucs):
+        return network if precision == "fp32" else Reduced(network, DTYPES[precision])
+    return _on_processor(network, DTYPES[precision])
+
+
+def _on_processor(network: Hybrid | Demucs, dtype: torch.dtype) -> nn.Module:
+    fast = copy.copy(network)
+    fast._modules = dict(network._modules)
+    for name, module in network.named_children():
+        if name in _LADDERS:
+            layers = (_layer(layer, dtype) for layer in cast(nn.ModuleList, module))
+            setattr(fast, name, nn.ModuleList(layers))
+        elif isinstance(module, nn.Conv1d):
+            setattr(fast, name, FastPointwise(module, dtype))
+        elif isinstance(module, CrossTransformer) and transformer.fits(module):
+            setattr(fast, name, FastTransformer(module, dtype))
+    return fast.eval()
+
+
+def _layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if isinstance(layer, EncoderLayer) and ladder.fits(layer):
+        return FastEncoder(layer, dtype)
+    if isinstance(layer, DecoderLayer) and ladder.fits(layer):
+        return FastDecoder(layer, dtype)
+    if isinstance(layer, nn.Sequential) and ladder.fits_waveform(layer):
+        down = isinstance(layer[0], nn.Conv1d) and layer[0].stride[0] > 1
+        return (FastWaveEncoder if down else FastWaveDecoder)(layer, dtype)
+    return layer

@@ -1,0 +1,1 @@
+"""Ours against its peers: `python -m tests.bench` prints one table, made in one run."""

@@ -1,0 +1,158 @@
+"""Ours against upstream 4.1.0 (and another package of our name), on the same weights and audio.
+
+    python -m tests.bench                     # a few minutes: networks and a short track
+    python -m tests.bench --full              # everything, an hour or two
+    python -m tests.bench --peer PYTHON       # against the demucs-infer that PYTHON has
+
+Random weights at the released shapes: speed and error need no training. Nothing else should run on
+the machine meanwhile.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bench.music import RATE, song
+from tests.bench.pairs import HEADER, Row, compare, compare_commands
+from tests.bench.shapes import BAGS, write_repo
+
+WINDOW = {"htdemucs": 7.8, "htdemucs_ft": 7.8, "hdemucs_mmi": 10.0, "mdx": 10.0}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m tests.bench", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--full", action="store_true", help="every model at every level")
+    parser.add_argument(
+        "--level", action="append", choices=["network", "engine", "command", "start"]
+    )
+    parser.add_argument("--model", action="append", choices=list(BAGS))
+    parser.add_argument("--precision", action="append", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--seconds", type=float, help="length of the engine's and command's track")
+    parser.add_argument("--peer", metavar="PYTHON", help="an interpreter with demucs-infer 4.4.0")
+    return parser.parse_args()
+
+
+def machine(args: argparse.Namespace) -> str:
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    if args.device.startswith("cuda"):
+        name = torch.cuda.get_device_name(args.device)
+    against = "demucs-infer of --peer" if args.peer else f"demucs {version('demucs')}"
+    return (
+        f"{name}, {args.threads} threads, torch {torch.__version__}, Python "
+        f"{platform.python_version()}, against {against}, {args.pairs} interleaved pairs"
+    )
+
+
+def rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
+    levels = args.level or (["network", "engine", "command", "start"] if args.full else ["network"])
+    models = args.model or (list(BAGS) if args.full else ["htdemucs"])
+    side, python = ("peer", args.peer) if args.peer else ("upstream", sys.executable)
+    length = args.seconds or 60.0
+    track = work / "track.pt"
+    torch.save(song(max(length, 11.0)), track)
+    for model in models:
+        repo = work / model
+        repo.mkdir()
+        write_repo(repo, model)
+        order: dict[str, Any] = {
+            "model": model,
+            "repo": str(repo),
+            "track": str(track),
+            "device": args.device,
+            "threads": args.threads,
+            "stems": None,
+        }
+        common: dict[str, Any] = {"side": side, "python": python, "pairs": args.pairs, "work": work}
+        for precision in args.precision or ["fp32", "bf16"]:
+            order["precision"] = precision
+            if "network" in levels and model != "htdemucs_ft":
+                window = order | {"level": "network", "seconds": WINDOW[model]}
+                yield compare(f"{model}, one window, {precision}", window, **common)
+            if "engine" in levels:
+                whole = order | {"level": "engine", "seconds": length}
+                if model == "htdemucs_ft":
+                    one = whole | {"stems": ["vocals"]}
+                    yield compare(f"{model}, one stem of {length:g} s, {precision}", one, **common)
+                else:
+                    yield compare(f"{model}, {length:g} s, {precision}", whole, **common)
+        if "command" in levels and model == "htdemucs":
+            yield from commands(args, repo, work)
+    if "start" in levels:
+        yield compare_commands(
+            "`--help`",
+            1.0,
+            {
+                "ours": [sys.executable, "-m", "demucs_infer", "--help"],
+                side: [python, "-m", "demucs_infer" if args.peer else "demucs", "--help"],
+            },
+            pairs=args.pairs,
+            work=work,
+        )
+
+
+def commands(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
+    """mp3 in; wav, then mp3 out."""
+    seconds = args.seconds or 240.0
+    source = work / "song.mp3"
+    write_mp3(source, seconds)
+    side, python = ("peer", args.peer) if args.peer else ("upstream", sys.executable)
+    module = "demucs_infer" if args.peer else "demucs"
+    shared = [
+        "-n",
+        "htdemucs",
+        "--repo",
+        str(repo),
+        "-d",
+        args.device,
+        "--shifts",
+        "0",
+        str(source),
+    ]
+    for kind, flags in {"wav": [], "mp3": ["--mp3"]}.items():
+        both: dict[str, list[str]] = {
+            "ours": [sys.executable, "-m", "demucs_infer", "-o", "a", "--force", *flags, *shared],
+            side: [python, "-W", "ignore", "-m", module, "-o", "b", *flags, *shared],
+        }
+        case = f"command, {seconds:g} s mp3 to {kind}"
+        yield compare_commands(case, seconds, both, pairs=args.pairs, work=work)
+
+
+def write_mp3(path: Path, seconds: float) -> None:
+    """Not ours: the input of a comparison comes from neither side."""
+    import lameenc
+
+    encoder = lameenc.Encoder()
+    encoder.set_bit_rate(320)
+    encoder.set_in_sample_rate(RATE)
+    encoder.set_channels(2)
+    encoder.set_quality(7)
+    samples = (song(seconds).T * 32767).short().contiguous().numpy().tobytes()
+    path.write_bytes(bytes(encoder.encode(samples) + encoder.flush()))
+
+
+def main() -> None:
+    args = arguments()
+    print(f"{machine(args)}\n\n{HEADER}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows(args, Path(folder)):
+            print(row.markdown(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

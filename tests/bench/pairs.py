@@ -1,0 +1,153 @@
+"""Two sides in turn, A B A B ..., so that a machine whose speed drifts still gives true ratios."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison: medians of ours and theirs, and the spread of the ratio run by run."""
+
+    case: str
+    audio_seconds: float
+    ours: list[Figures]
+    theirs: list[Figures]
+    error_db: float | None
+
+    def median(self, side: str, figure: str) -> float:
+        return statistics.median(run[figure] for run in getattr(self, side))
+
+    def ratios(self) -> list[float]:
+        return sorted(b["seconds"] / a["seconds"] for a, b in zip(self.ours, self.theirs))
+
+    def markdown(self) -> str:
+        ratios = self.ratios()
+        times = [self.audio_seconds / self.median(side, "seconds") for side in ("ours", "theirs")]
+        error = "" if self.error_db is None else f"{self.error_db:.0f} dB"
+        cells = [
+            self.case,
+            f"{times[0]:.2f} ×",
+            f"{times[1]:.2f} ×",
+            f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f}-{ratios[-1]:.2f})",
+            f"{self.median('ours', 'cpu'):.1f} / {self.median('theirs', 'cpu'):.1f}",
+            f"{self.median('ours', 'peak'):.0f} / {self.median('theirs', 'peak'):.0f}",
+            error,
+        ]
+        return f"| {' | '.join(cells)} |"
+
+
+HEADER = """\
+| case | ours, × real time | theirs | ratio, median (spread) | CPU s | peak MiB | error |
+|---|---|---|---|---|---|---|"""
+
+
+def environment(side: str) -> dict[str, str]:
+    """Ours is this checkout; nobody else may see it."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return env | ({"PYTHONPATH": str(ROOT)} if side == "ours" else {})
+
+
+class Worker:
+    """A side that has loaded its model and waits for orders."""
+
+    def __init__(self, side: str, python: str, order: dict[str, Any]) -> None:
+        script = Path(__file__).with_name("worker.py")
+        self._process = subprocess.Popen(
+            [python, "-W", "ignore", str(script), side],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(side),
+        )
+        self.ask(order | {"do": "load"})
+
+    def ask(self, order: dict[str, Any]) -> Figures:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(json.dumps(order) + "\n")
+        stdin.flush()
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError(f"a worker died: {self._process.args!r}")
+        figures: Figures = json.loads(line)
+        return figures
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def decibels(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """How far below the reference the difference lies."""
+    difference = (reference - other).double().square().sum()
+    return float(10 * torch.log10(reference.double().square().sum() / difference.clamp_min(1e-30)))
+
+
+def compare(
+    case: str, order: dict[str, Any], *, python: str, side: str, pairs: int, work: Path
+) -> Row:
+    """`pairs` interleaved runs of ours and `side`, after one warm-up each."""
+    workers = {"ours": Worker("ours", sys.executable, order), side: Worker(side, python, order)}
+    answers = {name: work / f"{name}.pt" for name in workers}
+    for name, worker in workers.items():
+        worker.ask({"do": "run", "keep": str(answers[name])})
+    runs: dict[str, list[Figures]] = {name: [] for name in workers}
+    for _ in range(pairs):
+        for name, worker in workers.items():
+            time.sleep(0.3)  # the other side's idle threads stop spinning
+            runs[name].append(worker.ask({"do": "run"}))
+    for worker in workers.values():
+        worker.close()
+    loaded = [torch.load(answers[name], weights_only=True) for name in (side, "ours")]
+    error = decibels(*loaded)
+    return Row(case, order["seconds"], runs["ours"], runs[side], error)
+
+
+def timed(command: Sequence[str], side: str, cwd: Path) -> Figures:
+    """A whole process: the operating system's own account of it."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, env=environment(side), cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    words = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{command} failed: {words.decode()[-2000:]}")
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "peak": usage.ru_maxrss / 1024,
+    }
+
+
+def compare_commands(
+    case: str,
+    seconds: float,
+    commands: dict[str, Sequence[str]],
+    *,
+    pairs: int,
+    work: Path,
+) -> Row:
+    """Whole commands in turn; the first pair warms the page cache and is not counted."""
+    runs: dict[str, list[Figures]] = {side: [] for side in commands}
+    for _ in range(pairs + 1):
+        for side, command in commands.items():
+            runs[side].append(timed(command, side, work))
+    ours, theirs = (figures[1:] for figures in runs.values())
+    return Row(case, seconds, ours, theirs, None)

@@ -1,0 +1,102 @@
+"""One side of a comparison, in a process of its own: reads orders, answers with measurements.
+
+Runs as a script, so that `demucs_infer` is whatever this interpreter has installed under that name.
+Every order is a JSON object on a line, and so is every answer.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+PACKAGE = {"ours": "demucs_infer", "upstream": "demucs", "peer": "demucs_infer"}
+
+
+def network(side: str, order: dict[str, Any]) -> Callable[[], Any]:
+    """One window through one network."""
+    import torch
+
+    load = import_module(f"{PACKAGE[side]}.pretrained").get_model
+    member = load(order["model"], repo=Path(order["repo"])).models[0].eval().to(order["device"])
+    if side == "ours":
+        from demucs_infer.engine.optimize import optimize
+
+        member = optimize(member, device=order["device"], precision=order["precision"])
+    samples = int(order["seconds"] * 44_100)
+    window = torch.load(order["track"], weights_only=True)[None, :, :samples].to(order["device"])
+
+    def run() -> Any:
+        with torch.inference_mode():
+            answer = member(window)
+        return answer[0].float().cpu()
+
+    return run
+
+
+def engine(side: str, order: dict[str, Any]) -> Callable[[], Any]:
+    """A track through upstream's interface, which every side has."""
+    import torch
+
+    extra = {}
+    if side == "ours":
+        extra = {"precision": order["precision"], "stems": order["stems"]}
+    separator = import_module(f"{PACKAGE[side]}.api").Separator(
+        model=order["model"],
+        repo=Path(order["repo"]),
+        device=order["device"],
+        shifts=0,
+        **extra,
+    )
+    track = torch.load(order["track"], weights_only=True)
+    track = track[:, : int(order["seconds"] * 44_100)]
+    wanted = order["stems"] or ["drums", "bass", "other", "vocals"]
+
+    def run() -> Any:
+        _, stems = separator.separate_tensor(track.clone(), 44_100)
+        return torch.stack([stems[name] for name in wanted]).cpu()
+
+    return run
+
+
+def measured(run: Callable[[], Any], device: str) -> tuple[dict[str, float], Any]:
+    import torch
+
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    started = time.perf_counter()
+    answer = run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "cpu": cpu, "peak": after.ru_maxrss / 1024}, answer
+
+
+def main() -> None:
+    side = sys.argv[1]
+    prepare = {"network": network, "engine": engine}
+    run: Callable[[], Any] | None = None
+    device = "cpu"
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order["do"] == "load":
+            import torch
+
+            torch.set_num_threads(order["threads"])
+            device = order["device"]
+            run = prepare[order["level"]](side, order)
+            figures: dict[str, float] = {}
+        else:
+            assert run is not None
+            figures, answer = measured(run, device)
+            if order.get("keep"):
+                torch.save(answer, order["keep"])
+        print(json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    main()

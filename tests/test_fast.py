@@ -1,0 +1,138 @@
+"""The fast form of a network answers what the network answers, to the class that it promises."""
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from demucs_infer.demucs import Demucs
+from demucs_infer.fast import kernels
+from demucs_infer.fast.optimize import choose_precision, optimize
+from demucs_infer.fast.reduced import Reduced
+from demucs_infer.hdemucs import HDemucs
+from demucs_infer.htdemucs import HTDemucs
+from tests.kit import TINY, noise, randomise
+
+FOUR = ["drums", "bass", "other", "vocals"]
+BASE = TINY["HTDemucs"]
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "released": {"dconv_mode": 3, "bottom_channels": 32},
+    "no bottom": {},
+    "branches in the decoder only": {"dconv_mode": 2},
+    "no branches": {"dconv_mode": 0},
+    "mono, two sources": {"audio_channels": 1, "sources": ["a", "b"]},
+    "cross first": {"t_cross_first": True, "t_layers": 2},
+    "norms after": {"t_norm_first": False, "t_layers": 2},
+    "relu": {"t_gelu": False},
+    "no layer scale": {"t_layer_scale": False},
+    "norms in the ladder": {"norm_starts": 1},
+    "wide context": {"context": 2},
+    "context in the encoder": {"context_enc": 1},
+    "no rewriting": {"rewrite": False},
+    "other time width": {"channels_time": 12, "t_layers": 0},
+    "no transformer": {"t_layers": 0},
+    "magnitudes": {"cac": False},
+}
+
+
+def decibels(reference: Tensor, other: Tensor) -> float:
+    difference = (reference - other).double().square().sum().clamp_min(1e-30)
+    return float(10 * torch.log10(reference.double().square().sum() / difference))
+
+
+def both(network: nn.Module, mix: Tensor, precision: str = "fp32") -> tuple[Tensor, Tensor]:
+    fast = optimize(network, precision=precision)
+    assert fast is not network
+    with torch.inference_mode():
+        return network(mix), fast(mix)
+
+
+def assert_class_b(network: nn.Module, mix: Tensor) -> None:
+    plain, fast = both(network, mix)
+    assert fast.shape == plain.shape
+    # The same sums in another order: the project's bound for that is 100 dB and 1e-5 of full scale.
+    assert decibels(plain, fast) >= 100
+    assert (plain - fast).abs().max() <= 1e-5 * plain.abs().max().clamp_min(1)
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_hybrid_with_a_transformer(name: str) -> None:
+    kwargs = BASE | HYBRIDS[name]
+    network = randomise(HTDemucs(**kwargs))
+    mix = noise(network.audio_channels, 2 * 8000)[None].unflatten(-1, (2, -1)).transpose(1, 2)
+    assert_class_b(network, mix.flatten(0, 1))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"multi_freqs": [0.25, 0.5]}, {"dconv_mode": 3}])
+def test_a_hybrid(kwargs: dict[str, Any]) -> None:
+    network = randomise(HDemucs(**TINY["HDemucs"], **kwargs))
+    assert_class_b(network, noise(2, 44_100 + 77)[None])
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"dconv_mode": 3}, {"rewrite": False}, {"glu": False}, {"gelu": False}, {"depth": 5}],
+)
+def test_a_waveform_network(kwargs: dict[str, Any]) -> None:
+    network = randomise(Demucs(**(TINY["Demucs"] | {"channels": 8} | kwargs)))
+    assert_class_b(network, noise(2, 4321).expand(2, 2, -1))
+
+
+def test_a_silent_window_is_finite() -> None:
+    network = randomise(HTDemucs(**(BASE | HYBRIDS["released"])))
+    assert torch.isfinite(both(network, torch.zeros(1, 2, 8000))[1]).all()
+
+
+def test_the_released_shape_in_both_precisions() -> None:
+    torch.manual_seed(0)
+    network = HTDemucs(FOUR, bottom_channels=512, t_layers=5, dconv_mode=3, segment=Fraction(2))
+    for name, parameter in network.named_parameters():
+        if name.endswith("scale"):  # they start at 1e-4 and would hide what is behind them
+            parameter.data.fill_(0.3)
+    mix = noise(2, 88_200)[None]
+    plain, exact = both(network.eval(), mix)
+    assert decibels(plain, exact) >= 100
+    if kernels.packs() and choose_precision("auto", torch.device("cpu")) == "bf16":
+        # What is promised of eight bits of mantissa.
+        assert decibels(plain, both(network, mix, "bf16")[1]) >= 40
+
+
+def test_without_packed_kernels_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "packs", lambda: False)
+    network = randomise(HTDemucs(**(BASE | HYBRIDS["released"])))
+    assert_class_b(network, noise(2, 8000)[None])
+
+
+def test_the_network_itself_is_left_alone() -> None:
+    network = randomise(HTDemucs(**BASE))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    modules = list(network.modules())
+    both(network, noise(2, 8000)[None])
+    assert list(network.modules()) == modules
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_precision_that_makes_no_sense_is_refused_with_what_does() -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match="must be one of fp32, bf16, fp16, auto"):
+        choose_precision("int8", cpu)
+    with pytest.raises(ValueError, match="needs a GPU"):
+        choose_precision("fp16", cpu)
+    assert choose_precision("fp32", cpu) == "fp32"
+    assert choose_precision("auto", torch.device("cuda")) == "fp16"
+
+
+def test_reduced_products_keep_spectra_and_attributes() -> None:
+    network = randomise(HTDemucs(**BASE))
+    reduced = Reduced(network, torch.bfloat16)
+    assert reduced.sources == network.sources
+    assert reduced.valid_length(100) == network.valid_length(100)
+    mix = noise(2, 8000)[None]
+    with torch.inference_mode():
+        plain, less = network(mix), reduced(mix)
+    assert less.dtype == torch.float32
+    # Eight bits of mantissa in every product, with the rest in float32.
+    assert 25 <= decibels(plain, less) < 100
