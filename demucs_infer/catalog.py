@@ -51,7 +51,7 @@ class Checkpoint:
     @property
     def path(self) -> Path:
         """Where a shipped file is."""
-        return CATALOG_FILE.with_name(self.file)
+        return CATALOG_FILE.parent / self.file
 
 
 @dataclass(frozen=True, slots=True)
