@@ -1,0 +1,43 @@
+"""Write a training's averaged weights as the file that ships: half precision, upstream's layout.
+
+    python tools/pack_tiny.py run demucs_infer/tiny.safetensors
+
+Prints the lines that the catalogue needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+
+def pack(run: Path, target: Path) -> None:
+    """The network of `run/checkpoint.pt`, its constructor's arguments in the metadata."""
+    weights = torch.load(run / "checkpoint.pt", weights_only=True)["averaged"]
+    halves = {name: weight.half().contiguous() for name, weight in weights.items()}
+    if not all(weight.isfinite().all() for weight in halves.values()):
+        raise SystemExit("a weight does not fit half precision")
+    kwargs = (run / "architecture.json").read_text()
+    metadata = {"klass": "demucs.hdemucs.HDemucs", "args": "[]", "kwargs": kwargs}
+    save_file(halves, target, metadata)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder of the training")
+    parser.add_argument("target", type=Path)
+    args = parser.parse_args()
+    pack(args.run, args.target)
+    data = args.target.read_bytes()
+    print(f'sha256 = "{hashlib.sha256(data).hexdigest()}"')
+    print(f"size = {len(data)}")
+    print(json.dumps(json.loads((args.run / "architecture.json").read_text()), indent=1))
+
+
+if __name__ == "__main__":
+    main()
