@@ -1,0 +1,425 @@
+"""Many tracks: decode ‖ separate ‖ encode, skip what is done, resume what was interrupted.
+
+A track is never an exception: it ends as a `Result`. Nothing is seen under its final name before
+all of it is complete; a manifest beside the stems is written last.
+
+Shapes: C channels, t samples of a block.
+"""
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from demucs_infer.api import Separator
+from demucs_infer.audio.convert import convert_channels
+from demucs_infer.audio.formats import source_depth
+from demucs_infer.audio.read import Track
+from demucs_infer.audio.tags import carried
+from demucs_infer.delivery import Delivery
+from demucs_infer.engine.events import Event
+from demucs_infer.engine.level import Level, measure
+from demucs_infer.engine.pipeline import Block
+from demucs_infer.engine.stems import choose_stems
+from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
+from demucs_infer.manifest import Manifest, Recipe, matches, sha256_file
+from demucs_infer.orders import Model, Order
+from demucs_infer.results import Fault, Result
+from demucs_infer.spool import Abandoned, Spool
+from demucs_infer.targets import Target
+from demucs_infer.workplace import Workplace
+
+logger = logging.getLogger(__name__)
+
+Skip = Literal["same", "existing", "nothing"]
+
+_READ_AHEAD = 8  # decoded blocks of 65 536 samples that may wait for the network
+_WRITE_BEHIND = 2  # tracks whose files may still be written while others are separated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A track, and where its stems go."""
+
+    source: Path
+    target: Target
+    track: str
+    """What to call it in a result."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Ready:
+    """A track that was read once: all is known that its separation needs."""
+
+    job: Job
+    recipe: Recipe
+    track: "_Prepared"
+    delivery: Delivery
+    resumed: int
+    """Samples that an earlier run left in the spool."""
+
+    warnings: tuple[str, ...]
+    begun: float
+
+
+def open_separator(model: Model, order: Order, *, device: str = "auto", jobs: int = 0) -> Separator:
+    """The model, ready for the tracks of an order; every mistake about stems is found here."""
+    separator = Separator(
+        model.name,
+        model.repo,
+        device=device,
+        shifts=order.shifts,
+        overlap=order.overlap,
+        split=order.split,
+        segment=order.segment,
+        jobs=jobs,
+        seed=order.seed,
+        precision=order.precision,
+        batch_size=order.batch_size,
+        cache_dir=model.cache_dir,
+        offline=model.offline,
+        trust=model.trust,
+    )
+    plan = choose_stems(
+        separator.stems,
+        stems=order.stems,
+        derive=order.derive,
+        two_stems=order.two_stems,
+        other_method=order.other_method,
+    )
+    separator.update_parameter(stems=plan)
+    return separator
+
+
+class Batch:
+    """Separates tracks with one model, one after the other; files are read and written beside it.
+
+    `weights` are the digests of the model's files, as `Model.weights` gives them. `skip` says what
+    counts as done: stems with a manifest that tells of the same recipe ("same"), any files of
+    those names ("existing"), or nothing ("nothing"). A track during which the process died
+    `max_deaths` times in the same place ends as `quarantined`; None tries for ever.
+    """
+
+    def __init__(
+        self,
+        separator: Separator,
+        model: Model,
+        order: Order,
+        *,
+        weights: tuple[str, ...] = (),
+        skip: Skip = "same",
+        writes_manifest: bool = True,
+        max_deaths: int | None = None,
+    ) -> None:
+        self._separator = separator
+        self._model = model
+        self._order = order
+        self._weights = weights
+        self._skip = skip
+        self._writes_manifest = writes_manifest
+        self._max_deaths = max_deaths
+
+    def one(self, job: Job) -> Result:
+        """What becomes of one track: never an exception, and little work if it is done already."""
+        with closing(self.run([job])) as items:
+            return next(item for _, item in items if isinstance(item, Result))
+
+    def run(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Event | Result], None, None]:
+        """Events, and one result for every track; closing the generator ends the work.
+
+        What was separated by then stays in the spool, and the next run continues there.
+        """
+        stop = threading.Event()
+        writing: deque[tuple[_Ready, Future[Result]]] = deque()
+        with (
+            ThreadPoolExecutor(1, "demucs-read") as reader,
+            ThreadPoolExecutor(_WRITE_BEHIND, "demucs-write") as writers,
+        ):
+            try:
+                for ready in _ahead(reader, lambda job: self._prepare(job, stop), jobs):
+                    if isinstance(ready, tuple):
+                        yield ready
+                        continue
+                    writing.append((ready, writers.submit(self._write, ready)))
+                    yield from self._separate(ready, writing[-1][1])
+                    yield from _written(writing, leave=_WRITE_BEHIND - 1)
+                yield from _written(writing, leave=0)
+            finally:
+                stop.set()
+                for ready, _ in writing:
+                    ready.delivery.spool.abandon()
+
+    # ── before the network ──
+
+    def _prepare(self, job: Job, stop: threading.Event) -> _Ready | tuple[Job, Result]:
+        """All that can be known beforehand, or the end of the track."""
+        begun = perf_counter()
+        try:
+            return self._opened(job, stop, begun)
+        except _Settled as settled:
+            return job, settled.result
+        except Exception as error:  # noqa: BLE001 (a track is never an exception)
+            return job, self._failed(job, error, begun)
+
+    def _opened(self, job: Job, stop: threading.Event, begun: float) -> _Ready:
+        recipe = self._new_recipe(job)
+        order, separator = self._order, self._separator
+        track = Track(
+            job.source,
+            sample_rate=separator.samplerate,
+            channels=separator.audio_channels,
+            start_seconds=order.start,
+            duration_seconds=order.duration,
+            strict=order.strict,
+        )
+        level = measure(_until(stop, track.blocks()))
+        workplace = self._entered(job, recipe)
+        spool = Spool(workplace.folder, len(separator.stems), separator.audio_channels)
+        workplace.begin(spool.frames)
+        if self._max_deaths is not None and workplace.deaths >= self._max_deaths:
+            spool.abandon()
+            workplace.remove()
+            times = f"{workplace.deaths} times" if workplace.deaths > 1 else "once"
+            raise _Settled(self._bad(job, "quarantined", f"its process died {times}", "other"))
+        return _Ready(
+            job=job,
+            recipe=recipe,
+            track=_Prepared(track, level, spool.frames, stop),
+            delivery=self._delivery(job, track, workplace, spool),
+            resumed=spool.frames,
+            warnings=tuple(track.warnings),
+            begun=begun,
+        )
+
+    def _new_recipe(self, job: Job) -> Recipe:
+        """The recipe of what is not done yet; otherwise the track is settled."""
+        paths = job.target.stems(self._separator.stems)
+        if self._skip == "existing" and all(path.is_file() for path in paths.values()):
+            result = Result(track=job.track, status="skipped", model=self._model.name, stems=paths)
+            raise _Settled(result)
+        try:
+            digest = sha256_file(job.source)
+        except OSError as error:
+            raise AudioReadError(f"cannot be read: {error.strerror or error}") from error
+        recipe = self._order.recipe(digest, self._model, self._weights)
+        if self._skip == "same":
+            found = matches(job.target.manifest, recipe)
+            if found is not None:
+                raise _Settled(Result.skipped(job.track, job.target.manifest, found))
+        return recipe
+
+    def _entered(self, job: Job, recipe: Recipe) -> Workplace:
+        workplace = Workplace(job.target.folder, job.target.manifest)
+        if not workplace.enter(recipe.key):
+            raise DemucsError("another process is at work on this track: let it finish")
+        return workplace
+
+    def _delivery(self, job: Job, track: Track, workplace: Workplace, spool: Spool) -> Delivery:
+        order, info, separator = self._order, track.info, self._separator
+        rates = {"model": separator.samplerate, "source": info.sample_rate}
+        counts = {"model": separator.audio_channels, "source": info.channels}
+        channels = _chosen(order.channels, counts)
+        convert_channels(torch.zeros(separator.audio_channels, 1), channels)  # or it says why not
+        bits = source_depth(info.bits, is_float=info.is_float, format=order.format)
+        stems = separator.stems
+        return Delivery(
+            paths=job.target.stems(stems),
+            workplace=workplace,
+            spool=spool,
+            encoding=order.encoding(bits),
+            clip=order.clip,
+            spool_rate=separator.samplerate,
+            rate=_chosen(order.rate, rates),
+            channels=channels,
+            frames=track.reader.frames if order.rate == "source" else None,
+            tags={stem: carried(info.tags, f" ({stem})") for stem in stems} if order.tags else {},
+            cover=info.cover if order.tags else None,
+        )
+
+    # ── the network ──
+
+    def _separate(
+        self, ready: _Ready, writing: Future[Result]
+    ) -> Iterator[tuple[Job, Event | Result]]:
+        """Fill the spool with what is not in it yet; whoever writes the files follows."""
+        spool = ready.delivery.spool
+        try:
+            if spool.frames < ready.track.level.length:
+                with closing(self._separator.blocks(ready.track)) as stream:
+                    for item in stream:
+                        if isinstance(item, Block):
+                            spool.append(item.stems)
+                        else:
+                            yield ready.job, item
+                        if writing.done():  # the files could not be written
+                            return
+            spool.finish()
+        except Exception as error:  # noqa: BLE001 (a track is never an exception)
+            spool.fail(error)
+        finally:
+            spool.abandon_unless_finished()
+
+    # ── after it ──
+
+    def _write(self, ready: _Ready) -> Result:
+        """The files of a track whose spool is being filled, and what to say of it."""
+        job, delivery = ready.job, ready.delivery
+        try:
+            gains = delivery.encode()
+            manifest = self._manifest(ready, gains)
+            delivery.commit(manifest if self._writes_manifest else None, job.target.manifest)
+            return Result.done(job.track, job.target.manifest, manifest, self._writes_manifest)
+        except Abandoned:
+            delivery.workplace.leave()
+            return self._bad(job, "failed", "interrupted", "other")
+        except Exception as error:  # noqa: BLE001 (a track is never an exception)
+            delivery.spool.abandon()
+            delivery.workplace.remove()
+            return self._failed(job, error, ready.begun)
+
+    def _manifest(self, ready: _Ready, gains: dict[str, float]) -> Manifest:
+        delivery, rate = ready.delivery, self._separator.samplerate
+        return Manifest(
+            input=str(ready.job.source),
+            recipe=ready.recipe,
+            stems=delivery.described(ready.job.target.manifest, gains),
+            sample_rate=delivery.rate,
+            channels=delivery.channels,
+            duration_seconds=ready.track.level.length / rate,
+            resumed_seconds=ready.resumed / rate,
+            gain=min(gains.values()),
+            warnings=ready.warnings,
+            seconds=perf_counter() - ready.begun,
+            device=str(self._separator.device),
+        )
+
+    def _failed(self, job: Job, error: Exception, begun: float) -> Result:
+        logger.debug("%s failed", job.track, exc_info=error)
+        fault: Fault = "other"
+        if isinstance(error, AudioReadError):
+            fault = "input"
+        elif isinstance(error, ModelLoadingError):
+            fault = "model"
+        message = str(error)
+        if not isinstance(error, DemucsError | ValueError | OSError):
+            message = f"{type(error).__name__}: {message}"
+        return self._bad(job, "failed", message, fault, perf_counter() - begun)
+
+    def _bad(
+        self,
+        job: Job,
+        status: Literal["failed", "quarantined"],
+        error: str,
+        fault: Fault,
+        seconds: float = 0.0,
+    ) -> Result:
+        return Result(
+            track=job.track,
+            status=status,
+            model=self._model.name,
+            error=error,
+            fault=fault,
+            seconds=seconds,
+        )
+
+
+class _Settled(Exception):
+    """A track is over before it began."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.status)
+        self.result = result
+
+
+class _Prepared:
+    """The engine's track: read ahead, its level known, what was separated before left out."""
+
+    def __init__(self, track: Track, level: Level, first: int, stop: threading.Event) -> None:
+        self.channels = track.channels
+        self.level = level
+        self.length = level.length
+        self.first = first
+        self._track = track
+        self._stop = stop
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The samples from the first on, decoded beside whoever takes them: (C t)."""
+        ready: queue.Queue[Tensor | Exception | None] = queue.Queue(_READ_AHEAD)
+        gone = threading.Event()
+
+        def put(item: Tensor | Exception | None) -> bool:
+            while not gone.is_set() and not self._stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def read() -> None:
+            try:
+                for block in self._track.blocks():
+                    if not put(block):
+                        return
+                put(None)
+            except Exception as error:  # noqa: BLE001 (raised again where the blocks are taken)
+                put(error)
+
+        thread = threading.Thread(target=read, name="demucs-decode", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            gone.set()
+            thread.join()
+
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, make: Callable[[Given], Made], given: Iterable[Given]
+) -> Iterator[Made]:
+    """`make` of everything given, the next one being made while one is used."""
+    waiting: deque[Future[Made]] = deque()
+    for item in given:
+        waiting.append(pool.submit(make, item))
+        if len(waiting) > 1:
+            yield waiting.popleft().result()
+    for future in waiting:
+        yield future.result()
+
+
+def _written(
+    writing: deque[tuple[_Ready, Future[Result]]], *, leave: int
+) -> Iterator[tuple[Job, Result]]:
+    """The results that are there, in order; waits for them while there are more than `leave`."""
+    while writing and (len(writing) > leave or writing[0][1].done()):
+        result = writing[0][1].result()
+        yield writing.popleft()[0].job, result
+
+
+def _until(stop: threading.Event, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same blocks, unless all work is to end."""
+    for block in blocks:
+        if stop.is_set():
+            raise Abandoned
+        yield block
+
+
+def _chosen(wanted: int | str, known: dict[str, int]) -> int:
+    return wanted if isinstance(wanted, int) else known[wanted]

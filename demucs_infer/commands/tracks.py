@@ -1,0 +1,258 @@
+"""`demucs-infer TRACKS...`: from words to an order, and from results to an exit code."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from demucs_infer.audio.formats import FORMATS
+from demucs_infer.commands.memory import keep_large_blocks
+from demucs_infer.commands.progress import Report, choose_report
+from demucs_infer.discovery import STDIN, Found, find_tracks
+from demucs_infer.manifest import matches, read_manifest, sha256_file
+from demucs_infer.orders import Model, Order
+from demucs_infer.results import Result
+from demucs_infer.targets import Target, collisions, without_collisions
+
+ALL_DONE, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A track that was found, the file that holds it, and where its stems go."""
+
+    name: str
+    """What to call it: the words that meant it."""
+
+    source: Path
+    target: Target
+
+
+def separate_tracks(args: argparse.Namespace) -> int:
+    """Everything that the command line asks for; the exit code."""
+    model, order = model_of(args), order_of(args)
+    report = choose_report(args.progress, quiet=args.quiet)
+    with ExitStack() as stack:
+        stack.callback(report.close)
+        out = args.out
+        if str(out) == STDIN:
+            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demucs-infer-")))
+        tasks = _tasks(args, model, order, out, stack)
+        if args.dry_run:
+            from demucs_infer.commands.forecast import forecast
+
+            return forecast(args, model, order, tasks)
+        results = []
+        for result in _results(args, model, order, tasks, report):
+            report.result(result)
+            results.append(result)
+        if str(args.out) == STDIN and results[0].is_good:
+            _to_stdout(results[0])
+    if args.json:
+        _print_json(results)
+    return exit_code(results)
+
+
+def model_of(args: argparse.Namespace) -> Model:
+    """Which model."""
+    return Model(
+        name=args.sig or args.name,
+        repo=args.repo,
+        cache_dir=args.cache_dir,
+        offline=args.offline,
+        trust=args.trust_checkpoint,
+    )
+
+
+def order_of(args: argparse.Namespace) -> Order:
+    """What is asked of every track; a `ValueError` says what is impossible."""
+    kind = FORMATS[args.format]
+    return Order(
+        shifts=args.shifts,
+        overlap=args.overlap,
+        split=args.split,
+        segment=args.segment,
+        seed=args.seed,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        stems=None if args.stems is None else tuple(args.stems),
+        derive=tuple(args.derive),
+        two_stems=args.stem,
+        other_method=args.other_method,
+        start=args.start,
+        duration=args.duration,
+        strict=args.strict,
+        format=args.format,
+        bits=args.bits,
+        # Upstream takes these for any format, and so do scripts that were written for it.
+        bitrate=args.bitrate if kind.bitrates else None,
+        preset=args.preset if args.format == "mp3" else None,
+        rate=args.rate,
+        channels=args.channels,
+        clip=args.clip_mode,
+        tags=args.tags,
+        template=args.filename,
+    )
+
+
+def _tasks(
+    args: argparse.Namespace, model: Model, order: Order, out: Path, stack: ExitStack
+) -> list[Task]:
+    """All tracks and their targets, none of which gets in the way of another."""
+    words = [*args.tracks, *([_demo(stack)] if args.demo else [])]
+    found = find_tracks(words, skip=[out])
+    if not found:
+        raise ValueError(f"no audio files in {', '.join(args.tracks)}")
+    if str(args.out) == STDIN and len(found) > 1:
+        raise ValueError(f"--out - writes one track, and {len(found)} were named")
+    folder = out / model.folder
+    targets = {
+        one.source: Target(
+            folder=folder / one.folder,
+            track=one.name,
+            extension=order.extension,
+            template=order.template,
+        )
+        for one in found
+    }
+    inputs = [one.source for one in found if one.source != STDIN]
+    # Stems are not known before the model is; two tracks that share any share this one.
+    if args.collisions == "number":
+        targets = without_collisions(inputs, targets, ["stems"])
+    else:
+        refuse_collisions(inputs, targets, ["stems"])
+    return [
+        Task(
+            name="demo" if args.demo and one is found[-1] else one.source,
+            source=_file(one, stack),
+            target=targets[one.source],
+        )
+        for one in found
+    ]
+
+
+def _demo(stack: ExitStack) -> str:
+    """A file with a song of our own making."""
+    from demucs_infer.audio.write import save_audio
+    from demucs_infer.demo import song
+
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="demucs-infer-"))
+    made = song()
+    path = Path(folder, "demo.wav")
+    save_audio(made.mix, path, made.sample_rate)
+    return str(path)
+
+
+def refuse_collisions(
+    inputs: Sequence[str], targets: dict[str, Target], stems: Sequence[str]
+) -> None:
+    """A `ValueError` that lists every file that would be written twice, or over an input."""
+    outputs = [(source, target.stems(stems).values()) for source, target in targets.items()]
+    problems = collisions(inputs, outputs)
+    if problems:
+        lines = [*list(problems.values())[:10], *(["..."] if len(problems) > 10 else [])]
+        raise ValueError(
+            "tracks get in each other's way; use --filename, or --collisions number:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def _file(found: Found, stack: ExitStack) -> Path:
+    """The file of a track; what comes through a pipe is put into one first."""
+    if found.source != STDIN:
+        return Path(found.source)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="demucs-infer-"))
+    path = Path(folder, found.name)
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
+
+
+def _results(
+    args: argparse.Namespace, model: Model, order: Order, tasks: Sequence[Task], report: Report
+) -> Iterator[Result]:
+    """One result for every track; what is done already needs no torch to say so."""
+    weights = model.weights() or ()
+    left = []
+    for task in tasks:
+        done = None if args.force else _done_before(task, model, order, weights)
+        if done:
+            yield done
+        else:
+            left.append(task)
+    if left:
+        yield from _separated(args, model, order, weights, left, report)
+
+
+def _done_before(task: Task, model: Model, order: Order, weights: tuple[str, ...]) -> Result | None:
+    where = task.target.manifest
+    if read_manifest(where) is None or not task.source.is_file():
+        return None
+    found = matches(where, order.recipe(sha256_file(task.source), model, weights))
+    return Result.skipped(task.name, where, found) if found else None
+
+
+def _separated(
+    args: argparse.Namespace,
+    model: Model,
+    order: Order,
+    weights: tuple[str, ...],
+    tasks: Sequence[Task],
+    report: Report,
+) -> Iterator[Result]:
+    keep_large_blocks()
+    from demucs_infer.batch import Batch, Job, open_separator
+
+    separator = open_separator(model, order, device=args.device, jobs=args.jobs)
+    if str(args.out) == STDIN and len(separator.stems) != 1:
+        names = ", ".join(separator.stems)
+        raise ValueError(f"--out - writes one stem: choose with --stems one of {names}")
+    inputs = [task.name for task in tasks if task.name != STDIN]
+    refuse_collisions(inputs, {task.name: task.target for task in tasks}, separator.stems)
+    batch = Batch(
+        separator,
+        model,
+        order,
+        weights=weights or model.weights() or (),
+        skip="nothing" if args.force else "existing" if args.skip_existing else "same",
+        writes_manifest=args.manifest,
+    )
+    jobs = [Job(source=task.source, target=task.target, track=task.name) for task in tasks]
+    with separator, closing(batch.run(jobs)) as items:
+        for job, item in items:
+            if isinstance(item, Result):
+                yield item
+            else:
+                report.event(job.track, item)
+
+
+def _to_stdout(result: Result) -> None:
+    with next(iter(result.stems.values())).open("rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+
+
+def _print_json(results: Sequence[Result]) -> None:
+    summary = {
+        "done": sum(result.status == "done" for result in results),
+        "skipped": sum(result.status == "skipped" for result in results),
+        "failed": sum(not result.is_good for result in results),
+        "tracks": [result.row() for result in results],
+    }
+    sys.stdout.write(json.dumps(summary, ensure_ascii=False, indent=2) + os.linesep)
+
+
+def exit_code(results: Sequence[Result]) -> int:
+    """What the results of a run come to."""
+    bad = [result for result in results if not result.is_good]
+    if not bad:
+        return ALL_DONE
+    if len(bad) == len(results) and all(result.fault == "input" for result in bad):
+        return NO_INPUT
+    return SOME_FAILED

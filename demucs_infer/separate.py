@@ -1,0 +1,81 @@
+"""`demucs-infer`: parse, call, report. Nothing here computes, and torch comes last.
+
+Exit codes: 0 all tracks done, 1 some failed, 2 wrong usage, 3 no track could be read, 4 the model
+could not be had, 130 interrupted.
+"""
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from demucs_infer.commands.arguments import COMMANDS, parser
+from demucs_infer.errors import DemucsError, ModelLoadingError
+
+OK, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+def main(opts: Sequence[str] | None = None) -> int:
+    """Run the command line `opts`, or that of the process, and say how it went.
+
+    `--help`, `--version` and wrong usage leave by `SystemExit`, as argparse does.
+    """
+    words = list(sys.argv[1:] if opts is None else opts)
+    is_debug = "--debug" in words
+    try:
+        if words and words[0] in COMMANDS:
+            command = import_module(f"demucs_infer.commands.{words[0]}")
+            code: int = command.run(words[1:])
+            return code
+        return _tracks(words)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return SOME_FAILED  # whoever read our output has seen enough
+    except Exception as error:  # noqa: BLE001 (people get a sentence, not a traceback)
+        if is_debug:
+            traceback.print_exc()
+        return _explained(error)
+
+
+def _explained(error: Exception) -> int:
+    """Say what went wrong, and give the exit code of it."""
+    if isinstance(error, DemucsError | ValueError | OSError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        text = f"{type(error).__name__}: {error}"
+        print(f"error: {text} (--debug shows where; please report it)", file=sys.stderr)
+    if isinstance(error, ModelLoadingError):
+        return NO_MODEL
+    return USAGE if isinstance(error, ValueError) else SOME_FAILED
+
+
+def _tracks(words: Sequence[str]) -> int:
+    """`demucs-infer TRACKS...`"""
+    top = parser()
+    args = top.parse_args(words)
+    _choose_logging(args)
+    if args.list_models:
+        from demucs_infer.commands.models import list_as_upstream
+
+        return list_as_upstream(args.repo)
+    if not args.tracks and not args.demo:
+        top.error("which tracks? Name files, folders or patterns, or - for standard input")
+    from demucs_infer.commands.tracks import separate_tracks
+
+    try:
+        return separate_tracks(args)
+    except argparse.ArgumentError as error:
+        top.error(str(error))
+
+
+def _choose_logging(args: argparse.Namespace) -> None:
+    """What the library says of itself goes to the error stream, if it is asked for."""
+    level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.ERROR
+    logger = logging.getLogger("demucs_infer")
+    logger.setLevel(level)
+    if args.debug or args.verbose:
+        logger.addHandler(logging.StreamHandler())

@@ -1,0 +1,102 @@
+"""The files of each track: where they go, and whether two tracks would share one."""
+
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from demucs_infer.naming import stem_paths, valid_template
+
+DEFAULT_TEMPLATE = "{track}/{stem}.{ext}"
+
+
+def model_folder(model: str) -> str:
+    """The folder of a model below the output folder: `hf://user/name` gives `user_name`."""
+    name = re.sub(r"[/\\\x00-\x1f]", "_", model.removeprefix("hf://"))
+    return name if name.strip(".") else "_" * max(len(name), 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where the stems of one track go; one that exists cannot leave its folder."""
+
+    folder: Path
+    """The model's folder, or the sub-folder of it that mirrors the input's."""
+
+    track: str
+    """The input's file name."""
+
+    extension: str = "wav"
+    """Of the files written, without the dot."""
+
+    template: str = DEFAULT_TEMPLATE
+
+    def __post_init__(self) -> None:
+        valid_template(self.template)
+
+    def stems(self, names: Iterable[str]) -> dict[str, Path]:
+        """The file of every stem."""
+        return stem_paths(
+            self.folder, names, self.template, track=self.track, extension=self.extension
+        )
+
+    @property
+    def manifest(self) -> Path:
+        """Where a stem named `stems` would lie, as JSON: `song/stems.json`."""
+        return self.stems(["stems"])["stems"].with_suffix(".json")
+
+    def numbered(self, number: int) -> "Target":
+        """The same for another track of that name: `song-2`."""
+        name = PurePath(self.track)
+        return replace(self, track=f"{name.stem}-{number}{name.suffix}")
+
+
+def collisions(
+    inputs: Iterable[str], outputs: Iterable[tuple[str, Iterable[Path]]]
+) -> dict[int, str]:
+    """What is wrong with some of the `outputs`, each a track and its files, by their index.
+
+    No file may be written by two of them, nor be one of the `inputs`.
+    """
+    reading = {_key(Path(source)) for source in inputs}
+    owners: dict[str, int] = {}
+    names: list[str] = []
+    found: dict[int, str] = {}
+    for index, (source, paths) in enumerate(outputs):
+        names.append(source)
+        for path in paths:
+            key = _key(path)
+            owner = owners.setdefault(key, index)
+            if key in reading:
+                found.setdefault(index, f"{source} would overwrite the input {path}")
+            elif owner != index:
+                found.setdefault(index, f"{names[owner]} and {source} would both become {path}")
+    return found
+
+
+def without_collisions(
+    inputs: Iterable[str], targets: Mapping[str, Target], stems: Iterable[str]
+) -> dict[str, Target]:
+    """The same targets, with `-2`, `-3`, ... added to the name of a track that is taken."""
+    taken = {_key(Path(source)) for source in inputs}
+    stems = tuple(stems)
+    settled = {}
+    for source, target in targets.items():
+        number, choice = 1, target
+        while taken & (keys := {_key(path) for path in choice.stems(stems).values()}):
+            number += 1
+            choice = target.numbered(number)
+        taken |= keys
+        settled[source] = choice
+    return settled
+
+
+def _key(path: Path) -> str:
+    """Equal for two paths that are one file here: where the system folds case, so do we."""
+    text = os.path.normcase(path.absolute())
+    if sys.platform == "darwin":
+        text = unicodedata.normalize("NFC", text)
+    return text.casefold() if sys.platform in {"darwin", "win32"} else text

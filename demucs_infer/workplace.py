@@ -1,0 +1,87 @@
+"""A hidden folder near the stems of a track: they are made there, and appear when complete."""
+
+import hashlib
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+PARTIAL = ".partial"
+
+
+class Workplace:
+    """Belongs to one process at a time, and to one recipe.
+
+    What a process that was interrupted left behind is found by the next one that makes the same.
+    """
+
+    def __init__(self, top: Path, manifest: Path) -> None:
+        name = hashlib.sha256(os.fsencode(manifest.absolute())).hexdigest()[:16]
+        self.folder = top / PARTIAL / name
+        self.deaths = 0
+        """How often a process ended here in the middle of its work, without getting further."""
+        self._lock: BinaryIO | None = None
+
+    def enter(self, key: str) -> bool:
+        """Take the folder for the recipe of that key; false if another process has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / "lock").open("a+b")
+        if not _try_lock(self._lock):
+            self._lock.close()
+            return False
+        kept = self.folder / "key"
+        if not kept.exists() or kept.read_text("ascii") != key:
+            for file in self.folder.iterdir():
+                if file.name != "lock":
+                    file.unlink()
+            kept.write_text(key, "ascii")
+        return True
+
+    def begin(self, frames: int) -> None:
+        """Enter an attempt in the journal; `frames` is how far earlier ones came."""
+        before = 0
+        with suppress(OSError, ValueError):
+            deaths, before = map(int, self._attempts.read_text("ascii").split())
+            self.deaths = deaths if frames <= before else 0
+        self._attempts.write_text(f"{self.deaths + 1} {frames}", "ascii")
+
+    @property
+    def _attempts(self) -> Path:
+        return self.folder / "attempts"
+
+    def leave(self) -> None:
+        """Go in peace, everything stays: this attempt was no death."""
+        with suppress(OSError):
+            self._attempts.unlink()
+        self._unlock()
+
+    def remove(self) -> None:
+        """Nothing is needed any more."""
+        self._unlock()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # other tracks are at work in it
+            self.folder.parent.rmdir()
+
+    def _unlock(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+
+def _try_lock(file: BinaryIO) -> bool:
+    """Hold the file against other processes; the system lets go of it whatever happens to us."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
