@@ -227,7 +227,7 @@ def test_wrong_blocks_are_named(tmp_path: Path) -> None:
 
 
 def test_the_callers_blocks_are_copied_and_kept(tmp_path: Path) -> None:
-    block = stems(0.5, 60_000)
+    block = stems(0.5, 300_000)
     before = {name: wav.clone() for name, wav in block.items()}
     paths = {name: tmp_path / f"{name}.wav" for name in STEMS}
     with FileSet(paths, RATE, 2, Encoding("wav", bits=32), clip="none") as files:

@@ -10,6 +10,7 @@ import wave
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_depth
+from demucs_infer.audio.tags import Cover, carried
 from demucs_infer.audio.write import AudioWriter, save_audio
 from demucs_infer.errors import AudioWriteError
 from tests import kit
@@ -277,6 +279,36 @@ def test_a_cover_changes_no_sample_and_no_length(name: str, tmp_path: Path) -> N
     plain = write(tmp_path / f"plain{suffix}", wav, format=name)
     covered = write(tmp_path / f"cover{suffix}", wav, format=name, cover=png(), tags=TAGS)
     assert torch.equal(by_ffmpeg(plain, 2), by_ffmpeg(covered, 2))
+
+
+def jpeg(width: int, height: int) -> bytes:
+    """A grey picture."""
+    context = av.CodecContext.create("mjpeg", "w")
+    context.width, context.height, context.pix_fmt = width, height, "yuvj420p"
+    context.time_base = Fraction(1, 1)
+    frame = av.VideoFrame(width, height, "yuvj420p")
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.cover])
+def test_a_jpeg_is_carried_as_it_came(name: str, tmp_path: Path) -> None:
+    picture = jpeg(48, 32)
+    path = tmp_path / f"x{FORMATS[name].suffixes[0]}"
+    write(path, sound(2, 3000), format=name, cover=picture)
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        assert (stream.width, stream.height) == (48, 32)
+        assert bytes(next(file.demux(stream))) == picture
+    assert Cover(picture).size == (48, 32)
+
+
+def test_tags_that_stay_true_are_kept() -> None:
+    found = carried(
+        {"TITLE": "Song", "artist": "X", "iTunSMPB": "0 1", "REPLAYGAIN_TRACK_GAIN": "-3 dB"},
+        title_suffix=" (vocals)",
+    )
+    assert found == {"title": "Song (vocals)", "artist": "X"}
+    assert carried({"artist": "X"}, title_suffix=" (vocals)") == {"artist": "X"}
 
 
 def test_what_is_no_picture_is_left_out(tmp_path: Path) -> None:
