@@ -28,9 +28,6 @@ ROOMS = {
     "batch": "batch delivery discovery manifest naming orders results spool targets workplace",
     "command line": "separate commands",
 }
-ROOMS["batch"] = ["batch", "delivery", "discovery", "manifest", "orders", "results", "spool"]
-ROOMS["batch"] += ["targets", "workplace"]
-ROOMS["separate"] = ["separate", "commands"]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 APART = [{"audio", "networks"}, {"audio", "weights"}, {"server", "distributed"}]
 

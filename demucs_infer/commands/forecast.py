@@ -46,11 +46,8 @@ def forecast(args: argparse.Namespace, model: Model, order: Order, tasks: Sequen
 def _track(task: "Task", model: Model, order: Order, *, force: bool) -> dict[str, Any]:
     from demucs_infer.audio.read import probe
 
-    row: dict[str, Any] = {
-        "track": task.name,
-        "seconds": 0.0,
-        "to": str(task.target.manifest.parent),
-    }
+    where = task.target.manifest
+    row: dict[str, Any] = {"track": task.name, "seconds": 0.0, "to": str(where.parent)}
     try:
         seconds = probe(task.source).duration_seconds or 0.0
     except DemucsError as error:
