@@ -145,7 +145,7 @@ class Muxer:
         self._positions = [0] * len(titles)
         if len(titles) > 1:  # players play the first, and only those who know of more show them
             for index, stream in enumerate(self._streams):
-                stream.disposition = int(index == 0)
+                _dispose(stream, int(index == 0))
         picture = self._add_picture(cover) if cover is not None and kind.cover else None
         self._container.start_encoding()  # a track without samples has a header too
         if picture:
@@ -169,13 +169,13 @@ class Muxer:
             stream.metadata["handler_name"] = title
         return stream
 
-    def _add_picture(self, cover: Cover) -> av.Packet:
+    def _add_picture(self, cover: Cover) -> "av.Packet[av.stream.Stream]":
         """The picture as the container wants it: a video stream of this one packet."""
         stream = self._container.add_stream(cover.codec)
         assert isinstance(stream, VideoStream)
         stream.width, stream.height = cover.size
         stream.pix_fmt = "rgb24" if cover.codec == "png" else "yuvj420p"  # opens, never used
-        stream.disposition = _ATTACHED_PICTURE
+        _dispose(stream, _ATTACHED_PICTURE)
         packet = av.Packet(cover.data)
         packet.stream = stream
         packet.pts = packet.dts = 0
@@ -204,8 +204,8 @@ class Muxer:
             for plane, channel in zip(frame.planes, values):
                 torch.frombuffer(plane, dtype=dtype, count=len(channel)).copy_(channel)
         else:
-            plane = torch.frombuffer(frame.planes[0], dtype=dtype, count=values.numel())
-            plane.view(-1, len(values)).copy_(values.T)
+            packed = torch.frombuffer(frame.planes[0], dtype=dtype, count=values.numel())
+            packed.view(-1, len(values)).copy_(values.T)
         return frame
 
     def finish(self) -> None:
@@ -219,6 +219,11 @@ class Muxer:
         self._tap.is_abandoned = True
         with contextlib.suppress(av.FFmpegError, OSError, ValueError):
             self._container.close()
+
+
+def _dispose(stream: av.stream.Stream, flags: int) -> None:
+    """What a stream is for; the annotation asks for what PyAV 14 to 16 refuse, an enumeration."""
+    stream.disposition = flags  # type: ignore[assignment]  # a plain int works in all
 
 
 def _encoder_options(encoding: Encoding) -> dict[str, str]:

@@ -284,7 +284,7 @@ class _Spool:
         """All files' samples of a moment side by side: (T S·C) on disk."""
         together = torch.cat([blocks[name] for name in self._names])
         for piece in pieces(together):
-            self._file.write(memoryview(piece.T.contiguous().numpy()).cast("B"))
+            self._file.write(piece.T.contiguous().numpy().data.cast("B"))
 
     def blocks(self) -> Iterator[dict[str, Tensor]]:
         """What was written, in pieces that memory can hold."""
