@@ -117,14 +117,11 @@ class Tape:
         Outside the track: up to `pad` samples of `padding`, and silence beyond.
         """
         end = chunk.read + chunk.window
-        left, right = max(chunk.read, 0), min(end, self.length)
-        if padding != "constant":
-            left, right = max(chunk.read, -pad), min(end, self.length + pad)
-            inside = self._padded(left, right, padding)
-        elif left < right:
-            inside = self.read(left, right)
-        else:  # a window beside the track is silence
+        pad = 0 if padding == "constant" else pad
+        left, right = max(chunk.read, -pad), min(end, self.length + pad)
+        if left >= right:  # beside the track is silence
             return torch.zeros_like(self.read(0, 1)).repeat_interleave(chunk.window, dim=-1)
+        inside = self._padded(left, right, padding) if pad else self.read(left, right)
         if self._level is not None:
             inside = self._level.remove(inside)
         return F.pad(inside, (left - chunk.read, end - right))
