@@ -31,6 +31,7 @@ from demucs_infer.engine.run import Ensemble, Network, Queried, Runner
 from demucs_infer.engine.stems import StemPlan
 from demucs_infer.errors import AudioReadError as LoadAudioError
 from demucs_infer.errors import ModelLoadingError as LoadModelError
+from demucs_infer.fast.optimize import optimize
 from demucs_infer.inputs import Audio, AudioInput, FileRecording, Hearing, Recording, record
 from demucs_infer.outputs import (
     InferenceOutput,
@@ -148,7 +149,7 @@ class Separator:
         """A separator around a network, or a bag of them, that is in memory already.
 
         `parameters` are those of `Separator(...)`. The network stays the caller's: after each
-        track it is on its device and in its mode again.
+        track it is on its device and in its mode again. Its weights are read when it first runs.
         """
         separator = cls.__new__(cls)
         separator._adopt(model, is_ours=False, **parameters)
@@ -167,7 +168,7 @@ class Separator:
 
     def _settle(self, device: torch.device) -> Runner:
         """A runner for `device`, with the networks there to stay if they are ours."""
-        runner = Runner(device)
+        runner = _runner(device)
         if self._is_ours:
             self._home.enter_context(runner.lease(self._ensemble.members))
         return runner
@@ -392,11 +393,25 @@ class Separator:
             if self._is_closed:
                 raise ValueError("this Separator is closed; make another")
             settings, runner = self._settings, self._runner
+        if not self._is_ours:
+            # Its owner may change the weights, and a fast form of them would not follow.
+            runner = _runner(settings.network_device)
         if not model_kwargs and queries is None:
             return _Task(self._ensemble, settings.plan, settings, runner)
         ensemble = _asked(self._ensemble, model_kwargs or {}, queries)
-        # What a runner learns about a network, it would keep for one that is gone after this.
-        return _Task(ensemble, settings.plan_for(ensemble.sources), settings, Runner(runner.device))
+        # A runner remembers every network it has seen, and this one is gone after the track.
+        runner = _runner(settings.network_device)
+        return _Task(ensemble, settings.plan_for(ensemble.sources), settings, runner)
+
+
+def _runner(device: torch.device) -> Runner:
+    """What runs networks on `device`, in their fast form."""
+
+    def prepare(network: Network, precision: str) -> Network:
+        fast = optimize(cast(nn.Module, network), device=device, precision=precision)
+        return cast(Network, fast)
+
+    return Runner(device, prepare=prepare)
 
 
 def _pair(output: InferenceOutput) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from demucs_infer.devices import choose_device
 from demucs_infer.engine.options import Options
 from demucs_infer.engine.stems import Rule, StemPlan, choose_stems
+from demucs_infer.fast.optimize import choose_precision
 
 Callback: TypeAlias = Callable[[dict[str, object]], object]
 Device: TypeAlias = str | torch.device | None
@@ -61,7 +62,7 @@ class Settings:
     derive: Derive = ()
     seed: int | None = 0
     precision: str = "fp32"
-    """Of the networks; "auto" is fp16 on a GPU and fp32 elsewhere."""
+    """Of the networks; "auto" is what pays on the device."""
     batch_size: BatchSize = "auto"
     io_device: Device = "cpu"
 
@@ -76,9 +77,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         device = choose_device(self.device)
-        precision = self.precision
-        if precision == "auto":
-            precision = "fp16" if device.type == "cuda" else "fp32"
+        precision = choose_precision(self.precision, device)
         options = Options(
             shifts=self.shifts,
             overlap=self.overlap,
@@ -86,7 +85,7 @@ class Settings:
             segment_seconds=self.segment,
             workers=self.jobs,
             seed=self.seed,
-            precision=precision,  # type: ignore[arg-type]  # Options looks at it
+            precision=precision,  # type: ignore[arg-type]  # Options looks too
             batch_size=self.batch_size,
         )
         object.__setattr__(self, "options", options)

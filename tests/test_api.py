@@ -32,7 +32,8 @@ from demucs_infer import (
     Separator,
     Stage,
 )
-from tests.kit import DictModel, RecordingModel, ScaleModel, noise
+from demucs_infer.htdemucs import HTDemucs
+from tests.kit import TINY, DictModel, RecordingModel, ScaleModel, noise, randomise
 
 RATE = 8000  # of the tiny models
 MIX = noise(2, 4 * RATE)
@@ -334,6 +335,17 @@ def test_keyword_arguments_and_queries_reach_the_network() -> None:
     asked = separator.run(MIX, queries={"loud": {"query": 1}, "soft": {"query": 2}})
     assert list(asked) == ["loud_drums", "loud_bass", "soft_drums", "soft_bass"]
     assert torch.equal(asked["soft_bass"], plain["bass"])
+
+
+def test_a_network_of_the_callers_may_change_between_tracks() -> None:
+    network = randomise(HTDemucs(**TINY["HTDemucs"]))
+    separator = Separator.from_model(network)
+    before = separator.run(MIX)
+    for parameter in network.parameters():
+        parameter.data.mul_(0.9)
+    after, fresh = separator.run(MIX), Separator.from_model(network).run(MIX)
+    assert all(torch.equal(after[stem], fresh[stem]) for stem in fresh)
+    assert not torch.equal(after["bass"], before["bass"])
 
 
 def test_a_closed_separator_says_so() -> None:
