@@ -81,6 +81,10 @@ def test_one_channel_is_what_it_is_in_a_pair() -> None:
     wav = noise(1, 50_000)
     pair = julius.resample_frac(wav.expand(2, -1), 48000, 44100)
     assert torch.equal(resample(wav, 48000, 44100), pair[:1])
+    assert torch.equal(
+        streamed(wav, (22050, 44100), [1]),
+        julius.resample_frac(wav.expand(2, -1), 22050, 44100)[:1],
+    )
 
 
 def test_awkward_rates_are_julius_but_for_the_order_of_a_sum() -> None:

@@ -78,6 +78,14 @@ def test_what_is_lossy_has_its_length_and_its_place(
     assert reader.warnings == ()
 
 
+def test_an_ogg_file_of_one_page_ends_where_its_mark_says(corpus: Corpus) -> None:
+    source = corpus.wav("page", signal(2, 44100, 16), 44100, 16)
+    command = "ffmpeg -nostdin -v error -y -i {src} -c:a libvorbis {out}"
+    path = corpus.run(command, source, corpus.folder / "page.ogg")
+    there, _ = soundfile.read(path, dtype="float32")
+    assert whole(AudioReader(path)).shape == there.T.shape == (2, 22073)
+
+
 EACH = ["wav-24", "flac", "aiff-16", "caf-16", "alac-16", "mp3-cbr", "ogg", "opus", "m4a", "webm"]
 
 
@@ -351,7 +359,7 @@ def silent_wav(path: Path, rate: int, channels: int, seconds: int) -> Path:
 
 @pytest.mark.parametrize(
     ("rate", "channels", "to_rate"),
-    [(8000, 1, 11025), pytest.param(48000, 2, 44100, marks=pytest.mark.slow)],
+    [(2000, 1, 2205), pytest.param(48000, 2, 44100, marks=pytest.mark.slow)],
 )
 def test_three_hours_take_no_more_memory_than_a_second(
     tmp_path: Path, rate: int, channels: int, to_rate: int

@@ -47,10 +47,12 @@ def opened(file: BinaryIO, name: str) -> Iterator[InputContainer]:
             raise AudioReadError(f"cannot read {name}: it is empty; record or fetch it again")
         file.seek(0)
         try:
-            # Behind a picture of megabytes an MP3 is known by its name alone.
-            view = _Named(file, "x.mp3") if head.startswith(b"ID3") else _Named(file, "x")
             container = av.open(
-                view, "r", options=dict(_OPTIONS), metadata_errors="replace", buffer_size=1 << 16
+                _Named(file),
+                "r",
+                options=dict(_OPTIONS),
+                metadata_errors="replace",
+                buffer_size=1 << 16,
             )
         except _FOREIGN as error:
             raise AudioReadError(f"cannot read {name}: {looks(head)}") from error
@@ -61,8 +63,9 @@ def opened(file: BinaryIO, name: str) -> Iterator[InputContainer]:
 class _Named:
     """What PyAV needs of a file, under a name that does not depend on where the bytes come from."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self.name = name
+    name = "x"
+
+    def __init__(self, file: BinaryIO) -> None:
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
 
