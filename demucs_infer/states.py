@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, DemucsError
@@ -39,6 +40,8 @@ _CLASSES: dict[str, type[nn.Module]] = {
 
 _LAYERS = {"depth", "dconv_depth", "dconv_attn", "dconv_lstm", "multi_freqs_depth", "lstm_layers"}
 _COUNTS = _LAYERS | {"t_layers", "t_heads", "audio_channels", "growth", "stride", "time_stride"}
+_DRAWS = {"normal_", "uniform_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
+
 MAX_COUNT = 256
 """Layers, heads, strides: more than any network has, few enough to build in no time."""
 
@@ -109,7 +112,7 @@ def build(architecture: Architecture) -> nn.Module:
     for name, value in arguments.items():
         _check(name, value)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             return klass(**arguments).requires_grad_(False)
     except DemucsError:
         raise
@@ -117,6 +120,26 @@ def build(architecture: Architecture) -> nn.Module:
         raise CheckpointError(
             f"no {klass.__name__} can be built of its arguments: {quoted(e, 300)}"
         ) from e
+
+
+class _Undrawn(TorchFunctionMode):
+    """No random numbers for weights that are about to be replaced.
+
+    Not only is there no memory to draw them into: a meta tensor's `normal_` also makes torch import
+    its whole compiler, seconds and a hundred megabytes of it.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _class(name: str) -> type[nn.Module]:

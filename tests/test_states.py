@@ -327,6 +327,18 @@ def test_building_takes_no_memory_and_no_luck() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_loading_does_not_wake_the_compiler(tmp_path: Path) -> None:
+    """`normal_` on a tensor without memory imports torch._dynamo: seconds, before any music."""
+    network = randomise(HTDemucs(**TINY["HTDemucs"]))
+    kwargs, state = TINY["HTDemucs"], network.state_dict()
+    torch.save({"klass": HTDemucs, "kwargs": kwargs, "state": state}, tmp_path / "x.th")
+    code = (
+        "import sys; from demucs_infer.states import load_model; load_model(sys.argv[1]); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.th")], check=True)
+
+
 def test_the_old_name_of_the_hybrid_network() -> None:
     network = build(Architecture("demucs.wdemucs.WDemucs", kwargs=TINY["HDemucs"]))
     assert type(network) is HDemucs
