@@ -1,6 +1,7 @@
 """Which file each stem goes to: a template, filled in without ever leaving the folder."""
 
 import hashlib
+import os
 import re
 import string
 from collections.abc import Iterable
@@ -11,6 +12,9 @@ FIELDS = ("track", "trackext", "stem", "ext")
 
 _MAX_BYTES = 255  # of one path component, on every file system in use
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
+_WINDOWS_UNSAFE = re.compile(r'[<>:"|?*]')
+_WINDOWS_DEVICES = {"con", "prn", "aux", "nul"}
+_WINDOWS_DEVICES |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "123456789"}
 
 
 def valid_template(template: str) -> str:
@@ -63,9 +67,14 @@ def _fill(template: str, fields: dict[str, str]) -> Path:
     return filled
 
 
-def _component(value: str) -> str:
-    """A name that cannot be a path: neither a separator nor a way up."""
+def _component(value: str, *, windows: bool = os.name == "nt") -> str:
+    """A name that cannot be a path: neither a separator nor a way up, nor a Windows device."""
     plain = _UNSAFE.sub("_", value)
+    if windows:
+        plain = _WINDOWS_UNSAFE.sub("_", plain)
+        plain = re.sub(r"[ .]+$", lambda end: "_" * len(end[0]), plain)
+        if plain.partition(".")[0].rstrip(" ").lower() in _WINDOWS_DEVICES:
+            plain = f"_{plain}"
     return "_" * max(len(plain), 1) if plain in ("", ".", "..") else plain
 
 
