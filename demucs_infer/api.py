@@ -24,7 +24,6 @@ from demucs_infer.audio.convert import ExtraChannels, Method, convert_channels
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.levels import Clip
 from demucs_infer.audio.write import Target, save_audio
-from demucs_infer.devices import choose_device
 from demucs_infer.engine.events import ChunkStarted, Event, Stage, Warned, call_back
 from demucs_infer.engine.pipeline import Block, TensorTrack, Track, separate
 from demucs_infer.engine.run import Ensemble, Network, Queried, Runner
@@ -122,27 +121,26 @@ class Separator:
         offline: bool | None = None,
         trust: bool = False,
     ) -> None:
-        device = choose_device(device)  # before a model is downloaded for nothing
+        parameters: Parameters = {
+            "device": device,
+            "shifts": shifts,
+            "overlap": overlap,
+            "split": split,
+            "segment": segment,
+            "jobs": jobs,
+            "progress": progress,
+            "callback": callback,
+            "callback_arg": callback_arg,
+            "stems": stems,
+            "derive": derive,
+            "seed": seed,
+            "precision": precision,
+            "batch_size": batch_size,
+            "io_device": io_device,
+        }
+        Settings.check(parameters)  # before anything is downloaded
         network = get_model(model, repo, cache_dir=cache_dir, offline=offline, trust=trust)
-        self._adopt(
-            network,
-            is_ours=True,
-            device=device,
-            shifts=shifts,
-            overlap=overlap,
-            split=split,
-            segment=segment,
-            jobs=jobs,
-            progress=progress,
-            callback=callback,
-            callback_arg=callback_arg,
-            stems=stems,
-            derive=derive,
-            seed=seed,
-            precision=precision,
-            batch_size=batch_size,
-            io_device=io_device,
-        )
+        self._adopt(network, is_ours=True, **parameters)
 
     @classmethod
     def from_model(cls, model: nn.Module, **parameters: Unpack[Parameters]) -> Separator:

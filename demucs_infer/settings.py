@@ -93,6 +93,12 @@ class Settings:
         object.__setattr__(self, "network_device", device)
         object.__setattr__(self, "track_device", choose_device(self.io_device))
 
+    @classmethod
+    def check(cls, parameters: Parameters) -> None:
+        """Find what is wrong before there is a model, apart from the names of its stems."""
+        named = {"stems", "derive"}
+        cls(sources=("any",), **{name: x for name, x in parameters.items() if name not in named})  # type: ignore[arg-type]  # the same names
+
     def plan_for(self, sources: Sequence[str]) -> StemPlan:
         """The stems that are asked for, out of these."""
         if isinstance(self.stems, StemPlan):

@@ -1,7 +1,7 @@
 """Turn a loaded network into its fast form; the caller's own is left as it was."""
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -53,9 +53,7 @@ def _processor_has_bf16() -> bool:
     return bool(known()) if known is not None else False
 
 
-def optimize(
-    network: nn.Module, *, device: str | torch.device = "cpu", precision: str = "fp32"
-) -> nn.Module:
+def optimize(network: Any, precision: str = "fp32", *, device: str | torch.device = "cpu") -> Any:
     """A network that answers the same, faster; itself, where there is nothing to gain.
 
     "fp32" is exact up to the order of sums. "bf16" and "fp16" compute products and convolutions in
