@@ -99,6 +99,7 @@ class ArrayRecording:
     cover = None
 
     def __init__(self, wav: Tensor, sample_rate: int, hearing: Hearing) -> None:
+        self.hearing = hearing
         self.num_channels = wav.shape[0]
         self.sample_rate = sample_rate
         wav = hearing.part(wav, sample_rate)
@@ -129,6 +130,7 @@ class FileRecording:
     """A file as a track: decoded anew every time it is read, and never held whole."""
 
     def __init__(self, source: Source, hearing: Hearing) -> None:
+        self.hearing = hearing
         self._track = Track(
             source,
             sample_rate=hearing.sample_rate,
@@ -187,6 +189,11 @@ def record(audio: AudioInput, sample_rate: float | None = None, *, hearing: Hear
     if isinstance(audio, ArrayRecording | FileRecording):
         if sample_rate is not None:
             raise ValueError(f"{sample_rate=} is for arrays; a recording knows its own")
+        theirs, ours = (
+            f"{one.channels} channels at {one.sample_rate} Hz" for one in (audio.hearing, hearing)
+        )
+        if theirs != ours:
+            raise ValueError(f"a recording for a model of {theirs}, and this one takes {ours}")
         return audio
     if isinstance(audio, Audio):
         if sample_rate is not None and sample_rate != audio.sample_rate:

@@ -306,6 +306,11 @@ def test_a_device_that_is_absent_is_named() -> None:
         tiny(device="cuda:1")
 
 
+def test_a_wrong_parameter_is_found_before_a_model_is_looked_for() -> None:
+    with pytest.raises(ValueError, match="overlap"):
+        Separator("no such model", overlap=2)
+
+
 def test_parameters_can_be_changed_between_tracks() -> None:
     model = RecordingModel()
     separator = Separator.from_model(model, shifts=0)
@@ -454,6 +459,13 @@ def test_files_that_may_not_be_replaced_are_an_error(wav: Path, tmp_path: Path) 
         list(tiny().stream_to(wav, tmp_path, Saving(overwrite=False)))
     assert (tmp_path / "bass.wav").read_text() == "precious"
     assert not (tmp_path / "drums.wav").exists()
+
+
+def test_a_recording_is_for_the_model_that_it_was_made_for(wav: Path) -> None:
+    part = tiny().record(wav)
+    other = Separator.from_model(ScaleModel(samplerate=RATE * 2))
+    with pytest.raises(ValueError, match="8000 Hz.*16000 Hz"):
+        other.run(part)
 
 
 def test_a_part_of_a_track_can_be_asked_for(wav: Path) -> None:
