@@ -192,6 +192,11 @@ class Separator:
         return self._model
 
     @property
+    def device(self) -> torch.device:
+        """Where the networks run."""
+        return self._settings.network_device
+
+    @property
     def stems(self) -> tuple[str, ...]:
         """What is handed out, in order."""
         return self._settings.plan.outputs
@@ -354,13 +359,12 @@ class Separator:
         """
         return _to_files(self._task(), self.record(audio, sample_rate), out, saving or Saving())
 
-    def blocks(self, track: Track, *, start: int = 0) -> BlockEvents:
+    def blocks(self, track: Track) -> BlockEvents:
         """Final samples of the stems in order, and events, for a track at the model's rate.
 
-        This is the level below files and results: `record` makes such a track of anything. From
-        `start` on, the blocks are those of a whole run, and only what they depend on is run.
+        This is the level below files and results: `record` makes such a track of anything.
         """
-        return self._task().run(_Rest(track, start) if start else track)
+        return self._task().run(track)
 
     def close(self) -> None:
         """Give the memory of the device back; the separator cannot be used any more."""
@@ -467,21 +471,6 @@ class _Task:
             for item in stream:
                 if not isinstance(item, ChunkStarted):  # only the callback asked for these
                     yield item
-
-
-class _Rest:
-    """A track of which only the samples from `first` on are wanted."""
-
-    def __init__(self, track: Track, first: int) -> None:
-        self.first = first
-        self.channels = track.channels
-        self.blocks = track.blocks
-        self.level = getattr(track, "level", None)
-        self._track = track
-
-    @property
-    def length(self) -> int | None:
-        return getattr(self._track, "length", None)
 
 
 def _with_length(
