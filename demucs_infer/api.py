@@ -192,11 +192,6 @@ class Separator:
         return self._model
 
     @property
-    def device(self) -> torch.device:
-        """Where the networks run."""
-        return self._settings.network_device
-
-    @property
     def stems(self) -> tuple[str, ...]:
         """What is handed out, in order."""
         return self._settings.plan.outputs
