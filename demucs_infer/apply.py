@@ -4,6 +4,7 @@ Shapes: B recordings, S stems, C channels, T samples of the track.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -12,10 +13,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from demucs_infer.engine.events import ChunkProcessed, Event, call_back
+from demucs_infer.engine.events import BatchSizeReduced, ChunkProcessed, Event, Warned, call_back
 from demucs_infer.engine.options import Options
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
 from demucs_infer.engine.run import Ensemble, Network, Queried, Runner, check_weights
+
+_logger = logging.getLogger(__name__)
 
 
 class BagOfModels(nn.Module):
@@ -175,4 +178,6 @@ def _collect(stream: Iterator[Event | Block], mix: Tensor, num_stems: int) -> Te
     for item in stream:
         if isinstance(item, Block):
             out[..., item.start : item.start + item.stems.shape[-1]] = item.stems
+        elif isinstance(item, BatchSizeReduced | Warned):
+            _logger.warning("%s", item)
     return out

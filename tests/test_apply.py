@@ -20,7 +20,7 @@ from demucs_infer.apply import BagOfModels, apply_model
 from demucs_infer.demucs import Demucs
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
-from tests.kit import TINY, RecordingModel, ScaleModel, noise, randomise
+from tests.kit import TINY, OomModel, RecordingModel, ScaleModel, noise, randomise
 
 UPSTREAM = {"HTDemucs": UpstreamHTDemucs, "HDemucs": UpstreamHDemucs, "Demucs": UpstreamDemucs}
 OURS = {"HTDemucs": HTDemucs, "HDemucs": HDemucs, "Demucs": Demucs}
@@ -72,7 +72,7 @@ SETTINGS = [
     {"shifts": 0, "overlap": 0.75, "segment": 0.5},
     {"shifts": 2, "overlap": 0.1, "segment": 1.0, "transition_power": 1.5},
 ]
-LENGTHS = [1, 5, 3999, 8000, 8001, 13007]
+LENGTHS = [1, 5, 8000, 8001, 13007]
 BAGS = {"alone": None, "one-hot": ONE_HOT, "mixed": MIXED}
 
 
@@ -267,6 +267,18 @@ def test_a_fixed_network_refuses_a_longer_segment_in_words() -> None:
     for model in (network, BagOfModels([network])):
         with pytest.raises(ValueError, match="longer than the 1 s this network was trained at"):
             apply_model(model, mix, segment=1.5)
+
+
+def test_one_window_for_all_and_a_shorter_segment_exclude_each_other() -> None:
+    network, mix = upstream_network("HTDemucs"), noise(2, 7000)[None]
+    with pytest.raises(ValueError, match="split=False makes one window of 7000"):
+        apply_model(network, mix, 0, split=False, segment=0.5)
+
+
+def test_a_batch_that_had_to_shrink_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    network = OomModel(limit=1)
+    apply_model(network, noise(2, 30_000)[None], 0, batch_size=4)
+    assert "BatchSizeReduced(old=4, new=2" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [(2, 100), (1, 1, 100), (1, 3, 100), (1, 2, 0), (1, 1, 2, 100)])

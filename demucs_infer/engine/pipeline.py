@@ -234,11 +234,17 @@ class _Setup:
 
     def _chunks(self, member: int, length: int, origin: int) -> tuple[Chunk, ...]:
         segment, stride = self.segments[member]
-        if not self.options.split:
-            segment = stride = length - origin
         if self.options.profile == "padded" and self.options.split:
             return plan_padded(length, segment=segment, stride=stride, origin=origin)
         rule = self.rules[member]
+        if not self.options.split:
+            segment = stride = length - origin
+            if rule(segment) < segment:
+                raise ValueError(
+                    f"split=False makes one window of {segment} samples, and with segment_seconds "
+                    f"= {self.options.segment_seconds} the network reads {rule(segment)}: "
+                    "leave one of them out"
+                )
         return plan_chunks(length, segment=segment, stride=stride, window=rule, origin=origin)
 
 
