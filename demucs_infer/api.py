@@ -515,7 +515,7 @@ def _to_files(
     rate, channels = saving.layout(recording, model.samplerate, model.audio_channels)
     outlet = Outlet(task.plan.outputs, model.samplerate, rate, channels)
     warnings: list[str] = []
-    make_folders(targets)
+    make_folders(targets, recording.path)
     with saving.files(targets, rate, channels, recording) as files:
         with closing(task.run(recording)) as stream:
             for item in stream:

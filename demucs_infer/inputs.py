@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
@@ -95,6 +95,7 @@ class ArrayRecording:
     """An array as a track: converted as a whole, in memory of its own."""
 
     name = "track"
+    path = None
     tags: Mapping[str, str] = {}
     cover = None
 
@@ -148,8 +149,9 @@ class FileRecording:
         self.sample_rate = info.sample_rate
         self.tags = info.tags
         self.cover = info.cover
-        name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
-        self.name = PurePath(name).name if isinstance(name, str | os.PathLike) else "track"
+        self.path = Path(source) if isinstance(source, str | os.PathLike) else None
+        name = self.path or getattr(source, "name", None)
+        self.name = Path(name).name if isinstance(name, str | os.PathLike) else "track"
 
     @property
     def channels(self) -> int:

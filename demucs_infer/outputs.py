@@ -106,11 +106,14 @@ class Saving:
         )
 
 
-def make_folders(targets: Mapping[str, Target]) -> None:
-    """The folders that the files will lie in."""
-    for target in targets.values():
-        if isinstance(target, str | os.PathLike):
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
+def make_folders(targets: Mapping[str, Target], source: Path | None = None) -> None:
+    """The folders that the files will lie in; none of them may be the `source` itself."""
+    paths = [Path(target) for target in targets.values() if isinstance(target, str | os.PathLike)]
+    for path in paths:
+        if source is not None and path.resolve() == source.resolve():
+            raise ValueError(f"{path} is the input, which a stem would replace: choose a folder")
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq: tensors do not compare to a bool

@@ -224,6 +224,10 @@ def test_events_come_in_order_and_the_output_last(wav: Path) -> None:
     from_file = list(separator.stream(wav))
     assert names(from_file) == ["load", "/load", *names(items)]
     assert "derive_stems" not in names(list(tiny().stream(MIX)))
+    calls: list[dict[str, object]] = []
+    separator.update_parameter(callback=calls.append)  # who listens changes nothing
+    assert names(list(separator.stream(MIX))) == names(items)
+    assert len(calls) == 2 * len(chunks)
     last, run = items[-1], separator.run(MIX)
     assert isinstance(last, InferenceOutput)
     assert all(torch.equal(last[stem], run[stem]) for stem in run)
@@ -322,9 +326,11 @@ def test_parameters_can_be_changed_between_tracks() -> None:
     assert torch.equal(separator.run(MIX)["drums"], first["drums"])
 
 
-def test_the_same_track_gives_the_same_stems_whatever_else_runs() -> None:
-    separator = tiny(shifts=2)
-    tracks = [noise(2, RATE + 997 * index, seed=index) for index in range(12)]
+@pytest.mark.parametrize("kind", ["ScaleModel", "HTDemucs"])
+def test_the_same_track_gives_the_same_stems_whatever_else_runs(kind: str) -> None:
+    network = ScaleModel() if kind == "ScaleModel" else randomise(HTDemucs(**TINY[kind]))
+    separator = Separator.from_model(network, shifts=2)
+    tracks = [noise(2, RATE + 997 * index, seed=index) for index in range(8)]
     serial = [separator.run(track) for track in tracks]
     with ThreadPoolExecutor(8) as pool:
         parallel = list(pool.map(separator.run, reversed(tracks)))[::-1]
@@ -459,6 +465,15 @@ def test_files_that_may_not_be_replaced_are_an_error(wav: Path, tmp_path: Path) 
         list(tiny().stream_to(wav, tmp_path, Saving(overwrite=False)))
     assert (tmp_path / "bass.wav").read_text() == "precious"
     assert not (tmp_path / "drums.wav").exists()
+
+
+def test_a_stem_never_replaces_the_track(tmp_path: Path) -> None:
+    track = tmp_path / "bass.wav"
+    soundfile.write(track, MIX.T.numpy(), RATE)
+    before = track.read_bytes()
+    with pytest.raises(ValueError, match="is the input"):
+        tiny().separate_to(track, tmp_path / "x" / "..")
+    assert track.read_bytes() == before
 
 
 def test_a_recording_is_for_the_model_that_it_was_made_for(wav: Path) -> None:
