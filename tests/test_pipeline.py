@@ -532,3 +532,45 @@ def test_announcements_name_what_is_done_next() -> None:
 def test_options_are_valid_if_they_exist(name: str, value: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Options(**{name: value})  # type: ignore[arg-type]
+
+
+class Later(Blocks):
+    """A track of which only what follows `first` is wanted."""
+
+    def __init__(self, samples: Tensor, *sizes: int, first: int) -> None:
+        super().__init__(samples, *sizes)
+        self.first = first
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(1, 6000),
+    share=st.floats(0, 0.999),
+    overlap=st.sampled_from([0.0, 0.25, 0.6]),
+    shifts=st.integers(0, 2),
+    batch_size=st.integers(1, 4),
+    profile=st.sampled_from(["demucs", "padded"]),
+    padding=st.sampled_from(["constant", "reflect"]),
+)
+def test_what_begins_in_the_middle_holds_the_same_bits(
+    length: int,
+    share: float,
+    overlap: float,
+    shifts: int,
+    batch_size: int,
+    profile: Any,
+    padding: Any,
+) -> None:
+    first = int(share * length)
+    network = BagOfModels([ScaleModel(segment=0.1), ScaleModel(gains=[0.5, 2.0], segment=0.17)])
+    options = Options(
+        shifts=shifts, overlap=overlap, batch_size=batch_size, profile=profile, padding=padding
+    )
+    track = 0.1 + noise(2, length)
+    expected = joined(separate(TensorTrack(track), network, options=options))
+    items = list(separate(Later(track, 700, first=first), network, options=options))
+    blocks = [item for item in items if isinstance(item, Block)]
+    assert blocks[0].start == first
+    assert torch.equal(torch.cat([b.stems for b in blocks], -1), expected[..., first:])
+    last = [item for item in items if isinstance(item, ChunkProcessed)][-1]
+    assert (last.fraction, last.batch_index) == (1.0, last.total_batches)
