@@ -62,6 +62,7 @@ def shapes(network: nn.Module) -> dict[str, torch.Size]:
         ("DiffQuantizer", {"min_size": 0.0005, "group_size": 4, "float16": True}),
         ("DiffQuantizer", {"min_size": 0.0005, "group_size": 8, "exclude": ["wide*"]}),
         ("DiffQuantizer", {"min_size": 0.0005, "group_size": 8, "min_bits": 3, "max_bits": 14}),
+        ("DiffQuantizer", {"min_size": 960 * 4 / 2**20, "group_size": 8}),  # `inner`, exactly
         ("UniformQuantizer", {"min_size": 0.0005, "bits": 8}),
         ("UniformQuantizer", {"min_size": 0.0005, "bits": 3}),
         ("UniformQuantizer", {"min_size": 0.0005, "bits": 12, "float16": True}),

@@ -85,6 +85,28 @@ def test_the_name_that_a_file_asks_for_is_in_the_error(outcome: dict[str, Any]) 
     assert "subprocess.Popen" in outcome["found"]["klass.safetensors"]
 
 
+REASONS = {
+    "shape.th": "does not fit",
+    "stride.th": "does not fit",
+    "offset.th": "does not fit",
+    "stride_negative.th": "does not fit",
+    "storage.th": "announces",
+    "bomb.th": "compressed",
+    "depth.th": "out of all range",
+    "shared.th": "again and again",
+    "steps.th": "steps",
+    "laughs.th": "more than 4096 values",
+    "nested_key.th": "key of a dictionary",
+    "overlap.safetensors": "overlap",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_each_defence_is_the_one_that_speaks(name: str, outcome: dict[str, Any]) -> None:
+    """Refused for what is wrong with it, not because something later happened to fail."""
+    assert REASONS[name] in outcome["found"][name]
+
+
 def test_the_canary_would_have_died(tmp_path: Path) -> None:
     """The files are not harmless by accident: Python's own reader does execute them."""
     canary = tmp_path / "canary"
