@@ -11,7 +11,8 @@ FIELDS = ("track", "trackext", "stem", "ext")
 """What a template may name."""
 
 _MAX_BYTES = 255  # of one path component, on every file system in use
-_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
+# Separators, control characters, and halves of letters that no file system stores.
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")
 _WINDOWS_UNSAFE = re.compile(r'[<>:"|?*]')
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul"}
 _WINDOWS_DEVICES |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "123456789"}

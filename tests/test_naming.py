@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demucs_infer.naming import stem_paths, valid_template
@@ -47,6 +47,7 @@ ODD_NAMES = st.text(st.characters(exclude_categories=()), max_size=300) | st.sam
 )
 
 
+@settings(max_examples=50)
 @given(track=ODD_NAMES, stem=ODD_NAMES.filter(lambda name: len(name.encode(errors="ignore")) < 99))
 @pytest.mark.parametrize("template", ["{track}/{stem}.{ext}", "{stem}", "{track}{stem}.{ext}"])
 def test_no_name_leaves_the_folder(template: str, track: str, stem: str) -> None:
@@ -70,3 +71,9 @@ def test_two_stems_never_share_a_file() -> None:
         stem_paths(OUT, ["a/b", "a_b"])
     with pytest.raises(ValueError, match="the same file"):  # where capitals do not count
         stem_paths(OUT, ["Bass", "bass"])
+
+
+def test_a_name_that_no_file_system_stores_is_made_one() -> None:
+    (path,) = stem_paths(OUT, ["bass"], "{track}{stem}", track="\ud800" + "日" * 99).values()
+    assert path.name.startswith("_")
+    assert len(path.name.encode()) <= 255

@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, RLock
 from typing import Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -207,7 +207,7 @@ class _Lease:
 
 # What is borrowed belongs to no runner: two of them may hold the same network.
 _leases: "WeakKeyDictionary[nn.Module, _Lease]" = WeakKeyDictionary()
-_leases_lock = Lock()
+_leases_lock = RLock()  # a collected generator may give back while its thread borrows
 
 
 @contextmanager
