@@ -140,36 +140,41 @@ class Batch:
         What was separated by then stays in the spool, and the next run continues there.
         """
         stop = threading.Event()
-        writing: deque[tuple[_Ready, Future[Result]]] = deque()
+        writing: deque[_Ending] = deque()
         with (
             ThreadPoolExecutor(1, "demucs-read") as reader,
             ThreadPoolExecutor(_WRITE_BEHIND, "demucs-write") as writers,
         ):
             try:
                 for ready in _ahead(reader, lambda job: self._prepare(job, stop), jobs):
-                    if isinstance(ready, tuple):
-                        yield ready
-                        continue
-                    writing.append((ready, writers.submit(self._write, ready)))
-                    yield from self._separate(ready, writing[-1][1])
+                    if isinstance(ready, _Ready):
+                        files = writers.submit(self._write, ready)
+                        writing.append(_Ending(ready.job, files, ready.delivery.spool))
+                        yield from self._separate(ready, files)
+                    else:
+                        writing.append(ready)
                     yield from _written(writing, leave=_WRITE_BEHIND - 1)
                 yield from _written(writing, leave=0)
             finally:
                 stop.set()
-                for ready, _ in writing:
-                    ready.delivery.spool.abandon()
+                for ending in writing:
+                    if ending.spool:
+                        ending.spool.abandon()
 
     # ── before the network ──
 
-    def _prepare(self, job: Job, stop: threading.Event) -> _Ready | tuple[Job, Result]:
+    def _prepare(self, job: Job, stop: threading.Event) -> "_Ready | _Ending":
         """All that can be known beforehand, or the end of the track."""
         begun = perf_counter()
         try:
             return self._opened(job, stop, begun)
         except _Settled as settled:
-            return job, settled.result
+            result = settled.result
         except Exception as error:  # noqa: BLE001 (a track is never an exception)
-            return job, self._failed(job, error, begun)
+            result = self._failed(job, error, begun)
+        known: Future[Result] = Future()
+        known.set_result(result)
+        return _Ending(job, known)
 
     def _opened(self, job: Job, stop: threading.Event, begun: float) -> _Ready:
         recipe = self._new_recipe(job)
@@ -333,6 +338,15 @@ class Batch:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ending:
+    """A track that the network is done with, or never has to see."""
+
+    job: Job
+    result: Future[Result]
+    spool: Spool | None = None
+
+
 class _Settled(Exception):
     """A track is over before it began."""
 
@@ -404,13 +418,11 @@ def _ahead(
         yield future.result()
 
 
-def _written(
-    writing: deque[tuple[_Ready, Future[Result]]], *, leave: int
-) -> Iterator[tuple[Job, Result]]:
+def _written(writing: deque[_Ending], *, leave: int) -> Iterator[tuple[Job, Result]]:
     """The results that are there, in order; waits for them while there are more than `leave`."""
-    while writing and (len(writing) > leave or writing[0][1].done()):
-        result = writing[0][1].result()
-        yield writing.popleft()[0].job, result
+    while writing and (len(writing) > leave or writing[0].result.done()):
+        result = writing[0].result.result()
+        yield writing.popleft().job, result
 
 
 def _until(stop: threading.Event, blocks: Iterable[Tensor]) -> Iterator[Tensor]:

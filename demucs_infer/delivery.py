@@ -123,6 +123,7 @@ class Delivery:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.part(stem).replace(path)
             if manifest:
+                where.parent.mkdir(parents=True, exist_ok=True)
                 manifest.write(where)
         self.workplace.remove()
 

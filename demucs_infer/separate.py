@@ -8,7 +8,8 @@ import argparse
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from demucs_infer.commands.arguments import COMMANDS, parser
@@ -57,7 +58,6 @@ def _tracks(words: Sequence[str]) -> int:
     """`demucs-infer TRACKS...`"""
     top = parser()
     args = top.parse_args(words)
-    _choose_logging(args)
     if args.list_models:
         from demucs_infer.commands.models import list_as_upstream
 
@@ -66,16 +66,21 @@ def _tracks(words: Sequence[str]) -> int:
         top.error("which tracks? Name files, folders or patterns, or - for standard input")
     from demucs_infer.commands.tracks import separate_tracks
 
-    try:
+    with _logging(args):
         return separate_tracks(args)
-    except argparse.ArgumentError as error:
-        top.error(str(error))
 
 
-def _choose_logging(args: argparse.Namespace) -> None:
+@contextmanager
+def _logging(args: argparse.Namespace) -> Iterator[None]:
     """What the library says of itself goes to the error stream, if it is asked for."""
-    level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.ERROR
-    logger = logging.getLogger("demucs_infer")
-    logger.setLevel(level)
+    logger, handler, before = logging.getLogger("demucs_infer"), logging.StreamHandler(), 0
     if args.debug or args.verbose:
-        logger.addHandler(logging.StreamHandler())
+        before = logger.level
+        logger.setLevel(logging.DEBUG if args.debug else logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        if handler in logger.handlers:
+            logger.removeHandler(handler)
+            logger.setLevel(before)
