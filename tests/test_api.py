@@ -426,6 +426,20 @@ def test_files_hold_what_run_gives(audio: str, wav: Path, tmp_path: Path) -> Non
         assert np.array_equal(found.T, expected[stem])
 
 
+def test_loud_files_share_one_gain_and_sum_to_the_mix(tmp_path: Path) -> None:
+    loud = 12 * MIX
+    result = tiny().separate_to(loud, tmp_path / "shared")
+    output = tiny().run(loud)
+    assert result.gain == output.gain < 1
+    assert set(result.gains.values()) == {result.gain}
+    total = sum(soundfile.read(path, dtype="float64")[0].T for path in result.paths.values())
+    exact = sum(stem.double() for stem in output.outputs.values()) * result.gain
+    # Rounded together: the sum is within half a step of 16 bits, and float32 adds a little.
+    assert abs(total - exact.numpy()).max() <= 0.51 / 2**15
+    alone = tiny().separate_to(loud, tmp_path / "alone", clip="rescale")
+    assert alone.gains["drums"] > alone.gains["bass"] == alone.gain
+
+
 def test_files_can_be_named_one_by_one_or_be_open(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     result = tiny().separate_to(MIX, {"drums": buffer, "bass": tmp_path / "b" / "x.flac"}, "flac")
