@@ -67,7 +67,7 @@ def tolerance(name: str, wav: "np.ndarray[object, np.dtype[np.float64]]") -> flo
     # Upstream scales by 32767 and truncates, we scale by 32768 and round: a step for its
     # truncation, up to one at full scale for the other scale, and half a one for rounding stems
     # together. In 24 bits the order of sums of float32 shows too.
-    return 2.5 / 2**23 + 1e-6 if name == "minus" else 2.5 / 2**15
+    return 2 / 2**23 + 1e-6 if name == "minus" else 2 / 2**15
 
 
 def test_files_are_within_one_step_of_what_was_computed(
