@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from demucs_infer.errors import ModelLoadingError as ModelLoadingError
     from demucs_infer.errors import ModelNotFound as ModelNotFound
     from demucs_infer.errors import SeparationError as SeparationError
+    from demucs_infer.extension.config import Config as Config
+    from demucs_infer.extension.metadata import ModelMetadata as ModelMetadata
+    from demucs_infer.extension.metadata import ModelParamsLike as ModelParamsLike
+    from demucs_infer.extension.registry import register_model as register_model
     from demucs_infer.inputs import Audio as Audio
     from demucs_infer.outputs import InferenceOutput as InferenceOutput
     from demucs_infer.outputs import Saving as Saving
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from demucs_infer.pretrained import get_model as get_model
     from demucs_infer.pretrained import list_models as list_models
     from demucs_infer.pretrained import model_info as model_info
+    from demucs_infer.states import load_weights as load_weights
 
 __version__ = "5.0.0"
 
@@ -44,13 +49,16 @@ _HOME = {
     "BatchSizeReduced": "demucs_infer.engine.events",
     "CheckpointError": "demucs_infer.errors",
     "ChunkProcessed": "demucs_infer.engine.events",
+    "Config": "demucs_infer.extension.config",
     "ConfigError": "demucs_infer.errors",
     "DemucsError": "demucs_infer.errors",
     "DownloadError": "demucs_infer.errors",
     "Encoding": "demucs_infer.audio.formats",
     "InferenceOutput": "demucs_infer.outputs",
     "ModelLoadingError": "demucs_infer.errors",
+    "ModelMetadata": "demucs_infer.extension.metadata",
     "ModelNotFound": "demucs_infer.errors",
+    "ModelParamsLike": "demucs_infer.extension.metadata",
     "Saving": "demucs_infer.outputs",
     "SeparatedFiles": "demucs_infer.outputs",
     "SeparationError": "demucs_infer.errors",
@@ -61,8 +69,10 @@ _HOME = {
     "derive_stems": "demucs_infer.engine.stems",
     "get_model": "demucs_infer.pretrained",
     "list_models": "demucs_infer.pretrained",
+    "load_weights": "demucs_infer.states",
     "model_info": "demucs_infer.pretrained",
     "parse_stem_rule": "demucs_infer.engine.stems",
+    "register_model": "demucs_infer.extension.registry",
     "save_audio": "demucs_infer.audio.write",
 }
 __all__ = [
@@ -74,13 +84,16 @@ __all__ = [
     "BatchSizeReduced",
     "CheckpointError",
     "ChunkProcessed",
+    "Config",
     "ConfigError",
     "DemucsError",
     "DownloadError",
     "Encoding",
     "InferenceOutput",
     "ModelLoadingError",
+    "ModelMetadata",
     "ModelNotFound",
+    "ModelParamsLike",
     "Saving",
     "SeparatedFiles",
     "SeparationError",
@@ -92,8 +105,10 @@ __all__ = [
     "derive_stems",
     "get_model",
     "list_models",
+    "load_weights",
     "model_info",
     "parse_stem_rule",
+    "register_model",
     "save_audio",
 ]
 

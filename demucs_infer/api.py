@@ -6,7 +6,7 @@ Shapes: S stems, C channels, T samples of the track, t of a block.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from enum import Enum
@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from demucs_infer.engine.run import Ensemble, Network, Queried, Runner
 from demucs_infer.engine.stems import StemPlan
 from demucs_infer.errors import AudioReadError as LoadAudioError
 from demucs_infer.errors import ModelLoadingError as LoadModelError
+from demucs_infer.extension.build import load_network
+from demucs_infer.extension.config import Config
+from demucs_infer.extension.metadata import ModelMetadata
 from demucs_infer.fast.optimize import optimize
 from demucs_infer.inputs import Audio, AudioInput, FileRecording, Hearing, Recording, record
 from demucs_infer.outputs import (
@@ -153,13 +156,39 @@ class Separator:
         separator._adopt(model, is_ours=False, **parameters)
         return separator
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        *,
+        config: Config | Mapping[str, object] | str | os.PathLike[str],
+        checkpoint: str | os.PathLike[str],
+        overrides: Sequence[str] = (),
+        metadata: ModelMetadata[Any] | None = None,
+        **parameters: Unpack[Parameters],
+    ) -> Separator:
+        """A separator around a network of one's own, from a configuration and its weights.
+
+        `overrides` change the configuration (`"inference.batch_size=2"`), `parameters` are those
+        of `Separator(...)` and go before it. `metadata` says which network it is; without, its
+        package offers it under the configuration's `model_type`.
+        """
+        known = Config.of(config, overrides)
+        network = load_network(known, checkpoint, metadata)
+        separator = cls.__new__(cls)
+        told: Parameters = {**known.parameters, **parameters}
+        separator._adopt(network, is_ours=True, **told)
+        separator._saving = Saving(encoding=known.output.encoding, clip=known.output.clip)
+        return separator
+
     def _adopt(self, model: nn.Module, *, is_ours: bool, **parameters: Unpack[Parameters]) -> None:
         self._model = model
         self._ensemble = Ensemble.of(model)
-        self._settings = Settings(sources=self._ensemble.sources, **parameters)
+        self._settings = Settings.of(self._ensemble.members, parameters)
         self._lock = Lock()
         self._is_closed = False
         self._is_ours = is_ours
+        self._saving = Saving()
+        """How files are written where nobody says how."""
         self._home = ExitStack()
         """What keeps a network of ours on its device from one track to the next."""
         self._runner = self._settle(self._settings.network_device)
@@ -318,22 +347,25 @@ class Separator:
         self,
         audio: AudioInput,
         out: str | os.PathLike[str] | Mapping[str, Target],
-        format: str = "wav",
+        format: str | None = None,
         *,
         sample_rate: float | None = None,
         bits: int | None = None,
         bitrate: int | None = None,
-        clip: Clip = "track",
+        clip: Clip | None = None,
         template: str = "{stem}.{ext}",
     ) -> SeparatedFiles:
         """A track into files, in memory that does not grow with its length.
 
         `out` is a folder, where `template` names the files, or a path or file object per stem.
         All files appear, complete, at the end. Unlike upstream's, they share one gain where one
-        would clip; `clip="rescale"` gives each its own.
+        would clip; `clip="rescale"` gives each its own. What is not said is as the configuration of
+        the network has it: otherwise a wav file.
         """
-        encoding = Encoding(format, bits=bits, bitrate=bitrate)
-        saving = Saving(encoding=encoding, clip=clip, template=template)
+        encoding = self._saving.encoding
+        if (format, bits, bitrate) != (None, None, None):
+            encoding = Encoding(format or encoding.format, bits=bits, bitrate=bitrate)
+        saving = Saving(encoding=encoding, clip=clip or self._saving.clip, template=template)
         for item in self.stream_to(audio, out, saving, sample_rate=sample_rate):
             if isinstance(item, SeparatedFiles):
                 return item
@@ -352,7 +384,7 @@ class Separator:
         `saving` says all that can be said about the files. Closing the generator ends the work
         within a batch, and leaves no file.
         """
-        return _to_files(self._task(), self.record(audio, sample_rate), out, saving or Saving())
+        return _to_files(self._task(), self.record(audio, sample_rate), out, saving or self._saving)
 
     def blocks(self, track: Track) -> BlockEvents:
         """Final samples of the stems in order, and events, for a track at the model's rate.

@@ -14,6 +14,7 @@ from demucs_infer.cache import Store
 from demucs_infer.catalog import NOT_STATED, Checkpoint, known
 from demucs_infer.download import Progress, sha256_of
 from demucs_infer.errors import CheckpointError, ModelLoadingError
+from demucs_infer.extension.registry import offered_models, offered_network
 from demucs_infer.repo import (
     AnyModelRepo,
     BagOnlyRepo,
@@ -92,9 +93,9 @@ def get_model(
 ) -> nn.Module | BagOfModels:
     """The network, or bag of networks, called `name`, in evaluation mode.
 
-    `name` is a model of the catalogue, a signature, `hf://namespace/name`, or the path of a
-    checkpoint; with `repo`, a model or bag of that folder. `progress(done, total)` is told about
-    bytes that arrive.
+    `name` is a model of the catalogue or of another package, a signature, `hf://namespace/name`, or
+    the path of a checkpoint; with `repo`, a model or bag of that folder. `progress(done, total)` is
+    told about bytes that arrive.
     """
     text = os.fspath(name)
     if repo is not None:
@@ -107,6 +108,8 @@ def get_model(
         from demucs_infer.states import load_model
 
         return load_model(text, trust=trust)
+    if text not in known().bags and text not in known().checkpoints:
+        return offered_network(text)
     store = Store.of(cache_dir, offline, progress)
     for checkpoint in known().files(text):  # all of them before the first one is built
         store.obtain(checkpoint)
@@ -115,12 +118,13 @@ def get_model(
 
 
 def list_models(repo: AnyPath | None = None) -> dict[str, Places]:
-    """`{"single": {signature: address or file}, "bag": {name: its networks or file}}`."""
+    """`{"single": {signature: address, file or module}, "bag": {name: its networks or file}}`."""
     if repo is not None:
         found = _local(Path(repo))
         return {"single": found.model_repo.list_model(), "bag": found.bag_repo.list_model()}
     single = RemoteRepo()
-    return {"single": single.list_model(), "bag": BagOnlyRepo(known(), single).list_model()}
+    networks = {**single.list_model(), **offered_models()}
+    return {"single": networks, "bag": BagOnlyRepo(known(), single).list_model()}
 
 
 def model_info(name: str, *, cache_dir: AnyPath | None = None) -> ModelInfo:

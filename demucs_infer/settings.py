@@ -27,6 +27,10 @@ class OwnParameters(TypedDict, total=False):
     precision: str
     batch_size: BatchSize
     io_device: Device
+    profile: Literal["demucs", "padded"]
+    window: Literal["triangle", "hann", "hamming", "linear_fade", "ones"]
+    padding: Literal["constant", "reflect", "replicate"]
+    normalize: bool
 
 
 class Parameters(OwnParameters, total=False):
@@ -65,6 +69,10 @@ class Settings:
     """Of the networks; "auto" is what pays on the device."""
     batch_size: BatchSize = "auto"
     io_device: Device = "cpu"
+    profile: Literal["demucs", "padded"] = "demucs"
+    window: Literal["triangle", "hann", "hamming", "linear_fade", "ones"] = "triangle"
+    padding: Literal["constant", "reflect", "replicate"] = "constant"
+    normalize: bool = True
 
     options: Options = field(init=False)
     """The part that the engine knows."""
@@ -87,11 +95,24 @@ class Settings:
             seed=self.seed,
             precision=precision,  # type: ignore[arg-type]  # Options looks too
             batch_size=self.batch_size,
+            profile=self.profile,
+            window=self.window,
+            padding=self.padding,
+            normalize=self.normalize,
         )
         object.__setattr__(self, "options", options)
         object.__setattr__(self, "plan", self.plan_for(self.sources))
         object.__setattr__(self, "network_device", device)
         object.__setattr__(self, "track_device", choose_device(self.io_device))
+
+    @classmethod
+    def of(cls, members: Sequence[object], parameters: Parameters) -> "Settings":
+        """Those for networks, which may have `preferences` where a parameter is not given."""
+        wishes = [dict(getattr(member, "preferences", {})) for member in members]
+        if any(wish != wishes[0] for wish in wishes):
+            raise ValueError(f"the networks of a bag differ in how they are to be run: {wishes}")
+        sources: tuple[str, ...] = tuple(members[0].sources)  # type: ignore[attr-defined]  # networks
+        return cls(sources=sources, **{**wishes[0], **parameters})
 
     @classmethod
     def check(cls, parameters: Parameters) -> None:

@@ -237,7 +237,7 @@ def _fill(model: nn.Module, state: Mapping[str, Weight], size: int, *, strict: b
     }
     if sum(weight.nbytes for weight in chosen.values()) > size:
         raise CheckpointError(f"its tensors use the same bytes again and again: it has only {size}")
-    _assign(model, {name: _float(name, weight) for name, weight in chosen.items()})
+    _assign(model, {name: _number(name, weight, wanted[name]) for name, weight in chosen.items()})
 
 
 def _fill_quantized(model: nn.Module, package: Package) -> None:
@@ -258,7 +258,10 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             raise CheckpointError(f"the network's {name} is not in the file")
 
 
-def _float(name: str, weight: Weight) -> Tensor:
+def _number(name: str, weight: Weight, wanted: Tensor) -> Tensor:
+    # What is counted in a network (batches that a norm has seen, say) is no weight.
+    if weight.dtype == wanted.dtype and not wanted.is_floating_point():
+        return weight.read()
     if not weight.dtype.is_floating_point:
         raise CheckpointError(f"its weight {quoted(name)} is {weight.dtype}, not a real number")
     return weight.read().float()

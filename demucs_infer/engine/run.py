@@ -177,8 +177,14 @@ class Queried(nn.Module):
         return torch.cat([as_tensor(answer, names) for answer in answers], dim=1)
 
 
-def as_tensor(answer: object, sources: Sequence[str]) -> Tensor:
-    """What a network answered, by stem name, in order or stacked, as one (B S C W)."""
+SOUND = ("batch", "stems", "channels", "samples")
+
+
+def as_tensor(answer: object, sources: Sequence[str], axes: Sequence[str] = SOUND) -> Tensor:
+    """What a network answered, by stem name, in order or stacked, as one (B S C W).
+
+    `axes` are the names of what it must have, where that is not sound.
+    """
     if isinstance(answer, Mapping):
         if set(answer) != set(sources):
             raise SeparationError(
@@ -187,11 +193,11 @@ def as_tensor(answer: object, sources: Sequence[str]) -> Tensor:
         answer = [answer[name] for name in sources]
     if isinstance(answer, list | tuple):
         answer = torch.stack(list(answer), dim=1) if len(answer) == len(sources) else len(answer)
-    if isinstance(answer, Tensor) and answer.ndim == 4 and answer.shape[1] == len(sources):
+    if isinstance(answer, Tensor) and answer.ndim == len(axes) and answer.shape[1] == len(sources):
         return answer
     got = tuple(answer.shape) if isinstance(answer, Tensor) else answer
     raise SeparationError(
-        f"the network answered {got}, not (batch, stems, channels, samples) "
+        f"the network answered {got}, not ({', '.join(axes)}) "
         f"with {len(sources)} stems: {', '.join(sources)}"
     )
 
@@ -238,7 +244,7 @@ def borrowed(network: object, device: torch.device | None) -> Iterator[None]:
         with _leases_lock:
             lease.count -= 1
             if not lease.count:
-                del _leases[network]
+                _leases.pop(network, None)  # at the end of a process it may be gone already
                 for module, training in lease.training:
                     module.training = training
                 if lease.device is not None and not _same(device, lease.device):
