@@ -36,6 +36,12 @@ class Model:
         """Its folder below the output folder."""
         return model_folder(self.name)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it has to be fetched, unless it was before; not so a folder's or a file's."""
+        is_known = self.name in {*known().bags, *known().checkpoints}
+        return self.repo is None and (is_known or self.name.startswith("hf://"))
+
     def weights(self) -> tuple[str, ...] | None:
         """The sha256 of every file that makes the model; None if some are not here yet."""
         if self.repo is not None:
@@ -76,7 +82,7 @@ class Order:
     split: bool = True
     segment: float | None = None
     seed: int = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     batch_size: int | Literal["auto"] = "auto"
     stems: tuple[str, ...] | None = None
     derive: tuple[str, ...] = ()
@@ -104,7 +110,8 @@ class Order:
             split=self.split,
             segment_seconds=self.segment,
             seed=self.seed,
-            precision=self.precision,
+            # What "auto" is on a device is known when the device is.
+            precision="fp32" if self.precision == "auto" else self.precision,
             batch_size=self.batch_size,
         )
         object.__setattr__(self, "options", options)

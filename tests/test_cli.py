@@ -183,7 +183,7 @@ def test_trust_is_asked_for_by_name(run: Command, here: Path) -> None:
     [
         ("--shifts 2", True), ("--overlap 0.5", True), ("--segment 0.7", True), ("--seed 5", True),
         ("--no-split", True), ("--batch-size 4", False), ("-j 2", False), ("-d cpu", False),
-        ("--precision bf16", None),
+        ("--precision auto", None), ("--precision fp32", False),
     ],
 )  # fmt: skip
 def test_how_to_separate(run: Command, here: Path, line: str, changes: bool | None) -> None:
@@ -192,12 +192,17 @@ def test_how_to_separate(run: Command, here: Path, line: str, changes: bool | No
     plain, other = stems(here / "plain/9d0a6f1c/song"), stems(here / "other/9d0a6f1c/song")
     error = max(float(np.abs(plain[stem] - other[stem]).max()) for stem in STEMS)
     scale = max(float(np.abs(wav).max()) for wav in plain.values())
-    if changes is None:  # reduced precision: another result, and not far from it (40 dB)
-        assert 0 < error < 0.1 * scale
+    if changes is None:  # whatever is fastest on this processor: bf16 promises 40 dB
+        assert error < 0.1 * scale
     elif changes:
         assert error > 1e-5
     else:  # the same sums in another order
         assert error <= 1e-5 * max(scale, 1)
+
+
+def test_precision_that_this_machine_does_not_have(run: Command, here: Path) -> None:
+    run("song.wav --precision fp16", expect=2)
+    assert "GPU" in run.err and "auto" in run.err
 
 
 def test_same_seed_same_bytes(run: Command, here: Path) -> None:

@@ -104,9 +104,9 @@ def _separation_flags(group: Any) -> None:
     )
     group.add_argument(
         "--precision",
-        choices=("fp32", "bf16", "fp16"),
+        choices=("fp32", "bf16", "fp16", "auto"),
         default="fp32",
-        help="arithmetic of the network; fp32 is exact (%(default)s)",
+        help="arithmetic of the network: fp32 is exact, auto the fastest here (%(default)s)",
     )
     group.add_argument(
         "--batch-size", type=_batch_size, default="auto", help="windows that run together (auto)"

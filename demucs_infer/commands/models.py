@@ -96,23 +96,36 @@ def _describe(args: argparse.Namespace) -> None:
 
 
 def _pull(args: argparse.Namespace) -> None:
+    for name in args.name:
+        _files(args, fetch(name, to=args.to, cache_dir=args.cache_dir, offline=args.offline))
+
+
+def fetch(
+    name: str,
+    *,
+    to: Path | None = None,
+    cache_dir: Path | None = None,
+    offline: bool | None = None,
+    quiet: bool = False,
+) -> list[Path]:
+    """The files of a model; a bar at a terminal tells of those that have to come from afar."""
     from tqdm import tqdm
 
-    for name in args.name:
-        with tqdm(desc=name, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+    hidden = True if quiet else None  # None: where there is no terminal
+    bars: list[tqdm[Any]] = []
 
-            def arrived(done: int, total: int | None, bar: "tqdm[Any]" = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+    def arrived(done: int, total: int | None) -> None:
+        if not bars:
+            text = f"downloading {name}"
+            bars.append(tqdm(desc=text, unit="B", unit_scale=True, disable=hidden, leave=False))
+        bars[0].total = total
+        bars[0].update(done - bars[0].n)
 
-            found = pretrained.pull(
-                name,
-                to=args.to,
-                cache_dir=args.cache_dir,
-                offline=args.offline,
-                progress=arrived,
-            )
-        _files(args, found)
+    try:
+        return pretrained.pull(name, to=to, cache_dir=cache_dir, offline=offline, progress=arrived)
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def _path(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.commands.memory import keep_large_blocks
+from demucs_infer.commands.models import fetch
 from demucs_infer.commands.progress import Report, choose_report
 from demucs_infer.discovery import STDIN, Found, find_tracks
 from demucs_infer.manifest import matches, read_manifest, sha256_file
@@ -207,6 +208,8 @@ def _separated(
     report: Report,
 ) -> Iterator[Result]:
     keep_large_blocks()
+    if model.is_remote:
+        fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
     from demucs_infer.batch import Batch, Job, open_separator
 
     separator = open_separator(model, order, device=args.device, jobs=args.jobs)
