@@ -78,7 +78,8 @@ class Branch:
         the wide result needs no pass of its own to be measured.
         """
         count = len(hidden)
-        total, gram = hidden.sum(0).double(), (hidden.t() @ hidden).double()
+        hidden = hidden.double()  # tens of thousands of steps: float32 would lose 20 dB here
+        total, gram = hidden.sum(0), hidden.t() @ hidden
         weight, bias = self._weight.double(), self._bias.double()
         sums = weight @ total + count * bias
         squares = ((weight @ gram) * weight).sum(1) + 2 * bias * (weight @ total) + count * bias**2

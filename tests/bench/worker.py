@@ -23,9 +23,9 @@ def network(side: str, order: dict[str, Any]) -> Callable[[], Any]:
     load = import_module(f"{PACKAGE[side]}.pretrained").get_model
     member = load(order["model"], repo=Path(order["repo"])).models[0].eval().to(order["device"])
     if side == "ours":
-        from demucs_infer.engine.optimize import optimize
+        from demucs_infer.fast.optimize import optimize
 
-        member = optimize(member, device=order["device"], precision=order["precision"])
+        member = optimize(member, order["precision"], device=order["device"])
     samples = int(order["seconds"] * 44_100)
     window = torch.load(order["track"], weights_only=True)[None, :, :samples].to(order["device"])
 
