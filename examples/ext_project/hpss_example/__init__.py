@@ -1,0 +1,1 @@
+"""What sounds on, and what strikes: a small network for demucs-infer."""

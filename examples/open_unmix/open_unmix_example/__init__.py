@@ -1,0 +1,1 @@
+"""Open-Unmix for demucs-infer."""
