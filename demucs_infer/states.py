@@ -22,11 +22,11 @@ from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, DemucsError
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
-from demucs_infer.package import Architecture, Package, read_package
-from demucs_infer.quantized import decode
-from demucs_infer.rename import architecture as torchaudio_architecture
-from demucs_infer.rename import is_torchaudio, to_ours
-from demucs_infer.weight import Weight, quoted
+from demucs_infer.weights.package import Architecture, Package, read_package
+from demucs_infer.weights.quantized import decode
+from demucs_infer.weights.rename import architecture as torchaudio_architecture
+from demucs_infer.weights.rename import is_torchaudio, to_ours
+from demucs_infer.weights.weight import Weight, quoted
 
 _Network = TypeVar("_Network", bound=nn.Module)
 

@@ -22,7 +22,7 @@ LAYERS = [
 # Rooms made of several modules.
 ROOMS = {
     "networks": "demucs hdemucs htdemucs wdemucs transformer layers spec wiener",
-    "weights": "archive cache catalog download package quantized rename states unpickle weight",
+    "weights": "weights states",
     "pretrained": "pretrained repo",
     "api": "api inputs outputs settings devices",
     "batch": "batch delivery discovery manifest naming orders results spool targets workplace",

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from demucs_infer import download
-from demucs_infer.download import Wanted, fetch, sha256_of
 from demucs_infer.errors import DownloadError
+from demucs_infer.weights import download
+from demucs_infer.weights.download import Wanted, fetch, sha256_of
 
 CONTENT = bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -280,7 +280,7 @@ def test_a_caller_can_stop_it(tmp_path: Path, server: Server) -> None:
 FETCH = """
 import sys
 from pathlib import Path
-from demucs_infer.download import Wanted, fetch
+from demucs_infer.weights.download import Wanted, fetch
 assert fetch(Wanted([sys.argv[1]], Path(sys.argv[2]), sys.argv[3])) == sys.argv[3]
 assert "torch" not in sys.modules
 """
@@ -298,7 +298,8 @@ def test_two_processes_fetch_it_once(tmp_path: Path, server: Server) -> None:
 
 def test_a_dead_process_does_not_keep_its_lock(tmp_path: Path, server: Server) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from demucs_infer.download import locked\n"
+        "import os, sys; from pathlib import Path\n"
+        "from demucs_infer.weights.download import locked\n"
         "with locked(Path(sys.argv[1])): os._exit(9)"
     )
     lock = tmp_path / "x.th.lock"

@@ -19,8 +19,6 @@ from torch import nn
 
 from demucs_infer import pretrained, repo
 from demucs_infer.apply import BagOfModels
-from demucs_infer.cache import Store, cache_folder
-from demucs_infer.catalog import NOT_STATED, Catalog, known, read_catalog
 from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
 from demucs_infer.pretrained import (
@@ -33,6 +31,8 @@ from demucs_infer.pretrained import (
     remove,
     verify,
 )
+from demucs_infer.weights.cache import Store, cache_folder
+from demucs_infer.weights.catalog import NOT_STATED, Catalog, known, read_catalog
 from tests.kit import TINY, randomise
 
 # ── the catalogue ──

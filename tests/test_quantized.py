@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer.errors import CheckpointError
-from demucs_infer.package import Package, read_package
-from demucs_infer.quantized import decode
+from demucs_infer.weights.package import Package, read_package
+from demucs_infer.weights.quantized import decode
 from tests import hostile
 
 DIFFQ = {"klass": hostile.Named("diffq.diffq", "DiffQuantizer"), "packed": True}
@@ -150,7 +150,7 @@ def read(tmp_path: Path) -> Iterator[Any]:
         found = dict(read_package(file).state)
         program = hostile.archive(hostile.dumps(klass))
         (tmp_path / "klass.th").write_bytes(program)
-        from demucs_infer.unpickle import read_torch_file
+        from demucs_infer.weights.unpickle import read_torch_file
 
         found["meta"] = {**found["meta"], "klass": read_torch_file(tmp_path / "klass.th")}
         return found

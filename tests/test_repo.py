@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from demucs_infer.apply import BagOfModels
-from demucs_infer.cache import Store
 from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, ModelLoadingError, ModelNotFound
 from demucs_infer.repo import AnyModelRepo, BagOnlyRepo, HubRepo, LocalRepo, RemoteRepo, read_bag
+from demucs_infer.weights.cache import Store
 from tests.kit import TINY, randomise
 
 

@@ -22,8 +22,8 @@ from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, ModelLoadingError
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
-from demucs_infer.package import Architecture
 from demucs_infer.states import build, load_model, load_weights
+from demucs_infer.weights.package import Architecture
 from tests import hostile
 from tests.kit import TINY, randomise
 

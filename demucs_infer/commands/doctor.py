@@ -13,8 +13,8 @@ from typing import Any
 
 from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS
-from demucs_infer.cache import Store
 from demucs_infer.pretrained import list_models, model_info
+from demucs_infer.weights.cache import Store
 
 _PACKAGES = ("torch", "numpy", "av", "safetensors", "pyyaml", "tqdm")
 _OPTIONAL = ("soxr", "soundfile", "huggingface-hub", "fastapi", "ray", "fsspec")

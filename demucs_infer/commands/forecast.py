@@ -11,11 +11,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from demucs_infer.audio.formats import FORMATS
-from demucs_infer.catalog import known
 from demucs_infer.errors import DemucsError
 from demucs_infer.manifest import matches, read_manifest, sha256_file
 from demucs_infer.orders import Model, Order
 from demucs_infer.pretrained import model_info
+from demucs_infer.weights.catalog import known
 
 if TYPE_CHECKING:
     from demucs_infer.api import Separator

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from demucs_infer import pretrained
-from demucs_infer.catalog import known
 from demucs_infer.pretrained import ModelInfo, list_models, model_info
+from demucs_infer.weights.catalog import known
 
 
 def parser() -> argparse.ArgumentParser:

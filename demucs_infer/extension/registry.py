@@ -12,9 +12,9 @@ from importlib.metadata import EntryPoint, entry_points
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from demucs_infer.catalog import known
 from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound
 from demucs_infer.extension.metadata import ModelMetadata
+from demucs_infer.weights.catalog import known
 
 if TYPE_CHECKING:
     from torch import nn
