@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 
 # From malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_large_blocks() -> None:
@@ -22,3 +22,5 @@ def keep_large_blocks() -> None:
         # The threshold of mapping itself cannot be raised beyond 32 MB: no mapping at all.
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        # Large blocks in a heap for each thread leave holes; in one heap others fill them.
+        libc.mallopt(_M_ARENA_MAX, 1)
