@@ -283,7 +283,7 @@ def test_interrupted_from_the_keyboard(repo: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_hour_takes_no_more_memory_than_five_minutes(tmp_path: Path) -> None:
-    """The highest memory of the process, within 5 %: `VmHWM` as Linux counts it."""
+    """`VmHWM`, the highest memory of the process as Linux counts it."""
     repo = make_repo(tmp_path / "repo")
     code = (
         "import sys, json\nfrom demucs_infer.separate import main\nmain(sys.argv[1:])\n"
@@ -301,7 +301,9 @@ def test_an_hour_takes_no_more_memory_than_five_minutes(tmp_path: Path) -> None:
         )
         peaks.append(int(done.stdout))
         assert load(tmp_path / f"o/9d0a6f1c/{minutes}/drums.wav").shape[0] == minutes * 60 * RATE
-    assert peaks[1] <= 1.05 * peaks[0], peaks
+    # One copy of the longer mix is 220 MB, one of its stems 880. What grows is the plan, a kilobyte
+    # for each window (4800 of a second here), and holes in the heap: 32 MB at most.
+    assert peaks[1] <= peaks[0] + 32 * 1024, peaks
 
 
 def test_names_that_are_hostile(stage: Stage) -> None:
