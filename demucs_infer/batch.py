@@ -32,9 +32,11 @@ from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.pipeline import Block
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
+from demucs_infer.extension.own import OwnModel
 from demucs_infer.manifest import Manifest, Recipe, matches, sha256_file
 from demucs_infer.orders import Model, Order
 from demucs_infer.results import Fault, Result
+from demucs_infer.settings import Parameters
 from demucs_infer.spool import Abandoned, Spool
 from demucs_infer.targets import Target
 from demucs_infer.workplace import Workplace
@@ -74,22 +76,35 @@ class _Ready:
 
 def open_separator(model: Model, order: Order, *, device: str = "auto", jobs: int = 0) -> Separator:
     """The model, ready for the tracks of an order; every mistake about stems is found here."""
-    separator = Separator(
-        model.name,
-        model.repo,
-        device=device,
-        shifts=order.shifts,
-        overlap=order.overlap,
-        split=order.split,
-        segment=order.segment,
-        jobs=jobs,
-        seed=order.seed,
-        precision=order.precision,
-        batch_size=order.batch_size,
-        cache_dir=model.cache_dir,
-        offline=model.offline,
-        trust=model.trust,
-    )
+    told: Parameters = {
+        "device": device,
+        "shifts": order.shifts,
+        "overlap": order.overlap,
+        "split": order.split,
+        "segment": order.segment,
+        "jobs": jobs,
+        "seed": order.seed,
+        "precision": order.precision,
+        "batch_size": order.batch_size,
+    }
+    if isinstance(model, OwnModel):
+        separator = Separator.from_pretrained(
+            config=model.config,
+            checkpoint=model.checkpoint,
+            metadata=model.metadata,
+            stems=None,  # the order says which, and what is derived
+            derive=(),
+            **told,
+        )
+    else:
+        separator = Separator(
+            model.name,
+            model.repo,
+            cache_dir=model.cache_dir,
+            offline=model.offline,
+            trust=model.trust,
+            **told,
+        )
     plan = choose_stems(
         separator.stems,
         stems=order.stems,
@@ -107,7 +122,8 @@ class Batch:
     `weights` are the digests of the model's files, as `Model.weights` gives them. `skip` says what
     counts as done: stems with a manifest that tells of the same recipe ("same"), any files of
     those names ("existing"), or nothing ("nothing"). A track during which the process died
-    `max_deaths` times in the same place ends as `quarantined`; None tries for ever.
+    `max_deaths` times in the same place ends as `quarantined`; None tries for ever. Tracks that
+    were at work when it died come after all others, each alone: only one of them is to blame.
     """
 
     def __init__(
@@ -139,6 +155,21 @@ class Batch:
 
         What was separated by then stays in the spool, and the next run continues there.
         """
+        suspects: list[Job] = []
+        yield from self._together(self._trusted(jobs, suspects))
+        for job in suspects:
+            yield from self._together([job])
+
+    def _trusted(self, jobs: Iterable[Job], suspects: list[Job]) -> Iterator[Job]:
+        """Those during which no process has died; the others become `suspects`."""
+        for job in jobs:
+            if self._max_deaths is not None and self._workplace(job).was_left_at_work:
+                suspects.append(job)
+            else:
+                yield job
+
+    def _together(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Event | Result], None, None]:
+        """One is read, one separated and one written at any time."""
         stop = threading.Event()
         writing: deque[_Ending] = deque()
         with (
@@ -223,8 +254,11 @@ class Batch:
                 raise _Settled(Result.skipped(job.track, job.target.manifest, found))
         return recipe
 
+    def _workplace(self, job: Job) -> Workplace:
+        return Workplace(job.target.folder, job.target.manifest)
+
     def _entered(self, job: Job, recipe: Recipe) -> Workplace:
-        workplace = Workplace(job.target.folder, job.target.manifest)
+        workplace = self._workplace(job)
         if not workplace.enter(recipe.key):
             raise DemucsError("another process is at work on this track: let it finish")
         return workplace

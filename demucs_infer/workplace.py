@@ -53,6 +53,11 @@ class Workplace:
         self._attempts.write_text(f"{self.deaths + 1} {frames}", "ascii")
 
     @property
+    def was_left_at_work(self) -> bool:
+        """Whether a process died here, unless one is at work here now."""
+        return self._attempts.exists()
+
+    @property
     def _attempts(self) -> Path:
         return self.folder / "attempts"
 
