@@ -31,6 +31,10 @@ class Behaviour:
     """After how many bytes to hang up, one for each of the next answers."""
     codes: list[int] = field(default_factory=list)
     ranges: bool = True
+    slip: int = 0
+    """How far behind the byte that was asked for an answer begins."""
+    span: int | None = None
+    """The longest part that is sent at once."""
     etag: str | None = '"one"'
     content: bytes = CONTENT
     has_length: bool = True
@@ -64,12 +68,14 @@ class Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         condition = self.headers.get("If-Range")
         if wanted and behaviour.ranges and condition in (None, behaviour.etag):
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) + behaviour.slip
             if start >= len(content):
                 self.send_error(416)
                 return
+            whole = len(content)
+            content = content[: start + behaviour.span] if behaviour.span else content
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{whole}")
         else:
             self.send_response(200)
         if behaviour.has_length:
@@ -160,6 +166,40 @@ def test_a_server_without_ranges_is_asked_again(tmp_path: Path, server: Server) 
     server.behaviour.cuts = [300_000]
     fetch(Wanted([server.url], tmp_path / "x.th", DIGEST))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("digest", [DIGEST, None])
+@pytest.mark.parametrize("slip", [-7, 7])
+def test_another_part_than_was_asked_for_is_not_used(
+    tmp_path: Path, server: Server, slip: int, digest: str | None
+) -> None:
+    server.behaviour.slip, server.behaviour.cuts = slip, [300_000]
+    fetch(Wanted([server.url], tmp_path / "x.th", digest))
+    assert (tmp_path / "x.th").read_bytes() == CONTENT
+    ranges = [asked.get("range") for asked in server.behaviour.asked]
+    assert ranges == [None, "bytes=300000-", None]
+
+
+def test_a_part_that_ends_early_is_not_the_file(tmp_path: Path, server: Server) -> None:
+    server.behaviour.span, server.behaviour.cuts = 400_000, [300_000]
+    fetch(Wanted([server.url], tmp_path / "x.th"))
+    assert (tmp_path / "x.th").read_bytes() == CONTENT
+    ranges = [asked.get("range") for asked in server.behaviour.asked]
+    assert ranges == [None, "bytes=300000-", "bytes=700000-"]
+
+
+def test_the_tag_of_one_address_is_not_taken_for_that_of_another(
+    tmp_path: Path, server: Server
+) -> None:
+    wanted = Wanted([server.url], tmp_path / "x.th")
+    for etag, content in (('"one"', CONTENT), (None, CONTENT[::-1])):
+        server.behaviour.etag, server.behaviour.content = etag, content
+        server.behaviour.cuts = [300_000, 0, 0, 0]
+        with pytest.raises(DownloadError):
+            fetch(wanted)
+    server.behaviour.etag, server.behaviour.content = '"one"', CONTENT
+    fetch(wanted)
+    assert wanted.path.read_bytes() == CONTENT
 
 
 def test_without_digest_or_tag_nothing_is_resumed(tmp_path: Path, server: Server) -> None:

@@ -130,14 +130,19 @@ def _attempt(url: str, part: Path, wanted: Wanted, progress: Progress) -> str:
         if tag.exists():
             request.add_header("If-Range", tag.read_text("ascii"))
     with _open(request) as answer:
-        if answer.status != 206 or _first_byte(answer) != done:
+        if answer.status != 206:
             done = 0
+        elif _first_byte(answer) != done:
+            _discard(part)  # so that the next attempt asks for all of it
+            raise ConnectionError(f"asked from byte {done} on, it sent another part of the file")
         total = _total(answer, done)
         if total is not None and total > wanted.max_bytes:
             raise _Unfit(f"it is {total} bytes, more than the {wanted.max_bytes} allowed")
         etag = answer.headers.get("ETag", "")
         if etag.startswith('"') and etag.isascii():
             tag.write_text(etag, "ascii")
+        elif not done:
+            tag.unlink(missing_ok=True)  # it named what another address sent
         return _receive(answer, part, done, total, wanted.max_bytes, progress)
 
 
@@ -184,12 +189,20 @@ def _tag_file(part: Path) -> Path:
     return part.with_name(part.name + ".etag")
 
 
+def _range(answer: http.client.HTTPResponse) -> re.Match[str] | None:
+    return re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+
+
 def _first_byte(answer: http.client.HTTPResponse) -> int | None:
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    found = _range(answer)
     return int(found[1]) if found else None
 
 
 def _total(answer: http.client.HTTPResponse, done: int) -> int | None:
+    """Bytes of the whole file: a part may end before the file does."""
+    found = _range(answer) if answer.status == 206 else None
+    if found and found[2] != "*":
+        return int(found[2])
     length = answer.headers.get("Content-Length", "")
     return done + int(length) if length.isdigit() else None
 
