@@ -265,8 +265,7 @@ class Hybrid(nn.Module):
         x, xt = self.estimate(
             scale.remove(x), scale_time.remove(mix) if self.config.hybrid else None
         )
-        x = scale.restore(x.unflatten(1, (-1, self.config.planes)))
-        wave = self.synthesise(self.to_spectra(x.to(z.device), z), length).to(mix.device)
+        wave = self.to_wave(x, scale, z, length).to(mix.device)
         if xt is None:
             return wave
         return scale_time.restore(xt.unflatten(1, (-1, self.audio_channels))) + wave
@@ -318,11 +317,19 @@ class Hybrid(nn.Module):
         pad = F.pad(mix, (left, right)) if self.config.hybrid_old else pad_reflect(mix, left, right)
         return spectro(pad, self.nfft, self.hop_length)[..., :-1, 2 : 2 + frames]
 
+    def to_wave(self, x: Tensor, scale: Scale, z: Tensor, length: int) -> Tensor:
+        """The samples of planes around zero, z of the mix: (B S*P F T) -> (B S C length)."""
+        x = scale.restore(x.unflatten(1, (-1, self.config.planes)))
+        return self.synthesise(self.to_spectra(x.to(z.device), z), length)
+
     def synthesise(self, z: Tensor, length: int) -> Tensor:
         """The samples of a spectrum: (B S C F T) complex -> (B S C length)."""
         if not self.config.hybrid:
             return ispectro(F.pad(z, (0, 0, 0, 1)), self.hop_length, length)
-        z = F.pad(z, (2, 2, 0, 1))
+        return self.overlap(F.pad(z, (2, 2, 0, 1)), length)
+
+    def overlap(self, z: Tensor, length: int) -> Tensor:
+        """The samples of a spectrum that has its last bin and its silent frames again."""
         whole = self.hop_length * math.ceil(length / self.hop_length)
         if self.config.hybrid_old:  # late by the margin, as those networks were trained to be
             return ispectro(z, self.hop_length, whole)[..., :length]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from demucs_infer.demucs import Demucs
-from demucs_infer.fast import ladder, transformer
+from demucs_infer.fast import ladder, spectra, transformer
 from demucs_infer.fast.ladder import (
     FastDecoder,
     FastEncoder,
@@ -16,6 +16,7 @@ from demucs_infer.fast.ladder import (
     FastWaveEncoder,
 )
 from demucs_infer.fast.reduced import Reduced
+from demucs_infer.fast.spectra import ToWave
 from demucs_infer.fast.transformer import FastTransformer
 from demucs_infer.hdemucs import Hybrid
 from demucs_infer.layers import DecoderLayer, EncoderLayer
@@ -79,6 +80,8 @@ def _on_processor(network: Hybrid | Demucs, dtype: torch.dtype) -> nn.Module:
             setattr(fast, name, FastPointwise(module, dtype))
         elif isinstance(module, CrossTransformer) and transformer.fits(module):
             setattr(fast, name, FastTransformer(module, dtype))
+    if isinstance(fast, Hybrid) and spectra.fits(fast):
+        object.__setattr__(fast, "to_wave", ToWave(fast))
     return fast.eval()
 
 

@@ -21,7 +21,9 @@ def fits(network: CrossTransformer) -> bool:
 class FastAttention:
     """`Attention` with the layer scale after it folded into its last product."""
 
-    def __init__(self, attention: Attention, scale: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, attention: Attention, scale: nn.Module, dtype: torch.dtype, *, crosses: bool
+    ) -> None:
         self._dtype = dtype
         self._heads = attention.heads
         size = attention.channels
@@ -30,16 +32,17 @@ class FastAttention:
         shrink = (size / attention.heads) ** -0.5
         weight[:size] *= shrink
         bias[:size] *= shrink
-        self._query = Linear(weight[:size], bias[:size], dtype)
-        self._memory = Linear(weight[size:], bias[size:], dtype)
-        self._all = Linear(weight, bias, dtype)
+        # To itself: one product makes all three. To another: what is read has two.
+        own = size if crosses else 3 * size
+        self._own = Linear(weight[:own], bias[:own], dtype)
+        self._memory = Linear(weight[own:], bias[own:], dtype) if crosses else None
         self._out = scaled(attention.out_proj, scale, dtype)
 
     def __call__(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        if memory is None:
-            q, k, v = self._all(x).chunk(3, dim=-1)
+        if memory is None or self._memory is None:
+            q, k, v = self._own(x).chunk(3, dim=-1)
         else:
-            q = self._query(x)
+            q = self._own(x)
             k, v = self._memory(memory).chunk(2, dim=-1)
         split = [each.unflatten(-1, (self._heads, -1)) for each in (q, k, v)]
         mixed = [attend(*item, dtype=self._dtype) for item in zip(*split, strict=True)]
@@ -62,7 +65,7 @@ class FastLayer:
         self._layer = layer
         self.crosses = isinstance(layer, CrossLayer)
         attention = layer.cross_attn if isinstance(layer, CrossLayer) else layer.self_attn
-        self._attention = FastAttention(attention, layer.gamma_1, dtype)
+        self._attention = FastAttention(attention, layer.gamma_1, dtype, crosses=self.crosses)
         self._up = Linear(layer.linear1.weight, layer.linear1.bias, dtype)
         self._down = scaled(layer.linear2, layer.gamma_2, dtype)
 
