@@ -1,0 +1,150 @@
+"""The application: settings in, ASGI out."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from demucs_infer import __version__
+from demucs_infer.server.gauges import Gauges
+from demucs_infer.server.guard import Guard, Keys, refusal
+from demucs_infer.server.jobs import Jobs
+from demucs_infer.server.refusals import Refused
+from demucs_infer.server.routes import STATIC, Routes
+from demucs_infer.server.settings import ServerSettings
+from demucs_infer.server.shapes import AUDIO, PREDICTION, Health, JobView, Menu, errors
+
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 416: "bad_range"}
+
+
+def create_app(settings: ServerSettings | None = None) -> FastAPI:
+    """A server that is ready to run; its queue is `app.state.jobs`."""
+    settings = settings or ServerSettings()
+    jobs = Jobs(settings)
+    gauges = Gauges(jobs)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        await jobs.start()
+        try:
+            yield
+        finally:
+            await jobs.stop()
+
+    app = FastAPI(
+        title="demucs-infer",
+        version=__version__,
+        summary="Takes songs apart into stems.",
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        root_path=settings.base_path,
+        root_path_in_servers=False,
+    )
+    app.state.jobs = jobs
+    _add_routes(app, Routes(jobs, gauges), settings)
+    _add_errors(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-File-Name", "Range"],
+            expose_headers=["Content-Disposition", "Retry-After", "Location"],
+        )
+    app.add_middleware(
+        Guard,
+        keys=Keys(settings.api_keys),
+        locked=("/v1", "/metrics", settings.predict_route),
+        gauges=gauges,
+        origins=settings.cors_origins,
+        base_path=settings.base_path,
+        is_logging=settings.access_log,
+    )
+    return app
+
+
+def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
+    def get(path: str, answer: Callable[..., Any], **more: Any) -> None:
+        app.add_api_route(path, answer, methods=["GET"], **more)
+        app.add_api_route(path, answer, methods=["HEAD"], **more | {"include_in_schema": False})
+
+    def post(path: str, answer: Callable[..., Any], extra: dict[str, Any], **more: Any) -> None:
+        app.add_api_route(
+            path,
+            answer,
+            methods=["POST"],
+            openapi_extra=extra,
+            responses=errors(400, 406, 408, 413, 422, 429, 500, 503, 504)
+            | more.pop("responses", {}),
+            **more,
+        )
+
+    busy = {503: {"model": Health}}
+    get(settings.health_route, routes.health, response_model=Health, responses=busy)
+    get("/readyz", routes.health, response_model=Health, responses=busy)
+    get("/livez", routes.livez, response_model=Health)
+    get("/metrics", routes.metrics, responses=errors())
+    get("/v1/models", routes.menu, response_model=Menu, responses=errors())
+    post(settings.predict_route, routes.predict, PREDICTION)
+    post(
+        "/v1/separate",
+        routes.separate,
+        AUDIO,
+        responses={200: {"content": {"application/zip": {}, "audio/*": {}}}},
+    )
+    post(
+        "/v1/jobs",
+        routes.create,
+        AUDIO,
+        status_code=202,
+        responses={202: {"model": JobView}},
+    )
+    get("/v1/jobs/{id}", routes.job, response_model=JobView, responses=errors(404))
+    get("/v1/jobs/{id}/events", routes.events, responses=errors(404))
+    get("/v1/jobs/{id}/stems.zip", routes.archive, responses=errors(404, 409, 410))
+    get(
+        "/v1/jobs/{id}/stems/{name}",
+        routes.stem,
+        responses=errors(404, 409, 410, 416) | {206: {"description": "A part."}},
+    )
+    app.add_api_route(
+        "/v1/jobs/{id}",
+        routes.cancel,
+        methods=["DELETE"],
+        status_code=202,
+        responses=errors(404) | {202: {"model": JobView}, 204: {"description": "Forgotten."}},
+    )
+    get("/docs", routes.docs, include_in_schema=False)
+    get("/sample.wav", routes.sample, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    if settings.page:
+        get("/", routes.page, include_in_schema=False)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        return refusal(error)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        code = _CODES.get(error.status_code, "refused")
+        answer = refusal(Refused(error.status_code, code, str(error.detail)))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        clauses = [f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()[:8]]
+        return refusal(Refused(422, "invalid_request", "; ".join(clauses)))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, __: Exception) -> JSONResponse:
+        return refusal(Refused(500, "failed", "something went wrong; the server's log says what"))
