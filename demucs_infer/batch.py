@@ -36,7 +36,6 @@ from demucs_infer.extension.own import OwnModel
 from demucs_infer.manifest import Manifest, Recipe, matches, sha256_file
 from demucs_infer.orders import Model, Order
 from demucs_infer.results import Fault, Result
-from demucs_infer.settings import Parameters
 from demucs_infer.spool import Abandoned, Spool
 from demucs_infer.targets import Target
 from demucs_infer.workplace import Workplace
@@ -76,34 +75,24 @@ class _Ready:
 
 def open_separator(model: Model, order: Order, *, device: str = "auto", jobs: int = 0) -> Separator:
     """The model, ready for the tracks of an order; every mistake about stems is found here."""
-    told: Parameters = {
-        "device": device,
-        "shifts": order.shifts,
-        "overlap": order.overlap,
-        "split": order.split,
-        "segment": order.segment,
-        "jobs": jobs,
-        "seed": order.seed,
-        "precision": order.precision,
-        "batch_size": order.batch_size,
-    }
     if isinstance(model, OwnModel):
-        separator = Separator.from_pretrained(
-            config=model.config,
-            checkpoint=model.checkpoint,
-            metadata=model.metadata,
-            stems=None,  # the order says which, and what is derived
-            derive=(),
-            **told,
-        )
+        separator = model.open(order, device=device, jobs=jobs)
     else:
         separator = Separator(
             model.name,
             model.repo,
+            device=device,
+            shifts=order.shifts,
+            overlap=order.overlap,
+            split=order.split,
+            segment=order.segment,
+            jobs=jobs,
+            seed=order.seed,
+            precision=order.precision,
+            batch_size=order.batch_size,
             cache_dir=model.cache_dir,
             offline=model.offline,
             trust=model.trust,
-            **told,
         )
     plan = choose_stems(
         separator.stems,
@@ -177,7 +166,7 @@ class Batch:
             ThreadPoolExecutor(_WRITE_BEHIND, "demucs-write") as writers,
         ):
             try:
-                for ready in _ahead(reader, lambda job: self._prepare(job, stop), jobs):
+                for ready in ahead(reader, lambda job: self._prepare(job, stop), jobs):
                     if isinstance(ready, _Ready):
                         files = writers.submit(self._write, ready)
                         writing.append(_Ending(ready.job, files, ready.delivery.spool))
@@ -439,7 +428,7 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-def _ahead(
+def ahead(
     pool: ThreadPoolExecutor, make: Callable[[Given], Made], given: Iterable[Given]
 ) -> Iterator[Made]:
     """`make` of everything given, the next one being made while one is used."""

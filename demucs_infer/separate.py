@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from demucs_infer.commands.arguments import COMMANDS, parser
-from demucs_infer.errors import DemucsError, ModelLoadingError
+from demucs_infer.commands.own import with_config
+from demucs_infer.errors import ConfigError, DemucsError, ModelLoadingError
 
 OK, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -49,7 +50,7 @@ def _explained(error: Exception) -> int:
     else:
         text = f"{type(error).__name__}: {error}"
         print(f"error: {text} (--debug shows where; please report it)", file=sys.stderr)
-    if isinstance(error, ModelLoadingError):
+    if isinstance(error, ModelLoadingError | ConfigError):
         return NO_MODEL
     return USAGE if isinstance(error, ValueError) else SOME_FAILED
 
@@ -57,7 +58,7 @@ def _explained(error: Exception) -> int:
 def _tracks(words: Sequence[str]) -> int:
     """`demucs-infer TRACKS...`"""
     top = parser()
-    args = top.parse_args(words)
+    args = with_config(top, words)
     if args.list_models:
         from demucs_infer.commands.models import list_as_upstream
 

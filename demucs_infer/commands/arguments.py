@@ -60,6 +60,26 @@ def _model_flags(group: Any) -> None:
         "-n", "--name", default="htdemucs", help="name or signature of a model (%(default)s)"
     )
     which.add_argument("-s", "--sig", help="signature of a single network")
+    which.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="how a network of your own is built and run, as JSON; it speaks for flags that are "
+        "not given",
+    )
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="its weights")
+    group.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change its configuration: 'inference.batch_size=2'; repeatable",
+    )
+    group.add_argument(
+        "--module", help="import its class from here; otherwise its package is asked for it"
+    )
+    group.add_argument("--class", dest="class_name", metavar="CLASS", help="name of its class")
     group.add_argument(
         "--repo", type=Path, help="folder of models to use instead of the known ones"
     )

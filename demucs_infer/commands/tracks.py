@@ -14,6 +14,7 @@ from pathlib import Path
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.commands.memory import keep_large_blocks
 from demucs_infer.commands.models import fetch
+from demucs_infer.commands.own import own_model
 from demucs_infer.commands.progress import Report, choose_report
 from demucs_infer.discovery import STDIN, Found, find_tracks
 from demucs_infer.manifest import matches, read_manifest, sha256_file
@@ -62,6 +63,8 @@ def separate_tracks(args: argparse.Namespace) -> int:
 
 def model_of(args: argparse.Namespace) -> Model:
     """Which model."""
+    if args.config is not None:
+        return own_model(args)
     return Model(
         name=args.sig or args.name,
         repo=args.repo,

@@ -6,12 +6,15 @@ A rule is a line like `drumless=mixture-drums` or `band = bass + 0.5*other`. Its
 Shapes: S stems, C channels, T samples of the track.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIXTURE = "mixture"
 

@@ -168,7 +168,7 @@ class OutputConfig:
     stems: tuple[str, ...] | None = field(
         default=None, metadata={"minItems": 1, "uniqueItems": True}
     )
-    """Stems of the model and derived ones; None: all."""
+    """Of the model, and derived ones come besides; or all, if it names derived ones; None: all."""
     format: str = "wav"
     bits: int | None = None
     bitrate: int | None = None
