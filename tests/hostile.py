@@ -129,14 +129,24 @@ def shared_storage() -> bytes:
 
 
 def bomb() -> bytes:
-    """A compressed archive: a hundred thousand times larger when unpacked."""
+    """A compressed archive: a thousand times larger when unpacked."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
         out.writestr("archive/data.pkl", dumps({}))
         with out.open("archive/data/0", "w") as entry:
-            for _ in range(64):
+            for _ in range(16):
                 entry.write(bytes(2**24))
     return file.getvalue()
+
+
+def directory_line(**fields: int) -> bytes:
+    """An archive whose directory says something else of its first entry than is there."""
+    content = bytearray(archive(dumps({})))
+    at = content.index(b"PK\x01\x02")
+    for name, value in fields.items():
+        offset, kind = {"method": (10, "<H"), "packed": (20, "<L"), "size": (24, "<L")}[name]
+        struct.pack_into(kind, content, at + offset, value)
+    return bytes(content)
 
 
 def nested(depth: int) -> bytes:
@@ -145,9 +155,9 @@ def nested(depth: int) -> bytes:
 
 
 def laughs() -> bytes:
-    """Lists of ten times the list before: 10 ** 30 values, if one were to walk them."""
+    """Lists of ten times the list before: 10 ** 12 values, if one were to walk them."""
     program = b"]q\x40"
-    for level in range(0x40, 0x40 + 30):
+    for level in range(0x40, 0x40 + 12):
         program += b"0](" + bytes([ord("h"), level]) * 10 + bytes([ord("e"), ord("q"), level + 1])
     return program
 
@@ -219,6 +229,9 @@ FILES: dict[str, Callable[[Path], bytes]] = {
     ),
     # Sizes that would take all memory there is.
     "bomb.th": lambda c: bomb(),
+    "method.th": lambda c: directory_line(method=8),
+    "unpacked.th": lambda c: directory_line(size=HUGE % 2**31),
+    "outside.th": lambda c: directory_line(packed=2**31, size=2**31),
     "storage.th": lambda c: weight(HUGE, 0, (4,), (1,)),
     "storage_negative.th": lambda c: weight(-5, 0, (4,), (1,)),
     "shape.th": lambda c: weight(64, 0, (HUGE, HUGE), (0, 0)),
@@ -266,6 +279,10 @@ FILES: dict[str, Callable[[Path], bytes]] = {
     "text.th": lambda c: opcodes(b"\x8d" + struct.pack("<Q", HUGE)),
     "nested.th": lambda c: opcodes(nested(200_000)),
     "laughs_shape.th": lambda c: weight(64, 0, (Raw(laughs() + b"\x85"),), (1,)),
+    "nested_known.th": lambda c: package(kwargs={**SMALL, "context": Raw(nested(3000))}),
+    "nested_json.safetensors": lambda c: safetensors(
+        {**described("demucs.demucs.Demucs"), "kwargs": '{"a":[' * 300 + "1" + "]}" * 300}
+    ),
     "nested_key.th": lambda c: opcodes(b"}" + nested(200_000) + b"Ns"),
     "laughs.th": lambda c: opcodes(laughs()),
     "cycle.th": lambda c: opcodes(b"]q\x00h\x00a"),

@@ -29,6 +29,9 @@ MAX_HEADER_BYTES = 8 * 2**20
 MAX_ARGUMENTS = 4096
 """Values in a network's arguments, nested ones counted; released files have about eighty."""
 
+MAX_NESTING = 16
+"""Of lists and tables in arguments; released files have three levels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -61,6 +64,9 @@ def read_package(path: Path, *, trust: bool = False) -> Package:
         raise ModelLoadingError(f"cannot read {path}: {error.strerror}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a checkpoint that can be used: {error}") from error
+    except RecursionError as error:
+        problem = "it is nested deeper than any that was written by a training"
+        raise CheckpointError(f"{path} is not a checkpoint that can be used: {problem}") from error
 
 
 def _from_pickle(content: object, size: int) -> Package:
@@ -111,16 +117,17 @@ def _shown(value: object) -> str:
 def _check_values(values: list[object]) -> None:
     """Arguments are plain values, few of them; anything that a file only named is refused."""
     plain = (str, int, float, bool, Fraction, type(None))
-    rest, seen = list(values), 0
+    rest, seen = [(value, 0) for value in values], 0
     while rest:
-        value = rest.pop()
+        value, level = rest.pop()
         seen += 1
         if seen > MAX_ARGUMENTS:
             raise CheckpointError(f"its arguments have more than {MAX_ARGUMENTS} values")
-        if isinstance(value, dict):
-            rest += [*value.keys(), *value.values()][:MAX_ARGUMENTS]
-        elif isinstance(value, list | tuple):
-            rest += value[:MAX_ARGUMENTS]
+        if level > MAX_NESTING:
+            raise CheckpointError(f"its arguments are nested more than {MAX_NESTING} deep")
+        if isinstance(value, dict | list | tuple):
+            inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            rest += [(part, level + 1) for part in inside[:MAX_ARGUMENTS]]
         elif not isinstance(value, plain):
             raise CheckpointError(f"its arguments hold {_shown(value)}, which is not a plain value")
 
