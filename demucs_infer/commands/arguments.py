@@ -15,6 +15,7 @@ COMMANDS = {
     "models": "list, describe, fetch, find, remove and import models",
     "doctor": "versions, devices, codecs, cache and disk of this machine",
     "eval": "how good stems are, given the true ones",
+    "serve": "stems over HTTP, with a page to play them",
 }
 """Words that are a command when they come first; a track of that name is written ./models."""
 

@@ -44,8 +44,6 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         lifespan=life,
         docs_url=None,
         redoc_url=None,
-        root_path=settings.base_path,
-        root_path_in_servers=False,
     )
     app.state.jobs = jobs
     _add_routes(app, Routes(jobs, gauges), settings)

@@ -117,6 +117,8 @@ class Guard:
         if self._base_path and scope["path"] == self._base_path:
             await RedirectResponse(f"{self._base_path}/")(scope, receive, send)
             return
+        # The whole path and its beginning, whether the proxy took that away or not.
+        scope["root_path"], scope["path"] = self._base_path, self._base_path + path
         is_locked = any(path == one or path.startswith(f"{one}/") for one in self._locked)
         # A browser asks without a key whether it may send one.
         is_question = scope["method"] == "OPTIONS"

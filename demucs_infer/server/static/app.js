@@ -159,7 +159,7 @@ class Song {
     this.cancel.textContent = "Remove";
     this.listen.hidden = false;
     if (!closePlayer) this.open();
-    start(); // what the model makes is known by now
+    if ($("stems").hidden) start(); // what the model makes is known by now
   }
 
   fail(error) {

@@ -231,6 +231,7 @@ export async function mountPlayer(root, stems, { title = "track", zip = null, sa
     const at = transport.position;
     time.textContent = `${clock(at)} / ${clock(transport.duration)}`;
     seek.value = at;
+    fill(seek);
     seek.setAttribute("aria-valuetext", `${clock(at)} of ${clock(transport.duration)}`);
     rows.forEach((row, i) => draw(row.canvas, peaks[i], row.hue, at / transport.duration, top));
   };
@@ -300,10 +301,15 @@ function stemRow(stem, index, transport, save) {
   const update = () => {
     mute.setAttribute("aria-pressed", track.muted);
     solo.setAttribute("aria-pressed", track.solo);
+    fill(volume);
     volume.setAttribute("aria-valuetext", `${Math.round(100 * track.volume)} percent`);
     item.classList.toggle("silent", transport.level(track) === 0);
   };
   return { item, canvas, hue, update };
+}
+
+function fill(range) {
+  range.style.setProperty("--fill", `${(100 * range.value) / range.max}%`);
 }
 
 function key(event, transport) {
