@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": "versions, devices, codecs, cache and disk of this machine",
     "eval": "how good stems are, given the true ones",
     "serve": "stems over HTTP, with a page to play them",
+    "batch": "all tracks of a manifest, on this machine or on many",
 }
 """Words that are a command when they come first; a track of that name is written ./models."""
 
@@ -46,13 +47,18 @@ def parser() -> argparse.ArgumentParser:
         help="files, folders (searched for audio files, mirrored in the output), patterns such as "
         "'**/*.flac', or - for standard input",
     )
+    order_flags(top)
+    _run_flags(top.add_argument_group("what to do, and what to say"))
+    return top
+
+
+def order_flags(top: argparse.ArgumentParser) -> None:
+    """Which model, and what is asked of every track."""
     _model_flags(top.add_argument_group("model"))
     _separation_flags(top.add_argument_group("separation"))
     _stem_flags(top.add_argument_group("stems"))
     _input_flags(top.add_argument_group("input"))
     _output_flags(top.add_argument_group("output"))
-    _run_flags(top.add_argument_group("what to do, and what to say"))
-    return top
 
 
 def _model_flags(group: Any) -> None:

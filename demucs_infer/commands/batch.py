@@ -1,0 +1,225 @@
+"""`demucs-infer batch MANIFEST`: a catalogue, on this machine or on many."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from demucs_infer.commands.arguments import EXIT_CODES, at_least, number, order_flags
+from demucs_infer.commands.memory import keep_large_blocks
+from demucs_infer.commands.models import fetch
+from demucs_infer.commands.tracks import (
+    ALL_DONE,
+    NO_INPUT,
+    NO_MODEL,
+    SOME_FAILED,
+    model_of,
+    order_of,
+)
+from demucs_infer.distributed.places import is_remote, joined
+from demucs_infer.distributed.rows import Catalogue
+
+if TYPE_CHECKING:
+    from demucs_infer.distributed.cluster import Cluster
+    from demucs_infer.distributed.table import Tally
+    from demucs_infer.distributed.worker import Answer, Assignment
+
+_TEMPLATE = "{track}-{trackext}/{stem}.{ext}"  # song.mp3 and song.flac are two tracks
+_EVERY = 60.0  # seconds between two lines of progress in a log
+
+
+def run(words: Sequence[str]) -> int:
+    """Separate every track of the manifest, or say what that would take."""
+    args = _parser().parse_args(words)
+    catalogue = Catalogue(manifest=args.manifest_file, root=args.root, shard=args.shard or (0, 1))
+    if args.plan:
+        from demucs_infer.distributed.planning import Benchmark, plan
+
+        found = plan(catalogue, Benchmark.read_file(args.bench), args.machines, args.price)
+        sys.stdout.write(json.dumps(found.row(), indent=2) + "\n" if args.json else found.text())
+        return ALL_DONE
+    return _separate(args, catalogue)
+
+
+def _parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        "demucs-infer batch",
+        description="Separate all tracks of a manifest. What is done is skipped, what was "
+        "interrupted goes on, and a track that killed its process twice is left out.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",  # some flags of single tracks mean a little more here
+    )
+    top.add_argument(
+        "manifest_file",
+        metavar="MANIFEST",
+        help="a path a line, or .csv, .jsonl or .parquet with the column `path`, and perhaps "
+        "`duration` (seconds), `references` (folder of true stems), `sha256`; a path or a URI",
+    )
+    order_flags(top)
+    top.set_defaults(filename=_TEMPLATE)
+    top.add_argument(
+        "-o", "--out", default="separated", help="folder for the stems, or its URI (%(default)s)"
+    )
+    top.add_argument("--root", help="what relative paths begin at (the folder of the manifest)")
+    top.add_argument("--results", help="table of results, .jsonl or .parquet (OUT/results.jsonl)")
+    top.add_argument("--force", action="store_true", help="redo what is done")
+    top.add_argument("--progress", choices=("auto", "bar", "json", "none"), default="auto")
+    top.add_argument("--json", action="store_true", help="the summary as JSON on standard output")
+    top.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    top.add_argument("--debug", action="store_true", help="show where an error comes from")
+    _engine_flags(top.add_argument_group("where"))
+    _plan_flags(top.add_argument_group("planning"))
+    return top
+
+
+def _engine_flags(group: Any) -> None:
+    group.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="every N-th row from the I-th on, from 0"
+    )
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="(%(default)s)")
+    group.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster that runs; or auto")
+    group.add_argument("--workers", type=at_least(1), default=1, help="at most (%(default)s)")
+    group.add_argument(
+        "--gpus-per-worker", type=number(0), default=0.0, help="0.5: two share one (%(default)s)"
+    )
+    group.add_argument("--cpus-per-worker", type=number(0), default=1.0, help="(%(default)s)")
+    group.add_argument("--rows-per-task", type=at_least(1), default=16, help="(%(default)s)")
+
+
+def _plan_flags(group: Any) -> None:
+    group.add_argument(
+        "--plan", action="store_true", help="say how long it would take, and separate nothing"
+    )
+    group.add_argument("--bench", type=Path, help="JSON: what was measured on such a machine")
+    group.add_argument("--machines", type=at_least(1), default=1, help="workers (%(default)s)")
+    group.add_argument("--price", type=number(0), default=0.0, help="of a worker for an hour")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    which, _, count = text.partition("/")
+    try:
+        return int(which), int(count)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be like 0/3") from None
+
+
+def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
+    total = sum(1 for _ in catalogue)  # and a manifest that cannot be read says so now
+    keep_large_blocks()
+    from demucs_infer.distributed.table import Tally, open_table
+    from demucs_infer.distributed.worker import Assignment
+
+    assignment = Assignment(
+        model=model_of(args),
+        order=order_of(args),
+        out=args.out if is_remote(args.out) else str(Path(args.out).absolute()),
+        device=args.device,
+        jobs=args.jobs,
+        skip="nothing" if args.force else "same",
+    )
+    tally = Tally()
+    with ExitStack() as stack:
+        answers = _answers(args, catalogue, assignment)
+        table = stack.enter_context(open_table(_results(args, catalogue)))
+        say = stack.enter_context(_Progress(args, tally, total))
+        for answer in tally.counted(answers):
+            table.add(answer)
+            say.answer(answer)
+            if answer["fault"] == "model":
+                break  # so it would go with all the others
+    if not args.quiet:
+        sys.stderr.write(f"{tally.line()}\n")
+    if args.json:
+        sys.stdout.write(json.dumps(tally.summary()) + "\n")
+    return _exit_code(tally)
+
+
+def _results(args: argparse.Namespace, catalogue: Catalogue) -> str:
+    which, count = catalogue.shard
+    name = "results.jsonl" if count == 1 else f"results-{which}-of-{count}.jsonl"
+    found: str = args.results or joined(args.out, name)
+    return found
+
+
+def _answers(
+    args: argparse.Namespace, catalogue: Catalogue, assignment: "Assignment"
+) -> Iterator["Answer"]:
+    from demucs_infer.distributed.worker import Worker
+
+    if args.engine == "ray":
+        from demucs_infer.distributed.cluster import run
+
+        return run(catalogue, partial(Worker, assignment), _cluster(args))
+    model = assignment.model
+    if model.is_remote:
+        fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
+    worker = Worker(assignment)
+    worker.open()
+    return worker(catalogue)
+
+
+def _cluster(args: argparse.Namespace) -> "Cluster":
+    from demucs_infer.distributed.cluster import Cluster
+
+    return Cluster(
+        address=args.ray_address,
+        workers=args.workers,
+        gpus=args.gpus_per_worker,
+        cpus=args.cpus_per_worker,
+        rows_per_task=args.rows_per_task,
+    )
+
+
+class _Progress:
+    """A bar, a line now and then, or a line of JSON for every track; errors are always said."""
+
+    def __init__(self, args: argparse.Namespace, tally: "Tally", total: int) -> None:
+        is_bar = args.progress == "bar" or (args.progress == "auto" and sys.stderr.isatty())
+        self._bar = tqdm(total=total, unit=" tracks") if is_bar and not args.quiet else None
+        self._is_json = args.progress == "json"
+        self._is_quiet = args.quiet or args.progress == "none"
+        self._tally = tally
+        self._last = monotonic()
+
+    def answer(self, answer: "Answer") -> None:
+        """A track is over."""
+        if self._is_json:
+            self._say(json.dumps(answer, ensure_ascii=False))
+        elif answer["status"] in ("failed", "quarantined"):
+            self._say(f"error: {answer['track']}: {answer['status']}: {answer['error']}")
+        if self._bar is not None:
+            self._bar.update()
+        elif not self._is_quiet and monotonic() - self._last >= _EVERY:
+            self._last = monotonic()
+            self._say(self._tally.line())
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            sys.stderr.write(f"{text}\n")
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _exit_code(tally: "Tally") -> int:
+    """As for single tracks."""
+    bad = tally.counts["failed"] + tally.counts["quarantined"]
+    if tally.faults["model"]:
+        return NO_MODEL
+    if not bad:
+        return ALL_DONE
+    return NO_INPUT if tally.faults["input"] == tally.tracks else SOME_FAILED

@@ -1,0 +1,156 @@
+"""The tracks of a catalogue, read one at a time from text, CSV, JSON lines or Parquet."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import PurePosixPath
+from typing import Any
+
+from demucs_infer.distributed.places import folder_of, joined, open_binary, open_text
+
+COLUMNS = ("path", "duration", "references", "sha256")
+"""What a manifest may say of a track; only `path` must be there, other columns are left alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One track of a catalogue."""
+
+    path: str
+    """As it stands in the manifest: this is what results call it."""
+
+    source: str
+    """Where it is: a path or a URI."""
+
+    duration: float | None = None
+    """Seconds, for planning."""
+
+    references: str | None = None
+    """A folder with the true stems, to score what was made."""
+
+    sha256: str | None = None
+    """Of the file; where it is known, a track that is done need not be read to see that."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return _steps(self.path)[-1]
+
+    @property
+    def folder(self) -> str:
+        """Where its stems lie below the output: as the manifest has it, and never outside."""
+        steps = _steps(self.path)[:-1]
+        return "/".join("_" * len(step) if step == ".." else step for step in steps)
+
+
+def _steps(path: str) -> tuple[str, ...]:
+    """`s3://bucket/a/b.wav` -> bucket, a, b.wav; `/a/b.wav` -> a, b.wav; `C:\\a` -> C, a."""
+    plain = re.sub(r"^[\w+.-]+://|:", "/", path.replace("\\", "/"))
+    steps = tuple(step for step in PurePosixPath(plain).parts if step not in ("/", "//", "."))
+    return steps or ("track",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """A manifest, or every n-th of its rows; iterating reads it anew, a row at a time."""
+
+    manifest: str
+    root: str | None = None
+    """What relative paths begin at; without it, the folder of the manifest."""
+
+    shard: tuple[int, int] = (0, 1)
+    """(which, of how many), counted from 0."""
+
+    def __post_init__(self) -> None:
+        which, count = self.shard
+        if not 0 <= which < count:
+            raise ValueError(f"shard {which}/{count} must be from 0/{count} to {count - 1}/{count}")
+
+    def __iter__(self) -> Iterator[Row]:
+        which, count = self.shard
+        root = self.root or folder_of(self.manifest)
+        for number, fields in enumerate(_fields(self.manifest)):
+            if number % count == which:
+                yield _row(fields, root, f"{self.manifest}, row {number + 1}")
+
+
+def _row(fields: Mapping[str, Any], root: str, where: str) -> Row:
+    """The row of these columns; what is empty counts as not there."""
+    known = {name: fields[name] for name in COLUMNS if fields.get(name) not in (None, "")}
+    path = known.get("path")
+    if not isinstance(path, str):
+        raise ValueError(f"{where}: expected a `path`, found {', '.join(fields) or 'nothing'}")
+    duration = known.get("duration")
+    if duration is not None:
+        try:
+            duration = float(duration)
+        except (TypeError, ValueError):
+            duration = -1.0
+        if not (isfinite(duration) and duration >= 0):
+            raise ValueError(f"{where}: duration {known['duration']!r} is no number of seconds")
+    references = known.get("references")
+    return Row(
+        path=path,
+        source=joined(root, path),
+        duration=duration,
+        references=None if references is None else joined(root, str(references)),
+        sha256=known.get("sha256"),
+    )
+
+
+def _fields(manifest: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of the file, whose suffix says how they are written."""
+    suffix = PurePosixPath(manifest).suffix.lower()
+    if suffix == ".parquet":
+        yield from _of_parquet(manifest)
+        return
+    with open_text(manifest) as lines:
+        reader: Callable[[Iterable[str]], Iterator[Mapping[str, Any]]] = _READERS.get(
+            suffix, _of_text
+        )
+        yield from reader(lines)
+
+
+def _of_text(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    for line in lines:
+        if line.strip():
+            yield {"path": line.rstrip("\r\n")}
+
+
+def _of_csv(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    yield from csv.DictReader(lines)
+
+
+def _of_json_lines(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number + 1} of the manifest is no JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"line {number + 1} of the manifest must be a JSON object")
+        yield found
+
+
+def _of_parquet(manifest: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(f"{manifest} needs pyarrow: pip install pyarrow") from error
+    with open_binary(manifest) as file:
+        table = parquet.ParquetFile(file)
+        columns = [name for name in COLUMNS if name in table.schema_arrow.names]
+        for batch in table.iter_batches(batch_size=1024, columns=columns):
+            yield from batch.to_pylist()
+
+
+_READERS: dict[str, Callable[[Iterable[str]], Iterator[Mapping[str, Any]]]] = {
+    ".csv": _of_csv,
+    ".jsonl": _of_json_lines,
+    ".ndjson": _of_json_lines,
+}

@@ -1,0 +1,162 @@
+"""The item function: a row of a manifest in, committed stems and a row of results out.
+
+Every engine calls it, in as many processes as it likes; it never raises for the sake of a row.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from demucs_infer.batch import Batch, Skip, ahead, open_separator
+from demucs_infer.distributed.courier import Courier, Visit, failed
+from demucs_infer.distributed.places import is_remote
+from demucs_infer.distributed.rows import Row
+from demucs_infer.errors import DemucsError
+from demucs_infer.orders import Model, Order
+from demucs_infer.results import Result
+
+logger = logging.getLogger(__name__)
+
+Answer = dict[str, Any]
+"""A row of results: plain JSON values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What every worker is told, wherever it runs."""
+
+    model: Model
+    order: Order
+    out: str
+    """A folder, or the URI of one."""
+
+    device: str = "auto"
+    jobs: int = 0
+    skip: Skip = "same"
+    max_deaths: int = 2
+    """After how many deaths of its worker a track is left out."""
+
+
+class Worker:
+    """Turns rows into results with one model, which it loads with its first row.
+
+    Tracks are fetched, read, separated, written and sent side by side, one of each at a time.
+    """
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+        self._batch: Batch | None = None
+        self._courier: Courier | None = None
+
+    def __call__(self, rows: Iterable[Row]) -> Iterator[Answer]:
+        """One answer for every row; those of tracks that may kill their worker come last."""
+        try:
+            batch, courier = self._opened()
+        except Exception as error:  # noqa: BLE001 (every row has an answer)
+            yield from (self._refused(row, error) for row in rows)
+            return
+        suspects: list[Row] = []
+        yield from _side_by_side(batch, courier, rows, suspects)
+        for row in suspects:  # alone: nobody else is to be blamed for what it does
+            yield from _side_by_side(batch, courier, [row], None)
+
+    def open(self) -> None:
+        """Load the model now, so that what is wrong with it is an exception."""
+        self._opened()
+
+    def _opened(self) -> tuple[Batch, Courier]:
+        if self._batch is None or self._courier is None:
+            told = self._assignment
+            separator = open_separator(told.model, told.order, device=told.device, jobs=told.jobs)
+            weights = told.model.weights() or ()
+            far = is_remote(told.out)
+            self._courier = Courier(
+                model=told.model,
+                order=told.order,
+                weights=weights,
+                out=told.out,
+                skip=told.skip,
+                max_deaths=told.max_deaths,
+            )
+            self._batch = Batch(
+                separator,
+                told.model,
+                told.order,
+                weights=weights,
+                # Of what lies far away the courier knows more than the batch.
+                skip="nothing" if far else told.skip,
+                max_deaths=None if far else told.max_deaths,
+            )
+        return self._batch, self._courier
+
+    def _refused(self, row: Row, error: Exception) -> Answer:
+        logger.debug("the model could not be opened", exc_info=error)
+        return answer(failed(row, self._assignment.model, str(error), "model"))
+
+
+def _side_by_side(
+    batch: Batch, courier: Courier, rows: Iterable[Row], suspects: list[Row] | None
+) -> Iterator[Answer]:
+    """The answers of `rows`, in order of their end.
+
+    With a list for `suspects`, tracks whose worker died before are put there instead.
+    """
+    visits: dict[int, Visit] = {}
+    settled: deque[Answer] = deque()
+
+    def jobs(fetched: Iterable[Visit]) -> Iterator[Any]:
+        for visit in fetched:
+            if visit.is_suspect and suspects is not None:
+                suspects.append(visit.row)
+            elif visit.job is None:
+                assert visit.result is not None
+                settled.append(finish(courier, visit, visit.result))
+            else:
+                visits[id(visit.job)] = visit
+                yield visit.job
+
+    bring: Callable[[Row], Visit] = partial(courier.bring, is_alone=suspects is None)
+    sending: deque[Future[Answer]] = deque()
+    with (
+        ThreadPoolExecutor(1, "demucs-fetch") as fetcher,
+        ThreadPoolExecutor(1, "demucs-send") as sender,
+        closing(batch.run(jobs(ahead(fetcher, bring, rows)))) as items,
+    ):
+        for job, item in items:
+            if isinstance(item, Result):
+                visit = visits.pop(id(job))
+                sending.append(sender.submit(finish, courier, visit, item))
+                if len(sending) > 1:
+                    yield sending.popleft().result()
+            while settled:
+                yield settled.popleft()
+        yield from (future.result() for future in sending)
+    yield from settled
+
+
+def finish(courier: Courier, visit: Visit, result: Result) -> Answer:
+    """What a track comes to when its stems are where they belong, and scored if they can be."""
+    scores: Mapping[str, float] = {}
+    try:
+        if result.is_good and visit.job:
+            scores = courier.scores(visit)
+    except (DemucsError, OSError) as error:
+        result = replace(result, warnings=(*result.warnings, f"not scored: {error}"))
+    try:
+        result = courier.deliver(visit, result)
+    except Exception as error:
+        logger.debug("%s was not delivered", visit.row.path, exc_info=error)
+        result = failed(visit.row, courier.model, f"cannot be delivered: {error}", "other")
+    finally:
+        visit.leave()
+    return {**answer(result, scores), **courier.named(result)}
+
+
+def answer(result: Result, scores: Mapping[str, float] | None = None) -> Answer:
+    """A row of the table of results."""
+    return {**result.row(), "fault": result.fault, "scores": dict(scores or {})}
