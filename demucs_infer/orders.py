@@ -10,6 +10,7 @@ from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS, Encoding
 from demucs_infer.engine.options import Options
 from demucs_infer.errors import DownloadError
+from demucs_infer.extension.registry import offered_by
 from demucs_infer.manifest import Recipe
 from demucs_infer.naming import valid_template
 from demucs_infer.repo import BagOnlyRepo, HubRepo, LocalRepo
@@ -43,7 +44,10 @@ class Model:
         return self.repo is None and (is_known or self.name.startswith("hf://"))
 
     def weights(self) -> tuple[str, ...] | None:
-        """The sha256 of every file that makes the model; None if some are not here yet."""
+        """The sha256 of every file that makes the model; None if some are not here yet.
+
+        A model of another package stands for itself, by the version of that.
+        """
         if self.repo is not None:
             return self._local_weights(self.repo)
         if self.name.startswith("hf://"):
@@ -51,7 +55,10 @@ class Model:
         if self.name in {*known().bags, *known().checkpoints}:
             return tuple(file.sha256 for file in known().files(self.name))
         path = Path(self.name)
-        return (sha256_of(path),) if path.is_file() else None
+        if path.is_file():
+            return (sha256_of(path),)
+        package = offered_by(self.name)
+        return None if package is None else (package,)
 
     def _local_weights(self, repo: Path) -> tuple[str, ...] | None:
         single = LocalRepo(repo)

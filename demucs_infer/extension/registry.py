@@ -57,6 +57,14 @@ def offered_models() -> dict[str, str]:
     return {name: where for name, where in sorted(found.items()) if name not in _taken()}
 
 
+def offered_by(name: str) -> str | None:
+    """The package that offers a name, with its version; None where no package does."""
+    for point in _entry_points().get(name, []):
+        if point.dist is not None:
+            return f"{point.dist.name}=={point.dist.version} {point.value}"
+    return None
+
+
 def find_offer(name: str) -> Offer | None:
     """What `name` stands for, imported if it must be; None if nobody offers it."""
     with _lock:
