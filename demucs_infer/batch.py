@@ -198,8 +198,37 @@ class Batch:
 
     def _opened(self, job: Job, stop: threading.Event, begun: float) -> _Ready:
         recipe = self._new_recipe(job)
+        workplace = self._entered(job, recipe)
+        spool: Spool | None = None
+        try:
+            # From here on the journal knows: a decoder can kill its process as a network can.
+            spool = self._begun(job, workplace)
+            track = self._track(job)
+            level = measure(_until(stop, track.blocks()))
+            delivery = self._delivery(job, track, workplace, spool)
+        except Exception as error:
+            if spool:
+                spool.abandon()
+            if isinstance(error, _Settled):
+                workplace.close()
+            elif isinstance(error, Abandoned):
+                workplace.leave()
+            else:
+                workplace.remove()
+            raise
+        return _Ready(
+            job=job,
+            recipe=recipe,
+            track=_Prepared(track, level, spool.frames, stop),
+            delivery=delivery,
+            resumed=spool.frames,
+            warnings=tuple(track.warnings),
+            begun=begun,
+        )
+
+    def _track(self, job: Job) -> Track:
         order, separator = self._order, self._separator
-        track = Track(
+        return Track(
             job.source,
             sample_rate=separator.samplerate,
             channels=separator.audio_channels,
@@ -207,24 +236,21 @@ class Batch:
             duration_seconds=order.duration,
             strict=order.strict,
         )
-        level = measure(_until(stop, track.blocks()))
-        workplace = self._entered(job, recipe)
+
+    def _begun(self, job: Job, workplace: Workplace) -> Spool:
+        """What earlier attempts left, and the next one in the journal, unless it is one too many.
+
+        A track that is left out stays so, until its folder in `.partial` is removed.
+        """
+        separator = self._separator
         spool = Spool(workplace.folder, len(separator.stems), separator.audio_channels)
-        workplace.begin(spool.frames)
-        if self._max_deaths is not None and workplace.deaths >= self._max_deaths:
+        deaths = workplace.deaths(spool.frames)
+        if self._max_deaths is not None and deaths >= self._max_deaths:
             spool.abandon()
-            workplace.remove()
-            times = f"{workplace.deaths} times" if workplace.deaths > 1 else "once"
+            times = f"{deaths} times" if deaths > 1 else "once"
             raise _Settled(self._bad(job, "quarantined", f"its process died {times}", "other"))
-        return _Ready(
-            job=job,
-            recipe=recipe,
-            track=_Prepared(track, level, spool.frames, stop),
-            delivery=self._delivery(job, track, workplace, spool),
-            resumed=spool.frames,
-            warnings=tuple(track.warnings),
-            begun=begun,
-        )
+        workplace.begin(spool.frames)
+        return spool
 
     def _new_recipe(self, job: Job) -> Recipe:
         """The recipe of what is not done yet; otherwise the track is settled."""

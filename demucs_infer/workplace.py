@@ -25,8 +25,6 @@ class Workplace:
     def __init__(self, top: Path, manifest: Path) -> None:
         name = hashlib.sha256(os.fsencode(manifest.absolute())).hexdigest()[:16]
         self.folder = top / PARTIAL / name
-        self.deaths = 0
-        """How often a process ended here in the middle of its work, without getting further."""
         self._lock: BinaryIO | None = None
 
     def enter(self, key: str) -> bool:
@@ -44,13 +42,20 @@ class Workplace:
             kept.write_text(key, "ascii")
         return True
 
-    def begin(self, frames: int) -> None:
-        """Enter an attempt in the journal; `frames` is how far earlier ones came."""
-        before = 0
-        with suppress(OSError, ValueError):
+    def deaths(self, frames: int) -> int:
+        """How often a process ended here in the middle of its work, without getting further.
+
+        `frames` is how far they came.
+        """
+        try:
             deaths, before = map(int, self._attempts.read_text("ascii").split())
-            self.deaths = deaths if frames <= before else 0
-        self._attempts.write_text(f"{self.deaths + 1} {frames}", "ascii")
+        except (OSError, ValueError):
+            return 0
+        return deaths if frames <= before else 0
+
+    def begin(self, frames: int) -> None:
+        """Enter an attempt in the journal."""
+        self._attempts.write_text(f"{self.deaths(frames) + 1} {frames}", "ascii")
 
     @property
     def was_left_at_work(self) -> bool:
@@ -65,6 +70,10 @@ class Workplace:
         """Go in peace, everything stays: this attempt was no death."""
         with suppress(OSError):
             self._attempts.unlink()
+        self._unlock()
+
+    def close(self) -> None:
+        """Go without a word; the journal stays as it is."""
         self._unlock()
 
     def remove(self) -> None:

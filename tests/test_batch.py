@@ -182,7 +182,34 @@ def test_a_track_that_kills_its_process_is_left_out(stage: Stage) -> None:
     die()
     result = stage.batch(max_deaths=2).one(job)
     assert result.status == "quarantined" and "2 times" in result.error
+    assert stage.batch(max_deaths=2).one(job).status == "quarantined", "tried once more"
     assert stage.batch().one(job).status == "done"
+
+
+def test_tracks_beside_one_that_kills_are_not_to_blame(stage: Stage) -> None:
+    """The next one is being read when the process dies; later it is tried alone, and lives."""
+    paths = [write_song(stage.folder / f"{n}.wav", 3, seed=n) for n in range(3)]
+    spools = stage.folder / "out" / PARTIAL
+
+    def die_of(track: str, begun: int) -> None:
+        """The process ends at the first event of that track, with so many tracks begun."""
+        run = stage.batch(max_deaths=2).run([stage.job(path) for path in paths])
+        next(job for job, item in run if job.track == track and not isinstance(item, Result))
+        deadline = time.monotonic() + 10
+        while len(list(spools.glob("*/attempts"))) < begun and time.monotonic() < deadline:
+            time.sleep(0.01)
+        kept = {path: path.read_text() for path in spools.glob("*/attempts")}
+        run.close()
+        for path, text in kept.items():
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.write_text(text)
+
+    die_of("0.wav", begun=2)
+    die_of("0.wav", begun=2)
+    results = stage.results(stage.batch(max_deaths=2), paths)
+    assert {result.track: result.status for result in results} == {
+        "0.wav": "quarantined", "1.wav": "done", "2.wav": "skipped",
+    }  # fmt: skip
 
 
 def test_the_next_track_is_read_while_one_is_separated(stage: Stage) -> None:
