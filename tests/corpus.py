@@ -39,9 +39,10 @@ class Kind:
     """Samples that may follow the original, because the file cannot say where it ended."""
     seconds: float = 0.5
     lag: int = 0
-    """Samples of encoder delay of which the file says nothing."""
+    """Encoder delay in samples, of which the file says nothing; below 0, the beginning is lost."""
 
 
+_FILM = "-f lavfi -i testsrc=size=64x48:rate=25:duration=0.5"
 _FF = "ffmpeg -nostdin -v error -y -i {src} "
 
 
@@ -69,6 +70,8 @@ LOSSLESS = (
     _ff("caf-alac", "caf", "-c:a alac", 16),
     _ff("alac-16", "m4a", "-c:a alac", 16),
     _ff("alac-24", "m4a", "-c:a alac -sample_fmt s32p", 24),
+    _ff("caf-float", "caf", "-c:a pcm_f32be", 24, by_soundfile=True),
+    _ff("au", "au", "-c:a pcm_s24be", 24, by_soundfile=True),
     _ff("mov-pcm", "mov", "-c:a pcm_s24le", 24),
     _ff("mkv-pcm", "mkv", "-c:a pcm_s16le", 16),
     _ff("mkv-flac", "mkv", "-c:a flac", 16),
@@ -84,9 +87,23 @@ LOSSY = (
     _ff("m4a", "m4a", "-c:a aac -b:a 512k"),
     _ff("m4a-fast", "m4a", "-c:a aac -b:a 512k -movflags faststart"),
     _ff("mp4", "mp4", "-f lavfi -i color=size=32x32:rate=10:duration=1 -c:a aac -b:a 512k"),
-    # Matroska counts milliseconds: what is in it says no end, and AAC no beginning.
+    _ff("mp4-film", "mp4", f"{_FILM} -c:a aac -b:a 512k"),
+    _ff("webm-film", "webm", f"{_FILM} -c:a libopus -b:a 256k", rates=(48000,), out_rate=48000),
+    # Matroska counts milliseconds; Debian's ffmpeg says in it nothing of the delay of AAC.
     _ff("mkv-vorbis", "mkv", "-c:a libvorbis -q:a 6", extra=2048),
-    _ff("mkv-aac", "mkv", "-c:a aac -b:a 512k", extra=2048, lag=1024),
+    _ff("mkv-aac", "mkv", "-c:a aac -b:a 512k", extra=200, lag=1024),
+    _ff("mkv-film", "mkv", f"{_FILM} -c:a aac -b:a 512k", extra=200, lag=1024),
+    # FFmpeg's decoder leaves out two frames at the beginning, where its encoder puts one, and
+    # nothing in the file says how many it should be.
+    _ff(
+        "wma",
+        "wma",
+        "-c:a wmav2 -b:a 256k",
+        most_channels=2,
+        rates=(44100, 48000),
+        lag=-2048,
+        extra=2048,
+    ),
     # These say nothing of their delay: it is the encoder's.
     _ff("aac", "aac", "-c:a aac -b:a 512k", extra=2048, lag=1024),
     _ff("ac3", "ac3", "-c:a ac3 -b:a 448k", rates=(44100, 48000), extra=2048, lag=256),

@@ -1,18 +1,23 @@
 """Files that are cut off, mislabelled, lying or no sound at all: a defined result or one error."""
 
+import io
 import json
+import socket
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from demucs_infer.audio import decode
 from demucs_infer.audio.read import AudioReader, probe
 from demucs_infer.errors import AudioReadError
+from tests import kit
 from tests.corpus import Corpus, corpus
 
 __all__ = ["corpus"]  # a fixture
@@ -93,6 +98,50 @@ def test_cut_and_corrupted_files_have_a_defined_result(corpus: Corpus, tmp_path:
     assert grown < 100
 
 
+# Many channels, each so coded; a layout that FFmpeg has no name for is written with an order of
+# its own, and planes that are more than eight lie apart.
+CROWDED = {
+    "wav": "-c:a pcm_s16le",
+    "aiff": "-c:a pcm_s16be",
+    "caf": "-c:a pcm_s16be",
+    "mov": "-c:a pcm_s24le",
+    "mkv": "-c:a pcm_f32le",
+    "au": "-c:a pcm_f64be",
+    "flac": "-c:a flac",
+    "m4a": "-c:a aac",
+    "mp4": "-c:a alac",
+    "ogg": "-c:a libvorbis",
+    "opus": "-c:a libopus -mapping_family 255",
+    "wv": "-c:a wavpack",
+    "tta": "-c:a tta",
+    "mka": "-c:a truehd -strict -2",
+}
+
+
+def test_any_number_of_channels_is_read_or_refused(corpus: Corpus, tmp_path: Path) -> None:
+    paths = [corpus.clip("wav-16").path]
+    counts = {}
+    for channels in (8, 9, 64):
+        levels = 1000 * np.arange(1, channels + 1, dtype=np.int16)
+        source = tmp_path / f"{channels}.wav"
+        soundfile.write(source, np.tile(levels // 2, (20_000, 1)), 48000)
+        for suffix, codec in CROWDED.items():
+            path = source.with_name(f"{channels}-{suffix}.{suffix}")
+            command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(source), *codec.split(), path]
+            kit.need("ffmpeg")
+            if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+                paths.append(path)
+                counts[path] = channels
+    assert len(paths) > 20  # not every coder takes every number
+    results, _ = read_all(paths * 2)  # memory that is freed twice is found out later
+    for path, channels in counts.items():
+        outcome, said = results[str(path)]
+        assert outcome in ("ok", "AudioReadError") or "cannot become 2" in str(said), (path, said)
+        if path.suffix in (".wav", ".mkv", ".aiff", ".caf", ".mov", ".au") and channels < 9:
+            read = torch.cat(list(AudioReader(path).blocks()), dim=-1)
+            assert np.array_equal(read[:, 0] * 2**15, 1000 * np.arange(1, channels + 1) // 2)
+
+
 # What the first half of each says of the other; None: nothing in the file tells.
 HALVES = {
     "wav-24": "seconds are missing",
@@ -144,6 +193,52 @@ NO_SOUND = {
 def test_what_is_no_sound_is_said_to_be_what_it_looks_like(data: bytes, said: str) -> None:
     with pytest.raises(AudioReadError, match=said):
         list(AudioReader(data).blocks())
+
+
+# What FFmpeg would open other files or addresses for, if it were let.
+PLAYLISTS = {
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n",
+    "concat": "ffconcat version 1.0\nfile '{url}'\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" '
+    'profiles="urn:mpeg:dash:profile:isoff-live:2011" type="static"><Period><AdaptationSet '
+    'contentType="audio"><Representation id="1" bandwidth="1"><BaseURL>{url}</BaseURL>'
+    "</Representation></AdaptationSet></Period></MPD>",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio {port} "
+    "RTP/AVP 0\n",
+}
+
+
+@pytest.mark.parametrize("kind", PLAYLISTS)
+@pytest.mark.parametrize("name", ["song.mp3", "song.m3u8", "song.ffconcat"])
+def test_a_playlist_opens_no_other_file_and_no_connection(
+    corpus: Corpus, tmp_path: Path, kind: str, name: str
+) -> None:
+    secret = corpus.clip("wav-16").path
+    song = tmp_path / name
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        port = server.getsockname()[1]
+        for url in (str(secret), f"file:{secret}", f"http://127.0.0.1:{port}/song.wav"):
+            song.write_text(PLAYLISTS[kind].format(url=url, port=port))
+            with pytest.raises(AudioReadError, match=r"it looks like|cannot read"):
+                list(AudioReader(song).blocks())
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+@pytest.mark.parametrize("guard", ["format_whitelist", "protocol_whitelist"])
+def test_ffmpeg_is_told_twice_to_stay_inside(corpus: Corpus, guard: str) -> None:
+    """Either guard alone keeps a playlist shut; without both, it opens a file of ours."""
+    playlist = PLAYLISTS["concat"].format(url=corpus.clip("wav-16").path).encode()
+    rest = {name: text for name, text in decode._OPTIONS.items() if name != guard}
+
+    def heard(options: dict[str, str]) -> int:
+        with av.open(io.BytesIO(playlist), options={"safe": "0", **options}) as container:
+            return sum(frame.samples for frame in container.decode(audio=0))
+
+    assert heard({"protocol_whitelist": "file"}) > 0  # what it would do
+    with pytest.raises(av.FFmpegError):
+        heard(rest)
 
 
 def test_what_is_no_file_is_said_to_be_none(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ a song cannot make it open another file.
 """
 
 import contextlib
+import ctypes
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
+from av.audio.layout import AudioLayout
+from av.audio.plane import AudioPlane
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from torch import Tensor
@@ -31,6 +34,7 @@ _DEMUXERS = (
     "3gp,3g2,mj2,mp3,mpc,mpc8,mpeg,mpegts,ogg,oma,rm,shn,sox,tak,truehd,tta,voc,w64,wav,wv,xwma"
 )
 _OPTIONS = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"}
+_DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 _SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
 _LONGEST_SILENCE = 10
 """Seconds: a damaged place shorter than this becomes silence of its length, to keep the time."""
@@ -152,7 +156,7 @@ def check(stream: AudioStream, name: str) -> None:
     context: AudioCodecContext | None = stream.codec_context  # none where no decoder is known
     if context is None:
         raise AudioReadError(f"{name} is coded in a way that we do not know; convert it to flac")
-    rate, channels = context.sample_rate or 0, context.channels or 0
+    rate, channels = context.sample_rate or 0, _disarm(context)
     if rate not in RATES:
         raise AudioReadError(
             f"{name} says that it has {rate} samples a second: its header is damaged "
@@ -162,6 +166,23 @@ def check(stream: AudioStream, name: str) -> None:
         raise AudioReadError(
             f"{name} says that it has {channels} channels: 1 to {MOST_CHANNELS} can be read"
         )
+
+
+def _disarm(context: AudioCodecContext) -> int:
+    """The number of channels, of which the context then knows no more than that.
+
+    A layout with an order of its own owns memory. PyAV hands it out by copying the pointer, and
+    frees it with each copy. So the first copy, which is this one, becomes the only one.
+    """
+    layout = context.layout
+    if _owns_memory(layout):
+        context.layout = f"{layout.nb_channels} channels"
+    return int(layout.nb_channels)
+
+
+def _owns_memory(layout: AudioLayout) -> bool:
+    """Whether it may name its channels one by one; FFmpeg's own layouts have short names."""
+    return " channels (" in layout.name or "ambisonic" in layout.name
 
 
 @dataclass(slots=True)
@@ -208,8 +229,22 @@ class Decoder:
                 self.damage.at(self.count / self._rate)
                 self._torn = True
                 continue
+            self._disarm(decoded)
             for frame in decoded:
                 yield from self._accept(frame)
+
+    def _disarm(self, frames: list[AudioFrame]) -> None:
+        """Refuse layouts that a decoder of AAC made up: PyAV would free their memory twice."""
+        if not self._stream.codec_context.name.startswith("aac"):
+            return
+        strange = [frame.layout for frame in frames if _owns_memory(frame.layout)]
+        for layout in strange:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))  # the frame frees it; this never
+        if strange:
+            raise AudioReadError(
+                f"{self._name} gives its channels places that no AAC file should give them "
+                f"({strange[0].name}); convert it to flac"
+            )
 
     def _packets(self) -> Iterator["av.Packet[AudioStream]"]:
         packets = iter(self._container.demux(self._stream))
@@ -255,13 +290,18 @@ class Decoder:
 
 def to_float(frame: AudioFrame) -> Tensor:
     """The samples of a frame as they are, full scale at 1: (C t) float32."""
-    name = frame.format.name
-    kind = name.removesuffix("p")
-    array = frame.to_ndarray()
-    if not frame.format.is_planar:
-        array = array.reshape(-1, frame.layout.nb_channels).T
+    kind = frame.format.name.removesuffix("p")
+    channels, dtype = frame.layout.nb_channels, _DTYPES[kind]
+    if frame.format.is_planar:
+        # Not `frame.planes`, nor what calls it: from 8 channels on it looks beyond their end.
+        planes = [memoryview(AudioPlane(frame, channel)) for channel in range(channels)]
+        array = np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in planes])
+    else:
+        packed = np.frombuffer(memoryview(AudioPlane(frame, 0)), dtype, frame.samples * channels)
+        array = packed.reshape(-1, channels).T
     if kind == "u8":
         array = array.astype(np.int16) - 128
     with np.errstate(over="ignore"):  # a double beyond float32 is an infinity, and found as one
-        samples = torch.from_numpy(array.astype(np.float32, copy=False, order="C"))
+        # A copy in any case: the frame's memory goes with the frame.
+        samples = torch.from_numpy(array.astype(np.float32, order="C"))
     return samples.mul_(_SCALES[kind]) if kind in _SCALES else samples

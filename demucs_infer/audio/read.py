@@ -4,6 +4,7 @@ Shapes: C channels, T samples of the track, t samples of a block.
 """
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -172,7 +173,7 @@ class _Promise:
     counts_packets: bool = False
     """The last packet of an MP4 has the duration of what is left of the original."""
     mark: int | None = None
-    """Samples up to the end mark of an Ogg stream, what players skip not counted."""
+    """Samples up to the end that the file marks, what players skip not counted."""
     is_exact: bool = False
     """Whether a sound file holds just `frames`."""
     is_torn: bool = False
@@ -210,7 +211,9 @@ def _promise(container: InputContainer, stream: AudioStream, source: Input) -> _
     has_film = any(other.type == "video" for other in container.streams)
     if kind in _ESTIMATED or seconds is None or (has_film and not tag):
         return _Promise(seconds=seconds)
-    return _Promise(round(seconds * rate), slack=rate // 10, seconds=seconds)
+    # The tag counts in milliseconds, and ends where the sound does, not the last packet.
+    mark = math.ceil((seconds + 0.001) * rate) if tag else None
+    return _Promise(round(seconds * rate), slack=rate // 10, seconds=seconds, mark=mark)
 
 
 def _counted(
@@ -320,7 +323,8 @@ def _bits(stream: AudioStream) -> int | None:
     if context.name == "alac" and len(head) >= 18:
         return head[17]
     if context.name in ("wavpack", "tta", "ape", "shorten", "truehd", "mlp"):
-        return int(context.format.bits)
+        # None, whatever its annotation says, where FFmpeg could not find it out.
+        return int(getattr(context.format, "bits", 0)) or None
     return None
 
 
