@@ -21,6 +21,7 @@ FOREIGN = (
     "dora",
 )
 FOREIGN += ("julius", "demucs", "sphn", "soundfile", "soxr", "huggingface_hub", "einops")
+FOREIGN += ("safetensors", "scipy", "museval", "fastapi", "uvicorn", "starlette", "ray", "httpx")
 
 BLOCKED = f"""
 import sys

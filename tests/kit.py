@@ -3,6 +3,7 @@
 Shapes: B batch, S stems, C channels, T samples of the track, W samples of a window.
 """
 
+import importlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -53,6 +54,16 @@ def need(tool: str) -> str:
             pytest.fail(f"{tool} is not installed, and CI promises it")
         pytest.skip(f"{tool} is not installed")
     return path
+
+
+def need_module(name: str) -> Any:
+    """A module to compare with; without it the test skips by name, and fails in CI."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        if os.environ.get("DEMUCS_INFER_CI"):
+            pytest.fail(f"{name} cannot be imported, and CI promises it")
+        pytest.skip(f"{name} is not installed")
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -33,7 +33,7 @@ from demucs_infer.pretrained import (
 )
 from demucs_infer.weights.cache import Store, cache_folder
 from demucs_infer.weights.catalog import NOT_STATED, Catalog, known, read_catalog
-from tests.kit import TINY, randomise
+from tests.kit import TINY, need_module, randomise
 
 # ── the catalogue ──
 
@@ -57,9 +57,9 @@ def test_the_catalogue_is_complete_and_sound() -> None:
 
 
 def test_upstreams_own_list_is_in_it() -> None:
-    remote = Path(pytest.importorskip("demucs").__file__).parent / "remote"
+    remote = Path(need_module("demucs").__file__).parent / "remote"
     catalog = known()
-    yaml = pytest.importorskip("yaml")
+    yaml = need_module("yaml")
     for file in remote.glob("*.yaml"):
         bag = yaml.safe_load(file.read_text())
         ours = catalog.bags[file.stem]

@@ -14,6 +14,7 @@ from demucs_infer.errors import CheckpointError
 from demucs_infer.weights.package import Package, read_package
 from demucs_infer.weights.quantized import decode
 from tests import hostile
+from tests.kit import need_module
 
 DIFFQ = {"klass": hostile.Named("diffq.diffq", "DiffQuantizer"), "packed": True}
 
@@ -35,7 +36,7 @@ def network() -> Small:
 
 
 def quantiser(name: str, network: nn.Module, **options: Any) -> Any:
-    diffq = pytest.importorskip("diffq")
+    diffq = need_module("diffq")
     return getattr(diffq, name)(network, **options)
 
 
@@ -80,7 +81,7 @@ def test_decoded_as_diffq_does(
     state = quantizer.get_quantized_state(packed=packed)
     quantizer.detach()
     oracle = Small()
-    pytest.importorskip("diffq").restore_quantized_state(oracle, state)
+    need_module("diffq").restore_quantized_state(oracle, state)
     found = dict(decode(saved(state, tmp_path), shapes(network)))
     wanted = dict(oracle.named_parameters())
     assert found.keys() == wanted.keys()
@@ -100,7 +101,7 @@ def test_each_number_of_bits_can_be_read(tmp_path: Path) -> None:
     widths = {index + 1 for index, pack in enumerate(state["quantized"][0][0]) if pack is not None}
     assert len(widths) >= 12
     oracle = nn.Linear(40, 13 * 64)
-    pytest.importorskip("diffq").restore_quantized_state(oracle, state)
+    need_module("diffq").restore_quantized_state(oracle, state)
     found = dict(decode(saved(state, tmp_path), shapes(network)))
     assert torch.equal(found["weight"], oracle.weight)
 

@@ -25,7 +25,7 @@ from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.states import build, load_model, load_weights
 from demucs_infer.weights.package import Architecture
 from tests import hostile
-from tests.kit import TINY, randomise
+from tests.kit import TINY, need_module, randomise
 
 CLASSES: dict[str, type[nn.Module]] = {"Demucs": Demucs, "HDemucs": HDemucs, "HTDemucs": HTDemucs}
 
@@ -57,7 +57,7 @@ assert not {"demucs", "diffq", "omegaconf", "openunmix", "torchaudio"} & sys.mod
 
 def upstream(name: str) -> nn.Module:
     """A small network of upstream's, every parameter random."""
-    module = pytest.importorskip(f"demucs.{name.lower()}")
+    module = need_module(f"demucs.{name.lower()}")
     return randomise(getattr(module, name)(**arguments(name)))
 
 
@@ -80,7 +80,7 @@ def package(network: Any, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def quantized(network: nn.Module, name: str) -> dict[str, Any]:
-    diffq = pytest.importorskip("diffq")
+    diffq = need_module("diffq")
     options = {"DiffQuantizer": {"group_size": 8}, "UniformQuantizer": {"bits": 6}}[name]
     quantizer = getattr(diffq, name)(network, min_size=0.002, **options)
     state = quantizer.get_quantized_state()
@@ -132,8 +132,8 @@ def write_safetensors(network: Any, state: dict[str, Any], path: Path) -> None:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files by upstream, its own networks' output beside them, and ours from another process."""
-    states = pytest.importorskip("demucs.states")
-    hf = pytest.importorskip("demucs.hf")
+    states = need_module("demucs.states")
+    hf = need_module("demucs.hf")
     folder = tmp_path_factory.mktemp("upstream")
     mix = 0.1 * torch.randn(1, 2, 8800, generator=torch.Generator().manual_seed(1))
     torch.save(mix, folder / "mix.pt")
@@ -178,7 +178,7 @@ def test_a_file_by_upstream_gives_its_network(
 
 def test_both_packages_stay_themselves() -> None:
     """In either order, `import demucs` is upstream's and `import demucs_infer` is ours."""
-    pytest.importorskip("demucs")
+    need_module("demucs")
     for first, second in (("demucs", "demucs_infer"), ("demucs_infer", "demucs")):
         code = f"import {first}.htdemucs, {second}.htdemucs; " + (
             "import demucs.states, demucs_infer.states, demucs, demucs_infer; "
