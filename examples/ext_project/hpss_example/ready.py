@@ -17,9 +17,9 @@ def weights(num_taps: int) -> dict[str, Tensor]:
     return {"along_time": taps, "along_bins": taps.clone(), "sharpness": torch.tensor(4.0)}
 
 
-def plain() -> nn.Module:
-    """As `config.json` describes it."""
-    config = Config.from_file(str(files("hpss_example") / "config.json"))
+def plain(*overrides: str) -> nn.Module:
+    """As `config.json` describes it, with some things changed."""
+    config = Config.from_file(str(files("hpss_example") / "config.json"), overrides)
     network = build_network(config, METADATA)
     network.model.load_state_dict(weights(len(network.model.along_time)))
     return network
