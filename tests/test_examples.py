@@ -199,6 +199,22 @@ def test_the_examples_readme_runs(home: Home) -> None:
     home.run("-c", code)
 
 
+def test_the_readme_brings_its_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text("utf-8").partition("## Bring your own network")[2]
+    code = text.partition("```py\n")[2].partition("```")[0]
+    assert len(code.strip().splitlines()) < 30
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "song.wav", noise(2, 2 * RATE), RATE)
+    (tmp_path / "song.wav").rename("song.mp3")  # told by what is inside
+    names: dict[str, Any] = {"__name__": "readme"}
+    monkeypatch.setitem(sys.modules, "readme", types.ModuleType("readme"))
+    exec(compile(code, "README.md", "exec"), names)
+    assert tree(tmp_path / "split") == ["high.wav", "low.wav"]
+    both = load(tmp_path / "split/high.wav") + load(tmp_path / "split/low.wav")
+    # Half a step of 16 bits for the sum, as it is rounded, and two of the input.
+    assert abs(both - load(tmp_path / "song.mp3")).max() <= 2.5 / 2**15
+
+
 # ── a network that is not Demucs, against the one it was written after ──
 
 
