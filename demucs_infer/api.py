@@ -33,6 +33,7 @@ from demucs_infer.errors import ModelLoadingError as LoadModelError
 from demucs_infer.extension.build import load_network
 from demucs_infer.extension.config import Config
 from demucs_infer.extension.metadata import ModelMetadata
+from demucs_infer.fast.compiled import compiled
 from demucs_infer.fast.optimize import optimize
 from demucs_infer.inputs import Audio, AudioInput, FileRecording, Hearing, Recording, record
 from demucs_infer.outputs import (
@@ -118,6 +119,7 @@ class Separator:
         derive: Derive = (),
         seed: int | None = 0,
         precision: str = "fp32",
+        compile: bool = False,
         batch_size: BatchSize = "auto",
         io_device: Device = "cpu",
         cache_dir: str | os.PathLike[str] | None = None,
@@ -138,6 +140,7 @@ class Separator:
             "derive": derive,
             "seed": seed,
             "precision": precision,
+            "compile": compile,
             "batch_size": batch_size,
             "io_device": io_device,
         }
@@ -195,7 +198,7 @@ class Separator:
 
     def _settle(self, device: torch.device) -> Runner:
         """A runner for `device`, with the networks there to stay if they are ours."""
-        runner = _runner(device)
+        runner = _runner(device, compile=self._settings.compile)
         if self._is_ours:
             self._home.enter_context(runner.lease(self._ensemble.members))
         return runner
@@ -424,21 +427,21 @@ class Separator:
             settings, runner = self._settings, self._runner
         if not self._is_ours:
             # Its owner may change the weights, and a fast form of them would not follow.
-            runner = _runner(settings.network_device)
+            runner = _runner(settings.network_device, compile=settings.compile)
         if not model_kwargs and queries is None:
             return _Task(self._ensemble, settings.plan, settings, runner)
         ensemble = _asked(self._ensemble, model_kwargs or {}, queries)
         # A runner remembers every network it has seen, and this one is gone after the track.
-        runner = _runner(settings.network_device)
+        runner = _runner(settings.network_device, compile=settings.compile)
         return _Task(ensemble, settings.plan_for(ensemble.sources), settings, runner)
 
 
-def _runner(device: torch.device) -> Runner:
+def _runner(device: torch.device, *, compile: bool) -> Runner:
     """What runs networks on `device`, in their fast form."""
 
     def prepare(network: Network, precision: str) -> Network:
         fast = optimize(cast(nn.Module, network), device=device, precision=precision)
-        return cast(Network, fast)
+        return cast(Network, compiled(fast) if compile else fast)
 
     return Runner(device, prepare=prepare)
 

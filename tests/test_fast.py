@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from demucs_infer.demucs import Demucs
 from demucs_infer.fast import kernels
+from demucs_infer.fast.compiled import compiled
 from demucs_infer.fast.optimize import choose_precision, optimize
 from demucs_infer.fast.reduced import Reduced
 from demucs_infer.hdemucs import HDemucs
@@ -136,3 +137,26 @@ def test_reduced_products_keep_spectra_and_attributes() -> None:
     assert less.dtype == torch.float32
     # Eight bits of mantissa in every product, with the rest in float32.
     assert 25 <= decibels(plain, less) < 100
+
+
+@pytest.mark.parametrize("network", [HTDemucs(**BASE), Demucs(**TINY["Demucs"])])
+def test_a_compiled_core_answers_the_same(network: nn.Module) -> None:
+    # Traced for real, code generation left out: that takes minutes and another compiler.
+    fast = compiled(randomise(network), backend="eager")
+    mix = noise(2, network.valid_length(8000))[None]
+    with torch.inference_mode():
+        assert torch.equal(fast(mix), network(mix))
+
+
+def test_a_compiler_that_gives_up_is_done_without() -> None:
+    network = randomise(HTDemucs(**BASE))
+
+    def backend(*_: object) -> None:
+        raise RuntimeError("no kernels for this machine")
+
+    fast, mix = compiled(network, backend=backend), noise(2, 8000)[None]
+    with torch.inference_mode():
+        with pytest.warns(UserWarning, match="gave up, going on without: .*no kernels"):
+            first = fast(mix)
+        assert torch.equal(first, network(mix))
+        assert torch.equal(fast(mix), first)  # and says so once
