@@ -142,6 +142,20 @@ def test_any_number_of_channels_is_read_or_refused(corpus: Corpus, tmp_path: Pat
             assert np.array_equal(read[:, 0] * 2**15, 1000 * np.arange(1, channels + 1) // 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "owns"),
+    [
+        ("stereo", False),
+        ("6.1(back)", False),
+        ("9 channels", False),
+        ("FR+FL", True),
+        ("FL+FL+FR", True),
+    ],
+)
+def test_only_layouts_with_an_order_of_their_own_are_taken_away(name: str, owns: bool) -> None:
+    assert decode._owns_memory(av.AudioLayout(name)) == owns
+
+
 # What the first half of each says of the other; None: nothing in the file tells.
 HALVES = {
     "wav-24": "seconds are missing",
