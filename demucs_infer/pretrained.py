@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demucs_infer.errors import CheckpointError, ModelLoadingError
-from demucs_infer.extension.registry import offered_models, offered_network
+from demucs_infer.extension.registry import offered_by, offered_models, offered_network
 from demucs_infer.repo import (
     AnyModelRepo,
     BagOnlyRepo,
@@ -128,8 +128,10 @@ def list_models(repo: AnyPath | None = None) -> dict[str, Places]:
 
 
 def model_info(name: str, *, cache_dir: AnyPath | None = None) -> ModelInfo:
-    """What the catalogue knows about a name; nothing is fetched."""
+    """What the catalogue, or another package, says about a name; nothing is fetched."""
     catalog, store = known(), Store.of(cache_dir, offline=True)
+    if name not in {*catalog.bags, *catalog.checkpoints} and name in offered_models():
+        return _offered_info(name)
     bag, checkpoints = catalog.bag(name), catalog.files(name)
     stems = {checkpoint.stems for checkpoint in checkpoints}
     licences = {checkpoint.licence for checkpoint in checkpoints}
@@ -232,6 +234,23 @@ def _is_path(name: str) -> bool:
 def _local(root: Path, *, trust: bool = False) -> AnyModelRepo:
     single = LocalRepo(root, trust=trust)
     return AnyModelRepo(single, BagOnlyRepo(root, single))
+
+
+def _offered_info(name: str) -> ModelInfo:
+    """What is known of a model of another package before that is imported: where it is."""
+    return ModelInfo(
+        name=name,
+        is_bag=False,
+        stems=None,
+        sample_rate=None,
+        segment=None,
+        weights=None,
+        licence=NOT_STATED,
+        source=offered_by(name) or offered_models()[name],
+        note=None,
+        ships=False,
+        files=(),
+    )
 
 
 def _agreed(rates: Iterable[int | None]) -> int | None:

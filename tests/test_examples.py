@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import site
 import subprocess
 import sys
 import types
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -436,10 +438,22 @@ def has_a_command_line(network: nn.Module, tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == sorted([*stems, "mine/song/stems.json"])
 
 
+def has_a_server(network: nn.Module, tmp_path: Path) -> None:
+    """Stems over HTTP, by the same name."""
+    from tests.serving import client, song
+
+    register_model(lambda: network, "mine")
+    with client(None, tmp_path, models=("mine",)) as http:
+        answer = http.post("/v1/separate", content=song(1.0, rate=SLOW))
+    assert answer.status_code == 200, answer.text
+    names = zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
+    assert {f"{name}.wav" for name in network.sources} <= {Path(each).name for each in names}  # type: ignore[union-attr]  # every network has them
+
+
 @pytest.mark.parametrize("network", [four_attributes, hpss, umx], ids=lambda make: make.__name__)
 @pytest.mark.parametrize(
     "feature",
-    [streams, derives, forms_bags, survives_full_memory, tells, has_a_command_line],
+    [streams, derives, forms_bags, survives_full_memory, tells, has_a_command_line, has_a_server],
     ids=lambda feature: feature.__name__,
 )
 def test_for_free(feature: Any, network: Any, tmp_path: Path) -> None:

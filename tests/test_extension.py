@@ -30,6 +30,7 @@ from demucs_infer import (
     get_model,
     list_models,
     load_weights,
+    model_info,
     register_model,
 )
 from demucs_infer.extension import registry
@@ -181,6 +182,8 @@ def test_a_registered_function_is_a_model(checkpoint: Path) -> None:
     register_model(lambda: load_network(Config.from_dict(CONFIG), checkpoint, GAIN), "my-gain")
     assert list_models()["single"]["my-gain"].startswith("tests.test_extension:")  # type: ignore[union-attr]  # a module
     assert isinstance(get_model("my-gain"), WaveformModel)
+    info = model_info("my-gain")
+    assert (info.files, info.stems, info.licence) == ((), None, "not stated")
     mix = noise(2, 5000)
     stems = Separator("my-gain", device="cpu").run(mix)
     # Two roundings of float32, and those of the overlap-add.
