@@ -87,8 +87,7 @@ class Server:
 
     def is_up(self) -> bool:
         if self.process.poll() is not None:
-            assert self.process.stderr
-            raise AssertionError(self.process.stderr.read().decode())
+            raise AssertionError(self.process.communicate()[1].decode())
         with suppress(OSError):
             return self.call("GET", "/livez")[0] == 200
         return False

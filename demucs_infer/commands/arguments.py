@@ -255,6 +255,11 @@ def _output_flags(group: Any) -> None:
         action="store_false",
         help="write no stems.json beside the stems; then nothing can be skipped",
     )
+    group.add_argument(
+        "--page",
+        action="store_true",
+        help="write stems.html beside the stems, a player with all of them inside",
+    )
 
 
 def _run_flags(group: Any) -> None:

@@ -54,6 +54,8 @@ def separate_tracks(args: argparse.Namespace) -> int:
         for result in _results(args, model, order, tasks, report):
             report.result(result)
             results.append(result)
+            if args.page and result.is_good:
+                _write_page(result, tasks)
         if str(args.out) == STDIN and results[0].is_good:
             _to_stdout(results[0])
     if args.json:
@@ -236,6 +238,14 @@ def _separated(
                 yield item
             else:
                 report.event(job.track, item)
+
+
+def _write_page(result: Result, tasks: Sequence[Task]) -> None:
+    """The stems of a track with a player around them, beside the files."""
+    from demucs_infer.server.player import write_player
+
+    target = next(task.target for task in tasks if task.name == result.track)
+    write_player(target.manifest.with_suffix(".html"), result.stems, Path(target.track).stem)
 
 
 def _to_stdout(result: Result) -> None:

@@ -258,6 +258,7 @@ class Jobs:
             job = self._job(row, wish, upload.path, lasts=ticket is not None)
             await asyncio.to_thread(self._look, job, wish.no_cache)
         except BaseException:
+            self._live.pop(row.id, None)
             upload.path.unlink(missing_ok=True)
             raise
         job.ticket = ticket
