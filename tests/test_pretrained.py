@@ -378,6 +378,21 @@ def test_a_model_that_ships_is_never_fetched(
     assert list_models()["single"] == {"tiny": file}
 
 
+@pytest.mark.parametrize("ships", [True, False])
+def test_what_is_missing_offline_has_a_stand_in_that_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ships: bool
+) -> None:
+    text = f"[[checkpoint]]\nsignature = 'small'\nships = {str(ships).lower()}\n"
+    text += f"file = 'x.th'\nsha256 = '{'0' * 64}'\n"
+    (tmp_path / "one.toml").write_text(text)
+    catalog = read_catalog(tmp_path / "one.toml")
+    monkeypatch.setattr("demucs_infer.weights.cache.known", lambda: catalog)
+    with pytest.raises(DownloadError) as caught:
+        get_model("955717e8", offline=True, cache_dir=tmp_path)
+    assert ("-n small" in str(caught.value)) is ships
+    assert "ships with" in str(caught.value) or not ships
+
+
 def test_a_cache_that_cannot_be_written_to_is_still_read(world: World) -> None:
     pull("one")
     world.cached("aaaa0001.th.stamp").unlink()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demucs_infer.errors import CheckpointError, DownloadError
-from demucs_infer.weights.catalog import Checkpoint
+from demucs_infer.weights.catalog import Checkpoint, known
 from demucs_infer.weights.download import MAX_BYTES, Progress, Wanted, fetch, locked, sha256_of
 
 _YES = frozenset({"1", "true", "yes", "on"})
@@ -142,10 +142,12 @@ def _mirrored(file: str) -> tuple[str, ...]:
 
 
 def _missing(path: Path, urls: tuple[str, ...], sha256: str | None) -> str:
+    ships = [name for name, checkpoint in known().checkpoints.items() if checkpoint.ships]
+    instead = f", or take a model that ships with the package: -n {ships[0]}" if ships else ""
     return (
         f"{path.name}{f' (sha256 {sha256})' if sha256 else ''} is not in the cache and downloads "
         f"are off; fetch it elsewhere from {urls[0] if urls else 'its author'} and put it to "
-        f"{path}, or use a model that ships with the package."
+        f"{path}{instead}."
     )
 
 
