@@ -4,7 +4,7 @@
     python tools/score_tiny.py held_out demucs_infer/tiny.safetensors
 
 Rows: silence, the untrained network, the model, and the ideal ratio mask, which knows the true
-magnitudes. Values: SDR above the mixture's, in decibels, mean over the songs whose stem sounds.
+magnitudes. Values: SDR above the mixture's, in decibels, over the songs whose stem sounds.
 Shapes: S = 4 stems, C = 2 channels, T samples.
 """
 
@@ -90,8 +90,9 @@ def main() -> None:
             gains[name].append(improvement(stems, estimate))
         print(path.name, [round(value, 2) for value in gains["tiny"][-1]], flush=True)
     for name, values in gains.items():
-        mean = dict(zip(STEMS, np.nanmean(values, 0).round(2).tolist(), strict=True))
-        print(json.dumps({"row": name, "improvement_db": mean, "songs": len(values)}))
+        for kind, average in (("mean", np.nanmean), ("median", np.nanmedian)):
+            row = dict(zip(STEMS, average(values, 0).round(2).tolist(), strict=True))
+            print(json.dumps({"row": name, kind: row, "songs": len(values)}))
     print(f"{audio / busy:.1f} seconds of audio for one of a core")
 
 

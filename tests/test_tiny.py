@@ -1,0 +1,96 @@
+"""The model that ships: it separates, with no network, and by how much.
+
+The held-out excerpt in `data/studio` is a song of `tools/studio` whose seed was not trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from demucs_infer import demo
+from demucs_infer.api import Separator
+from demucs_infer.metrics import evaluate, sdr
+from demucs_infer.pretrained import get_model
+from demucs_infer.weights import catalog
+
+STUDIO = Path(__file__).parent / "data" / "studio"
+STEMS = ("drums", "bass", "other", "vocals")
+MEASURED = {  # decibels of SDR above the mixture's, in the order of `STEMS`
+    "demo": (11.31, 11.42, 14.98, 16.04),
+    "studio": (11.88, 10.27, 11.5, 13.88),
+}
+# Another processor sums in another order; a dB is far more than that and far less than a defect.
+MARGIN = 1.0
+
+
+@pytest.fixture(scope="module")
+def separator() -> Separator:
+    return Separator("tiny", device="cpu", shifts=0, offline=True)
+
+
+def improvements(separator: Separator, stems: dict[str, Tensor], rate: int) -> list[float]:
+    mix = sum(stems.values(), torch.zeros(()))
+    estimates = separator.separate_tensor(mix, rate)[1]
+    gains = []
+    for name, stem in stems.items():
+        reached, unmixed = sdr(stem, estimates[name]), sdr(stem, mix)
+        assert reached is not None and unmixed is not None
+        gains.append(reached - unmixed)
+    return gains
+
+
+def test_it_separates_the_demo_song(separator: Separator) -> None:
+    song = demo.song(20, seed=0)
+    stems = dict(zip(demo.STEMS, song.stems, strict=True))
+    gains = improvements(separator, stems, song.sample_rate)
+    assert gains == pytest.approx(MEASURED["demo"], abs=MARGIN)
+
+
+def test_it_separates_a_song_that_it_never_heard(separator: Separator) -> None:
+    def separate(mix: Tensor, rate: int) -> dict[str, Tensor]:
+        return separator.separate_tensor(mix, rate)[1]
+
+    reached = evaluate(STUDIO, separate)
+    unmixed = evaluate(STUDIO, lambda mix, _: dict.fromkeys(STEMS, mix))
+    gains = {}
+    for after, before in zip(reached.scores, unmixed.scores, strict=True):
+        assert after.sdr is not None and before.sdr is not None
+        gains[after.stem] = after.sdr - before.sdr
+    assert [gains[stem] for stem in STEMS] == pytest.approx(MEASURED["studio"], abs=MARGIN)
+
+
+def test_the_stems_are_in_their_places(separator: Separator) -> None:
+    """Every estimate is most like its own stem, not only better than the mix."""
+    song = demo.song(6, seed=1)
+    estimates = separator.separate_tensor(song.mix, song.sample_rate)[1]
+    guesses = torch.stack([estimates[name] for name in demo.STEMS]).flatten(1)
+    truth = song.stems.flatten(1)
+    likeness = torch.corrcoef(torch.cat([truth, guesses]))[:4, 4:]
+    assert likeness.argmax(0).tolist() == likeness.argmax(1).tolist() == [0, 1, 2, 3]
+    assert bool((likeness.diagonal() > 0.7).all())  # unrelated stems are at 0.1 at most
+
+
+def test_the_file_is_the_catalogues_and_small() -> None:
+    entry = catalog.known().files("tiny")[0]
+    assert entry.ships
+    data = entry.path.read_bytes()
+    assert hashlib.sha256(data).hexdigest() == entry.sha256
+    assert len(data) == entry.size
+    assert len(data) < 8e6  # it is in every wheel
+    card = importlib.resources.files("demucs_infer").joinpath("tiny.md").read_text("utf-8")
+    assert "synthetic music" in card
+
+
+def test_it_is_a_plain_network_with_finite_weights() -> None:
+    network = get_model("tiny", offline=True)
+    weights = [weight for _, weight in network.named_parameters()]
+    assert all(
+        bool(weight.isfinite().all()) and weight.dtype == torch.float32 for weight in weights
+    )
+    assert sum(weight.numel() for weight in weights) < 4e6
