@@ -15,6 +15,7 @@ from tqdm import tqdm
 from demucs_infer.commands.arguments import EXIT_CODES, at_least, number, order_flags
 from demucs_infer.commands.memory import keep_large_blocks
 from demucs_infer.commands.models import fetch
+from demucs_infer.commands.own import with_config
 from demucs_infer.commands.tracks import (
     ALL_DONE,
     NO_INPUT,
@@ -23,7 +24,7 @@ from demucs_infer.commands.tracks import (
     model_of,
     order_of,
 )
-from demucs_infer.distributed.places import is_remote, joined
+from demucs_infer.distributed.places import is_remote, joined, local
 from demucs_infer.distributed.rows import Catalogue
 
 if TYPE_CHECKING:
@@ -37,8 +38,12 @@ _EVERY = 60.0  # seconds between two lines of progress in a log
 
 def run(words: Sequence[str]) -> int:
     """Separate every track of the manifest, or say what that would take."""
-    args = _parser().parse_args(words)
-    catalogue = Catalogue(manifest=args.manifest_file, root=args.root, shard=args.shard or (0, 1))
+    args = with_config(_parser(), words)
+    catalogue = Catalogue(
+        manifest=_anywhere(args.manifest_file),
+        root=args.root and _anywhere(args.root),
+        shard=args.shard or (0, 1),
+    )
     if args.plan:
         from demucs_infer.distributed.planning import Benchmark, plan
 
@@ -111,16 +116,22 @@ def _shard(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r} must be like 0/3") from None
 
 
+def _anywhere(place: str) -> str:
+    """The same place, for a process that works in another folder."""
+    return place if is_remote(place) else str(local(place).absolute())
+
+
 def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
     total = sum(1 for _ in catalogue)  # and a manifest that cannot be read says so now
     keep_large_blocks()
     from demucs_infer.distributed.table import Tally, open_table
     from demucs_infer.distributed.worker import Assignment
 
+    args.repo = args.repo and args.repo.absolute()
     assignment = Assignment(
         model=model_of(args),
         order=order_of(args),
-        out=args.out if is_remote(args.out) else str(Path(args.out).absolute()),
+        out=_anywhere(args.out),
         device=args.device,
         jobs=args.jobs,
         skip="nothing" if args.force else "same",

@@ -147,7 +147,6 @@ class Courier:
         """Enter an attempt, unless there were too many."""
         deaths = self._deaths(row)
         if deaths >= self.max_deaths:
-            places.remove(self._journal(row))
             result = failed(row, self.model, f"its process died {deaths} times", "other")
             return replace(result, status="quarantined")
         places.write(self._journal(row), str(deaths + 1))

@@ -1,0 +1,35 @@
+"""A driver of a great many tracks that take no time: says what its memory grew by, in bytes."""
+
+import resource
+from collections.abc import Iterable, Iterator
+
+from demucs_infer.distributed.cluster import Cluster, run
+from demucs_infer.distributed.rows import Row
+from demucs_infer.distributed.worker import Answer
+
+ROWS = 100_000
+
+
+class Rows:
+    """A manifest."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return (Row(path=f"{n}.wav", source=f"/songs/{n}.wav") for n in range(ROWS))
+
+
+class Instant:
+    """A worker that has nothing to do."""
+
+    def __call__(self, rows: Iterable[Row]) -> Iterator[Answer]:
+        return ({"track": row.path, "status": "done", "error": "-" * 200} for row in rows)
+
+
+def main() -> None:
+    """(answers, bytes by which the peak grew after the first tenth of them)"""
+    count = early = 0
+    for _ in run(Rows(), Instant, Cluster(workers=1, rows_per_task=500)):
+        count += 1
+        if count == ROWS // 10:
+            early = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - early) * 1024
+    print(count, grown)

@@ -1,0 +1,480 @@
+"""A catalogue in one process, in shards, on Ray and at URIs: the same stems, whoever dies."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from demucs_infer.audio.write import save_audio
+from demucs_infer.distributed.planning import Benchmark, plan
+from demucs_infer.distributed.rows import Catalogue, Row
+from demucs_infer.distributed.table import open_table
+from demucs_infer.distributed.worker import Answer, Assignment, Worker
+from demucs_infer.orders import Model, Order
+from demucs_infer.separate import main
+from tests.kit import need_module, noise
+from tests.shell import RATE, environment, load, make_repo, save, write_song
+from tools import simulate_cluster
+
+MODEL = "9d0a6f1c"
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_repo(tmp_path_factory.mktemp("distributed") / "repo")
+
+
+# ── manifests ──
+
+TRACKS: list[dict[str, Any]] = [
+    {"path": "a/one.wav", "duration": 3.5, "references": "true/one", "sha256": None},
+    {"path": "/b/two, too.flac", "duration": None, "references": None, "sha256": "5" * 64},
+    {"path": "s3://bucket/ü.mp3", "duration": 0.0, "references": None, "sha256": None},
+]
+
+
+def write_manifest(path: Path, tracks: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*tracks[0], "ignored"])
+            writer.writeheader()
+            writer.writerows({**track, "ignored": "x"} for track in tracks)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(track | {"ignored": [1]}) for track in tracks))
+    elif path.suffix == ".parquet":
+        pyarrow, parquet = need_module("pyarrow"), need_module("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(tracks), path)
+    else:
+        path.write_text("".join(f"{track['path']}\n\n" for track in tracks))
+    return path
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.parquet", "list.txt"])
+def test_a_manifest_means_the_same_however_it_is_written(tmp_path: Path, name: str) -> None:
+    rows = list(Catalogue(manifest=str(write_manifest(tmp_path / name, TRACKS))))
+    sources = [str(tmp_path / "a/one.wav"), "/b/two, too.flac", "s3://bucket/ü.mp3"]
+    assert [row.source for row in rows] == sources
+    assert [row.path for row in rows] == [track["path"] for track in TRACKS]
+    assert [(row.folder, row.name) for row in rows] == [
+        ("a", "one.wav"), ("b", "two, too.flac"), ("bucket", "ü.mp3"),
+    ]  # fmt: skip
+    if name != "list.txt":
+        assert [row.duration for row in rows] == [3.5, None, 0.0]
+        assert rows[0].references == str(tmp_path / "true/one")
+        assert rows[1].sha256 == "5" * 64
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_shards_are_a_partition(tracks: int, count: int) -> None:
+    places_of = pytest.importorskip("fsspec").filesystem("memory")
+    places_of.pipe_file("/list.txt", "".join(f"{n}.wav\n" for n in range(tracks)).encode())
+    shards = [list(Catalogue(manifest="memory://list.txt", shard=(i, count))) for i in range(count)]
+    found = sorted(int(row.name.removesuffix(".wav")) for shard in shards for row in shard)
+    assert found == list(range(tracks))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@given(st.text(min_size=1))
+def test_no_path_leads_out_of_the_output_folder(path: str) -> None:
+    row = Row(path=path, source=path)
+    assert not Path(row.folder).is_absolute() and ".." not in Path(row.folder).parts
+    assert "/" not in row.name
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("list.jsonl", '{"path": "a.wav"}\nnothing', "line 2"),
+        ("list.jsonl", "[1]", "must be a JSON object"),
+        ("list.csv", "file\na.wav\n", "expected a `path`, found file"),
+        ("list.csv", "path,duration\na.wav,long\n", "'long' is no number of seconds"),
+        ("list.csv", "path,duration\na.wav,nan\n", "no number of seconds"),
+    ],
+)
+def test_a_manifest_that_cannot_be_understood(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, says: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert main(["batch", str(path), "-o", str(tmp_path / "out")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["batch", str(tmp_path / "list.txt"), "--shard", "3/3"]) == 2
+    assert "from 0/3 to 2/3" in capsys.readouterr().err
+
+
+# ── one process ──
+
+
+def worker_of(repo: Path, out: str, **more: Any) -> Worker:
+    return Worker(
+        Assignment(model=Model(name=MODEL, repo=repo), order=Order(), out=out, device="cpu", **more)
+    )
+
+
+def row_of(path: Path, **more: Any) -> Row:
+    return Row(path=path.name, source=str(path), **more)
+
+
+def test_every_row_has_an_answer(repo: Path, tmp_path: Path) -> None:
+    good = [row_of(write_song(tmp_path / f"{n}.wav", 1, seed=n)) for n in range(3)]
+    (tmp_path / "bad.wav").write_bytes(b"RIFF0000WAVE")
+    rows = [*good, row_of(tmp_path / "bad.wav"), row_of(tmp_path / "absent.wav")]
+    worker = worker_of(repo, str(tmp_path / "out"))
+    found = {answer["track"]: answer for answer in worker(rows)}
+    assert Counter(answer["status"] for answer in found.values()) == {"done": 3, "failed": 2}
+    assert found["bad.wav"]["fault"] == found["absent.wav"]["fault"] == "input"
+    assert {answer["status"] for answer in worker(good)} == {"skipped"}
+
+
+def test_a_model_that_cannot_be_had_is_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "repo").mkdir()
+    worker = worker_of(tmp_path / "repo", str(tmp_path / "out"))
+    answers = list(worker([row_of(tmp_path / "a.wav")]))
+    assert [(answer["status"], answer["fault"]) for answer in answers] == [("failed", "model")]
+
+
+def test_scores_where_the_truth_is_known(repo: Path, tmp_path: Path) -> None:
+    path = write_song(tmp_path / "song.wav", 1)
+    worker = worker_of(repo, str(tmp_path / "out"))
+    made = next(worker([row_of(path)]))["stems"]
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    for stem in ("drums", "vocals"):
+        wav = torch.from_numpy(load(Path(made[stem]))).T
+        # An error of a tenth: 20 dB below what is true.
+        save(truth / f"{stem}.wav", 1.1 * wav if stem == "drums" else wav, subtype="FLOAT")
+    again = next(worker([row_of(path, references=str(truth))]))
+    assert again["status"] == "skipped", "scoring separates nothing"
+    assert again["scores"]["drums"] == pytest.approx(20.83, abs=0.05)  # 20 log10(1.1 / 0.1)
+    assert set(again["scores"]) == {"drums", "vocals"}
+    for file in truth.iterdir():
+        save(file, noise(2, 77), subtype="FLOAT")
+    other = next(worker([row_of(path, references=str(truth))]))
+    assert other["status"] == "skipped" and "not scored" in other["warnings"][0]
+
+
+# ── places that only fsspec reaches ──
+
+
+@pytest.fixture
+def far() -> Any:
+    need_module("fsspec")
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    return MemoryFileSystem()
+
+
+def test_from_uri_to_uri_the_same_bytes(repo: Path, tmp_path: Path, far: Any) -> None:
+    paths = [write_song(tmp_path / f"in/{n}.wav", 1 + n, seed=n) for n in range(2)]
+    for path in paths:
+        far.pipe_file(f"/in/{path.name}", path.read_bytes())
+    rows = [Row(path=f"in/{path.name}", source=f"memory://in/{path.name}") for path in paths]
+    answers = list(worker_of(repo, "memory://out")(rows))
+    assert [answer["status"] for answer in answers] == ["done", "done"]
+    assert answers[0]["stems"]["drums"] == f"memory://out/{MODEL}/in/0/drums.wav"
+
+    near = worker_of(repo, str(tmp_path / "out"))
+    list(near([row_of(path) for path in paths]))
+    for path in paths:
+        for stem in ("drums", "bass", "other", "vocals"):
+            written = far.cat_file(f"/out/{MODEL}/in/{path.stem}/{stem}.wav")
+            assert written == (tmp_path / f"out/{MODEL}/{path.stem}/{stem}.wav").read_bytes()
+    names = far.find("/out")
+    assert len(names) == 2 * 5, "stems, manifests and nothing else"
+
+    runs = []
+    with nn.modules.module.register_module_forward_pre_hook(lambda *_: runs.append(1)):
+        again = list(worker_of(repo, "memory://out")(rows))
+    assert [answer["status"] for answer in again] == ["skipped", "skipped"] and not runs
+    assert again[0]["stems"] == answers[0]["stems"]
+
+
+def test_a_known_digest_saves_the_reading(repo: Path, tmp_path: Path, far: Any) -> None:
+    path = write_song(tmp_path / "song.wav", 1)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    far.pipe_file("/in/song.wav", path.read_bytes())
+    row = Row(path="song.wav", source="memory://in/song.wav", sha256=digest)
+    near = Row(path="song.wav", source=str(path), sha256=digest)
+    outs = {"memory://out": row, str(tmp_path / "out"): near}
+    assert [next(worker_of(repo, out)([r]))["status"] for out, r in outs.items()] == ["done"] * 2
+    far.rm_file("/in/song.wav")
+    path.unlink()
+    assert [next(worker_of(repo, out)([r]))["status"] for out, r in outs.items()] == ["skipped"] * 2
+
+
+def test_what_cannot_be_fetched_is_an_answer(repo: Path, far: Any) -> None:
+    found = next(worker_of(repo, "memory://out")([Row(path="x", source="memory://in/x.wav")]))
+    assert (found["status"], found["fault"]) == ("failed", "input")
+    strange = Row(path="x", source="nowhere://in/x.wav")
+    assert "cannot be reached" in next(worker_of(repo, "memory://out")([strange]))["error"]
+
+
+def test_a_track_that_kills_workers_is_left_out_far_away_too(
+    repo: Path, tmp_path: Path, far: Any
+) -> None:
+    """The journal lies beside the stems: another machine goes on counting."""
+    paths = [write_song(tmp_path / f"{n}.wav", 1, seed=n) for n in range(3)]
+    rows = [row_of(path) for path in paths]
+    journals = []
+
+    def die(module: nn.Module, given: object) -> None:
+        journals.append({name: far.cat_file(name) for name in far.find("/out")})
+        raise KeyboardInterrupt  # all that is not an `Exception` ends the worker
+
+    for _ in range(2):
+        hook = nn.modules.module.register_module_forward_pre_hook(die)
+        with hook, pytest.raises(KeyboardInterrupt):
+            list(worker_of(repo, "memory://out")(rows[:1]))
+    assert [set(journal.values()) for journal in journals] == [{b"1"}, {b"2"}]
+    found = {answer["track"]: answer for answer in worker_of(repo, "memory://out")(rows)}
+    assert {name: answer["status"] for name, answer in found.items()} == {
+        "0.wav": "quarantined", "1.wav": "done", "2.wav": "done",
+    }  # fmt: skip
+
+
+# ── the table, and the command ──
+
+
+def test_the_table_is_the_same_as_lines_and_as_parquet(tmp_path: Path) -> None:
+    parquet = need_module("pyarrow.parquet")
+    answers: list[Answer] = [
+        {
+            "track": f"{n}.wav", "model": "m", "status": "done", "manifest": None, "key": "k",
+            "seconds": 1.0, "duration_seconds": 2.0, "resumed_seconds": 0.0, "gain": 1.0,
+            "warnings": ["w"], "error": None, "fault": "", "stems": {"drums": "d.wav"},
+            "scores": {"drums": 7.25},
+        }
+        for n in range(2500)
+    ]  # fmt: skip
+    for name in ("t.jsonl", "t.parquet"):
+        with open_table(str(tmp_path / name)) as table:
+            for answer in answers:
+                table.add(answer)
+    assert [json.loads(x) for x in (tmp_path / "t.jsonl").read_text().splitlines()] == answers
+    rows = parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    for row in rows:
+        row |= {name: dict(row[name]) for name in ("stems", "scores")}
+    assert rows == answers
+
+
+def catalogue(folder: Path, count: int) -> Path:
+    """Songs of several lengths and formats, and one file that is none."""
+    for n in range(count - 1):
+        kind = ("wav", "flac", "mp3", "aiff")[n % 4]
+        path = folder / f"in/{n % 3}/{n}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_audio(noise(2, round((0.4 + 0.02 * n) * 16000), n), path, 16000)
+    (folder / "in/corrupt.wav").write_bytes(b"RIFF0000WAVE" + bytes(range(256)))
+    paths = [str(path.relative_to(folder)) for path in sorted((folder / "in").rglob("*.*"))]
+    return write_manifest(folder / "list.jsonl", [{"path": path} for path in paths])
+
+
+def stems(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).digest()
+        for path in out.rglob("*.wav")
+        if path.is_file()
+    }
+
+
+def test_shards_make_the_same_stems(
+    repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = catalogue(tmp_path, 12)
+    words = ["batch", str(manifest), "--repo", str(repo), "-n", MODEL, "-d", "cpu"]
+    assert main([*words, "-o", str(tmp_path / "whole"), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["tracks"], told["done"], told["failed"]) == (12, 11, 1)
+    codes = [main([*words, "-o", str(tmp_path / "parts"), "--shard", f"{i}/3"]) for i in range(3)]
+    assert sorted(codes) == [0, 0, 1]
+    assert len(stems(tmp_path / "whole")) == 11 * 4
+    assert stems(tmp_path / "parts") == stems(tmp_path / "whole")
+    tables = [(tmp_path / f"parts/results-{i}-of-3.jsonl").read_text() for i in range(3)]
+    assert sum(len(table.splitlines()) for table in tables) == 12
+
+
+def test_exit_codes(repo: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"nothing")
+    (tmp_path / "list.txt").write_text("bad.wav\n")
+    words = ["batch", str(tmp_path / "list.txt"), "-o", str(tmp_path / "out"), "-d", "cpu"]
+    assert main([*words, "--repo", str(repo), "-n", MODEL]) == 3
+    assert main([*words, "--repo", str(repo), "-n", "ffffffff"]) == 4
+    assert main([*words, "--repo", str(repo), "-n", MODEL, "--stems", "kazoo"]) == 2
+    (tmp_path / "list.txt").write_text("")
+    assert main([*words, "--repo", str(repo), "-n", MODEL]) == 0
+
+
+# ── planning ──
+
+
+def rows_lasting(*durations: float | None) -> list[Row]:
+    return [Row(path=str(n), source=str(n), duration=d) for n, d in enumerate(durations)]
+
+
+@pytest.mark.parametrize(
+    ("bench", "rows", "workers", "hours", "dominates"),
+    [
+        # Ten hours of sound, on two workers that are twice as fast as it.
+        ({"separate": 0.5, "write": 0.1}, rows_lasting(*[3600] * 10), 2, 2.5, "the network"),
+        ({"separate": 0.1, "read": 0.5}, rows_lasting(*[3600] * 10), 2, 2.5, "reading"),
+        ({"separate": 0.5}, rows_lasting(36000, 36), 10, 5.0, "the longest track"),
+        ({"separate": 0.1, "start_seconds": 7200}, rows_lasting(3600), 1, 2.1, "starting workers"),
+        ({"separate": 1e-6, "track_seconds": 36.0}, rows_lasting(*[1] * 1000), 10, 1.0,
+         "what every track takes besides"),
+        ({"separate": 0.1, "bytes_in": 1e6, "storage_bytes_per_second": 1e6},
+         rows_lasting(*[3600] * 10), 100, 10.0, "storage"),
+        ({"separate": 0.5}, rows_lasting(3600, None), 1, 1.0, "the network"),
+    ],
+)  # fmt: skip
+def test_a_plan(
+    bench: dict[str, float], rows: list[Row], workers: int, hours: float, dominates: str
+) -> None:
+    found = plan(rows, Benchmark(**bench), workers, price=2.0)  # type: ignore[arg-type]
+    assert found.hours == pytest.approx(hours, rel=1e-3)
+    assert found.dominates == dominates
+    assert found.cost == pytest.approx(2 * workers * found.hours)
+    assert found.hours_at_worst >= found.hours
+
+
+def test_plan_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write_manifest(tmp_path / "list.csv", [{"path": "a.wav", "duration": 3600}])
+    words = ["batch", str(manifest), "--plan"]
+    assert main(words) == 2 and "--bench" in capsys.readouterr().err
+    (tmp_path / "bench.json").write_text(json.dumps(asdict(Benchmark(separate=0.5))))
+    words += ["--bench", str(tmp_path / "bench.json"), "--machines", "4", "--price", "1"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hours"] == 0.5
+    assert main(words) == 0 and "what dominates: the longest track" in capsys.readouterr().out
+    (tmp_path / "bench.json").write_text('{"speed": 1}')
+    assert main(words) == 2 and "`separate`" in capsys.readouterr().err
+    (tmp_path / "bench.json").write_text('{"separate": -1}')
+    assert main(words) == 2 and "separate = -1" in capsys.readouterr().err
+
+
+# ── the simulation ──
+
+
+def test_the_simulation_keeps_the_laws_of_scheduling() -> None:
+    lengths = simulate_cluster.catalogue(3000, seed=1)
+    bench = Benchmark(separate=0.5, start_seconds=100)
+    calm = simulate_cluster.World(workers=20, rows_per_task=1, slow_share=0, deaths_per_hour=0)
+    for order in simulate_cluster.ORDERS.values():
+        found = simulate_cluster.simulate(order(lengths), bench, calm)
+        # Nobody idles before the last track has begun: Graham's bound.
+        assert found.ideal <= found.makespan <= found.ideal + lengths.max() * 0.5 / 3600
+        assert (found.deaths, found.lost) == (0, 0)
+    rows = rows_lasting(*lengths.tolist())
+    assert plan(rows, bench, 20).hours == pytest.approx(found.ideal)
+
+    alone = replace(calm, workers=1)
+    found = simulate_cluster.simulate(lengths, bench, alone)
+    assert found.makespan == pytest.approx(found.ideal) and found.idle == 0
+    mortal = simulate_cluster.simulate(lengths, bench, replace(alone, deaths_per_hour=1.0))
+    # One worker does all: what it lost, and a start after every death, are all that it adds.
+    added = mortal.lost + mortal.deaths * 100 / 3600
+    assert mortal.deaths > 10
+    assert mortal.makespan == pytest.approx(found.makespan + added)
+
+
+# ── Ray ──
+
+
+def square_wave(path: Path) -> None:
+    """What the workers of `tests.deadly` die of."""
+    wave = torch.ones(2, 2 * RATE)
+    wave[:, torch.arange(2 * RATE) % 100 < 50] = -1
+    save(path, 0.25 * wave)
+
+
+def answers_while_killing(
+    process: "subprocess.Popen[bytes]", ids: Path, after: int
+) -> list[Answer]:
+    """Every answer the process tells of; after some of them, one of its workers is killed."""
+    answers: list[Answer] = []
+    assert process.stderr
+    for line in process.stderr:
+        if not line.startswith(b"{"):
+            continue
+        answers.append(json.loads(line))
+        if len(answers) == after:
+            alive = [int(file.name) for file in ids.iterdir() if Path("/proc", file.name).exists()]
+            os.kill(alive[0], signal.SIGKILL)
+    return answers
+
+
+@pytest.mark.slow
+def test_a_catalogue_on_ray_survives_deaths(repo: Path, tmp_path: Path) -> None:
+    """60 files: one is corrupt, one kills its worker, and one worker is killed from outside."""
+    need_module("ray.data")
+    (tmp_path / "in").mkdir()
+    square_wave(tmp_path / "in/deadly.wav")
+    manifest = catalogue(tmp_path, 59)
+    ids = tmp_path / "ids"
+    ids.mkdir()
+    flags = ["--repo", str(repo), "-n", MODEL, "-d", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys, tests.deadly; sys.exit(tests.deadly.main())", "batch",
+         str(manifest), *flags, "-o", str(tmp_path / "ray"), "--engine", "ray", "--workers", "2",
+         "--rows-per-task", "6", "--progress", "json"],
+        env=environment() | {"DEADLY_IDS": str(ids)}, stderr=subprocess.PIPE, cwd=tmp_path,
+    )  # fmt: skip
+    with process:
+        answers = answers_while_killing(process, ids, after=12)
+        assert process.wait(timeout=60) == 1
+    bad = {
+        answer["track"]: answer for answer in answers if answer["status"] not in ("done", "skipped")
+    }
+    assert {track: (bad[track]["status"], bad[track]["fault"]) for track in bad} == {
+        "in/corrupt.wav": ("failed", "input"),
+        "in/deadly.wav": ("quarantined", "other"),
+    }
+    assert len({answer["track"] for answer in answers}) == len(answers) == 60
+    table = (tmp_path / "ray/results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in table] == answers
+    # Two deaths by the square wave and one by our hand, each followed by another worker.
+    assert len(list(ids.iterdir())) >= 2 + 3
+
+    made = stems(tmp_path / "ray")
+    assert len(made) == 58 * 4
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "ray").rglob("*.wav")}
+    assert main(["batch", str(manifest), *flags, "-o", str(tmp_path / "ray"), "-q"]) == 1
+    assert times == {path: path.stat().st_mtime_ns for path in times}, "done again"
+    table = (tmp_path / "ray/results.jsonl").read_text().splitlines()
+    statuses = Counter(json.loads(line)["status"] for line in table)
+    assert statuses == {"skipped": 58, "failed": 1, "quarantined": 1}
+
+    (tmp_path / "in/deadly.wav").unlink()
+    assert main(["batch", str(manifest), *flags, "-o", str(tmp_path / "local"), "-q"]) == 1
+    assert stems(tmp_path / "local") == made
+
+
+@pytest.mark.slow
+def test_memory_of_the_driver_does_not_grow_with_the_manifest() -> None:
+    need_module("ray.data")
+    code = "import tests.many_rows; tests.many_rows.main()"
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, check=True
+    ).stdout
+    count, grown = map(int, told.split())
+    assert count == 100_000
+    # The 90 000 answers that came meanwhile are more than 90 MB as values of Python.
+    assert grown < 25e6
