@@ -304,6 +304,10 @@ def test_a_count_is_not_taken_for_a_weight(tmp_path: Path) -> None:
     torch.save(state() | {"gains": torch.tensor([1, 2])}, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match="'gains' is torch.int64, not a real number"):
         load_weights(Gain(GainParams(1000, ("a", "b"))), tmp_path / "x.ckpt")
+    counted = state()["norm.num_batches_tracked"].int()
+    torch.save(state() | {"norm.num_batches_tracked": counted}, tmp_path / "y.ckpt")
+    with pytest.raises(CheckpointError, match="'norm.num_batches_tracked' is torch.int32"):
+        load_weights(Gain(GainParams(1000, ("a", "b"))), tmp_path / "y.ckpt")
 
 
 class Bomb:
@@ -464,6 +468,18 @@ def test_a_mask_of_ones_gives_the_mix(stft: StftConfig, reads: str) -> None:
     torch.testing.assert_close(answer[:, 0], mix, rtol=0, atol=1e-6)
     spectrum = (1, 2, 129, 24, *([2] if stft is STFT else []))
     assert network.seen == [*([(1, 2, 1500)] if "wave" in reads else []), spectrum]
+
+
+@pytest.mark.parametrize("length", [5, 3000])
+def test_a_network_reads_whole_windows_only(length: int) -> None:
+    """The last chunk, or a track, may be too short for a single frame of the spectrum."""
+    network, mix = Ones(), noise(2, length)
+    wrapped = create_w2w_model(network, params("spectrogram", "spectrogram_mask"), stft=STFT)
+    sizes: list[tuple[int, ...]] = []
+    wrapped.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
+    stems = Separator.from_model(wrapped, device="cpu", shifts=0, normalize=False).run(mix)
+    assert {size[-1] for size in sizes} == {1024}
+    torch.testing.assert_close(stems["a"], mix, rtol=0, atol=2e-6)
 
 
 def test_a_spectrum_that_is_answered_becomes_sound() -> None:
