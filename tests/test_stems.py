@@ -95,6 +95,9 @@ def test_two_stems_are_one_and_what_is_left() -> None:
     assert plan.needs_mixture
     plan = choose_stems(FOUR, two_stems="vocals", other_method="none")
     assert (plan.outputs, plan.computed) == (("vocals",), (3,))
+    plan = choose_stems(FOUR, two_stems="vocals", derive=["band=drums+bass"])
+    assert [rule.name for rule in plan.rules] == ["band", "no_vocals"]
+    assert plan.outputs == ("vocals", "band", "no_vocals")
 
 
 @pytest.mark.parametrize("shape", [(2, 100), (3, 2, 100)])

@@ -267,8 +267,9 @@ def _same(one: torch.device | None, other: torch.device | None) -> bool:
     return one.type == other.type and (one.index or 0) == (other.index or 0)
 
 
-# Memory that a window's activations take on a GPU, measured on htdemucs at its full width
-# (about 0.4 GB for 343 980 samples) with a margin; the largest batch that still pays.
+# An estimate of the memory that a window's activations take on a GPU, for a network as wide as
+# htdemucs: about 0.5 GB for its 343 980 samples. Where it is too low, batches are halved. Below,
+# the largest batch that "auto" tries.
 _BYTES_PER_SAMPLE = 1600
 _LARGEST_AUTO = 16
 
