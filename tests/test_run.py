@@ -2,7 +2,9 @@
 
 import copy
 import threading
+import time
 import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -304,6 +306,7 @@ def test_windows_are_what_the_network_says() -> None:
     assert window_rule(fixed, 1.0)(17) == 8000
     with pytest.raises(ValueError, match="longer than the 2 s"):
         window_rule(fixed, 2.001)
+    assert window_rule(fixed, 2.0)(17) == 16_000, "its own length is not too long"
     fixed.use_train_segment = False  # type: ignore[assignment]
     assert window_rule(fixed, 3.0)(17) == 24_000
 
@@ -326,6 +329,37 @@ def test_an_ensemble_is_one_network_or_a_bag() -> None:
     assert Ensemble.of(Ensemble.of(bag)).members == tuple(bag.models)
     with pytest.raises(ValueError, match="has no sources, samplerate, audio_channels, segment"):
         Ensemble.of(print)
+
+
+def test_an_ensemble_agrees_and_leaves_no_stem_to_nobody() -> None:
+    one = ScaleModel()
+    with pytest.raises(ValueError, match="differ in samplerate: 8000, 16000"):
+        Ensemble((one, ScaleModel(samplerate=16_000)), ((1.0, 1.0), (1.0, 1.0)))
+    with pytest.raises(ValueError, match="the weights of stem 'bass' add up to 0"):
+        Ensemble((one, ScaleModel()), ((1.0, 1.0), (1.0, -1.0)))
+
+
+def test_workers_are_given_little_at_a_time_and_are_done_when_the_stream_is_closed() -> None:
+    class Counting(ThreadPoolExecutor):
+        def submit(self, *args: Any, **kwargs: Any) -> Any:
+            futures.append(super().submit(*args, **kwargs))
+            return futures[-1]
+
+    class Slow(ScaleModel):
+        def forward(self, mix: Tensor) -> Tensor:
+            time.sleep(0.02)
+            return super().forward(mix)
+
+    futures: list[Future[Any]] = []
+    options = Options(shifts=0, normalize=False, workers=3)
+    with Counting(1) as pool:
+        track = TensorTrack(noise(2, 200_000))
+        stream = separate(track, Slow(), options=options, pool=pool)
+        next(item for item in stream if isinstance(item, ChunkProcessed))
+        assert len(futures) == 4, "three in flight, and the one that is back"
+        stream.close()
+        assert all(future.done() for future in futures)
+        assert futures[-1].cancelled(), "what had not begun never runs"
 
 
 @pytest.mark.gpu
