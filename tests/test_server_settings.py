@@ -20,7 +20,7 @@ def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(tmp_pa
     assert found.port == ServerSettings().port and found.models == ("a", "b")
 
 
-def test_vertex_speaks_its_own_words_and_flags_go_before_them() -> None:
+def test_vertex_speaks_its_own_words_and_flags_go_before_them(tmp_path: Path) -> None:
     environ = {
         "AIP_HTTP_PORT": "7080",
         "AIP_PREDICT_ROUTE": "/a",
@@ -31,6 +31,10 @@ def test_vertex_speaks_its_own_words_and_flags_go_before_them() -> None:
     assert (found.host, found.port) == ("0.0.0.0", 7080)
     assert (found.predict_route, found.health_route) == ("/mine", "/b")
     assert not found.is_exposed and found.repo is None
+    bucket = {**environ, "AIP_STORAGE_URI": "gs://bucket/models"}
+    with pytest.raises(ConfigError, match="AIP_STORAGE_URI.*mount"):
+        load_settings({}, bucket)
+    assert load_settings({"repo": tmp_path}, bucket).repo == tmp_path
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -88,14 +88,15 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
     get(settings.health_route, routes.health, response_model=Health, responses=busy)
     get("/readyz", routes.health, response_model=Health, responses=busy)
     get("/livez", routes.livez, response_model=Health)
-    get("/metrics", routes.metrics, responses=errors())
+    get("/metrics", routes.metrics, response_class=PlainTextResponse, responses=errors())
     get("/v1/models", routes.menu, response_model=Menu, responses=errors())
     post(settings.predict_route, routes.predict, PREDICTION)
     post(
         "/v1/separate",
         routes.separate,
         AUDIO,
-        responses={200: {"content": {"application/zip": {}, "audio/*": {}}}},
+        response_class=Response,
+        responses=_content("application/zip", "audio/*"),
     )
     post(
         "/v1/jobs",
@@ -105,12 +106,26 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
         responses={202: {"model": JobView}},
     )
     get("/v1/jobs/{id}", routes.job, response_model=JobView, responses=errors(404))
-    get("/v1/jobs/{id}/events", routes.events, responses=errors(404))
-    get("/v1/jobs/{id}/stems.zip", routes.archive, responses=errors(404, 409, 410))
+    plain = {"response_class": Response}  # whose kind is told below
+    get(
+        "/v1/jobs/{id}/events",
+        routes.events,
+        **plain,
+        responses=errors(404) | _content("text/event-stream"),
+    )
+    get(
+        "/v1/jobs/{id}/stems.zip",
+        routes.archive,
+        **plain,
+        responses=errors(404, 409, 410) | _content("application/zip"),
+    )
     get(
         "/v1/jobs/{id}/stems/{name}",
         routes.stem,
-        responses=errors(404, 409, 410, 416) | {206: {"description": "A part."}},
+        **plain,
+        responses=errors(404, 409, 410, 416)
+        | {206: {"description": "A part."}}
+        | _content("audio/*"),
     )
     app.add_api_route(
         "/v1/jobs/{id}",
@@ -124,6 +139,11 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     if settings.page:
         get("/", routes.page, include_in_schema=False)
+
+
+def _content(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """A success that is no JSON, for the documentation."""
+    return {200: {"content": {kind: {} for kind in kinds}}}
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -196,7 +196,8 @@ def load_settings(
     if environ.get("AIP_HTTP_PORT"):
         values |= {"host": "0.0.0.0", "public": True}
     for variable, name in _VERTEX.items():
-        if environ.get(variable):
+        is_overruled = flags.get(name) is not None or f"{PREFIX}{name.upper()}" in environ
+        if environ.get(variable) and not is_overruled:
             values[name] = _converted(variable, name, environ[variable])
     for name in known:
         variable = f"{PREFIX}{name.upper()}"

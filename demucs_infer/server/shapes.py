@@ -104,8 +104,19 @@ class Menu(BaseModel):
 
 
 def schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a model in one piece."""
-    return model.model_json_schema()
+    """The JSON schema of a model in one piece: nothing in it refers to elsewhere."""
+    found = model.model_json_schema()
+    return dict(_resolved(found, found.pop("$defs", {})))
+
+
+def _resolved(node: Any, known: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_resolved(one, known) for one in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _resolved(known[node["$ref"].rpartition("/")[2]], known)
+    return {name: _resolved(one, known) for name, one in node.items()}
 
 
 def body(**content: dict[str, Any]) -> dict[str, Any]:
