@@ -66,9 +66,7 @@ def test_seconds_are_samples_at_the_rate_of_the_network() -> None:
 @given(st.integers(1, 10**7), st.data())
 def test_a_hop_is_the_hop_that_comes_out(chunk: int, data: st.DataObject) -> None:
     hop = data.draw(st.integers(1, chunk))
-    config = Config.from_dict(
-        SMALL, [f"inference.chunk_size={chunk}", f"inference.hop_size={hop}"]
-    )
+    config = Config.from_dict(SMALL, [f"inference.chunk_size={chunk}", f"inference.hop_size={hop}"])
     # The engine truncates, so the fraction must not fall short by its last bit.
     assert int((1 - config.overlap) * chunk) == hop
 
