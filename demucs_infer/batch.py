@@ -160,14 +160,34 @@ class Batch:
     def _together(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Event | Result], None, None]:
         """One is read, one separated and one written at any time."""
         stop = threading.Event()
+        waiting: deque[_Ready] = deque()
+        try:
+            yield from self._in_threads(jobs, stop, waiting)
+        finally:
+            for ready in waiting:  # nothing happened to them
+                ready.delivery.spool.abandon()
+                ready.delivery.workplace.leave()
+
+    def _in_threads(
+        self, jobs: Iterable[Job], stop: threading.Event, waiting: "deque[_Ready]"
+    ) -> Generator[tuple[Job, Event | Result], None, None]:
+        """In `waiting` are tracks that were read and are not separated yet."""
         writing: deque[_Ending] = deque()
+
+        def prepare(job: Job) -> _Ready | _Ending:
+            ready = self._prepare(job, stop)
+            if isinstance(ready, _Ready):
+                waiting.append(ready)
+            return ready
+
         with (
             ThreadPoolExecutor(1, "demucs-read") as reader,
             ThreadPoolExecutor(_WRITE_BEHIND, "demucs-write") as writers,
         ):
             try:
-                for ready in ahead(reader, lambda job: self._prepare(job, stop), jobs):
+                for ready in ahead(reader, prepare, jobs):
                     if isinstance(ready, _Ready):
+                        waiting.popleft()
                         files = writers.submit(self._write, ready)
                         writing.append(_Ending(ready.job, files, ready.delivery.spool))
                         yield from self._separate(ready, files)

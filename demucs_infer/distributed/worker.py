@@ -122,21 +122,25 @@ def _side_by_side(
 
     bring: Callable[[Row], Visit] = partial(courier.bring, is_alone=suspects is None)
     sending: deque[Future[Answer]] = deque()
-    with (
-        ThreadPoolExecutor(1, "demucs-fetch") as fetcher,
-        ThreadPoolExecutor(1, "demucs-send") as sender,
-        closing(batch.run(jobs(ahead(fetcher, bring, rows)))) as items,
-    ):
-        for job, item in items:
-            if isinstance(item, Result):
-                visit = visits.pop(id(job))
-                sending.append(sender.submit(finish, courier, visit, item))
-                if len(sending) > 1:
-                    yield sending.popleft().result()
-            while settled:
-                yield settled.popleft()
-        yield from (future.result() for future in sending)
-    yield from settled
+    try:
+        with (
+            ThreadPoolExecutor(1, "demucs-fetch") as fetcher,
+            ThreadPoolExecutor(1, "demucs-send") as sender,
+            closing(batch.run(jobs(ahead(fetcher, bring, rows)))) as items,
+        ):
+            for job, item in items:
+                if isinstance(item, Result):
+                    visit = visits.pop(id(job))
+                    sending.append(sender.submit(finish, courier, visit, item))
+                    if len(sending) > 1:
+                        yield sending.popleft().result()
+                while settled:
+                    yield settled.popleft()
+            yield from (future.result() for future in sending)
+        yield from settled
+    finally:
+        for visit in visits.values():  # not to be reached any more
+            visit.leave()
 
 
 def finish(courier: Courier, visit: Visit, result: Result) -> Answer:
