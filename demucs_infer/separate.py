@@ -59,6 +59,9 @@ def _tracks(words: Sequence[str]) -> int:
     """`demucs-infer TRACKS...`"""
     top = parser()
     args = with_config(top, words)
+    if args.demo and not args.tracks:
+        top.set_defaults(name="tiny")  # the demo needs no network, whatever else is asked for
+        args = with_config(top, words)
     if args.list_models:
         from demucs_infer.commands.models import list_as_upstream
 

@@ -509,6 +509,8 @@ def test_the_demo(run: Command, here: Path) -> None:
     rows = run("--demo --json")["tracks"]
     assert [row["track"] for row in rows] == ["demo"]
     assert len(load(here / "separated/9d0a6f1c/demo/drums.wav")) == 20 * RATE
+    assert len(load(here / "separated/9d0a6f1c/demo/mixture.wav")) == 20 * 44_100
+    assert "sdr" in run.err.lower()
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,14 @@ def test_eval(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "bass" in say(capsys, *words)
 
 
+def test_eval_separates_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    songs = str(Path(__file__).parent / "data/studio")
+    told = json.loads(say(capsys, "eval", songs, "-n", "tiny", "-d", "cpu", "--json"))
+    # The small model gains about ten decibels on drums that it has not heard; silence has 0.
+    assert told["summary"]["drums"]["sdr"]["mean"] > 3
+    assert "drums" in say(capsys, "eval", songs, "-n", "tiny", "-d", "cpu", "--csv")
+
+
 def test_a_track_called_like_a_command(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demucs_infer.audio.formats import FORMATS
+from demucs_infer.commands.demo import compose, keep_and_score
 from demucs_infer.commands.memory import keep_large_blocks
 from demucs_infer.commands.models import fetch
 from demucs_infer.commands.own import own_model
@@ -56,6 +57,8 @@ def separate_tracks(args: argparse.Namespace) -> int:
             results.append(result)
             if args.page and result.is_good:
                 _write_page(result, tasks)
+            if args.demo and result.is_good and result.track == "demo" and not args.quiet:
+                keep_and_score(result, tasks[-1].source)
         if str(args.out) == STDIN and results[0].is_good:
             _to_stdout(results[0])
     if args.json:
@@ -144,15 +147,8 @@ def _tasks(
 
 
 def _demo(stack: ExitStack) -> str:
-    """A file with a song of our own making."""
-    from demucs_infer.audio.write import save_audio
-    from demucs_infer.demo import song
-
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="demucs-infer-"))
-    made = song()
-    path = Path(folder, "demo.wav")
-    save_audio(made.mix, path, made.sample_rate)
-    return str(path)
+    return str(compose(Path(folder)))
 
 
 def refuse_collisions(
