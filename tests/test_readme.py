@@ -10,6 +10,7 @@ import pytest
 
 from demucs_infer.commands.arguments import parser
 from demucs_infer.commands.models import parser as models_parser
+from demucs_infer.commands.serve import parser as serve_parser
 from demucs_infer.pretrained import model_info
 from demucs_infer.separate import main
 from tests.kit import noise
@@ -137,6 +138,7 @@ def test_exit_codes_and_flags() -> None:
         separate.INTERRUPTED,
     }  # fmt: skip
     known = {word for action in parser()._actions for word in action.option_strings}
+    known |= {word for action in serve_parser()._actions for word in action.option_strings}
     known |= {"--to"}  # of `models pull`
     outside = README.replace(LINES[0], "").replace(LINES[1], "")
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", outside)) <= known
