@@ -7,6 +7,7 @@ import importlib
 import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,12 @@ TINY: dict[str, dict[str, Any]] = {
         "resample": False,
     },
 }
+
+
+def peak_kilobytes() -> int:
+    """The highest memory of this process; `ru_maxrss` would begin with that of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
 
 
 def need(tool: str) -> str:

@@ -1,11 +1,11 @@
 """A driver of a great many tracks that take no time: says what its memory grew by, in bytes."""
 
-import resource
 from collections.abc import Iterable, Iterator
 
 from demucs_infer.distributed.cluster import Cluster, run
 from demucs_infer.distributed.rows import Row
 from demucs_infer.distributed.worker import Answer
+from tests.kit import peak_kilobytes
 
 ROWS = 100_000
 
@@ -30,6 +30,6 @@ def main() -> None:
     for _ in run(Rows(), Instant, Cluster(workers=1, rows_per_task=500)):
         count += 1
         if count == ROWS // 10:
-            early = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - early) * 1024
+            early = peak_kilobytes()
+    grown = (peak_kilobytes() - early) * 1024
     print(count, grown)

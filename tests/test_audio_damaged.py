@@ -43,7 +43,7 @@ def read(path):
         return ["ok" if finite else "not finite", list(track.warnings)]
     except (AudioReadError, ValueError) as error:
         return [type(error).__name__, [str(error)]]
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
 before = None
 results = {}
 for path in sys.stdin.read().split("\\n"):

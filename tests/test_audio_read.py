@@ -336,6 +336,7 @@ import resource, sys, torch
 from demucs_infer.audio.fileset import FileSet
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.read import Track
+from tests.kit import peak_kilobytes
 torch.set_num_threads(1)
 short, long, rate, out = sys.argv[1:]
 def peak(path):
@@ -343,7 +344,7 @@ def peak(path):
     with FileSet({"x": out}, int(rate), 2, Encoding("wav")) as files:
         for block in track.blocks():
             files.write({"x": block})
-    return track.frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return track.frames, peak_kilobytes()
 _, before = peak(short)
 frames, after = peak(long)
 print(frames, (after - before) / 1024)

@@ -248,6 +248,8 @@ def start(repo: Path, folder: Path, *words: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [*command, "-d", "cpu", "--progress", "json", *words],
         cwd=folder, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        # A shell's background jobs ignore the interrupt, and what they start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

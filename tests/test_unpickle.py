@@ -41,7 +41,7 @@ for path in map(Path, sys.argv[1:]):
         found[path.name] = f"!! {type(error).__name__}: {error}"
     else:
         found[path.name] = "!! loaded"
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024
 print(json.dumps({"found": found, "peak": peak}))
 """
 
