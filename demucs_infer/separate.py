@@ -59,7 +59,7 @@ def _tracks(words: Sequence[str]) -> int:
     """`demucs-infer TRACKS...`"""
     top = parser()
     args = with_config(top, words)
-    if args.demo and not args.tracks:
+    if args.demo and not args.tracks and args.repo is None:
         top.set_defaults(name="tiny")  # the demo needs no network, whatever else is asked for
         args = with_config(top, words)
     if args.list_models:
