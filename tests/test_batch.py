@@ -325,14 +325,14 @@ def test_an_hour_takes_no_more_memory_than_five_minutes(tmp_path: Path) -> None:
             for n in range(minutes):
                 file.write(noise(2, 60 * RATE, n).T.numpy())
         words = [str(song), "--repo", str(repo), "-n", "9d0a6f1c", "-q", "-o", str(tmp_path / "o")]
+        words += ["--segment", "7.8"]  # as real networks have; the plan grows with windows
         done = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, env=environment(), check=True
         )
         peaks.append(int(done.stdout))
         assert load(tmp_path / f"o/9d0a6f1c/{minutes}/drums.wav").shape[0] == minutes * 60 * RATE
-    # One copy of the longer mix is 220 MB, one of its stems 880. What grows is the plan, a kilobyte
-    # for each window (4800 of a second here), and holes in the heap: 32 MB at most.
-    assert peaks[1] <= peaks[0] + 32 * 1024, peaks
+    # One copy of the longer mix is 220 MB, one of its stems 880. Five in a hundred are promised.
+    assert peaks[1] <= 1.05 * peaks[0], peaks
 
 
 def test_names_that_are_hostile(stage: Stage) -> None:
