@@ -1,17 +1,17 @@
 # Stems over HTTP. CPU: docker build -t demucs-infer .
-# GPU: docker build -t demucs-infer:cuda --build-arg TORCH=https://pypi.org/simple .
+# GPU: docker build -t demucs-infer:cuda --build-arg TORCH=cu130 .
 # Models inside, to run without a network: --build-arg MODELS="htdemucs htdemucs_ft"
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
-ARG TORCH=https://download.pytorch.org/whl/cpu
+ARG TORCH=cpu
 ARG MODELS=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/demucs
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # torch comes first and alone: the code changes more often than it does.
-RUN /opt/demucs/bin/pip install -c constraints.txt torch numpy --index-url "${TORCH}"
+RUN /opt/demucs/bin/pip install -c constraints.txt torch numpy --index-url "https://download.pytorch.org/whl/${TORCH}"
 COPY demucs_infer demucs_infer
 RUN /opt/demucs/bin/pip install -c constraints.txt ".[serve,vorbis,soxr]"
 RUN mkdir -p /models && \
