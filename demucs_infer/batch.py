@@ -286,6 +286,7 @@ class Batch:
         if self._skip == "same":
             found = matches(job.target.manifest, recipe)
             if found is not None:
+                self._workplace(job).clear()
                 raise _Settled(Result.skipped(job.track, job.target.manifest, found))
         return recipe
 

@@ -83,6 +83,14 @@ class Workplace:
         with suppress(OSError):  # other tracks are at work in it
             self.folder.parent.rmdir()
 
+    def clear(self) -> None:
+        """What a process left that died between its last rename and here; the track is done."""
+        if self.folder.is_dir():
+            with (self.folder / "lock").open("a+b") as lock:
+                if not _try_lock(lock):
+                    return  # somebody makes it again
+            self.remove()
+
     def _unlock(self) -> None:
         if self._lock:
             self._lock.close()

@@ -310,6 +310,19 @@ def test_interrupted_from_the_keyboard(repo: Path, tmp_path: Path) -> None:
     assert all(PARTIAL in name for name in tree(tmp_path / "separated"))
 
 
+def test_what_a_death_after_the_last_rename_left_is_cleared(repo: Path, tmp_path: Path) -> None:
+    write_song(tmp_path / "in/song.wav", 3)
+    start(repo, tmp_path).communicate()
+    expected = tree(tmp_path / "separated")
+    target = tmp_path / "separated/9d0a6f1c"
+    left = Workplace(target, target / "song/stems.json").folder
+    left.mkdir(parents=True)
+    (left / "lock").touch()
+    (left / "draft.part").touch()
+    start(repo, tmp_path).communicate()
+    assert tree(tmp_path / "separated") == expected
+
+
 @pytest.mark.slow
 def test_an_hour_takes_no_more_memory_than_five_minutes(tmp_path: Path) -> None:
     """`VmHWM`, the highest memory of the process as Linux counts it."""

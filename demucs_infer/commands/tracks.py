@@ -22,6 +22,7 @@ from demucs_infer.manifest import matches, read_manifest, sha256_file
 from demucs_infer.orders import Model, Order
 from demucs_infer.results import Result
 from demucs_infer.targets import Target, collisions, without_collisions
+from demucs_infer.workplace import Workplace
 
 ALL_DONE, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
 
@@ -197,7 +198,10 @@ def _done_before(task: Task, model: Model, order: Order, weights: tuple[str, ...
     if read_manifest(where) is None or not task.source.is_file():
         return None
     found = matches(where, order.recipe(sha256_file(task.source), model, weights))
-    return Result.skipped(task.name, where, found) if found else None
+    if found is None:
+        return None
+    Workplace(task.target.folder, where).clear()
+    return Result.skipped(task.name, where, found)
 
 
 def _separated(
