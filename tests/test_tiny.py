@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from demucs_infer import demo
-from demucs_infer.api import Separator
+from demucs_infer.api import Separator, save_audio
+from demucs_infer.audio.read import load_track
 from demucs_infer.metrics import evaluate, sdr
 from demucs_infer.pretrained import get_model
+from demucs_infer.separate import main
 from demucs_infer.weights import catalog
 
 STUDIO = Path(__file__).parent / "data" / "studio"
@@ -94,3 +97,56 @@ def test_it_is_a_plain_network_with_finite_weights() -> None:
         bool(weight.isfinite().all()) and weight.dtype == torch.float32 for weight in weights
     )
     assert sum(weight.numel() for weight in weights) < 4e6
+
+
+@pytest.fixture(scope="module")
+def song_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight seconds of the demo song."""
+    song = demo.song(8, seed=0)
+    path = tmp_path_factory.mktemp("song") / "song.wav"
+    save_audio(song.mix, path, song.sample_rate, as_float=True)
+    return path
+
+
+def scores_of(files: Mapping[str, Path]) -> dict[str, float]:
+    """The SDR of stems in files, `no_vocals` among them; silence would have 0 dB."""
+    song = demo.song(8, seed=0)
+    truth = dict(zip(demo.STEMS, song.stems, strict=True))
+    truth["no_vocals"] = song.mix - truth["vocals"]
+    scores = {}
+    for name, path in files.items():
+        reached = sdr(truth[name], load_track(path, 2, song.sample_rate))
+        assert reached is not None
+        scores[name] = reached
+    return scores
+
+
+@pytest.mark.parametrize("flags", ["", "--two-stems vocals", "--stems drums --flac"])
+def test_the_command_and_its_batch_reach_scores(song_file: Path, flags: str) -> None:
+    out = song_file.parent / f"out{len(flags)}"
+    words = [str(song_file), "-n", "tiny", "-d", "cpu", "--offline", "-q", "-o", str(out)]
+    assert main([*words, *flags.split()]) == 0
+    files = {path.stem: path for path in (out / "tiny/song").glob("*.[wf]*")}
+    scores = scores_of(files)
+    assert scores and all(score > 4 for score in scores.values()), scores
+
+
+def test_a_stream_to_files_reaches_scores(separator: Separator, song_file: Path) -> None:
+    done = separator.separate_to(song_file, song_file.parent / "streamed")
+    assert all(score > 4 for score in scores_of(done.paths).values())
+
+
+def test_the_server_reaches_scores(song_file: Path, tmp_path: Path) -> None:
+    from fastapi.testclient import TestClient
+
+    from demucs_infer.server import ServerSettings, create_app
+
+    settings = ServerSettings(data_dir=tmp_path / "data", models=("tiny",), devices=("cpu",))
+    with TestClient(create_app(settings)) as client:
+        wanted = {"accept": "audio/flac"}
+        answer = client.post(
+            "/v1/separate?stems=vocals&model=tiny", content=song_file.read_bytes(), headers=wanted
+        )
+    assert answer.status_code == 200, answer.text
+    (tmp_path / "vocals.flac").write_bytes(answer.content)
+    assert scores_of({"vocals": tmp_path / "vocals.flac"})["vocals"] > 4
