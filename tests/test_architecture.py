@@ -25,7 +25,7 @@ ROOMS = {
     "weights": "weights states",
     "pretrained": "pretrained repo",
     "api": "api inputs outputs settings devices",
-    "batch": "batch delivery discovery manifest naming orders results spool targets workplace",
+    "batch": "batch naming",
     "command line": "separate commands",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

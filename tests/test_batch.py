@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from demucs_infer.api import Separator
-from demucs_infer.batch import Batch, Job
+from demucs_infer.batch.orders import Model, Order
+from demucs_infer.batch.results import Result
+from demucs_infer.batch.run import Batch, Job
+from demucs_infer.batch.targets import Target
+from demucs_infer.batch.workplace import PARTIAL, Workplace
 from demucs_infer.engine.events import ChunkProcessed
-from demucs_infer.orders import Model, Order
-from demucs_infer.results import Result
-from demucs_infer.targets import Target
-from demucs_infer.workplace import PARTIAL, Workplace
 from tests.kit import RecordingModel, noise
 from tests.shell import RATE, environment, load, make_repo, save, tree, write_song
 

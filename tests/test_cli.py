@@ -401,7 +401,7 @@ def test_tags_are_carried_unless_not(run: Command, here: Path) -> None:
 
 
 def test_the_manifest(run: Command, here: Path) -> None:
-    from demucs_infer.manifest import sha256_file
+    from demucs_infer.batch.manifest import sha256_file
 
     run("song.wav --overlap 0.1 --seed 3")
     folder = here / "separated/9d0a6f1c/song"
@@ -432,7 +432,7 @@ def test_done_is_done(run: Command, here: Path, monkeypatch: pytest.MonkeyPatch)
     assert [state(), state()] == ["done", "skipped"]
     assert run("song.wav --json --overlap 0.3")["tracks"][0]["status"] == "done"
     assert run("song.wav --json --skip-existing")["tracks"][0]["status"] == "skipped"
-    monkeypatch.setattr("demucs_infer.orders.__version__", "0.0")
+    monkeypatch.setattr("demucs_infer.batch.orders.__version__", "0.0")
     assert state() == "done"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from demucs_infer.discovery import Found, find_tracks
+from demucs_infer.batch.discovery import Found, find_tracks
 
 
 @pytest.fixture

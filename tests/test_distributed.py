@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from demucs_infer.audio.write import save_audio
+from demucs_infer.batch.orders import Model, Order
 from demucs_infer.distributed.planning import Benchmark, plan
 from demucs_infer.distributed.rows import Catalogue, Row
 from demucs_infer.distributed.table import open_table
 from demucs_infer.distributed.worker import Answer, Assignment, Worker
-from demucs_infer.orders import Model, Order
 from demucs_infer.separate import main
 from tests.kit import need_module, noise
 from tests.shell import RATE, environment, load, make_repo, save, write_song

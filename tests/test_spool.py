@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from demucs_infer.spool import Abandoned, Spool
+from demucs_infer.batch.spool import Abandoned, Spool
 from tests.kit import noise
 
 

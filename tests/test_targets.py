@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from demucs_infer.batch.targets import Target, collisions, model_folder, without_collisions
 from demucs_infer.naming import FIELDS, _component
-from demucs_infer.targets import Target, collisions, model_folder, without_collisions
 
 STEMS = ["drums", "vocals"]
 OUT = Path("/out/htdemucs")

@@ -8,8 +8,8 @@ from typing import Any
 
 from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS
+from demucs_infer.batch.targets import DEFAULT_TEMPLATE
 from demucs_infer.naming import valid_template
-from demucs_infer.targets import DEFAULT_TEMPLATE
 
 COMMANDS = {
     "models": "list, describe, fetch, find, remove and import models",

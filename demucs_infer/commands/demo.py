@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from demucs_infer.results import Result
+from demucs_infer.batch.results import Result
 
 
 def compose(folder: Path) -> Path:

@@ -11,9 +11,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from demucs_infer.audio.formats import FORMATS
+from demucs_infer.batch.manifest import matches, read_manifest, sha256_file
+from demucs_infer.batch.orders import Model, Order
 from demucs_infer.errors import DemucsError
-from demucs_infer.manifest import matches, read_manifest, sha256_file
-from demucs_infer.orders import Model, Order
 from demucs_infer.pretrained import model_info
 from demucs_infer.weights.catalog import known
 
@@ -33,7 +33,7 @@ def forecast(args: argparse.Namespace, model: Model, order: Order, tasks: Sequen
     found: dict[str, Any] = {"model": model.name, **_files(model), "tracks": tracks}
     found["audio_seconds"] = round(sum(todo), 3)
     if not found["to_download"] and todo:
-        from demucs_infer.batch import open_separator
+        from demucs_infer.batch.run import open_separator
 
         separator = open_separator(model, order, device=args.device, jobs=args.jobs)
         found["stems"] = list(separator.stems)

@@ -10,8 +10,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from demucs_infer.batch.results import Result
 from demucs_infer.engine.events import BatchSizeReduced, ChunkProcessed, Warned
-from demucs_infer.results import Result
 
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
 _NAME_WIDTH = 24

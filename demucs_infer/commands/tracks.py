@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demucs_infer.audio.formats import FORMATS
+from demucs_infer.batch.discovery import STDIN, Found, find_tracks
+from demucs_infer.batch.manifest import matches, read_manifest, sha256_file
+from demucs_infer.batch.orders import Model, Order
+from demucs_infer.batch.results import Result
+from demucs_infer.batch.targets import Target, collisions, without_collisions
+from demucs_infer.batch.workplace import Workplace
 from demucs_infer.commands.demo import compose, keep_and_score
 from demucs_infer.commands.memory import keep_large_blocks
 from demucs_infer.commands.models import fetch
 from demucs_infer.commands.own import own_model
 from demucs_infer.commands.progress import Report, choose_report
-from demucs_infer.discovery import STDIN, Found, find_tracks
-from demucs_infer.manifest import matches, read_manifest, sha256_file
-from demucs_infer.orders import Model, Order
-from demucs_infer.results import Result
-from demucs_infer.targets import Target, collisions, without_collisions
-from demucs_infer.workplace import Workplace
 
 ALL_DONE, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
 
@@ -215,7 +215,7 @@ def _separated(
     keep_large_blocks()
     if model.is_remote:
         fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
-    from demucs_infer.batch import Batch, Job, open_separator
+    from demucs_infer.batch.run import Batch, Job, open_separator
 
     separator = open_separator(model, order, device=args.device, jobs=args.jobs)
     if str(args.out) == STDIN and len(separator.stems) != 1:

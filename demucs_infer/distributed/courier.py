@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from demucs_infer.batch import Job, Skip
+from demucs_infer.batch.manifest import SCHEMA, matches, sha256_file
+from demucs_infer.batch.orders import Model, Order
+from demucs_infer.batch.results import Fault, Result
+from demucs_infer.batch.run import Job, Skip
+from demucs_infer.batch.targets import Target
+from demucs_infer.batch.workplace import PARTIAL
 from demucs_infer.distributed import places
 from demucs_infer.distributed.places import is_remote, joined
 from demucs_infer.distributed.rows import Row
 from demucs_infer.errors import DemucsError
-from demucs_infer.manifest import SCHEMA, matches, sha256_file
 from demucs_infer.metrics import evaluate
-from demucs_infer.orders import Model, Order
-from demucs_infer.results import Fault, Result
-from demucs_infer.targets import Target
-from demucs_infer.workplace import PARTIAL
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from demucs_infer.batch import Batch, Skip, ahead, open_separator
+from demucs_infer.batch.orders import Model, Order
+from demucs_infer.batch.results import Result
+from demucs_infer.batch.run import Batch, Skip, ahead, open_separator
 from demucs_infer.distributed.courier import Courier, Visit, failed
 from demucs_infer.distributed.places import is_remote
 from demucs_infer.distributed.rows import Row
 from demucs_infer.errors import DemucsError
-from demucs_infer.orders import Model, Order
-from demucs_infer.results import Result
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from demucs_infer.batch.orders import Model, Order
 from demucs_infer.errors import ModelLoadingError
 from demucs_infer.extension.config import Config
 from demucs_infer.extension.metadata import ModelMetadata
-from demucs_infer.orders import Model, Order
 from demucs_infer.weights.download import sha256_of
 
 if TYPE_CHECKING:

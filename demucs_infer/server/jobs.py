@@ -16,11 +16,11 @@ from typing import Any
 
 import anyio
 
+from demucs_infer.batch.orders import Model
+from demucs_infer.batch.results import Result
 from demucs_infer.engine.events import ChunkProcessed, Event, Stage
 from demucs_infer.errors import ConfigError, ModelNotFound
-from demucs_infer.orders import Model
 from demucs_infer.pretrained import list_models, model_info
-from demucs_infer.results import Result
 from demucs_infer.server.pool import ModelPool, models_of
 from demucs_infer.server.refusals import Refused
 from demucs_infer.server.results import Entry, Results

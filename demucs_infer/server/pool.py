@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from demucs_infer.api import Separator
+from demucs_infer.batch.orders import Model, Order
 from demucs_infer.engine.stems import choose_stems
-from demucs_infer.orders import Model, Order
 
 
 @dataclass(slots=True, eq=False)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from demucs_infer.manifest import Recipe, matches, read_manifest
+from demucs_infer.batch.manifest import Recipe, matches, read_manifest
+from demucs_infer.batch.targets import Target
 from demucs_infer.server.wishes import TEMPLATE
-from demucs_infer.targets import Target
 
 MANIFEST = "stems.json"
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from demucs_infer.audio.formats import FORMATS
-from demucs_infer.orders import Order
+from demucs_infer.batch.orders import Order
 from demucs_infer.server.refusals import Refused
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from demucs_infer.api import Separator
 from demucs_infer.audio.read import probe
-from demucs_infer.batch import Batch
-from demucs_infer.batch import Job as Task
+from demucs_infer.batch.orders import Model, Order
+from demucs_infer.batch.results import Result
+from demucs_infer.batch.run import Batch
+from demucs_infer.batch.run import Job as Task
+from demucs_infer.batch.targets import Target
 from demucs_infer.engine.events import ChunkProcessed, Event
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
-from demucs_infer.orders import Model, Order
-from demucs_infer.results import Result
 from demucs_infer.server.pool import ModelPool
 from demucs_infer.server.refusals import Refused
-from demucs_infer.targets import Target
 
 logger = logging.getLogger(__name__)
 

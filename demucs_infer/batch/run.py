@@ -26,19 +26,19 @@ from demucs_infer.audio.convert import convert_channels
 from demucs_infer.audio.formats import source_depth
 from demucs_infer.audio.read import Track
 from demucs_infer.audio.tags import carried
-from demucs_infer.delivery import Delivery
+from demucs_infer.batch.delivery import Delivery
+from demucs_infer.batch.manifest import Manifest, Recipe, matches, sha256_file
+from demucs_infer.batch.orders import Model, Order
+from demucs_infer.batch.results import Fault, Result
+from demucs_infer.batch.spool import Abandoned, Spool
+from demucs_infer.batch.targets import Target
+from demucs_infer.batch.workplace import Workplace
 from demucs_infer.engine.events import Event
 from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.pipeline import Block
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
 from demucs_infer.extension.own import OwnModel
-from demucs_infer.manifest import Manifest, Recipe, matches, sha256_file
-from demucs_infer.orders import Model, Order
-from demucs_infer.results import Fault, Result
-from demucs_infer.spool import Abandoned, Spool
-from demucs_infer.targets import Target
-from demucs_infer.workplace import Workplace
 
 logger = logging.getLogger(__name__)
 

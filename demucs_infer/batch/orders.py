@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS, Encoding
+from demucs_infer.batch.manifest import Recipe
+from demucs_infer.batch.targets import DEFAULT_TEMPLATE, model_folder
 from demucs_infer.engine.options import Options
 from demucs_infer.errors import DownloadError
 from demucs_infer.extension.registry import offered_by
-from demucs_infer.manifest import Recipe
 from demucs_infer.naming import valid_template
 from demucs_infer.repo import BagOnlyRepo, HubRepo, LocalRepo
-from demucs_infer.targets import DEFAULT_TEMPLATE, model_folder
 from demucs_infer.weights.cache import Store
 from demucs_infer.weights.catalog import known
 from demucs_infer.weights.download import sha256_of

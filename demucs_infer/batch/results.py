@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from demucs_infer.manifest import Manifest
+from demucs_infer.batch.manifest import Manifest
 
 Status = Literal["done", "skipped", "failed", "quarantined"]
 Fault = Literal["", "input", "model", "other"]

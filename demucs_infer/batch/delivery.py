@@ -15,9 +15,9 @@ from demucs_infer.audio.convert import StreamResampler, convert_channels
 from demucs_infer.audio.fileset import FileSet
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.levels import Clip, clip_gains, explained
-from demucs_infer.manifest import Manifest, Stem, sha256_file
-from demucs_infer.spool import Spool
-from demucs_infer.workplace import Workplace
+from demucs_infer.batch.manifest import Manifest, Stem, sha256_file
+from demucs_infer.batch.spool import Spool
+from demucs_infer.batch.workplace import Workplace
 
 
 class _TooLoud(Exception):

@@ -1,0 +1,1 @@
+"""Many tracks: from files to files, skipped when done, resumed when interrupted."""
