@@ -19,6 +19,7 @@ from demucs_infer.audio.convert import StreamResampler
 from demucs_infer.audio.encode import Encoder, Muxer, SndfileEncoder, pieces
 from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_depth
 from demucs_infer.audio.levels import check_block, explained, peak_of, prevent_clip
+from demucs_infer.audio.mp3 import LameEncoder, has_lame
 from demucs_infer.audio.tags import Cover, cover_of
 from demucs_infer.errors import AudioWriteError
 
@@ -249,6 +250,8 @@ def _encoder(
 ) -> Encoder:
     if encoding.codec.encoder == "libsndfile":
         return SndfileEncoder(file, encoding, sample_rate, channels, tags=tags)
+    if encoding.format == "mp3" and has_lame():
+        return LameEncoder(file, encoding, sample_rate, channels, tags=tags, cover=cover)
     return Muxer(file, encoding, sample_rate, channels, tags=tags, cover=cover)
 
 
