@@ -72,8 +72,8 @@ def test_the_header_is_the_one_that_lame_writes(options: dict[str, int], tmp_pat
         length = (len(header) + len(rest)).to_bytes(4, "big")
         assert header[48:52] == header[184:188] == length
         assert mp3._crc16(header[:190]) == int.from_bytes(header[190:192], "big")
-    # LAME notes the position every few frames, so theirs is a step or two behind.
-    assert max(abs(a - b) for a, b in zip(ours[52:152], theirs[52:152])) <= 8
+    # LAME notes the position now and then, so theirs is a frame or two behind; a frame is 6.
+    assert max(abs(a - b) for a, b in zip(ours[52:152], theirs[52:152])) <= 16
     assert ours[156:160] == theirs[156:160] == b"LAME"
     assert ours[165] & 15 == theirs[165] & 15, "the method"
     assert ours[177:180] == theirs[177:180], "the silence around"
