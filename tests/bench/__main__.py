@@ -3,6 +3,7 @@
     python -m tests.bench                     # a few minutes: networks and a short track
     python -m tests.bench --full              # everything, an hour or two
     python -m tests.bench --peer PYTHON       # against the demucs-infer that PYTHON has
+    python -m tests.bench --level workers     # a catalogue: two workers against one
 
 Random weights at the released shapes: speed and error need no training. Nothing else should run on
 the machine meanwhile.
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tests.bench.music import RATE, song
 from tests.bench.pairs import HEADER, Row, compare, compare_commands, environment
 from tests.bench.shapes import BAGS, write_repo
 
+TRACKS = 8  # of the catalogue
 WINDOW = {"htdemucs": 7.8, "htdemucs_ft": 7.8, "hdemucs_mmi": 10.0, "mdx": 10.0}
 
 
@@ -33,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--full", action="store_true", help="every model at every level")
     parser.add_argument(
-        "--level", action="append", choices=["network", "engine", "command", "start"]
+        "--level", action="append", choices=["network", "engine", "command", "start", "workers"]
     )
     parser.add_argument("--model", action="append", choices=list(BAGS))
     parser.add_argument("--precision", action="append", choices=["fp32", "bf16", "fp16"])
@@ -94,13 +97,15 @@ def rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
                     yield compare(f"{model}, {length:g} s, {precision}", whole, **common)
         if "command" in levels and model == "htdemucs":
             yield from commands(args, repo, work)
+        if "workers" in levels and model == "htdemucs":
+            yield from workers(args, repo, work)
     if "start" in levels:
         yield compare_commands(
             "`--help`",
             1.0,
             {
-                "ours": [sys.executable, "-m", "demucs_infer", "--help"],
-                side: [python, "-m", "demucs_infer" if args.peer else "demucs", "--help"],
+                "ours": [[sys.executable, "-m", "demucs_infer", "--help"]],
+                side: [[python, "-m", "demucs_infer" if args.peer else "demucs", "--help"]],
             },
             pairs=args.pairs,
             work=work,
@@ -128,12 +133,46 @@ def commands(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
         str(source),
     ]
     for kind, flags in {"wav": [], "mp3": ["--mp3"]}.items():
-        both: dict[str, list[str]] = {
-            "ours": [sys.executable, "-m", "demucs_infer", "-o", "a", "--force", *flags, *shared],
-            side: [python, "-W", "ignore", "-m", module, "-o", "b", *flags, *shared],
-        }
+        ours = [sys.executable, "-m", "demucs_infer", "-o", "a", "--force", *flags, *shared]
+        theirs = [python, "-W", "ignore", "-m", module, "-o", "b", *flags, *shared]
         case = f"command, {seconds:g} s mp3 to {kind}"
+        both = {"ours": [ours], side: [theirs]}
         yield compare_commands(case, seconds, both, pairs=args.pairs, work=work)
+
+
+def workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
+    """A manifest of equal tracks through two workers ("ours") and through one, a thread each."""
+    seconds = args.seconds or 17.5  # three windows
+    names = [f"{number}.wav" for number in range(TRACKS)]
+    # In a process of its own, as above.
+    code = f"from tests.bench.__main__ import *; write_tracks({str(work)!r}, {names}, {seconds})"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment("ours"))
+    manifest = work / "tracks.txt"
+    manifest.write_text("".join(f"{name}\n" for name in names))
+
+    def batch(out: str, *flags: str) -> list[str]:
+        shared = ["-n", "htdemucs", "--repo", str(repo), "-d", "cpu", "--shifts", "0", "--force"]
+        python = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "demucs_infer", "batch"]
+        return [*python, str(manifest), "-o", out, "-q", *shared, *flags]
+
+    ray = ["--engine", "ray", "--rows-per-task", "1"]
+    cases = {
+        "two shards": ([batch("a", "--shard", f"{n}/2") for n in range(2)], [batch("b")]),
+        "Ray": ([batch("a", *ray, "--workers", "2")], [batch("b", *ray, "--workers", "1")]),
+    }
+    for name, (two, one) in cases.items():
+        if name == "Ray" and find_spec("ray") is None:
+            continue
+        case = f"two workers, {name}: {TRACKS} tracks of {seconds:g} s"
+        sides = {"two": two, "one": one}
+        yield compare_commands(case, TRACKS * seconds, sides, pairs=args.pairs, work=work)
+
+
+def write_tracks(folder: str, names: list[str], seconds: float) -> None:
+    import soundfile
+
+    for seed, name in enumerate(names):
+        soundfile.write(Path(folder, name), song(seconds, seed).T.numpy(), RATE)
 
 
 def write_mp3(path: Path, seconds: float) -> None:

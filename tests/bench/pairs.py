@@ -55,9 +55,9 @@ HEADER = """\
 
 
 def environment(side: str) -> dict[str, str]:
-    """Ours is this checkout; nobody else may see it."""
+    """All sides but those of others are this checkout; nobody else may see it."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return env | ({"PYTHONPATH": str(ROOT)} if side == "ours" else {})
+    return env | ({} if side in ("upstream", "peer") else {"PYTHONPATH": str(ROOT)})
 
 
 class Worker:
@@ -117,29 +117,33 @@ def compare(
     return Row(case, order["seconds"], runs["ours"], runs[side], error)
 
 
-def timed(command: Sequence[str], side: str, cwd: Path) -> Figures:
-    """A whole process: the operating system's own account of it."""
+def timed(commands: Sequence[Sequence[str]], side: str, cwd: Path) -> Figures:
+    """Whole processes, begun at once: the operating system's own account of them together."""
     started = time.perf_counter()
-    process = subprocess.Popen(
-        command, env=environment(side), cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    assert process.stderr is not None
-    words = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{command} failed: {words.decode()[-2000:]}")
-    return {
-        "seconds": time.perf_counter() - started,
-        "cpu": usage.ru_utime + usage.ru_stime,
-        "peak": usage.ru_maxrss / 1024,
-    }
+    env = environment(side)
+    processes = [
+        subprocess.Popen(
+            command, env=env, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for command in commands
+    ]
+    figures = {"cpu": 0.0, "peak": 0.0}
+    for process in processes:
+        assert process.stderr is not None
+        words = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{process.args!r} failed: {words.decode()[-2000:]}")
+        figures["cpu"] += usage.ru_utime + usage.ru_stime
+        figures["peak"] += usage.ru_maxrss / 1024
+    return figures | {"seconds": time.perf_counter() - started}
 
 
 def compare_commands(
     case: str,
     seconds: float,
-    commands: dict[str, Sequence[str]],
+    commands: dict[str, Sequence[Sequence[str]]],
     *,
     pairs: int,
     work: Path,
@@ -147,7 +151,7 @@ def compare_commands(
     """Whole commands in turn; the first pair warms the page cache and is not counted."""
     runs: dict[str, list[Figures]] = {side: [] for side in commands}
     for _ in range(pairs + 1):
-        for side, command in commands.items():
-            runs[side].append(timed(command, side, work))
+        for side, together in commands.items():
+            runs[side].append(timed(together, side, work))
     ours, theirs = (figures[1:] for figures in runs.values())
     return Row(case, seconds, ours, theirs, None)
