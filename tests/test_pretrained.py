@@ -113,7 +113,8 @@ def test_what_is_known_about_a_name() -> None:
         "04573f0d",
     ]
     assert "scientific" in info.licence
-    assert info.size is None
+    assert info.size == sum(file.size or 0 for file in info.files) == 4 * 84_141_271
+    assert model_info("mdx_q").size is None  # one that nobody states
     assert not info.is_cached
     assert model_info("htdemucs_6s").stems == (*info.stems, "guitar", "piano")
     assert model_info("uvr_demucs_model_1").stems is None

@@ -109,11 +109,12 @@ def rows(head: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
 
 
-def test_the_table_of_models() -> None:
+def test_the_table_of_models(tmp_path: Path) -> None:
     table = rows("model")
     assert len(table) > 8
-    for name, count, stems, licence in table:
-        info = model_info(name)
+    for name, count, stems, size, licence in table:
+        info = model_info(name, cache_dir=tmp_path)
+        assert size == ("not known" if info.size is None else f"{info.size / 1e6:.0f} MB")
         assert int(count) == len(info.files)
         assert stems == ", ".join(info.stems or ())
         assert info.licence.startswith(licence)
