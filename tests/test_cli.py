@@ -532,6 +532,16 @@ def test_wrong_usage(run: Command, here: Path, line: str) -> None:
     assert "error: " in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("flag", ["-n htdemucs", "-s 9d0a6f1c"])  # the default, said aloud, too
+def test_a_known_network_and_one_of_your_own_exclude_each_other(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["song.wav", *flag.split(), "--config", "a.json", "--checkpoint", "a.th"])
+    assert left.value.code == 2
+    assert "--config: not allowed with argument -" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "line", ["song.wav --format flac --float32", "song.wav -d nosuchdevice", "song.wav -n a"]
 )
