@@ -396,6 +396,18 @@ class Separator:
         """
         return self._task().run(track)
 
+    def lighten(self) -> None:
+        """Keep one copy of the weights instead of two, before the first track.
+
+        For a process that only separates, in one precision: on a processor, networks hand their
+        weights over to their fast forms. `model` can then neither be run nor saved.
+        """
+        if not self._is_ours:
+            raise ValueError("the network of from_model is its owner's: its weights stay")
+        with self._lock:
+            device, compile = self._settings.network_device, self._settings.compile
+            self._runner = _runner(device, compile=compile, spends=True)
+
     def close(self) -> None:
         """Give the memory of the device back; the separator cannot be used any more."""
         with self._lock:
@@ -436,11 +448,11 @@ class Separator:
         return _Task(ensemble, settings.plan_for(ensemble.sources), settings, runner)
 
 
-def _runner(device: torch.device, *, compile: bool) -> Runner:
+def _runner(device: torch.device, *, compile: bool, spends: bool = False) -> Runner:
     """What runs networks on `device`, in their fast form."""
 
     def prepare(network: Network, precision: str) -> Network:
-        fast = optimize(cast(nn.Module, network), device=device, precision=precision)
+        fast = optimize(cast(nn.Module, network), precision, device=device, spends=spends)
         return cast(Network, compiled(fast) if compile else fast)
 
     return Runner(device, prepare=prepare)

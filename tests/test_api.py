@@ -548,3 +548,17 @@ def test_the_public_names_are_there_and_cost_nothing_before() -> None:
     assert set(demucs_infer.__all__) - {"__version__"} == set(demucs_infer._HOME)
     with pytest.raises(AttributeError, match="Separatr"):
         demucs_infer.Separatr  # noqa: B018 (the look-up is the test)
+
+
+def test_a_light_separator_says_the_same_and_only_ours_can_be_one() -> None:
+    plain, light = (Separator("tiny", shifts=0, device="cpu") for _ in range(2))
+    light.lighten()
+    expected, told = plain.run(MIX), light.run(MIX)
+    for name in plain.stems:
+        assert torch.equal(told[name], expected[name])
+    kept, left = (
+        sum(parameter.numel() for parameter in one.model.parameters()) for one in (plain, light)
+    )
+    assert left < kept / 2
+    with pytest.raises(ValueError, match="owner"):
+        Separator.from_model(plain.model).lighten()

@@ -157,6 +157,46 @@ def test_the_network_itself_is_left_alone() -> None:
         assert torch.equal(value, before[name])
 
 
+def spent() -> list[nn.Module]:
+    """One of every kind: also with layers, and a transformer, that have no fast form."""
+    return [
+        *(HTDemucs(**(BASE | kwargs)) for kwargs in HYBRIDS.values()),
+        HDemucs(**TINY["HDemucs"]),
+        Demucs(**(TINY["Demucs"] | {"channels": 8})),
+        Demucs(**(TINY["Demucs"] | {"glu": False})),
+    ]
+
+
+@pytest.mark.parametrize("network", spent(), ids=lambda network: type(network).__name__)
+def test_weights_are_kept_once_where_that_is_asked_for(network: nn.Module) -> None:
+    randomise(network)
+    mix = noise(2, 8000)[None, : network.audio_channels]
+    with torch.inference_mode():
+        expected = optimize(network)(mix)
+        numbers = sum(parameter.numel() for parameter in network.parameters())
+        fast = optimize(network, spends=True)
+        left = sum(parameter.numel() for parameter in network.parameters())
+        assert torch.equal(fast(mix), expected)
+    if left < numbers:
+        with pytest.raises(ValueError, match="load it again"):
+            optimize(network)
+
+
+def test_most_of_the_weights_of_a_released_shape_are_let_go() -> None:
+    network = HTDemucs(**(BASE | HYBRIDS["released"]))
+    numbers = sum(parameter.numel() for parameter in network.parameters())
+    optimize(network, spends=True)
+    assert sum(parameter.numel() for parameter in network.parameters()) < 0.1 * numbers
+
+
+def test_in_half_the_bits_all_weights_stay() -> None:
+    """A window that overflows is done again in float32."""
+    network = HTDemucs(**(BASE | HYBRIDS["released"]))
+    optimize(network, "auto", spends=True)
+    if choose_precision("auto", torch.device("cpu")) == "bf16":
+        optimize(network)  # spent, it would refuse
+
+
 def test_a_precision_that_makes_no_sense_is_refused_with_what_does() -> None:
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match="must be one of fp32, bf16, fp16, auto"):

@@ -102,6 +102,7 @@ def open_separator(model: Model, order: Order, *, device: str = "auto", jobs: in
         other_method=order.other_method,
     )
     separator.update_parameter(stems=plan)
+    separator.lighten()
     return separator
 
 

@@ -54,22 +54,34 @@ def _processor_has_bf16() -> bool:
     return bool(known()) if known is not None else False
 
 
-def optimize(network: Any, precision: str = "fp32", *, device: str | torch.device = "cpu") -> Any:
+def optimize(
+    network: Any,
+    precision: str = "fp32",
+    *,
+    device: str | torch.device = "cpu",
+    spends: bool = False,
+) -> Any:
     """A network that answers the same, faster; itself, where there is nothing to gain.
 
     "fp32" is exact up to the order of sums. "bf16" and "fp16" compute products and convolutions in
     half the bits, and keep norms, residual streams, softmax and spectra in float32.
+
+    `spends` lets go of every weight of which the fast form has its own copy: `network` itself
+    cannot run any more. In half the bits it is still needed, for windows that overflow.
     """
+    is_known = isinstance(network, Hybrid | Demucs)
+    if is_known and not all(parameter.numel() for parameter in network.parameters()):
+        raise ValueError("this network has spent its weights on a fast form; load it again")
     device = torch.device(device)
     precision = choose_precision(precision, device)
     if device.type != "cpu":
         return network if precision == "fp32" else Reduced(network, DTYPES[precision])
-    if not isinstance(network, Hybrid | Demucs):
+    if not is_known:
         return network if precision == "fp32" else Reduced(network, DTYPES[precision])
-    return _on_processor(network, DTYPES[precision])
+    return _on_processor(network, DTYPES[precision], spends=spends and precision == "fp32")
 
 
-def _on_processor(network: Hybrid | Demucs, dtype: torch.dtype) -> nn.Module:
+def _on_processor(network: Hybrid | Demucs, dtype: torch.dtype, *, spends: bool) -> nn.Module:
     fast = copy.copy(network)
     fast._modules = dict(network._modules)
     for name, module in network.named_children():
@@ -82,7 +94,23 @@ def _on_processor(network: Hybrid | Demucs, dtype: torch.dtype) -> nn.Module:
             setattr(fast, name, FastTransformer(module, dtype))
     if isinstance(fast, Hybrid) and spectra.fits(fast):
         object.__setattr__(fast, "to_wave", ToWave(fast))
+    if spends:
+        for name, module in network.named_children():
+            _spend(module, fast._modules[name])
     return fast.eval()
+
+
+def _spend(module: nn.Module, fast: nn.Module | None) -> None:
+    """Norms and biases stay: they are small, and some fast forms read them in place."""
+    if fast is module:
+        return
+    if isinstance(module, nn.ModuleList) and isinstance(fast, nn.ModuleList):
+        for layer, its in zip(module, fast, strict=True):
+            _spend(layer, its)
+        return
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            parameter.data = parameter.new_empty(0)
 
 
 def _layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
