@@ -41,7 +41,7 @@ from demucs_infer.outputs import (
     Outlet,
     Saving,
     SeparatedFiles,
-    make_folders,
+    folders_for,
 )
 from demucs_infer.pretrained import get_model, list_models
 from demucs_infer.settings import (
@@ -361,9 +361,11 @@ class Separator:
         """A track into files, in memory that does not grow with its length.
 
         `out` is a folder, where `template` names the files, or a path or file object per stem.
-        All files appear, complete, at the end. Unlike upstream's, they share one gain where one
-        would clip; `clip="rescale"` gives each its own. What is not said is as the configuration of
-        the network has it: otherwise a wav file.
+        All files appear, complete, at the end; should it fail, neither they nor a new folder. In
+        formats that can clip they are encoded at the end too, when the peaks are known: until then
+        there are floats beside them, 4 bytes a sample. Unlike upstream's, they share one gain where
+        one would clip; `clip="rescale"` gives each its own. What is not said is as the
+        configuration of the network has it: otherwise a wav file.
         """
         encoding = self._saving.encoding
         if (format, bits, bitrate) != (None, None, None):
@@ -562,8 +564,10 @@ def _to_files(
     rate, channels = saving.layout(recording, model.samplerate, model.audio_channels)
     outlet = Outlet(task.plan.outputs, model.samplerate, rate, channels)
     warnings: list[str] = []
-    make_folders(targets, recording.path)
-    with saving.files(targets, rate, channels, recording) as files:
+    with (
+        folders_for(targets, recording.path),
+        saving.files(targets, rate, channels, recording) as files,
+    ):
         with closing(task.run(recording)) as stream:
             for item in stream:
                 if isinstance(item, Block):

@@ -5,6 +5,7 @@ Shapes: C channels, T samples of the track.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -106,14 +107,27 @@ class Saving:
         )
 
 
-def make_folders(targets: Mapping[str, Target], source: Path | None = None) -> None:
-    """The folders that the files will lie in; none of them may be the `source` itself."""
+@contextmanager
+def folders_for(targets: Mapping[str, Target], source: Path | None = None) -> Iterator[None]:
+    """The folders that the files will lie in; those that had to be made go with a failure.
+
+    None of the files may be the `source` itself.
+    """
     paths = [Path(target) for target in targets.values() if isinstance(target, str | os.PathLike)]
     for path in paths:
         if source is not None and path.resolve() == source.resolve():
             raise ValueError(f"{path} is the input, which a stem would replace: choose a folder")
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    made: set[Path] = set()
+    try:
+        for folder in {path.parent for path in paths}:
+            made.update(one for one in (folder, *folder.parents) if not one.exists())
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in sorted(made, key=lambda one: len(one.parts), reverse=True):
+            with suppress(OSError):  # what somebody else put there keeps it
+                folder.rmdir()
+        raise
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq: tensors do not compare to a bool
@@ -190,18 +204,19 @@ class InferenceOutput:
             track=track,
             extension=saving.encoding.kind.suffixes[0].removeprefix("."),
         )
-        make_folders(dict(paths))
-        channels = next(iter(self.outputs.values())).shape[0]
-        with FileSet(
-            dict(paths),
-            self.sample_rate,
-            channels,
-            saving.encoding,
-            clip=saving.clip,
-            exact_sum=saving.exact_sum,
-            overwrite=saving.overwrite,
-        ) as files:
-            length = next(iter(self.outputs.values())).shape[-1]
+        channels, length = next(iter(self.outputs.values())).shape
+        with (
+            folders_for(dict(paths)),
+            FileSet(
+                dict(paths),
+                self.sample_rate,
+                channels,
+                saving.encoding,
+                clip=saving.clip,
+                exact_sum=saving.exact_sum,
+                overwrite=saving.overwrite,
+            ) as files,
+        ):
             for at in range(0, length, PIECE):
                 files.write({name: x[:, at : at + PIECE] for name, x in self.outputs.items()})
         return paths

@@ -465,12 +465,31 @@ def test_files_can_have_the_rate_and_the_channels_of_the_source(
 
 
 def test_closing_leaves_no_file(wav: Path, tmp_path: Path) -> None:
-    stream = tiny().stream_to(wav, tmp_path / "out")
+    stream = tiny().stream_to(wav, tmp_path / "new" / "out")
     for item in stream:
         if isinstance(item, ChunkProcessed):
+            assert (tmp_path / "new" / "out").is_dir()
             break
     stream.close()
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failure_takes_only_the_folders_that_it_made(wav: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    wav.with_suffix(".txt").write_text("no sound")
+    for out in ("old", "old/new", "new"):
+        with pytest.raises(AudioReadError):
+            tiny().separate_to(wav.with_suffix(".txt"), tmp_path / out)
+    bad = InferenceOutput({"bass": torch.full((2, 10), float("nan"))}, RATE)
+    with pytest.raises(AudioWriteError):
+        bad.save(tmp_path / "old" / "new")
+    stream = tiny().stream_to(wav, tmp_path / "shared" / "out")
+    next(stream)
+    while not (tmp_path / "shared").exists():
+        next(stream)
+    (tmp_path / "shared" / "note").touch()  # by somebody else, meanwhile
+    stream.close()
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["old", "shared", "note"]
 
 
 def test_files_that_may_not_be_replaced_are_an_error(wav: Path, tmp_path: Path) -> None:
