@@ -9,14 +9,17 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 from demucs_infer.commands.arguments import COMMANDS, parser
+from demucs_infer.commands.interrupt import INTERRUPTED, ends_soon
 from demucs_infer.commands.own import with_config
 from demucs_infer.errors import ConfigError, DemucsError, ModelLoadingError
 
-OK, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL, INTERRUPTED = 0, 1, 2, 3, 4, 130
+OK, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
+
+_INTERRUPTED_WORDS = "interrupted; the same command continues where this one stopped"
 
 
 def main(opts: Sequence[str] | None = None) -> int:
@@ -31,9 +34,10 @@ def main(opts: Sequence[str] | None = None) -> int:
             command = import_module(f"demucs_infer.commands.{words[0]}")
             code: int = command.run(words[1:])
             return code
-        return _tracks(words)
+        with ends_soon(_INTERRUPTED_WORDS) if opts is None else nullcontext():
+            return _tracks(words)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        print(_INTERRUPTED_WORDS, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return SOME_FAILED  # whoever read our output has seen enough

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Literal, TypeVar
@@ -218,7 +219,7 @@ class Batch:
         return _Ending(job, known)
 
     def _opened(self, job: Job, stop: threading.Event, begun: float) -> _Ready:
-        recipe = self._new_recipe(job)
+        recipe = self._new_recipe(job, stop)
         workplace = self._entered(job, recipe)
         spool: Spool | None = None
         try:
@@ -273,14 +274,14 @@ class Batch:
         workplace.begin(spool.frames)
         return spool
 
-    def _new_recipe(self, job: Job) -> Recipe:
+    def _new_recipe(self, job: Job, stop: threading.Event) -> Recipe:
         """The recipe of what is not done yet; otherwise the track is settled."""
         paths = job.target.stems(self._separator.stems)
         if self._skip == "existing" and all(path.is_file() for path in paths.values()):
             result = Result(track=job.track, status="skipped", model=self._model.name, stems=paths)
             raise _Settled(result)
         try:
-            digest = sha256_file(job.source)
+            digest = sha256_file(job.source, partial(_go_on, stop))
         except OSError as error:
             raise AudioReadError(f"cannot be read: {error.strerror or error}") from error
         recipe = self._order.recipe(digest, self._model, self._weights)
@@ -499,9 +500,13 @@ def _written(writing: deque[_Ending], *, leave: int) -> Iterator[tuple[Job, Resu
 def _until(stop: threading.Event, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """The same blocks, unless all work is to end."""
     for block in blocks:
-        if stop.is_set():
-            raise Abandoned
+        _go_on(stop)
         yield block
+
+
+def _go_on(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Abandoned
 
 
 def _chosen(wanted: int | str, known: dict[str, int]) -> int:
