@@ -6,7 +6,7 @@ Shapes: S stems, C channels, T samples of the track, t of a block.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from enum import Enum
@@ -25,7 +25,14 @@ from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.levels import Clip
 from demucs_infer.audio.write import Target, save_audio
 from demucs_infer.engine.events import ChunkStarted, Event, Stage, Warned, call_back
-from demucs_infer.engine.pipeline import Block, TensorTrack, Track, separate
+from demucs_infer.engine.pipeline import (
+    Block,
+    Item,
+    TensorTrack,
+    Track,
+    separate,
+    separate_many,
+)
 from demucs_infer.engine.run import Ensemble, Network, Queried, Runner
 from demucs_infer.engine.stems import StemPlan
 from demucs_infer.errors import AudioReadError as LoadAudioError
@@ -85,6 +92,7 @@ NotProvided = _NotProvided.NotProvided
 Events: TypeAlias = "Generator[Event | InferenceOutput, None, None]"
 FileEvents: TypeAlias = "Generator[Event | SeparatedFiles, None, None]"
 BlockEvents: TypeAlias = "Generator[Event | Block, None, None]"
+TrackEvents: TypeAlias = "Generator[tuple[int, Item], None, None]"
 
 
 class Separator:
@@ -217,6 +225,11 @@ class Separator:
     def device(self) -> torch.device:
         """Where the network runs."""
         return self._settings.network_device
+
+    @property
+    def jobs(self) -> int:
+        """How many forwards may run beside the one being stitched."""
+        return self._settings.jobs
 
     @property
     def model(self) -> nn.Module:
@@ -397,6 +410,22 @@ class Separator:
         This is the level below files and results: `record` makes such a track of anything.
         """
         return self._task().run(track)
+
+    def blocks_of(self, tracks: Iterable[Track | Exception], *, together: int = 1) -> TrackEvents:
+        """As `blocks`, for one track after the other: (its number, what there is of it).
+
+        Windows of up to `together` tracks in a row run as one batch. A track ends with `Over`, or
+        with `Failed`, as an exception in place of one does. No callback hears of it.
+        """
+        task = self._task()
+        return separate_many(
+            tracks,
+            task.ensemble,
+            options=task.settings.options,
+            stems=task.plan,
+            runner=task.runner,
+            together=together,
+        )
 
     def lighten(self) -> None:
         """Keep one copy of the weights instead of two, before the first track.

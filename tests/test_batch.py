@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -46,7 +48,11 @@ class Stage:
     def batch(self, order: Order | None = None, **more: object) -> Batch:
         order = order or Order()
         separator = Separator.from_model(
-            self.network, device="cpu", overlap=order.overlap, shifts=order.shifts
+            self.network,
+            device="cpu",
+            overlap=order.overlap,
+            shifts=order.shifts,
+            batch_size=order.batch_size,
         )
         return Batch(separator, Model(name="ramp"), order, weights=("w",), **more)  # type: ignore[arg-type]
 
@@ -155,6 +161,79 @@ def test_a_disk_that_cannot_be_written_to_is_a_result(stage: Stage) -> None:
     assert tree(stage.folder / "out") == ["song"]
 
 
+SHARED = Order(shifts=0, batch_size=16)
+
+
+def test_tracks_that_share_batches_come_out_as_they_do_alone(stage: Stage) -> None:
+    """Songs of all lengths, broken ones among them, in memory for a few at a time."""
+    lengths = [0.3, 0.8, 7.0, 0.5, 0.4, 30.0, 0.2, 0.6, 0.9, 2.0, 0.7, 0.3]
+    paths = [write_song(stage.folder / f"{n}.wav", s, seed=n) for n, s in enumerate(lengths)]
+    paths[3].write_bytes(b"RIFF0000WAVE")
+    paths[7].unlink()
+    stage.network.valid_length = lambda length: RATE  # type: ignore[assignment]
+    alone = Stage(stage.folder / "alone")
+    alone.network.valid_length = lambda length: RATE  # type: ignore[assignment]
+    expected = alone.results(alone.batch(SHARED), paths)
+
+    spools = stage.folder / "out" / PARTIAL
+    found, most = [], 0
+    for _, item in stage.batch(SHARED, together=3).run([stage.job(path) for path in paths]):
+        most = max(most, len(list(spools.glob("*/attempts"))))
+        found += [item] if isinstance(item, Result) else []
+    assert [(one.track, one.status) for one in found] == [
+        (one.track, one.status) for one in expected
+    ]
+    assert len(stage.network.seen) < len(alone.network.seen), "nothing was shared"
+    # Three that share, one about to, one read ahead, and two that are being written.
+    assert most <= 3 + 1 + 1 + 2
+    for name in tree(alone.folder / "out"):
+        if name.endswith("wav"):
+            assert (stage.folder / "out" / name).read_bytes() == (
+                alone.folder / "out" / name
+            ).read_bytes()
+
+
+def test_a_network_that_fails_on_one_of_those_that_share(stage: Stage) -> None:
+    class Picky(Ramp):
+        def forward(self, mix: Tensor) -> Tensor:
+            if mix.shape[-1] == RATE and float(mix.abs().max()) > 50:
+                raise RuntimeError("too loud")
+            return super().forward(mix)
+
+    stage.network = Picky()
+    stage.network.valid_length = lambda length: RATE  # type: ignore[assignment]
+    paths = [write_song(stage.folder / f"{n}.wav", 0.9, seed=n) for n in range(4)]
+    click = torch.zeros(2, 7200)
+    click[:, 100] = 0.9
+    save(paths[1], click)
+    results = stage.results(stage.batch(SHARED, together=4), paths)
+    assert [result.status for result in results] == ["done", "failed", "done", "done"]
+    assert "too loud" in results[1].error
+    assert len(tree(stage.folder / "out")) == 3 * 3
+
+
+def test_files_of_one_that_cannot_be_written(stage: Stage) -> None:
+    """The network goes on to the others, and stops with the one."""
+    paths = [write_song(stage.folder / f"{n}.wav", 20, seed=n) for n in range(3)]
+    (stage.folder / "out").mkdir()
+    (stage.folder / "out/1").write_text("a file where the folder should be")
+    results = stage.results(stage.batch(SHARED, together=3), paths)
+    assert [result.status for result in results] == ["done", "failed", "done"]
+    assert "cannot write" in results[1].error
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_the_same_track_more_than_once(stage: Stage, together: int) -> None:
+    one, other = (write_song(stage.folder / f"{n}.wav", 3, seed=n) for n in range(2))
+    results = stage.results(stage.batch(SHARED, together=together), [one, one, other, one, one])
+    assert Counter((result.track, result.status) for result in results) == {
+        ("0.wav", "done"): 1, ("0.wav", "skipped"): 3, ("1.wav", "done"): 1,
+    }  # fmt: skip
+    assert len({str(result.stems) for result in results if result.track == "0.wav"}) == 1
+    # Three seconds are four windows of a second, once for each of the two.
+    assert sum(shape[0] for shape in stage.network.seen) == 2 * 4
+
+
 def test_two_at_work_on_one_track(stage: Stage) -> None:
     path = write_song(stage.folder / "song.wav")
     other = Workplace(stage.folder / "out", stage.job(path).target.manifest)
@@ -186,15 +265,21 @@ def test_a_track_that_kills_its_process_is_left_out(stage: Stage) -> None:
     assert stage.batch().one(job).status == "done"
 
 
-def test_tracks_beside_one_that_kills_are_not_to_blame(stage: Stage) -> None:
-    """The next one is being read when the process dies; later it is tried alone, and lives."""
+@pytest.mark.parametrize(("together", "died_with"), [(1, 2), (3, 3)])
+def test_tracks_beside_one_that_kills_are_not_to_blame(
+    stage: Stage, together: int, died_with: int
+) -> None:
+    """Some are being read, or share its batch, when the process dies; later each is tried alone."""
+    order = SHARED if together > 1 else Order()
+    stage.network.valid_length = lambda length: RATE  # type: ignore[assignment]
+    more: dict[str, Any] = {"max_deaths": 2, "together": together}
     paths = [write_song(stage.folder / f"{n}.wav", 3, seed=n) for n in range(3)]
     spools = stage.folder / "out" / PARTIAL
 
     def die_of(track: str, begun: int) -> None:
-        """The process ends at the first event of that track, with so many tracks begun."""
-        run = stage.batch(max_deaths=2).run([stage.job(path) for path in paths])
-        next(job for job, item in run if job.track == track and not isinstance(item, Result))
+        """The process ends at the first windows of that track, with so many tracks begun."""
+        run = stage.batch(order, **more).run([stage.job(path) for path in paths])
+        next(job for job, item in run if job.track == track and isinstance(item, ChunkProcessed))
         deadline = time.monotonic() + 10
         while len(list(spools.glob("*/attempts"))) < begun and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -204,11 +289,11 @@ def test_tracks_beside_one_that_kills_are_not_to_blame(stage: Stage) -> None:
             path.parent.mkdir(exist_ok=True, parents=True)
             path.write_text(text)
 
-    die_of("0.wav", begun=2)
-    die_of("0.wav", begun=2)
-    results = stage.results(stage.batch(max_deaths=2), paths)
+    die_of("0.wav", begun=died_with)
+    die_of("0.wav", begun=died_with)
+    results = stage.results(stage.batch(order, **more), paths)
     assert {result.track: result.status for result in results} == {
-        "0.wav": "quarantined", "1.wav": "done", "2.wav": "skipped",
+        "0.wav": "quarantined", "1.wav": "done", "2.wav": "skipped" if together == 1 else "done",
     }  # fmt: skip
 
 

@@ -19,7 +19,14 @@ from demucs_infer.demucs import Demucs
 from demucs_infer.engine import pipeline
 from demucs_infer.engine.events import ChunkProcessed, ChunkStarted, Progress, Stage
 from demucs_infer.engine.options import Options
-from demucs_infer.engine.pipeline import Block, Failed, TensorTrack, separate, separate_many
+from demucs_infer.engine.pipeline import (
+    Block,
+    Failed,
+    Over,
+    TensorTrack,
+    separate,
+    separate_many,
+)
 from demucs_infer.engine.plan import Chunk, plan_chunks
 from demucs_infer.engine.run import Runner
 from demucs_infer.engine.stems import choose_stems
@@ -415,8 +422,60 @@ def test_short_tracks_share_batches(members: int, batch_size: int) -> None:
 
 def test_many_tracks_run_apart_where_nothing_is_shared() -> None:
     tracks = [TensorTrack(noise(2, 3000, i)) for i in range(3)]
-    order = [index for index, _ in separate_many(tracks, ScaleModel(), share=False)]
+    order = [index for index, _ in separate_many(tracks, ScaleModel(), together=1)]
     assert order == sorted(order)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_network_that_fails_on_one_track_serves_its_neighbours(workers: int) -> None:
+    class Picky(RecordingModel):
+        def forward(self, mix: Tensor) -> Tensor:
+            answer = super().forward(mix)
+            if mix.abs().max() > 50:
+                raise RuntimeError("too loud")
+            return answer
+
+    tracks = [TensorTrack(noise(2, 6000, i)) for i in range(5)]
+    tracks[2].samples[0, 100] = 1e9  # a peak that no level takes away
+    model = Picky()
+    model.valid_length = lambda length: 8000  # type: ignore[assignment]
+    options = Options(shifts=0, batch_size=16, workers=workers)
+    items: list[list[Any]] = [[] for _ in tracks]
+    for index, item in separate_many(tracks, model, options=options):
+        items[index].append(item)
+    assert [shape[0] for shape in model.seen] == [5, 1, 1, 1, 1, 1]
+    assert isinstance(items[2][-1], Failed) and "too loud" in str(items[2][-1].error)
+    for index in (0, 1, 3, 4):
+        assert isinstance(items[index][-1], Over)
+        alone = joined(separate(tracks[index], model, options=options))
+        assert torch.equal(joined(items[index]), alone)
+
+
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_no_more_tracks_are_open_than_may_be(together: int) -> None:
+    """Whatever their lengths: a window of a size of its own could wait for another for ever."""
+    begun: list[int] = []
+
+    def tracks() -> Iterator[TensorTrack | Exception]:
+        for index in range(40):
+            begun.append(index)
+            # Without `valid_length`, a network reads the rest of a track as it is.
+            yield (
+                AudioReadError("") if index % 7 == 3 else TensorTrack(noise(2, 1000 + index, index))
+            )
+
+    over: list[int] = []
+    most = 0
+    for index, item in separate_many(
+        tracks(), ScaleModel(), options=Options(shifts=0, batch_size=16), together=together
+    ):
+        if isinstance(item, Over | Failed):
+            over.append(index)
+        else:
+            most = max(most, len(begun) - len(over))
+    assert sorted(over) == list(range(40))
+    # And the one that is being begun.
+    assert most == min(together + 1, 40) or together == 1
 
 
 def test_a_track_that_cannot_be_read_does_not_stop_the_others() -> None:

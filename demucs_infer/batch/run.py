@@ -36,7 +36,8 @@ from demucs_infer.batch.targets import Target
 from demucs_infer.batch.workplace import Workplace
 from demucs_infer.engine.events import Event
 from demucs_infer.engine.level import Level, measure
-from demucs_infer.engine.pipeline import Block
+from demucs_infer.engine.pipeline import Block, Failed, Item, Over
+from demucs_infer.engine.pipeline import Track as EngineTrack
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
 from demucs_infer.extension.own import OwnModel
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 Skip = Literal["same", "existing", "nothing"]
 
 _READ_AHEAD = 8  # decoded blocks of 65 536 samples that may wait for the network
+_PATIENCE = 0.2  # seconds between two looks whether another process is still at work
 _WRITE_BEHIND = 2  # tracks whose files may still be written while others are separated
 
 
@@ -115,6 +117,10 @@ class Batch:
     those names ("existing"), or nothing ("nothing"). A track during which the process died
     `max_deaths` times in the same place ends as `quarantined`; None tries for ever. Tracks that
     were at work when it died come after all others, each alone: only one of them is to blame.
+
+    Windows of up to `together` tracks share batches of the network. A track at which another is at
+    work comes last too; with `waits_for_others`, when they have ended, and then there may be
+    nothing left to do. Otherwise it ends as `failed`.
     """
 
     def __init__(
@@ -127,6 +133,8 @@ class Batch:
         skip: Skip = "same",
         writes_manifest: bool = True,
         max_deaths: int | None = None,
+        together: int = 1,
+        waits_for_others: bool = False,
     ) -> None:
         self._separator = separator
         self._model = model
@@ -135,6 +143,8 @@ class Batch:
         self._skip = skip
         self._writes_manifest = writes_manifest
         self._max_deaths = max_deaths
+        self._tracks_together = together
+        self._waits_for_others = waits_for_others
 
     def one(self, job: Job) -> Result:
         """What becomes of one track: never an exception, and little work if it is done already."""
@@ -147,9 +157,12 @@ class Batch:
         What was separated by then stays in the spool, and the next run continues there.
         """
         suspects: list[Job] = []
-        yield from self._together(self._trusted(jobs, suspects))
+        taken: list[Job] = []
+        yield from self._together(self._trusted(jobs, suspects), taken)
         for job in suspects:
-            yield from self._together([job])
+            yield from self._together([job], taken)
+        for job in taken:  # whoever waits holds nothing that another waits for
+            yield from self._together([job], None)
 
     def _trusted(self, jobs: Iterable[Job], suspects: list[Job]) -> Iterator[Job]:
         """Those during which no process has died; the others become `suspects`."""
@@ -159,43 +172,70 @@ class Batch:
             else:
                 yield job
 
-    def _together(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Event | Result], None, None]:
-        """One is read, one separated and one written at any time."""
+    def _together(
+        self, jobs: Iterable[Job], taken: list[Job] | None
+    ) -> Generator[tuple[Job, Event | Result], None, None]:
+        """One is read, one separated and one written at any time, or a few of each.
+
+        Jobs at which another process or thread is at work are put to `taken`; without such a list
+        they are waited for, or fail.
+        """
         stop = threading.Event()
         waiting: deque[_Ready] = deque()
         try:
-            yield from self._in_threads(jobs, stop, waiting)
+            yield from self._in_threads(jobs, stop, waiting, taken)
         finally:
             for ready in waiting:  # nothing happened to them
                 ready.delivery.spool.abandon()
                 ready.delivery.workplace.leave()
 
     def _in_threads(
-        self, jobs: Iterable[Job], stop: threading.Event, waiting: "deque[_Ready]"
+        self,
+        jobs: Iterable[Job],
+        stop: threading.Event,
+        waiting: "deque[_Ready]",
+        taken: list[Job] | None,
     ) -> Generator[tuple[Job, Event | Result], None, None]:
         """In `waiting` are tracks that were read and are not separated yet."""
         writing: deque[_Ending] = deque()
+        running: dict[int, _Ready] = {}
 
-        def prepare(job: Job) -> _Ready | _Ending:
-            ready = self._prepare(job, stop)
+        def prepare(job: Job) -> _Ready | _Ending | None:
+            ready = self._prepare(job, stop, taken)
             if isinstance(ready, _Ready):
                 waiting.append(ready)
             return ready
 
+        def tracks() -> Iterator[EngineTrack | Exception]:
+            """What the network has to hear; of others only that it was their turn."""
+            for number, ready in enumerate(ahead(reader, prepare, jobs)):
+                if not isinstance(ready, _Ready):
+                    writing.extend([ready] if ready else [])
+                    yield Abandoned()
+                    continue
+                waiting.popleft()
+                spool, files = ready.delivery.spool, writers.submit(self._write, ready)
+                writing.append(_Ending(ready.job, files, spool))
+                if spool.frames < ready.track.level.length:
+                    running[number] = ready
+                    yield ready.track
+                else:
+                    spool.finish()
+                    yield Abandoned()
+
+        # Every track whose samples may still come has a thread that waits for them, so that none
+        # of those that are complete waits for a thread.
+        threads = _WRITE_BEHIND + self._tracks_together + self._separator.jobs
         with (
             ThreadPoolExecutor(1, "demucs-read") as reader,
-            ThreadPoolExecutor(_WRITE_BEHIND, "demucs-write") as writers,
+            ThreadPoolExecutor(threads, "demucs-write") as writers,
         ):
             try:
-                for ready in ahead(reader, prepare, jobs):
-                    if isinstance(ready, _Ready):
-                        waiting.popleft()
-                        files = writers.submit(self._write, ready)
-                        writing.append(_Ending(ready.job, files, ready.delivery.spool))
-                        yield from self._separate(ready, files)
-                    else:
-                        writing.append(ready)
-                    yield from _written(writing, leave=_WRITE_BEHIND - 1)
+                stream = self._separator.blocks_of(tracks(), together=self._tracks_together)
+                with closing(stream):
+                    for number, item in stream:
+                        yield from self._heard(number, item, running)
+                        yield from _written(writing, leave=_WRITE_BEHIND - 1)
                 yield from _written(writing, leave=0)
             finally:
                 stop.set()
@@ -205,22 +245,29 @@ class Batch:
 
     # ── before the network ──
 
-    def _prepare(self, job: Job, stop: threading.Event) -> "_Ready | _Ending":
-        """All that can be known beforehand, or the end of the track."""
+    def _prepare(
+        self, job: Job, stop: threading.Event, taken: list[Job] | None
+    ) -> "_Ready | _Ending | None":
+        """All that can be known beforehand, or the end of the track; None: it went to `taken`."""
         begun = perf_counter()
         try:
-            return self._opened(job, stop, begun)
+            return self._opened(job, stop, begun, may_wait=taken is None)
         except _Settled as settled:
             result = settled.result
+        except _Taken as error:
+            if taken is not None:
+                taken.append(job)
+                return None
+            result = self._failed(job, error, begun)
         except Exception as error:  # noqa: BLE001 (a track is never an exception)
             result = self._failed(job, error, begun)
         known: Future[Result] = Future()
         known.set_result(result)
         return _Ending(job, known)
 
-    def _opened(self, job: Job, stop: threading.Event, begun: float) -> _Ready:
+    def _opened(self, job: Job, stop: threading.Event, begun: float, *, may_wait: bool) -> _Ready:
         recipe = self._new_recipe(job, stop)
-        workplace = self._entered(job, recipe)
+        workplace = self._entered(job, recipe, stop, may_wait=may_wait)
         spool: Spool | None = None
         try:
             # From here on the journal knows: a decoder can kill its process as a network can.
@@ -285,20 +332,32 @@ class Batch:
         except OSError as error:
             raise AudioReadError(f"cannot be read: {error.strerror or error}") from error
         recipe = self._order.recipe(digest, self._model, self._weights)
-        if self._skip == "same":
-            found = matches(job.target.manifest, recipe)
-            if found is not None:
-                self._workplace(job).clear()
-                raise _Settled(Result.skipped(job.track, job.target.manifest, found))
+        done = self._done(job, recipe)
+        if done:
+            self._workplace(job).clear()
+            raise _Settled(done)
         return recipe
+
+    def _done(self, job: Job, recipe: Recipe) -> Result | None:
+        found = matches(job.target.manifest, recipe) if self._skip == "same" else None
+        return Result.skipped(job.track, job.target.manifest, found) if found else None
 
     def _workplace(self, job: Job) -> Workplace:
         return Workplace(job.target.folder, job.target.manifest)
 
-    def _entered(self, job: Job, recipe: Recipe) -> Workplace:
+    def _entered(
+        self, job: Job, recipe: Recipe, stop: threading.Event, *, may_wait: bool
+    ) -> Workplace:
         workplace = self._workplace(job)
-        if not workplace.enter(recipe.key):
-            raise DemucsError("another process is at work on this track: let it finish")
+        while not workplace.enter(recipe.key):
+            if not (may_wait and self._waits_for_others):
+                raise _Taken("another process is at work on this track: let it finish")
+            if stop.wait(_PATIENCE):
+                raise Abandoned
+        done = self._done(job, recipe)  # by whoever was here before
+        if done:
+            workplace.remove()
+            raise _Settled(done)
         return workplace
 
     def _delivery(self, job: Job, track: Track, workplace: Workplace, spool: Spool) -> Delivery:
@@ -325,26 +384,26 @@ class Batch:
 
     # ── the network ──
 
-    def _separate(
-        self, ready: _Ready, writing: Future[Result]
+    def _heard(
+        self, number: int, item: Item, running: dict[int, _Ready]
     ) -> Iterator[tuple[Job, Event | Result]]:
-        """Fill the spool with what is not in it yet; whoever writes the files follows."""
+        """Put what came from the network into the spool; whoever writes the files follows."""
+        ready = running.get(number)
+        if ready is None:
+            return
         spool = ready.delivery.spool
-        try:
-            if spool.frames < ready.track.level.length:
-                with closing(self._separator.blocks(ready.track)) as stream:
-                    for item in stream:
-                        if isinstance(item, Block):
-                            spool.append(item.stems)
-                        else:
-                            yield ready.job, item
-                        if writing.done():  # the files could not be written
-                            return
-            spool.finish()
-        except Exception as error:  # noqa: BLE001 (a track is never an exception)
-            spool.fail(error)
-        finally:
-            spool.abandon_unless_finished()
+        if isinstance(item, Over | Failed):
+            del running[number]
+            spool.finish() if isinstance(item, Over) else spool.fail(item.error)
+        elif not isinstance(item, Block):
+            yield ready.job, item
+        elif spool.is_over:  # the files could not be written
+            ready.track.leave()
+        else:
+            try:
+                spool.append(item.stems)
+            except Exception as error:  # noqa: BLE001 (a track is never an exception)
+                spool.fail(error)
 
     # ── after it ──
 
@@ -418,6 +477,15 @@ class _Ending:
     result: Future[Result]
     spool: Spool | None = None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the network has nothing more to do with it."""
+        return self.spool is None or self.spool.is_over
+
+
+class _Taken(DemucsError):
+    """Another process, or another thread, is at work on the track."""
+
 
 class _Settled(Exception):
     """A track is over before it began."""
@@ -437,8 +505,17 @@ class _Prepared:
         self.first = first
         self._track = track
         self._stop = stop
+        self._left = threading.Event()
+
+    def leave(self) -> None:
+        """Nobody needs the stems any more: whoever takes the blocks gets an error."""
+        self._left.set()
 
     def blocks(self) -> Iterator[Tensor]:
+        """As `_decoded`, unless nobody needs them any more."""
+        return _until(self._left, self._decoded())
+
+    def _decoded(self) -> Iterator[Tensor]:
         """The samples from the first on, decoded beside whoever takes them: (C t)."""
         ready: queue.Queue[Tensor | Exception | None] = queue.Queue(_READ_AHEAD)
         gone = threading.Event()
@@ -491,8 +568,13 @@ def ahead(
 
 
 def _written(writing: deque[_Ending], *, leave: int) -> Iterator[tuple[Job, Result]]:
-    """The results that are there, in order; waits for them while there are more than `leave`."""
-    while writing and (len(writing) > leave or writing[0].result.done()):
+    """The results that are there, in order of the tracks' beginning.
+
+    Waits for them while the network is done with more than `leave` tracks that have none.
+    """
+    while writing and writing[0].is_over:
+        if sum(ending.is_over for ending in writing) <= leave and not writing[0].result.done():
+            return
         result = writing[0].result.result()
         yield writing.popleft().job, result
 

@@ -43,6 +43,11 @@ class Spool:
         self._journal_file.truncate(end_of_journal)
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come, for better or worse."""
+        return self._is_finished
+
+    @property
     def _frame_bytes(self) -> int:
         return 4 * self.shape[0] * self.shape[1]
 

@@ -14,6 +14,7 @@ else:
     import fcntl
 
 PARTIAL = ".partial"
+_TRIES = 100  # to enter a folder that others remove meanwhile
 
 
 class Workplace:
@@ -29,10 +30,15 @@ class Workplace:
 
     def enter(self, key: str) -> bool:
         """Take the folder for the recipe of that key; false if another process has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("a+b")
-        if not _try_lock(self._lock):
-            self._lock.close()
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError):  # who was here removes the folder as we open it
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if not self._has_lock():
+                    return False
+                if self._is_there():  # or just after that
+                    break
+                self._unlock()
+        else:
             return False
         kept = self.folder / "key"
         if not kept.exists() or kept.read_text("ascii") != key:
@@ -41,6 +47,18 @@ class Workplace:
                     file.unlink()
             kept.write_text(key, "ascii")
         return True
+
+    def _has_lock(self) -> bool:
+        """Open the lock, and keep it open if it is ours."""
+        self._lock = (self.folder / "lock").open("a+b")
+        if _try_lock(self._lock):
+            return True
+        self._unlock()
+        return False
+
+    def _is_there(self) -> bool:
+        """Whether the lock that is ours is still the one that others find."""
+        return self._lock is not None and os.fstat(self._lock.fileno()).st_nlink > 0
 
     def deaths(self, frames: int) -> int:
         """How often a process ended here in the middle of its work, without getting further.
@@ -78,18 +96,18 @@ class Workplace:
 
     def remove(self) -> None:
         """Nothing is needed any more."""
-        self._unlock()
+        if sys.platform == "win32":  # where open files cannot be removed
+            self._unlock()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._unlock()
         with suppress(OSError):  # other tracks are at work in it
             self.folder.parent.rmdir()
 
     def clear(self) -> None:
         """What a process left that died between its last rename and here; the track is done."""
-        if self.folder.is_dir():
-            with (self.folder / "lock").open("a+b") as lock:
-                if not _try_lock(lock):
-                    return  # somebody makes it again
-            self.remove()
+        with suppress(FileNotFoundError):  # the usual: nothing was left
+            if self._has_lock():  # or somebody makes it again
+                self.remove()
 
     def _unlock(self) -> None:
         if self._lock:

@@ -97,6 +97,12 @@ def _engine_flags(group: Any) -> None:
     )
     group.add_argument("--cpus-per-worker", type=number(0), default=1.0, help="(%(default)s)")
     group.add_argument("--rows-per-task", type=at_least(1), default=16, help="(%(default)s)")
+    group.add_argument(
+        "--together",
+        type=at_least(1),
+        metavar="N",
+        help="tracks whose windows share batches of the network (8 on a GPU, 1 on a processor)",
+    )
 
 
 def _plan_flags(group: Any) -> None:
@@ -135,6 +141,7 @@ def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
         device=args.device,
         jobs=args.jobs,
         skip="nothing" if args.force else "same",
+        together=args.together or 0,
     )
     tally = Tally()
     with ExitStack() as stack:
@@ -165,6 +172,11 @@ def _answers(
 ) -> Iterator["Answer"]:
     from demucs_infer.distributed.worker import Worker
 
+    if args.engine == "local" and args.workers > 1:
+        raise ValueError(
+            f"--workers {args.workers} needs --engine ray; without Ray, run as many commands "
+            f"side by side, with --shard 0/{args.workers} and so on"
+        )
     if args.engine == "ray":
         from demucs_infer.distributed.cluster import run
 

@@ -22,6 +22,9 @@ from demucs_infer.errors import DemucsError
 
 logger = logging.getLogger(__name__)
 
+# A processor runs one window at a time, and gains nothing by more.
+_TOGETHER = {"cuda": 8}
+
 Answer = dict[str, Any]
 """A row of results: plain JSON values."""
 
@@ -40,6 +43,9 @@ class Assignment:
     skip: Skip = "same"
     max_deaths: int = 2
     """After how many deaths of its worker a track is left out."""
+
+    together: int = 0
+    """Tracks whose windows share batches of the network; 0: as many as pay on its device."""
 
 
 class Worker:
@@ -91,6 +97,8 @@ class Worker:
                 # Of what lies far away the courier knows more than the batch.
                 skip="nothing" if far else told.skip,
                 max_deaths=None if far else told.max_deaths,
+                together=told.together or _TOGETHER.get(separator.device.type, 1),
+                waits_for_others=True,
             )
         return self._batch, self._courier
 

@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ from demucs_infer.engine.plan import (
 from demucs_infer.engine.run import Ensemble, Network, Runner, draws_when_run, window_rule
 from demucs_infer.engine.stems import StemPlan, choose_stems, needed_members
 from demucs_infer.engine.stitch import OverlapAdd, Tape, make_window, usable_weights
-from demucs_infer.errors import DemucsError
 
 # A triangle is never 0, but a high power of it can be: there, too small to change a sum.
 _FLOOR = {"triangle": 1e-30}
@@ -96,6 +95,14 @@ class Failed:
     error: Exception
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Over:
+    """A track of which all was said."""
+
+
+Item: TypeAlias = Event | Block | Failed | Over
+
+
 _DEFAULT = Options()
 
 
@@ -123,17 +130,18 @@ def separate(
         runner=runner,
         announce=announce,
         pool=pool,
-        share=False,
+        together=1,
     )
     with closing(stream):
         for _, item in stream:
             if isinstance(item, Failed):
                 raise item.error
-            yield item
+            if not isinstance(item, Over):
+                yield item
 
 
 def separate_many(
-    tracks: Iterable[Track],
+    tracks: Iterable[Track | Exception],
     model: object,
     *,
     options: Options = _DEFAULT,
@@ -141,14 +149,18 @@ def separate_many(
     runner: Runner | None = None,
     announce: bool = False,
     pool: Executor | None = None,
-    share: bool = True,
-) -> Generator[tuple[int, Event | Block | Failed], None, None]:
+    together: int = 16,
+) -> Generator[tuple[int, Item], None, None]:
     """As `separate` for one track after the other: (index of the track, item).
 
-    With `share`, what does not fill a batch waits for windows of the next track, so that many
-    short tracks fill batches together; then the last blocks of a track may come after the
-    first events of the next. A track that cannot be read gives `Failed`, and is over.
+    What does not fill a batch waits for windows of the next tracks, so that many short ones fill
+    batches; then the last blocks of a track may come after the first events of others. No more
+    than `together` tracks are open at any time; with 1, none waits for another. A track that
+    cannot be read, or separated, ends with `Failed`, and those that shared a batch with it go on;
+    all others end with `Over`. An exception in place of a track is said in its turn.
     """
+    if together < 1:
+        raise ValueError(f"together = {together} must be at least 1: a track is with itself")
     ensemble = Ensemble.of(model)
     stems = stems or choose_stems(ensemble.sources)
     runner = runner or Runner()
@@ -158,13 +170,14 @@ def separate_many(
             pool = stack.enter_context(ThreadPoolExecutor(options.workers))
         stack.enter_context(runner.lease(ensemble.members[i] for i in setup.members))
         orders = stack.enter_context(closing(_orders(tracks, setup)))
-        packs = stack.enter_context(closing(_pack(orders, share)))
+        packs = stack.enter_context(closing(_pack(orders, together)))
         for item in stack.enter_context(closing(_run(packs, setup, pool))):
             if isinstance(item, tuple):
                 yield item
                 continue
-            for order, answers, events in item.split():
-                for event in [*events, *order.job.accept(order, answers)]:
+            for answered in item:
+                order = answered.order
+                for event in [*answered.events, *order.job.accept(order, answered.answers)]:
                     yield order.job.index, event
 
 
@@ -267,26 +280,25 @@ class _Order:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Done:
-    """Orders that ran as one, and what came back."""
+class _Answered:
+    """An order that ran, what came back for it, and what happened meanwhile."""
 
-    orders: list[_Order]
-    answers: Tensor
+    order: _Order
+    answers: Tensor | Exception
     events: list[Event]
 
-    def split(self) -> Iterator[tuple[_Order, Tensor, list[Event]]]:
-        """Each order with its own answers; what happened goes with the first."""
-        sizes = [len(order.windows) for order in self.orders]
-        events = [self.events, *([] for _ in sizes[1:])]
-        yield from zip(self.orders, torch.split(self.answers, sizes), events, strict=True)
+
+_Said = tuple[int, Item]
 
 
-_Said = tuple[int, Event | Block | Failed]
-
-
-def _orders(tracks: Iterable[Track], setup: _Setup) -> Generator[_Said | _Order, None, None]:
+def _orders(
+    tracks: Iterable[Track | Exception], setup: _Setup
+) -> Generator[_Said | _Order, None, None]:
     """Every window of every track, in the order in which they are to run."""
     for index, track in enumerate(tracks):
+        if isinstance(track, Exception):
+            yield index, Failed(track)
+            continue
         job = _Job(index, track, setup)
         try:
             for event in job.begin():
@@ -295,66 +307,85 @@ def _orders(tracks: Iterable[Track], setup: _Setup) -> Generator[_Said | _Order,
                 if setup.announce:
                     yield index, job.announcement(order)
                 yield order
-        except (DemucsError, ValueError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 (a track's trouble is its own)
             job.is_over = True
             yield index, Failed(error)
 
 
 def _pack(
-    items: Iterable[_Said | _Order], share: bool
+    items: Iterable[_Said | _Order], together: int
 ) -> Generator[_Said | list[_Order], None, None]:
-    """Orders that run as one: with `share`, as many as fill a batch, from any tracks."""
+    """Orders that run as one: as many as fill a batch, from up to `together` tracks in a row."""
     waiting: dict[tuple[int, torch.Size], list[_Order]] = {}
     for item in items:
+        index = item[0] if isinstance(item, tuple) else item.job.index
+        for key, pack in list(waiting.items()):
+            if pack[0].job.index <= index - together:
+                yield waiting.pop(key)
         if isinstance(item, tuple):
             yield item
-            continue
-        if not share:
+        elif together == 1:
             yield [item]
-            continue
-        # The chunks of a pass are stitched in order, so what comes before goes first.
-        for key, pack in list(waiting.items()):
-            same_pass = any(order.job is item.job for order in pack)
-            too_many = sum(len(order.windows) for order in pack) + len(item.windows) > item.limit
-            if key[0] == item.batch.member and (same_pass if key != item.key else too_many):
-                yield waiting.pop(key)
-        pack = waiting.setdefault(item.key, [])
-        pack.append(item)
-        if sum(len(order.windows) for order in pack) >= item.limit:
-            yield waiting.pop(item.key)
+        else:
+            yield from _packed(waiting, item)
     yield from waiting.values()
+
+
+def _packed(
+    waiting: dict[tuple[int, torch.Size], list[_Order]], item: _Order
+) -> Iterator[list[_Order]]:
+    """Put `item` to what waits, and give out what may wait no longer for its sake."""
+    # The chunks of a pass are stitched in order, so what comes before goes first.
+    for key, pack in list(waiting.items()):
+        same_pass = any(order.job is item.job for order in pack)
+        too_many = sum(len(order.windows) for order in pack) + len(item.windows) > item.limit
+        if key[0] == item.batch.member and (same_pass if key != item.key else too_many):
+            yield waiting.pop(key)
+    pack = waiting.setdefault(item.key, [])
+    pack.append(item)
+    if sum(len(order.windows) for order in pack) >= item.limit:
+        yield waiting.pop(item.key)
 
 
 def _run(
     packs: Iterable[_Said | list[_Order]], setup: _Setup, pool: Executor | None
-) -> Generator[_Said | _Done, None, None]:
+) -> Generator[_Said | list[_Answered], None, None]:
     """Answers to every pack in order, with up to `options.workers` of them in flight."""
-    flying: deque[tuple[list[_Order], Future[tuple[Tensor, list[Event]]]]] = deque()
-
-    def ask(pack: list[_Order]) -> tuple[Tensor, list[Event]]:
-        member = pack[0].batch.member
-        windows = torch.cat([order.windows for order in pack])
-        network = setup.ensemble.members[member]
-        return setup.runner.answer(network, windows, setup.select[member], setup.options)
-
+    flying: deque[Future[list[_Answered]]] = deque()
     try:
         for item in packs:
             if isinstance(item, tuple):
                 yield item
             elif pool is None or not setup.options.workers:
-                yield _Done(item, *ask(item))
+                yield _asked(item, setup)
             else:
-                flying.append((item, pool.submit(ask, item)))
+                flying.append(pool.submit(_asked, item, setup))
                 if len(flying) > setup.options.workers:
-                    pack, future = flying.popleft()
-                    yield _Done(pack, *future.result())
+                    yield flying.popleft().result()
         while flying:
-            pack, future = flying.popleft()
-            yield _Done(pack, *future.result())
+            yield flying.popleft().result()
     finally:
-        for _, future in flying:
+        for future in flying:
             future.cancel()
-        wait([future for _, future in flying])
+        wait(flying)
+
+
+def _asked(pack: list[_Order], setup: _Setup) -> list[_Answered]:
+    """What the network says to each order; where it fails, the tracks are asked about apart."""
+    member = pack[0].batch.member
+    network, select = setup.ensemble.members[member], setup.select[member]
+    windows = torch.cat([order.windows for order in pack])
+    try:
+        answers, events = setup.runner.answer(network, windows, select, setup.options)
+    except Exception as error:  # noqa: BLE001 (a track's trouble is its own)
+        if len(pack) == 1:
+            return [_Answered(pack[0], error, [])]
+    else:
+        parts = torch.split(answers, [len(order.windows) for order in pack])
+        said = [events, *([] for _ in pack[1:])]  # what happened goes with the first
+        return [_Answered(*each) for each in zip(pack, parts, said, strict=True)]
+    # Only here, where the frames of the failure are gone, is their memory free again.
+    return [answered for order in pack for answered in _asked([order], setup)]
 
 
 class _Job:
@@ -400,6 +431,8 @@ class _Job:
         # A short chunk at the end reads further back than the one before it.
         keep = [*accumulate(reversed(reads), min)][::-1] + [plan.length]
         for number, (batch, needed) in enumerate(zip(batches, keep[1:]), start=first):
+            if self.is_over:  # an earlier window failed
+                return
             segment, stride = setup.segments[batch.member]
             pad = segment - stride
             windows = torch.stack(
@@ -418,9 +451,13 @@ class _Job:
         total = len(self._plan.batches)
         return ChunkStarted(order.number, total, self._positions(order.batch))
 
-    def accept(self, order: _Order, answers: Tensor) -> Iterator[Event | Block]:
+    def accept(self, order: _Order, answers: Tensor | Exception) -> Iterator[Item]:
         """Stitch `answers` (N ... S C W); what is final now, and what happened."""
         if self.is_over:
+            return
+        if isinstance(answers, Exception):
+            self.is_over = True
+            yield Failed(answers)
             return
         for (index, chunk), answer in zip(order.batch.steps, answers, strict=True):
             self._mean.add(index, chunk, answer)
@@ -444,6 +481,7 @@ class _Job:
             for stage in stages:
                 yield Stage.Started(stage)
                 yield Stage.Completed(stage)
+            yield Over()
 
     def _blocks(self) -> Iterator[Block]:
         start = self._mean.start
