@@ -39,4 +39,6 @@ class ToWave:
         for start, stop in tiles(bins, 4 * x.shape[1] * frames):
             rows = slice(start, stop)
             torch.addcmul(mean, parts[..., rows, :, :], std, out=inside[..., rows, :, :])
-        return self._overlap(spectra, length)
+        # One source after the other, because results above 32 MB are fresh pages each time.
+        waves = [self._overlap(spectra[:, [source]], length) for source in range(sources)]
+        return torch.cat(waves, dim=1)
