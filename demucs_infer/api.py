@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -61,6 +61,7 @@ from demucs_infer.settings import (
     Settings,
     Stems,
 )
+from demucs_infer.weights.download import shown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -102,6 +103,7 @@ class Separator:
     a model of that folder. `device="auto"` takes the best there is, when it is asked for. `jobs`
     is how many forwards may run beside the one being stitched. `callback` is called with
     upstream's dictionary at the start and the end of every window, and ends the work by raising.
+    With `progress` there are bars on the error stream, of a download and of every track.
 
     `stems` names what is handed out: networks of a bag that only make others are not run.
     `derive` makes more of them (`"drumless=mixture-drums"`). `io_device` is where tracks and stems
@@ -153,7 +155,10 @@ class Separator:
             "io_device": io_device,
         }
         Settings.check(parameters)  # before anything is downloaded
-        network = get_model(model, repo, cache_dir=cache_dir, offline=offline, trust=trust)
+        with shown(os.fspath(model)) if progress else nullcontext() as told:
+            network = get_model(
+                model, repo, cache_dir=cache_dir, offline=offline, trust=trust, progress=told
+            )
         self._adopt(network, is_ours=True, **parameters)
 
     @classmethod

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from demucs_infer import pretrained, repo
+from demucs_infer.api import Separator
 from demucs_infer.apply import BagOfModels
 from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
@@ -264,6 +265,17 @@ def test_a_name_becomes_a_bag(world: World) -> None:
     assert not bag.models[0].training
     offline = get_model("two", offline=True)
     assert isinstance(offline, BagOfModels)
+
+
+def test_who_asks_for_progress_sees_a_download(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Separator("aaaa0001", device="cpu")
+    assert capsys.readouterr().err == ""
+    Separator("two", device="cpu", progress=True)  # one of its files is there already
+    assert "downloading two: " in capsys.readouterr().err
+    Separator("two", device="cpu", progress=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_signature_becomes_a_network(world: World) -> None:

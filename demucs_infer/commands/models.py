@@ -11,6 +11,7 @@ from typing import Any
 from demucs_infer import pretrained
 from demucs_infer.pretrained import ModelInfo, list_models, model_info
 from demucs_infer.weights.catalog import known
+from demucs_infer.weights.download import shown
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,23 +110,8 @@ def fetch(
     quiet: bool = False,
 ) -> list[Path]:
     """The files of a model; a bar at a terminal tells of those that have to come from afar."""
-    from tqdm import tqdm
-
-    hidden = True if quiet else None  # None: where there is no terminal
-    bars: list[tqdm[Any]] = []
-
-    def arrived(done: int, total: int | None) -> None:
-        if not bars:
-            text = f"downloading {name}"
-            bars.append(tqdm(desc=text, unit="B", unit_scale=True, disable=hidden, leave=False))
-        bars[0].total = total
-        bars[0].update(done - bars[0].n)
-
-    try:
+    with shown(name, hidden=True if quiet else None) as arrived:
         return pretrained.pull(name, to=to, cache_dir=cache_dir, offline=offline, progress=arrived)
-    finally:
-        for bar in bars:
-            bar.close()
 
 
 def _path(args: argparse.Namespace) -> None:

@@ -11,10 +11,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, NoReturn, Protocol
 
 from demucs_infer.errors import DownloadError
 
@@ -79,6 +79,28 @@ def fetch(wanted: Wanted, progress: Progress | None = None) -> str:
             f"It can also be put by hand to {wanted.path}"
             + (f" (sha256 {wanted.sha256})." if wanted.sha256 else ".")
         )
+
+
+@contextmanager
+def shown(name: str, *, hidden: bool | None = False) -> Iterator[Progress]:
+    """A `Progress` with a bar on the error stream, from the first byte that arrives on.
+
+    `hidden` is None for a bar where there is a terminal.
+    """
+    from tqdm import tqdm  # only for those who wait for a download
+
+    with ExitStack() as stack:
+        bars: list[tqdm[NoReturn]] = []
+
+        def arrived(done: int, total: int | None) -> None:
+            if not bars:
+                text = f"downloading {name}"
+                bar = tqdm(desc=text, unit="B", unit_scale=True, disable=hidden, leave=False)
+                bars.append(stack.enter_context(bar))
+            bars[0].total = total
+            bars[0].update(done - bars[0].n)
+
+        yield arrived
 
 
 def sha256_of(path: Path) -> str:
