@@ -90,12 +90,11 @@ class BarReport(Report):
     def _start(self, track: str, event: ChunkProcessed) -> None:
         self.close()
         self._track = track
-        # What was there before the first batch came from an earlier run: it took no time now.
-        before = event.seconds_total * (event.batch_index - 1) / event.total_batches
         self._bar = tqdm(
             desc=fit(track, _NAME_WIDTH),
             total=event.seconds_total,
-            initial=before,
+            # The clock starts here: whatever is done already took none of its time.
+            initial=event.seconds_done,
             bar_format=_BAR,
             file=self._stream,
             dynamic_ncols=True,
