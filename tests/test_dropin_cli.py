@@ -21,6 +21,8 @@ LINES = {
     "named": "-n 9d0a6f1c --shifts 0 --no-split --filename {stem}/{track}.{trackext}.{ext} a.wav",
     "float": "-n 9d0a6f1c --shifts 0 --float32 --clip-mode clamp loud.wav",
     "rescaled": "-n 9d0a6f1c --shifts 0 --segment 2 --clip-mode rescale loud.wav",
+    "floats": "-n 9d0a6f1c --shifts 0 --clip-mode rescale --float32 loud.wav",
+    "steps": "-n 9d0a6f1c --shifts 0 --clip-mode rescale loud.wav",
     "mp3": "-n 9d0a6f1c --shifts 0 --mp3 --mp3-bitrate 128 --mp3-preset 5 a.wav",
 }
 
@@ -62,7 +64,7 @@ def test_the_same_line_gives_the_same_files(
 
 
 def tolerance(name: str, wav: "np.ndarray[object, np.dtype[np.float64]]") -> float:
-    if name == "float":  # the same sums in another order
+    if name.startswith("float"):  # the same sums in another order
         return 1e-5 * max(1.0, float(np.abs(wav).max()))
     # Upstream scales by 32767 and truncates, we scale by 32768 and round: a step for its
     # truncation, up to one at full scale for the other scale, and half a one for rounding stems
@@ -82,3 +84,25 @@ def test_files_are_within_one_step_of_what_was_computed(
         if file.endswith("wav"):
             error = np.abs(load(both / "rounded" / file) - load(both / "exact" / file)).max()
             assert error <= 1.0001 / 2**15
+
+
+def test_sixteen_bits_are_upstreams_floats_rounded(
+    both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against what upstream computes, and against what it writes: trunc(32767 x).
+
+    We write round(32768 x), so that what passes through stays bit for bit what it was. With y the
+    fraction that upstream cuts off, a magnitude x is then floor(x + y + 1/2) steps larger here:
+    never more than 2, and 2 only where x is beyond half of full scale.
+    """
+    monkeypatch.chdir(both)
+    for name in ("floats", "steps"):
+        assert main([*LINES[name].split(), "--repo", "repo", "-d", "cpu", "-o", name, "-q"]) == 0
+    for file in (file for file in tree(both / "steps") if file.endswith(".wav")):
+        mine = np.round(load(both / "steps" / file) * 32768)
+        exact = load(both / "theirs" / "floats" / file) * 32768
+        written = np.round(load(both / "theirs" / "steps" / file) * 32768)
+        assert np.abs(mine - np.round(exact)).max() <= 1  # sums of floats in another order
+        apart = np.abs(mine - written)
+        assert apart.max() <= 2
+        assert (np.abs(exact[apart == 2]) >= 16384 - 1).all()
