@@ -11,7 +11,6 @@ import argparse
 import heapq
 import json
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -168,48 +167,21 @@ def tables(tracks: int, world: World) -> None:
         print(f"with decoded sound between machines: {sound / 1e12:.0f} TB")
 
 
-def measure(seconds: float) -> Benchmark:
+def measured(seconds: float) -> Benchmark:
     """What one thread takes of the processor, so that other work on the machine does not count."""
     import torch
 
     from demucs_infer.api import Separator
-    from demucs_infer.audio.read import Track
-    from demucs_infer.audio.write import save_audio
-    from demucs_infer.demo import song
+    from demucs_infer.batch.orders import Order
+    from demucs_infer.distributed.measuring import measure
     from demucs_infer.htdemucs import HTDemucs
     from tests.bench.shapes import TRANSFORMER
 
     torch.set_num_threads(1)
-    made = song()
-    rate = made.sample_rate
-    count = int(seconds * rate)
-    mix = made.mix.repeat(1, count // made.mix.shape[1] + 1)[:, :count]
-    with tempfile.TemporaryDirectory() as folder:
-        source, stem = Path(folder, "mix.mp3"), Path(folder, "stem.flac")
-        save_audio(mix, source, rate)
-        begun = process_time()
-        for _ in range(2):  # for the level, and to separate
-            for _ in Track(source, sample_rate=44_100, channels=2).blocks():
-                pass
-        read = process_time() - begun
-        begun = process_time()
-        save_audio(mix, stem, 44_100)
-        write = 4 * (process_time() - begun)
-        sizes = source.stat().st_size, 4 * stem.stat().st_size
     network = HTDemucs(**TRANSFORMER).eval()  # random weights take as long as any
     separator = Separator.from_model(network, device="cpu")
-    begun = process_time()
-    for _ in separator.blocks(separator.record(mix, rate)):
-        pass
-    separate = process_time() - begun
-    return Benchmark(
-        name="measured",
-        separate=round(separate / seconds, 3),
-        read=round(read / seconds, 5),
-        write=round(write / seconds, 5),
-        bytes_in=round(sizes[0] / seconds),
-        bytes_out=round(sizes[1] / seconds),
-    )
+    order = Order(format="flac")
+    return measure(separator, order, name="measured", seconds=seconds, clock=process_time)
 
 
 def main() -> None:
@@ -220,7 +192,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1000)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(asdict(measure(args.seconds)), indent=1))
+        print(json.dumps(asdict(measured(args.seconds)), indent=1))
     else:
         tables(args.tracks, World(workers=args.workers))
 

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -29,6 +30,7 @@ from demucs_infer.distributed.rows import Catalogue
 
 if TYPE_CHECKING:
     from demucs_infer.distributed.cluster import Cluster
+    from demucs_infer.distributed.planning import Benchmark
     from demucs_infer.distributed.table import Tally
     from demucs_infer.distributed.worker import Answer, Assignment
 
@@ -45,9 +47,9 @@ def run(words: Sequence[str]) -> int:
         shard=args.shard or (0, 1),
     )
     if args.plan:
-        from demucs_infer.distributed.planning import Benchmark, plan
+        from demucs_infer.distributed.planning import plan
 
-        found = plan(catalogue, Benchmark.read_file(args.bench), args.machines, args.price)
+        found = plan(catalogue, _benchmark(args), args.machines, args.price)
         sys.stdout.write(json.dumps(found.row(), indent=2) + "\n" if args.json else found.text())
         return ALL_DONE
     return _separate(args, catalogue)
@@ -109,9 +111,25 @@ def _plan_flags(group: Any) -> None:
     group.add_argument(
         "--plan", action="store_true", help="say how long it would take, and separate nothing"
     )
-    group.add_argument("--bench", type=Path, help="JSON: what was measured on such a machine")
+    group.add_argument(
+        "--bench",
+        type=Path,
+        help="JSON: what was measured on such a machine (this one is measured, for some seconds)",
+    )
     group.add_argument("--machines", type=at_least(1), default=1, help="workers (%(default)s)")
     group.add_argument("--price", type=number(0), default=0.0, help="of a worker for an hour")
+
+
+def _benchmark(args: argparse.Namespace) -> "Benchmark":
+    """What was measured; without --bench, what is measured now, if nothing must be fetched."""
+    from demucs_infer.distributed.planning import Benchmark
+
+    if args.bench:
+        return Benchmark.read_file(args.bench)
+    from demucs_infer.distributed.measuring import measured_here
+
+    model = replace(model_of(args), offline=True)
+    return measured_here(model, order_of(args), device=args.device, jobs=args.jobs)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -128,6 +146,11 @@ def _anywhere(place: str) -> str:
 
 
 def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
+    if args.engine == "local" and args.workers > 1:
+        raise ValueError(
+            f"--workers {args.workers} needs --engine ray; without Ray, run as many commands "
+            f"side by side, with --shard 0/{args.workers} and so on"
+        )
     total = sum(1 for _ in catalogue)  # and a manifest that cannot be read says so now
     keep_large_blocks()
     from demucs_infer.distributed.table import Tally, open_table
@@ -172,11 +195,6 @@ def _answers(
 ) -> Iterator["Answer"]:
     from demucs_infer.distributed.worker import Worker
 
-    if args.engine == "local" and args.workers > 1:
-        raise ValueError(
-            f"--workers {args.workers} needs --engine ray; without Ray, run as many commands "
-            f"side by side, with --shard 0/{args.workers} and so on"
-        )
     if args.engine == "ray":
         from demucs_infer.distributed.cluster import run
 

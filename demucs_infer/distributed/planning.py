@@ -50,11 +50,9 @@ class Benchmark:
             raise ValueError("a benchmark in which nothing takes time, or for ever, plans nothing")
 
     @classmethod
-    def read_file(cls, path: Path | None) -> "Benchmark":
+    def read_file(cls, path: Path) -> "Benchmark":
         """The row in a JSON file."""
         known = {one.name for one in fields(cls)}
-        if path is None:
-            raise ValueError("a plan needs --bench FILE: what was measured on such a machine")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -64,7 +62,7 @@ class Benchmark:
                 f"{path} must be a JSON object with `separate`, and of the rest only "
                 f"{', '.join(sorted(known - {'separate'}))}"
             )
-        return cls(**found)
+        return cls(**{"name": f"as {path.name} says", **found})
 
     @property
     def seconds_per_second(self) -> float:
@@ -97,6 +95,12 @@ class Plan:
     dominates: str
     """What decides the hours: only doing something about this makes the run shorter."""
 
+    worker: str
+    """Where it is known from what a worker takes."""
+
+    times_real_time: float
+    """How fast a worker is while it is not kept waiting."""
+
     def row(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
@@ -111,6 +115,7 @@ class Plan:
         ]
         if self.cost:
             lines.append(f"cost: {self.cost:.2f}")
+        lines.append(f"a worker: {self.times_real_time:.2f} x real time ({self.worker})")
         return "\n".join([*lines, f"what dominates: {self.dominates}"]) + "\n"
 
 
@@ -158,4 +163,6 @@ def plan(rows: Iterable[Row], bench: Benchmark, workers: int, price: float = 0.0
         cost=hours * workers * price,
         gigabytes=num_bytes / 1e9,
         dominates=max(bounds, key=lambda name: bounds[name]),
+        worker=bench.name or "unnamed",
+        times_real_time=1 / per_second,
     )
