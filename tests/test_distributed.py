@@ -319,6 +319,62 @@ def test_shards_make_the_same_stems(
     assert sum(len(table.splitlines()) for table in tables) == 12
 
 
+def test_two_at_work_on_the_same_track(repo: Path, tmp_path: Path) -> None:
+    """A shard that meets it in another's hands goes on, comes back to it, and finds it done."""
+    write_song(tmp_path / "song.wav", 60)
+    write_song(tmp_path / "other.wav", 1, seed=1)
+    (tmp_path / "list.txt").write_text("song.wav\nsong.wav\nother.wav\nother.wav\n")
+    words = ["batch", str(tmp_path / "list.txt"), "--repo", str(repo), "-n", MODEL, "-d", "cpu"]
+    words += ["-q", "-o", str(tmp_path / "out"), "--shard"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "demucs_infer", *words, "0/2"], env=environment()
+    )
+    with first:
+        while not list(tmp_path.glob(f"out/{MODEL}/.partial/*/journal")):
+            assert first.poll() is None
+            time.sleep(0.01)
+        assert main([*words, "1/2"]) == 0
+        assert first.wait() == 0
+    lines = [(tmp_path / f"out/results-{i}-of-2.jsonl").read_text().splitlines() for i in (0, 1)]
+    rows = [[json.loads(line) for line in shard] for shard in lines]
+    song = [one for shard in rows for one in shard if one["track"] == "song.wav"]
+    assert [one["status"] for one in song] == ["done", "skipped"]
+    assert song[0]["stems"] == song[1]["stems"]
+    assert [one["track"] for one in rows[1]] == ["other.wav", "song.wav"]
+
+
+def test_tracks_together_are_the_same_in_another_order_of_sums(repo: Path, tmp_path: Path) -> None:
+    """Class B: a product of more rows may add them up in another order."""
+    for n in range(5):
+        write_song(tmp_path / f"{n}.wav", 0.5 + 0.7 * n, seed=n)
+    (tmp_path / "list.txt").write_text("".join(f"{n}.wav\n" for n in range(5)))
+    words = ["batch", str(tmp_path / "list.txt"), "--repo", str(repo), "-n", "4f2b8e3d", "-q"]
+    words += ["-d", "cpu", "--shifts", "0", "--float32", "--batch-size", "4"]
+    sizes: dict[str, list[int]] = {"1": [], "3": []}
+    for together, seen in sizes.items():
+
+        def see(module: nn.Module, given: tuple[Any, ...], seen: list[int] = seen) -> None:
+            if given and isinstance(given[0], torch.Tensor) and given[0].shape[1:] == (2, RATE):
+                seen.append(len(given[0]))
+
+        with nn.modules.module.register_module_forward_pre_hook(see):
+            assert main([*words, "-o", str(tmp_path / together), "--together", together]) == 0
+    assert sum(sizes["1"]) == sum(sizes["3"]) and len(sizes["3"]) < len(sizes["1"])
+    for path in (tmp_path / "1").rglob("*.wav"):
+        alone = load(path)
+        shared = load(tmp_path / "3" / path.relative_to(tmp_path / "1"))
+        error = ((alone - shared) ** 2).sum() / (alone**2).sum()
+        assert error <= 1e-10 and abs(alone - shared).max() <= 1e-5  # 100 dB
+
+
+def test_more_workers_here_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.txt").write_text("a.wav\n")
+    words = ["batch", str(tmp_path / "list.txt"), "-o", str(tmp_path / "out"), "-n", "tiny"]
+    assert main([*words, "--workers", "2"]) == 2
+    assert "--shard 0/2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_exit_codes(repo: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"nothing")
     (tmp_path / "list.txt").write_text("bad.wav\n")
@@ -365,7 +421,6 @@ def test_a_plan(
 def test_plan_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = write_manifest(tmp_path / "list.csv", [{"path": "a.wav", "duration": 3600}])
     words = ["batch", str(manifest), "--plan"]
-    assert main(words) == 2 and "--bench" in capsys.readouterr().err
     (tmp_path / "bench.json").write_text(json.dumps(asdict(Benchmark(separate=0.5))))
     words += ["--bench", str(tmp_path / "bench.json"), "--machines", "4", "--price", "1"]
     assert main([*words, "--json"]) == 0
@@ -375,6 +430,25 @@ def test_plan_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(words) == 2 and "`separate`" in capsys.readouterr().err
     (tmp_path / "bench.json").write_text('{"separate": -1}')
     assert main(words) == 2 and "separate = -1" in capsys.readouterr().err
+
+
+def test_a_plan_measures_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write_manifest(tmp_path / "list.csv", [{"path": "a.wav", "duration": 36_000}])
+    words = ["batch", str(manifest), "--plan", "-d", "cpu", "--json", "-n"]
+    runs: list[int] = []
+    with nn.modules.module.register_module_forward_pre_hook(lambda *_: runs.append(1)):
+        assert main([*words, "tiny"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert runs and found["worker"].startswith("measured here: tiny on cpu")
+    # Ten hours of sound on one worker, and its start.
+    assert found["hours"] == pytest.approx(10 / found["times_real_time"], abs=0.1)
+    assert not list(tmp_path.glob("separated*"))
+
+    # Nothing is fetched for a plan.
+    assert main([*words, "htdemucs"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["worker"].startswith("assumed, not measured: htdemucs")
+    assert found["hours"] == pytest.approx(10 * 0.58, rel=0.01)
 
 
 # ── the simulation ──
@@ -428,6 +502,33 @@ def answers_while_killing(
     return answers
 
 
+def on_ray(manifest: Path, out: Path, ids: Path, flags: list[str]) -> tuple[int, list[Answer]]:
+    """A run with two workers, a row at a time, that leave their marks in `ids`."""
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys, tests.deadly; sys.exit(tests.deadly.main())", "batch",
+         str(manifest), *flags, "-o", str(out), "--engine", "ray", "--workers", "2",
+         "--rows-per-task", "1", "--progress", "json"],
+        env=environment() | {"DEADLY_IDS": str(ids)}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    lines = [line for line in told.stderr.splitlines() if line.startswith(b"{")]
+    return told.returncode, [json.loads(line) for line in lines]
+
+
+@pytest.mark.slow
+def test_a_track_listed_again_is_done_once_on_ray(repo: Path, tmp_path: Path) -> None:
+    """Two workers get it at the same moment."""
+    need_module("ray.data")
+    write_song(tmp_path / "song.wav", 60)
+    (tmp_path / "list.txt").write_text("song.wav\n" * 4)
+    ids = tmp_path / "ids"
+    ids.mkdir()
+    flags = ["--repo", str(repo), "-n", MODEL, "-d", "cpu"]
+    code, told = on_ray(tmp_path / "list.txt", tmp_path / "out", ids, flags)
+    assert code == 0
+    assert Counter(one["status"] for one in told) == {"done": 1, "skipped": 3}
+    assert len({json.dumps(one["stems"]) for one in told}) == 1
+
+
 @pytest.mark.slow
 def test_a_catalogue_on_ray_survives_deaths(repo: Path, tmp_path: Path) -> None:
     """60 files: one is corrupt, one kills its worker, and one worker is killed from outside."""
@@ -468,6 +569,14 @@ def test_a_catalogue_on_ray_survives_deaths(repo: Path, tmp_path: Path) -> None:
     table = (tmp_path / "ray/results.jsonl").read_text().splitlines()
     statuses = Counter(json.loads(line)["status"] for line in table)
     assert statuses == {"skipped": 58, "failed": 1, "quarantined": 1}
+
+    again = tmp_path / "again"
+    again.mkdir()
+    code, told = on_ray(manifest, tmp_path / "ray", again, flags)
+    assert code == 1
+    assert Counter(one["status"] for one in told) == statuses
+    assert list(again.iterdir()) and not any(file.stat().st_size for file in again.iterdir())
+    assert any(file.stat().st_size for file in ids.iterdir()), "forwards leave no mark"
 
     (tmp_path / "in/deadly.wav").unlink()
     assert main(["batch", str(manifest), *flags, "-o", str(tmp_path / "local"), "-q"]) == 1
