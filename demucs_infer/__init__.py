@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from demucs_infer.engine.stems import derive_stems as derive_stems
     from demucs_infer.engine.stems import parse_stem_rule as parse_stem_rule
     from demucs_infer.errors import AudioError as AudioError
+    from demucs_infer.errors import AudioInputError as AudioInputError
     from demucs_infer.errors import AudioReadError as AudioReadError
     from demucs_infer.errors import AudioWriteError as AudioWriteError
     from demucs_infer.errors import CheckpointError as CheckpointError
@@ -43,6 +44,7 @@ __version__ = "5.0.0"
 _HOME = {
     "Audio": "demucs_infer.inputs",
     "AudioError": "demucs_infer.errors",
+    "AudioInputError": "demucs_infer.errors",
     "AudioReadError": "demucs_infer.errors",
     "AudioWriteError": "demucs_infer.errors",
     "BagOfModels": "demucs_infer.apply",
@@ -78,6 +80,7 @@ _HOME = {
 __all__ = [
     "Audio",
     "AudioError",
+    "AudioInputError",
     "AudioReadError",
     "AudioWriteError",
     "BagOfModels",

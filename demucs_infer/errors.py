@@ -6,20 +6,22 @@ DemucsError
 │   ├── CheckpointError   the file is there but is not what it claims to be
 │   └── DownloadError     the file could not be fetched, or may not be
 ├── AudioError
+│   ├── AudioInputError   what was passed is no sound: a shape, a type, a rate (also a ValueError)
 │   ├── AudioReadError    no decoder could read the input
 │   └── AudioWriteError   the output could not be written
 ├── ConfigError           a configuration that contradicts itself
 └── SeparationError       the network answered something that is not audio
 
-A wrong argument is a `ValueError`; it is the caller's bug, not ours.
+A wrong setting is a `ValueError`; it is the caller's bug, not ours.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class DemucsError(Exception):
-    """Base class: `except DemucsError` is always enough."""
+    """Base class: whatever the song or the model, `except DemucsError` is enough."""
 
 
 class ModelLoadingError(DemucsError):
@@ -33,7 +35,9 @@ class ModelNotFound(ModelLoadingError):
         known = sorted(known)
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"no model named {name!r}.{hint} Known models: {', '.join(known)}.")
+        # Eight hexadecimal digits name one network of a bag; nobody types them by heart.
+        names = [each for each in known if not re.fullmatch("[0-9a-f]{8}", each)] or known
+        super().__init__(f"no model named {name!r}.{hint} Known models: {', '.join(names)}.")
         self.name = name
 
 
@@ -47,6 +51,10 @@ class DownloadError(ModelLoadingError):
 
 class AudioError(DemucsError):
     """Something about a file of sound."""
+
+
+class AudioInputError(AudioError, ValueError):
+    """What was passed is no sound, or no longer one; the message says what to pass."""
 
 
 class AudioReadError(AudioError):

@@ -17,6 +17,7 @@ from torch import Tensor
 from demucs_infer.audio.convert import ExtraChannels, Method, convert_audio
 from demucs_infer.audio.read import Track
 from demucs_infer.audio.source import Source
+from demucs_infer.errors import AudioInputError
 
 Samples: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 
@@ -45,9 +46,11 @@ def valid_rate(sample_rate: float) -> int:
     try:
         whole = int(sample_rate)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{sample_rate=!r} is not a number of samples per second") from None
+        raise AudioInputError(f"{sample_rate=!r} is not a number of samples per second") from None
     if whole != sample_rate or whole < 1:
-        raise ValueError(f"{sample_rate=!r} must be a positive whole number of samples per second")
+        raise AudioInputError(
+            f"{sample_rate=!r} must be a positive whole number of samples per second"
+        )
     return whole
 
 
@@ -71,9 +74,9 @@ class Hearing:
 
     def __post_init__(self) -> None:
         if not (isfinite(self.start_seconds) and self.start_seconds >= 0):
-            raise ValueError(f"start_seconds = {self.start_seconds!r} must be 0 or more")
+            raise AudioInputError(f"start_seconds = {self.start_seconds!r} must be 0 or more")
         if self.duration_seconds is not None and not self.duration_seconds > 0:
-            raise ValueError(f"duration_seconds = {self.duration_seconds!r} must be above 0")
+            raise AudioInputError(f"duration_seconds = {self.duration_seconds!r} must be above 0")
 
     def channels_from(self, channels: int) -> int:
         """How many channels to ask for: the engine itself mixes down for a model of one."""
@@ -85,7 +88,7 @@ class Hearing:
         if self.duration_seconds is not None and isfinite(self.duration_seconds):
             stop = min(stop, start + max(round(self.duration_seconds * sample_rate), 1))
         if start >= stop:
-            raise ValueError(
+            raise AudioInputError(
                 f"start_seconds = {self.start_seconds!r} is behind the end of the audio"
             )
         return wav[:, start:stop]
@@ -108,7 +111,7 @@ class ArrayRecording:
         self.channels = hearing.channels_from(self.num_channels)
         wav = convert_audio(wav, sample_rate, hearing.sample_rate, self.channels)
         if wav.shape[-1] == 0:
-            raise ValueError(
+            raise AudioInputError(
                 f"{self.frames} samples at {sample_rate} Hz are less than one at "
                 f"{hearing.sample_rate} Hz; pass more"
             )
@@ -190,22 +193,22 @@ def record(audio: AudioInput, sample_rate: float | None = None, *, hearing: Hear
     """Ready to be read at the rate of a model; arrays are checked and copied here."""
     if isinstance(audio, ArrayRecording | FileRecording):
         if sample_rate is not None:
-            raise ValueError(f"{sample_rate=} is for arrays; a recording knows its own")
+            raise AudioInputError(f"{sample_rate=} is for arrays; a recording knows its own")
         theirs, ours = (
             f"{one.channels} channels at {one.sample_rate} Hz" for one in (audio.hearing, hearing)
         )
         if theirs != ours:
-            raise ValueError(f"a recording for a model of {theirs}, and this one takes {ours}")
+            raise AudioInputError(f"a recording for a model of {theirs}, and this one takes {ours}")
         return audio
     if isinstance(audio, Audio):
         if sample_rate is not None and sample_rate != audio.sample_rate:
-            raise ValueError(f"{sample_rate=}, but the audio says {audio.sample_rate}")
+            raise AudioInputError(f"{sample_rate=}, but the audio says {audio.sample_rate}")
         return ArrayRecording(samples(audio.data), audio.sample_rate, hearing)
     if isinstance(audio, Tensor | np.ndarray) or not is_file(audio):
         rate = hearing.sample_rate if sample_rate is None else valid_rate(sample_rate)
         return ArrayRecording(samples(audio), rate, hearing)
     if sample_rate is not None:
-        raise ValueError(f"{sample_rate=} is for arrays; a file says its own")
+        raise AudioInputError(f"{sample_rate=} is for arrays; a file says its own")
     return FileRecording(audio, hearing)
 
 
@@ -219,10 +222,10 @@ def samples(data: object) -> Tensor:
     """Any array of sound as float32 in memory of its own: -> (C T)."""
     wav = _tensor(data)
     if wav.numel() == 0:
-        raise ValueError("the audio is empty; pass at least one sample")
+        raise AudioInputError("the audio is empty; pass at least one sample")
     wav = _float32(_channels_first(wav))
     if not torch.isfinite(torch.stack(torch.aminmax(wav))).all():
-        raise ValueError(
+        raise AudioInputError(
             "the audio holds NaN or infinite samples; repair it first, "
             "for example with torch.nan_to_num(audio)"
         )
@@ -234,10 +237,10 @@ def _tensor(data: object) -> Tensor:
         return data.detach()
     if isinstance(data, np.ndarray):
         if data.dtype.kind not in "fiu":
-            raise ValueError(f"{data.dtype} samples; pass float, int16, int32 or uint8")
+            raise AudioInputError(f"{data.dtype} samples; pass float, int16, int32 or uint8")
         # torch takes neither foreign byte orders, nor negative strides, nor read-only memory
         return torch.from_numpy(np.require(data, data.dtype.newbyteorder("="), ["C", "W"]))
-    raise ValueError(
+    raise AudioInputError(
         f"cannot read audio from {type(data).__name__}; pass a path, bytes, a binary file "
         "object, a numpy array, a torch tensor or Audio(data, sample_rate)"
     )
@@ -250,12 +253,14 @@ def _channels_first(wav: Tensor) -> Tensor:
     shape = tuple(wav.shape)
     if wav.ndim != 2:
         hint = " (separate the items of a batch one by one)" if wav.ndim == 3 else ""
-        raise ValueError(f"audio of shape {shape}; pass (channels, samples) or (samples,){hint}")
+        raise AudioInputError(
+            f"audio of shape {shape}; pass (channels, samples) or (samples,){hint}"
+        )
     if 1 <= shape[0] <= MAX_CHANNELS:
         return wav
     if shape[0] > MAX_CHANNELS and 1 <= shape[1] <= MAX_CHANNELS:
         return wav.T
-    raise ValueError(
+    raise AudioInputError(
         f"audio of shape {shape} has no axis of 1 to {MAX_CHANNELS} channels; "
         "pass (channels, samples)"
     )
@@ -268,6 +273,8 @@ def _float32(wav: Tensor) -> Tensor:
     scale = _FULL_SCALE.get(wav.dtype)
     if scale is None:
         kind = str(wav.dtype).removeprefix("torch.")
-        raise ValueError(f"{kind} samples have no agreed full scale; pass float, int16 or int32")
+        raise AudioInputError(
+            f"{kind} samples have no agreed full scale; pass float, int16 or int32"
+        )
     centre = scale if wav.dtype is torch.uint8 else 0.0
     return (wav.to(torch.float32).contiguous() - centre) / scale

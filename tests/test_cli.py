@@ -351,7 +351,7 @@ def test_bitrates_differ(run: Command, here: Path) -> None:
     for rate in (32, 128):
         run(f"song.wav -o {rate} --mp3 --mp3-bitrate {rate}")
         sizes.append((here / f"{rate}/9d0a6f1c/song/drums.mp3").stat().st_size)
-    assert sizes[0] < 0.5 * sizes[1]
+    assert sizes[0] < 0.6 * sizes[1]  # at 8 kHz the format ends at 64
 
 
 def test_rate_and_channels_of_the_source(run: Command, here: Path) -> None:

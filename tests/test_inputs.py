@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from demucs_infer.errors import DemucsError
 from demucs_infer.inputs import Audio, is_file, samples, valid_rate
 
 RAMP = np.linspace(-0.9, 0.9, 200, dtype=np.float32).reshape(2, 100)
@@ -81,8 +82,9 @@ def test_the_memory_is_not_the_callers(kind: Any) -> None:
     ],
 )
 def test_what_is_no_sound_is_refused_with_the_way_out(data: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         samples(data)
+    assert isinstance(caught.value, DemucsError), "one family for all that a song can do"
 
 
 @pytest.mark.parametrize("rate", [0, -1, 44100.5, "44100 Hz", None, float("nan"), float("inf")])

@@ -307,7 +307,7 @@ def at_least(low: int) -> Callable[[str], int]:
     def integer(text: str) -> int:
         value = int(text)
         if value < low:
-            raise argparse.ArgumentTypeError(f"{value} is below {low}")
+            raise argparse.ArgumentTypeError(f"must be {low} or more, not {value}")
         return value
 
     return integer
@@ -321,9 +321,9 @@ def number(
     def real(text: str) -> float:
         value = float(text)
         if not (isfinite(value) and low <= value < high and not (strict and value == low)):
-            limits = f"{'above' if strict else 'from'} {low:g}"
-            limits += f" and below {high:g}" if isfinite(high) else " on"
-            raise argparse.ArgumentTypeError(f"{text} is no number {limits}")
+            limits = f"above {low:g}" if strict else f"{low:g} or more"
+            limits += f" and below {high:g}" if isfinite(high) else ""
+            raise argparse.ArgumentTypeError(f"must be a number, {limits}, not {text}")
         return value
 
     # What argparse calls the type when the text is no number at all.
