@@ -129,7 +129,7 @@ class Separator:
         derive: Derive = (),
         seed: int | None = 0,
         precision: str = "fp32",
-        compile: bool = False,
+        compile: bool | str = False,
         batch_size: BatchSize = "auto",
         io_device: Device = "cpu",
         cache_dir: str | os.PathLike[str] | None = None,
@@ -484,12 +484,13 @@ class Separator:
         return _Task(ensemble, settings.plan_for(ensemble.sources), settings, runner)
 
 
-def _runner(device: torch.device, *, compile: bool, spends: bool = False) -> Runner:
+def _runner(device: torch.device, *, compile: bool | str, spends: bool = False) -> Runner:
     """What runs networks on `device`, in their fast form."""
 
     def prepare(network: Network, precision: str) -> Network:
         fast = optimize(cast(nn.Module, network), precision, device=device, spends=spends)
-        return cast(Network, compiled(fast) if compile else fast)
+        backend = "inductor" if compile is True else compile
+        return cast(Network, compiled(fast, backend) if backend else fast)
 
     return Runner(device, prepare=prepare)
 

@@ -31,7 +31,7 @@ class OwnParameters(TypedDict, total=False):
     window: Literal["triangle", "hann", "hamming", "linear_fade", "ones"]
     padding: Literal["constant", "reflect", "replicate"]
     normalize: bool
-    compile: bool
+    compile: bool | str
 
 
 class Parameters(OwnParameters, total=False):
@@ -74,8 +74,8 @@ class Settings:
     window: Literal["triangle", "hann", "hamming", "linear_fade", "ones"] = "triangle"
     padding: Literal["constant", "reflect", "replicate"] = "constant"
     normalize: bool = True
-    compile: bool = False
-    """Through PyTorch's compiler: for a GPU, minutes at the first window."""
+    compile: bool | str = False
+    """Through PyTorch's compiler, or a backend of it: for a GPU, minutes at the first window."""
 
     options: Options = field(init=False)
     """The part that the engine knows."""

@@ -46,6 +46,7 @@ from demucs_infer.extension.wave import (
     str_to_torch_dtype,
     to_model_device,
 )
+from demucs_infer.fast.compiled import compiled
 from tests.kit import noise
 
 ROOT = Path(__file__).parent.parent
@@ -416,15 +417,36 @@ def test_weights_of_half_the_size(checkpoint: Path, kind: str) -> None:
     torch.testing.assert_close(found, 0.75 * mix, rtol=0, atol=4e-3)
 
 
-def test_a_compiled_network_answers_the_same(checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("told", "said", "backends"),
+    [
+        (None, {}, []),
+        ("eager", {}, ["eager"]),
+        ("eager", {"compile": False}, []),
+        (None, {"compile": "eager"}, ["eager"]),
+    ],
+)
+def test_a_compiled_network_answers_the_same(
+    told: str | None, said: Any, backends: list[str], checkpoint: Path, monkeypatch: Any
+) -> None:
     # "eager" is the backend that needs no C++ compiler: the graph is taken, and run as it is.
-    config = Config.from_dict(CONFIG, ["inference.compile=eager"])
-    network, plain = load_network(config, checkpoint, GAIN), build_network(config, GAIN)
-    plain.model.load_state_dict(state())
-    mix = noise(2, 1000)[None]
-    assert network.model._compiled_call_impl is not None
-    with torch.inference_mode():
-        assert torch.equal(network(mix), plain(mix))
+    seen: list[str] = []
+
+    def watched(network: nn.Module, backend: str) -> nn.Module:
+        seen.append(backend)
+        return compiled(network, backend)
+
+    monkeypatch.setattr("demucs_infer.api.compiled", watched)
+    separator = Separator.from_pretrained(
+        config=CONFIG,
+        checkpoint=checkpoint,
+        metadata=GAIN,
+        overrides=[f"inference.compile={told}"] if told else [],
+        **said,
+    )
+    mix = noise(2, 3000)
+    torch.testing.assert_close(separator.run(mix)["bass"], 0.75 * mix)
+    assert seen == backends
 
 
 # ── spectra ──

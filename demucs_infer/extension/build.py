@@ -53,7 +53,4 @@ def load_network(
     load_weights(network.model, checkpoint)
     if config.inference.weights_dtype is not None:
         network.model.to(str_to_torch_dtype(config.inference.weights_dtype))
-    backend = config.inference.compile
-    if backend:
-        network.model.compile(**({"backend": backend} if isinstance(backend, str) else {}))
     return network

@@ -288,6 +288,7 @@ class Config:
             "batch_size": inference.batch_size,
             "device": inference.device,
             "io_device": inference.io_device,
+            "compile": inference.compile,
             "stems": self.output.stems,
             "derive": self.rules,
         }

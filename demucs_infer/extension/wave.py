@@ -166,7 +166,7 @@ class WaveformModel(nn.Module):
         """(B C W) -> (B S C W)."""
         dtype = model_floating_dtype(self.model)
         spectrum = self.stft.forward(mix) if self.stft is not None else None
-        answer = self.model(
+        answer = self.ask(
             *(
                 to_model_device(each, model_device=each.device, model_floating_dtype=dtype)
                 for each in self._inputs(mix, spectrum)
@@ -176,6 +176,10 @@ class WaveformModel(nn.Module):
         if self.traits.output_type == "waveform" or self.stft is None or spectrum is None:
             return as_tensor(answer, self.sources).float()
         return self.stft.inverse(self._spectra(answer, spectrum), mix.shape[-1])
+
+    def ask(self, *inputs: Tensor, **arguments: object) -> object:
+        """What the network itself says: the part that a compiler is given."""
+        return self.model(*inputs, **arguments)
 
     def _inputs(self, mix: Tensor, spectrum: Tensor | None) -> list[Tensor]:
         if self.stft is None or spectrum is None or self.traits.input_type == "waveform":

@@ -17,14 +17,14 @@ from demucs_infer.transformer import CrossTransformer
 def compiled(network: nn.Module, backend: Any = "inductor") -> nn.Module:
     """A network whose real-valued core is compiled at its first window.
 
-    Spectra stay outside, where a network has an `estimate` between them: compilers stop at complex
-    numbers. If the compiler cannot be had or gives up, a warning says so and the network runs as it
-    was.
+    Spectra stay outside, where a network has an `estimate` or an `ask` between them: compilers stop
+    at complex numbers. If the compiler cannot be had or gives up, a warning says so and the network
+    runs as it was.
     """
     for tables in (CrossTransformer._positions, CrossTransformer._positions_t):
         torch.compiler.assume_constant_result(tables)  # looked up once, not made in every window
     fast = copy.copy(network)
-    name = "estimate" if hasattr(network, "estimate") else "forward"
+    name = next(one for one in ("estimate", "ask", "forward") if hasattr(network, one))
     object.__setattr__(fast, name, _Core(getattr(network, name), backend))
     return fast
 
