@@ -167,6 +167,10 @@ class Separator:
 
         `parameters` are those of `Separator(...)`. The network stays the caller's: after each
         track it is on its device and in its mode again. Its weights are read when it first runs.
+
+        It has `sources`, `samplerate`, `audio_channels` and `segment`. A plain module gets them
+        from `demucs_infer.extension.wave.create_w2w_model(module, params)`; no `metadata` could
+        give them here, since it tells how a network is made, and this one is.
         """
         separator = cls.__new__(cls)
         separator._adopt(model, is_ours=False, **parameters)
