@@ -127,7 +127,7 @@ def test_the_table_of_packages() -> None:
     unused = {name for name, answer, _ in rows("package") if answer == "no"}
     assert all(f'"{name}>=' in needed for name in used)
     assert not any(f'"{name}' in needed.replace('"torch>=', "") for name in unused)
-    assert {"torchaudio", "julius", "einops", "openunmix", "lameenc", "diffq"} <= unused
+    assert {"torchaudio", "julius", "einops", "openunmix", "diffq"} <= unused
 
 
 def test_exit_codes_and_flags() -> None:
