@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,14 +20,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
+from demucs_infer.api import Separator
 from demucs_infer.audio.write import save_audio
 from demucs_infer.batch.orders import Model, Order
+from demucs_infer.distributed.measuring import measure
 from demucs_infer.distributed.planning import Benchmark, plan
 from demucs_infer.distributed.rows import Catalogue, Row
 from demucs_infer.distributed.table import open_table
 from demucs_infer.distributed.worker import Answer, Assignment, Worker
 from demucs_infer.separate import main
-from tests.kit import need_module, noise
+from tests.kit import RecordingModel, need_module, noise
 from tests.shell import RATE, environment, load, make_repo, save, write_song
 from tools import simulate_cluster
 
@@ -444,11 +447,38 @@ def test_a_plan_measures_this_machine(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["hours"] == pytest.approx(10 / found["times_real_time"], abs=0.1)
     assert not list(tmp_path.glob("separated*"))
 
-    # Nothing is fetched for a plan.
-    assert main([*words, "htdemucs"]) == 0
+
+def test_a_plan_fetches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def no_network(*where: Any, **more: Any) -> None:
+        asked.append(where)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    manifest = write_manifest(tmp_path / "list.csv", [{"path": "a.wav", "duration": 36_000}])
+    assert main(["batch", str(manifest), "--plan", "--json", "-n", "htdemucs"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["worker"].startswith("assumed, not measured: htdemucs")
     assert found["hours"] == pytest.approx(10 * 0.58, rel=0.01)
+    assert not asked
+    assert main(["batch", str(manifest), "--plan", "-n", "htdemoxs"]) == 4
+
+
+def test_what_is_measured_is_the_network() -> None:
+    """By a clock that ticks once a window: 0.75 s each, and a first one that is not counted."""
+    network = RecordingModel(gains=[1.0, 0.5])
+    separator = Separator.from_model(network, device="cpu", shifts=0)
+    found = measure(
+        separator, Order(), name="x", seconds=7.5, clock=lambda: float(len(network.seen))
+    )
+    assert found.separate == pytest.approx(10 / 7.5, abs=1e-5)
+    assert found.read == found.write == 0
+    assert len(network.seen) > 10
+    # 16 bits of two channels of two stems, and the headers.
+    assert found.bytes_out == pytest.approx(2 * 2 * 2 * 44_100, rel=0.01)
 
 
 # ── the simulation ──
