@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, help="length of the engine's and command's track")
+    parser.add_argument("--to", action="append", choices=["wav", "mp3"], help="of the command")
     parser.add_argument("--peer", metavar="PYTHON", help="an interpreter with demucs-infer 4.4.0")
     return parser.parse_args()
 
@@ -113,7 +114,7 @@ def rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
 
 
 def commands(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
-    """mp3 in; wav, then mp3 out."""
+    """mp3 in; wav and mp3 out."""
     seconds = args.seconds or 240.0
     source = work / "song.mp3"
     # In a process of its own: the peak of a command begins with that of the one that starts it.
@@ -132,7 +133,8 @@ def commands(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
         "0",
         str(source),
     ]
-    for kind, flags in {"wav": [], "mp3": ["--mp3"]}.items():
+    for kind in args.to or ["wav", "mp3"]:
+        flags = ["--mp3"] if kind == "mp3" else []
         ours = [sys.executable, "-m", "demucs_infer", "-o", "a", "--force", *flags, *shared]
         theirs = [python, "-W", "ignore", "-m", module, "-o", "b", *flags, *shared]
         case = f"command, {seconds:g} s mp3 to {kind}"

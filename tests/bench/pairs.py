@@ -45,13 +45,14 @@ class Row:
             f"{self.median('ours', 'cpu'):.1f} / {self.median('theirs', 'cpu'):.1f}",
             f"{self.median('ours', 'peak'):.0f} / {self.median('theirs', 'peak'):.0f}",
             error,
+            f"{100 * self.median('ours', 'outside'):.1f} %" if "outside" in self.ours[0] else "",
         ]
         return f"| {' | '.join(cells)} |"
 
 
 HEADER = """\
-| case | ours, × real time | theirs | ratio, median (spread) | CPU s | peak MiB | error |
-|---|---|---|---|---|---|---|"""
+| case | ours, × real time | theirs | ratio, median (spread) | CPU s | peak MiB | error | engine |
+|---|---|---|---|---|---|---|---|"""
 
 
 def environment(side: str) -> dict[str, str]:
