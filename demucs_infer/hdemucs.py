@@ -309,7 +309,9 @@ class Hybrid(nn.Module):
     def analyse(self, mix: Tensor) -> Tensor:
         """The spectrum: (B C W) -> (B C F T) complex, without the bin at half the rate."""
         if not self.config.hybrid:
-            return spectro(mix, self.nfft, self.hop_length)[..., :-1, :]
+            # The last window of a track may be shorter than what its ends are mirrored by.
+            missing = max(0, self.nfft // 2 + 1 - mix.shape[-1])
+            return spectro(F.pad(mix, (0, missing)), self.nfft, self.hop_length)[..., :-1, :]
         # One frame every hop, the first one centred on half a hop: the time branch counts alike.
         frames = math.ceil(mix.shape[-1] / self.hop_length)
         left = self._margin

@@ -79,6 +79,17 @@ def test_the_stems_are_in_their_places(separator: Separator) -> None:
     assert bool((likeness.diagonal() > 0.7).all())  # unrelated stems are at 0.1 at most
 
 
+@pytest.mark.parametrize("left", [1, 56, 2048, 2049])
+def test_whatever_is_left_for_the_last_window(separator: Separator, left: int) -> None:
+    """A window that is shorter than half a frame has nothing to be mirrored by."""
+    stride = round(0.75 * float(separator.model.segment) * separator.samplerate)  # type: ignore[arg-type]
+    song = torch.randn(2, stride + left, generator=torch.Generator().manual_seed(0)) / 8
+    stems = separator.run(song)
+    for stem in stems.outputs.values():
+        assert stem.shape == song.shape
+        assert torch.isfinite(stem).all()
+
+
 def test_the_file_is_the_catalogues_and_small() -> None:
     entry = catalog.known().files("tiny")[0]
     assert entry.ships
