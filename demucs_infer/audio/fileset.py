@@ -15,6 +15,7 @@ from demucs_infer.audio.encode import pieces
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.levels import Clip, LevelWriter
 from demucs_infer.audio.write import AudioWriter, Target
+from demucs_infer.threads import compute_alone
 
 _AHEAD = 4  # pieces that may wait for one encoder; then whoever brings more waits for it
 
@@ -77,7 +78,7 @@ class _Lane:
 
     def __init__(self, writer: AudioWriter) -> None:
         self.writer = writer
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._thread = ThreadPoolExecutor(1, initializer=compute_alone)
         self._waiting: deque[Future[None]] = deque()
 
     def put(self, piece: Tensor) -> None:

@@ -41,6 +41,7 @@ from demucs_infer.engine.pipeline import Track as EngineTrack
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
 from demucs_infer.extension.own import OwnModel
+from demucs_infer.threads import compute_alone
 
 logger = logging.getLogger(__name__)
 
@@ -227,8 +228,8 @@ class Batch:
         # of those that are complete waits for a thread.
         threads = _WRITE_BEHIND + self._tracks_together + self._separator.jobs
         with (
-            ThreadPoolExecutor(1, "demucs-read") as reader,
-            ThreadPoolExecutor(threads, "demucs-write") as writers,
+            ThreadPoolExecutor(1, "demucs-read", compute_alone) as reader,
+            ThreadPoolExecutor(threads, "demucs-write", compute_alone) as writers,
         ):
             try:
                 stream = self._separator.blocks_of(tracks(), together=self._tracks_together)
@@ -530,6 +531,7 @@ class _Prepared:
             return False
 
         def read() -> None:
+            compute_alone()
             try:
                 for block in self._track.blocks():
                     if not put(block):
