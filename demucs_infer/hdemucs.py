@@ -207,6 +207,12 @@ class Trail:
     lengths: list[int] = field(default_factory=list)
 
 
+def _only(x: Tensor, stems: Sequence[int], size: int) -> Tensor:
+    """Those stems of (B S*size ...): a view, unless some are left out."""
+    wanted, each = list(stems), x.unflatten(1, (-1, size))
+    return x if wanted == list(range(each.shape[1])) else each[:, wanted].flatten(1, 2)
+
+
 class Hybrid(nn.Module):
     """A spectrogram U-Net and, unless `hybrid` is off, a waveform U-Net that meets it half-way.
 
@@ -258,6 +264,10 @@ class Hybrid(nn.Module):
 
     def forward(self, mix: Tensor) -> Tensor:
         """(B C W) -> (B S C W)."""
+        return self.answer_only(mix, range(len(self.sources)))
+
+    def answer_only(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
+        """As `forward`, for these stems: what the others would say is not made into samples."""
         length = mix.shape[-1]
         z = self.analyse(mix)
         x = self.to_planes(z).to(mix.device)
@@ -265,9 +275,14 @@ class Hybrid(nn.Module):
         x, xt = self.estimate(
             scale.remove(x), scale_time.remove(mix) if self.config.hybrid else None
         )
-        wave = self.to_wave(x, scale, z, length).to(mix.device)
+        if self.config.cac or self.config.wiener_iters <= 0:
+            wave = self.to_wave(_only(x, stems, self.config.planes), scale, z, length)
+        else:  # a Wiener filter hears every source for each
+            wave = self.to_wave(x, scale, z, length)[:, list(stems)]
+        wave = wave.to(mix.device)
         if xt is None:
             return wave
+        xt = _only(xt, stems, self.audio_channels)
         return scale_time.restore(xt.unflatten(1, (-1, self.audio_channels))) + wave
 
     def estimate(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -175,13 +175,13 @@ class HTDemucs(Hybrid):
             )
         return training_length
 
-    def forward(self, mix: Tensor) -> Tensor:
-        """(B C W) -> (B S C W)."""
+    def answer_only(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
+        """As `forward`, for these stems: (B C W) -> (B S C W)."""
         length = mix.shape[-1]
         missing = self.valid_length(length) - length
         if not missing:
-            return super().forward(mix)
-        return super().forward(F.pad(mix, (0, missing)))[..., :length]
+            return super().answer_only(mix, stems)
+        return super().answer_only(F.pad(mix, (0, missing)), stems)[..., :length]
 
     def bottom(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Through the transformer."""

@@ -197,6 +197,26 @@ def test_in_half_the_bits_all_weights_stay() -> None:
         optimize(network)  # spent, it would refuse
 
 
+@pytest.mark.parametrize("stems", [[0], [2], [3, 1]])
+@pytest.mark.parametrize(
+    "network",
+    [
+        HTDemucs(**BASE),
+        HDemucs(**TINY["HDemucs"]),
+        HDemucs(**TINY["HDemucs"], hybrid=False),
+        HDemucs(**TINY["HDemucs"], hybrid=False, cac=False, wiener_iters=1),
+        HDemucs(**TINY["HDemucs"], cac=False),
+    ],
+)
+def test_some_stems_are_what_they_are_among_all(network: nn.Module, stems: list[int]) -> None:
+    """In every form: the network's own, the fast one, and in half the bits."""
+    randomise(network)
+    mix = noise(2, 8000)[None]
+    with torch.inference_mode():
+        for form in (network, optimize(network), Reduced(network, torch.bfloat16)):
+            assert torch.equal(form.answer_only(mix, stems), form(mix)[:, stems])
+
+
 def test_a_precision_that_makes_no_sense_is_refused_with_what_does() -> None:
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match="must be one of fp32, bf16, fp16, auto"):

@@ -26,6 +26,7 @@ from demucs_infer.engine.run import (
     is_out_of_memory,
     window_rule,
 )
+from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import SeparationError
 from tests.kit import OomModel, RecordingModel, ScaleModel, noise
 
@@ -371,3 +372,26 @@ def test_on_a_gpu_the_stems_are_those_of_the_cpu() -> None:
     # The same products and sums, one rounding each, perhaps fused on one of the two.
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
     assert device_of(network) == torch.device("cpu")
+
+
+class Sparing(ScaleModel):
+    """Answers twice as loud where it is asked for some stems, so that one can tell."""
+
+    def answer_only(self, mix: Tensor, stems: Any) -> Tensor:
+        return 2 * super().forward(mix)[:, list(stems)]
+
+
+class Overruled(Sparing):
+    def forward(self, mix: Tensor) -> Tensor:
+        return super().forward(mix)
+
+
+def test_some_stems_are_asked_for_where_a_network_can_spare_the_others() -> None:
+    track, network = TensorTrack(noise(2, 9000)), Sparing()
+    everything = whole(track, network, options=PLAIN)
+    one = choose_stems(network.sources, stems=[network.sources[1]])
+    assert torch.equal(whole(track, network, options=PLAIN, stems=one), 2 * everything[[1]])
+    # Not where somebody listens to every call, and not past another `forward`.
+    assert torch.equal(whole(track, Overruled(), options=PLAIN, stems=one), everything[[1]])
+    network.register_forward_hook(lambda *_: None)
+    assert torch.equal(whole(track, network, options=PLAIN, stems=one), everything[[1]])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, RLock
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,8 +23,9 @@ from demucs_infer.errors import SeparationError
 class Network(Protocol):
     """What the engine knows of a network: these names, and that it can be called.
 
-    It may also have `valid_length(length) -> int`, the input it needs for a chunk, and
-    `use_train_segment`, which says that it runs at a window of its own (HTDemucs has both).
+    It may also have `valid_length(length) -> int`, the input it needs for a chunk,
+    `use_train_segment`, which says that it runs at a window of its own (HTDemucs has both), and
+    `answer_only(mix, stems)`, which spares what is only for stems at other places.
     """
 
     @property
@@ -123,6 +124,19 @@ def window_rule(network: Network, segment_seconds: float | None) -> Callable[[in
         return lambda _length: size
     rule: Callable[[int], int] = getattr(network, "valid_length", int)
     return rule
+
+
+def _answer_only(network: object) -> Callable[[Tensor, Sequence[int]], Tensor] | None:
+    """How to ask `network` for some stems only, if that is the same as asking for all."""
+    if getattr(network, "_forward_hooks", None) or getattr(network, "_forward_pre_hooks", None):
+        return None
+    for each in type(network).__mro__:
+        if "answer_only" in vars(each):
+            bound: Callable[[Tensor, Sequence[int]], Tensor] = cast(Any, network).answer_only
+            return bound
+        if "forward" in vars(each):  # whoever wrote another one means it
+            return None
+    return None
 
 
 def draws_when_run(network: object) -> bool:
@@ -401,15 +415,21 @@ class Runner:
         flat = windows.flatten(0, -3)
         if target.type == "cuda" and not flat.is_cuda:
             flat = flat.pin_memory()
+        wanted = list(stems)
+        answer_only = None if wanted == list(range(len(network.sources))) else _answer_only(run)
         with torch.inference_mode():
-            answer = as_tensor(run(flat.to(target, non_blocking=True)), network.sources)
+            flat = flat.to(target, non_blocking=True)
+            if answer_only is not None:
+                answer, wanted = answer_only(flat, wanted), list(range(len(wanted)))
+            else:
+                answer = as_tensor(run(flat), network.sources)
             if answer.shape[-1] != flat.shape[-1] or len(answer) != len(flat):
                 raise SeparationError(
                     f"the network answered {tuple(answer.shape)} to {tuple(flat.shape)}: "
                     "batch and samples must stay what they were"
                 )
-            if list(stems) != list(range(answer.shape[1])):
-                answer = answer[:, list(stems)]
+            if wanted != list(range(answer.shape[1])):
+                answer = answer[:, wanted]
             return answer.float().reshape(*windows.shape[:-2], *answer.shape[1:])
 
     def _ready(self, network: Network, precision: str) -> Network:
