@@ -71,7 +71,10 @@ def _tracks(words: Sequence[str]) -> int:
 
         return list_as_upstream(args.repo)
     if not args.tracks and not args.demo:
-        top.error("which tracks? Name files, folders or patterns, or - for standard input")
+        top.error(
+            "which tracks? Name files, folders or patterns, or - for standard input; "
+            "a name that begins with - is written ./-name"
+        )
     from demucs_infer.commands.tracks import separate_tracks
 
     with _logging(args):

@@ -385,13 +385,9 @@ def test_interrupted_from_the_keyboard(repo: Path, tmp_path: Path) -> None:
     while b"ChunkProcessed" not in process.stderr.readline():
         pass
     process.send_signal(signal.SIGINT)
-    begun = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    took = time.monotonic() - begun
+    _, said = process.communicate(timeout=60)  # tests/test_interrupt.py tells how soon it ends
     assert process.returncode == 130
     assert b"Traceback" not in said and b"interrupted" in said
-    # Two seconds are promised on a machine of its own; here others may be at work too.
-    assert took < 20
     assert all(PARTIAL in name for name in tree(tmp_path / "separated"))
 
 

@@ -1,5 +1,6 @@
 """Every flag of the command line does what it says, end to end, with real checkpoints."""
 
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 
 from demucs_infer import __version__
+from demucs_infer.batch.spool import Spool
 from demucs_infer.separate import main
 from tests.kit import noise
 from tests.shell import RATE, environment, load, make_repo, save, shell, tree, write_song
@@ -549,3 +551,35 @@ def test_what_cannot_be_done_is_said_in_a_line(run: Command, here: Path, line: s
     code = main(["--repo", str(run.repo), "-n", "9d0a6f1c", *shlex.split(line)])
     err = run._capsys.readouterr().err
     assert code in (2, 4) and err.startswith("error: ") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_an_output_folder_that_is_a_file_is_refused_before_any_work(
+    run: Command, here: Path, out: str
+) -> None:
+    (here / "taken").write_text("not a folder")
+    run(f"song.wav -o {out}", expect=2)
+    assert "--out names a folder" in run.err
+    assert (here / "taken").read_text() == "not a folder"
+
+
+def test_a_disk_without_room_is_told_with_the_folder_and_the_way_out(
+    run: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Spool, "append", append)  # a full disk needs a mount, and that needs root
+    run("song.wav -o out", expect=1)
+    assert "out/9d0a6f1c: No space left on device; free some space" in run.err
+    assert not list((here / "out").rglob("*.wav"))
+
+
+def test_two_tracks_of_one_name_are_told_by_what_they_would_become(
+    run: Command, here: Path
+) -> None:
+    for folder in ("a", "b"):
+        (here / folder).mkdir()
+        (here / folder / "song.wav").write_bytes((here / "song.wav").read_bytes())
+    run("a/song.wav b/song.wav -o out", expect=2)
+    assert "would both become out/9d0a6f1c/song/{stem}.wav" in run.err

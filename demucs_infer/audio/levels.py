@@ -109,22 +109,31 @@ def peak_of(block: Tensor, name: str) -> float:
     return peak
 
 
+_HINTS = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some space or choose another folder",
+    errno.EFBIG: "this file system does not hold so large a file",
+    errno.ENOENT: "create the folder first",
+    errno.ENOTDIR: "a part of that path is a file; choose another folder",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+}
+
+
+def not_written(name: str, error: OSError | av.FFmpegError) -> AudioWriteError:
+    """An error of the system or of FFmpeg, as one sentence about that file or folder."""
+    hint = _HINTS.get(error.errno or 0)
+    reason = error.strerror or str(error)
+    return AudioWriteError(f"cannot write {name}: {reason}" + (f"; {hint}" if hint else ""))
+
+
 @contextmanager
 def explained(name: str) -> Iterator[None]:
     """Errors of the system and of FFmpeg, as one sentence about that file."""
     try:
         yield
     except (OSError, av.FFmpegError) as error:
-        reason = error.strerror or str(error)
-        hints = {
-            errno.ENOSPC: "; free some space or choose another folder",
-            errno.EDQUOT: "; free some space or choose another folder",
-            errno.EFBIG: "; this file system does not hold so large a file",
-            errno.ENOENT: "; create the folder first",
-            errno.EACCES: "; choose a folder that you may write to",
-        }
-        hint = hints.get(error.errno or 0, "")
-        raise AudioWriteError(f"cannot write {name}: {reason}{hint}") from error
+        raise not_written(name, error) from error
 
 
 class Sink(Protocol):

@@ -25,6 +25,7 @@ from torch import Tensor
 from demucs_infer.api import Separator
 from demucs_infer.audio.convert import convert_channels
 from demucs_infer.audio.formats import source_depth
+from demucs_infer.audio.levels import not_written
 from demucs_infer.audio.read import Track
 from demucs_infer.audio.tags import carried
 from demucs_infer.batch.delivery import Delivery
@@ -448,7 +449,9 @@ class Batch:
         elif isinstance(error, ModelLoadingError):
             fault = "model"
         message = str(error)
-        if not isinstance(error, DemucsError | ValueError | OSError):
+        if isinstance(error, OSError):  # what was read is an AudioReadError, whatever went wrong
+            message = str(not_written(str(job.target.folder), error))
+        elif not isinstance(error, DemucsError | ValueError):
             message = f"{type(error).__name__}: {message}"
         return self._bad(job, "failed", message, fault, perf_counter() - begun)
 

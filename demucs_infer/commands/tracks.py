@@ -121,6 +121,8 @@ def _tasks(
         raise ValueError(f"no audio files in {', '.join(args.tracks)}")
     if str(args.out) == STDIN and len(found) > 1:
         raise ValueError(f"--out - writes one track, and {len(found)} were named")
+    if not out.is_dir() and any(part.is_file() for part in (out, *out.parents)):
+        raise ValueError(f"--out names a folder, and {out} is a file, or below one")
     folder = out / model.folder
     targets = {
         one.source: Target(
@@ -134,9 +136,9 @@ def _tasks(
     inputs = [one.source for one in found if one.source != STDIN]
     # Stems are not known before the model is; two tracks that share any share this one.
     if args.collisions == "number":
-        targets = without_collisions(inputs, targets, ["stems"])
+        targets = without_collisions(inputs, targets, ["{stem}"])
     else:
-        refuse_collisions(inputs, targets, ["stems"])
+        refuse_collisions(inputs, targets, ["{stem}"])
     return [
         Task(
             name="demo" if args.demo and one is found[-1] else one.source,
