@@ -583,3 +583,9 @@ def test_two_tracks_of_one_name_are_told_by_what_they_would_become(
         (here / folder / "song.wav").write_bytes((here / "song.wav").read_bytes())
     run("a/song.wav b/song.wav -o out", expect=2)
     assert "would both become out/9d0a6f1c/song/{stem}.wav" in run.err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nothing can be made")
+def test_a_folder_that_cannot_be_made_is_told_as_what_it_is(run: Command, here: Path) -> None:
+    run("song.wav -o /proc/nowhere", expect=1)
+    assert "cannot write /proc/nowhere/9d0a6f1c: No such file or directory" in run.err

@@ -30,14 +30,18 @@ class Workplace:
 
     def enter(self, key: str) -> bool:
         """Take the folder for the recipe of that key; false if another process has it."""
-        for _ in range(_TRIES):
-            with suppress(FileNotFoundError):  # who was here removes the folder as we open it
+        for left in reversed(range(_TRIES)):
+            try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if not self._has_lock():
                     return False
-                if self._is_there():  # or just after that
-                    break
-                self._unlock()
+            except FileNotFoundError:  # who was here removes the folder as we open it
+                if not left:
+                    raise  # nobody: it cannot be made
+                continue
+            if self._is_there():  # or just after that
+                break
+            self._unlock()
         else:
             return False
         kept = self.folder / "key"
