@@ -49,7 +49,9 @@ def main(opts: Sequence[str] | None = None) -> int:
 
 def _explained(error: Exception) -> int:
     """Say what went wrong, and give the exit code of it."""
-    if isinstance(error, DemucsError | ValueError | OSError):
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+    elif isinstance(error, DemucsError | ValueError | OSError):
         print(f"error: {error}", file=sys.stderr)
     else:
         text = f"{type(error).__name__}: {error}"
