@@ -589,3 +589,15 @@ def test_two_tracks_of_one_name_are_told_by_what_they_would_become(
 def test_a_folder_that_cannot_be_made_is_told_as_what_it_is(run: Command, here: Path) -> None:
     run("song.wav -o /proc/nowhere", expect=1)
     assert "cannot write /proc/nowhere/9d0a6f1c: No such file or directory" in run.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are UTF-8")
+def test_a_name_that_is_not_utf_8_has_a_manifest_and_is_done_once(repo: Path, here: Path) -> None:
+    song = Path(os.fsdecode(os.fsencode(here) + b"/lat\xe9.wav"))
+    song.write_bytes((here / "song.wav").read_bytes())
+    words = [song, "--repo", repo, "-n", "9d0a6f1c", "-o", "out", "--json"]
+    for outcome in ("done", "skipped"):
+        told = json.loads(shell(words, cwd=here).stdout)
+        assert told[outcome] == 1 and told["tracks"][0]["track"] == str(song)
+    manifest = next((here / "out").rglob("stems.json"))
+    assert json.loads(manifest.read_text("utf-8"))["input"] == str(song)

@@ -90,7 +90,8 @@ class Manifest:
         """Put the file at `path` in one step, complete or not at all."""
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            partial.write_text(self.to_json(), encoding="utf-8")
+            # A file's name need not be UTF-8: what is none is written as JSON's own escape.
+            partial.write_text(self.to_json(), encoding="utf-8", errors="backslashreplace")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -263,7 +263,9 @@ def _print_json(results: Sequence[Result]) -> None:
         "failed": sum(not result.is_good for result in results),
         "tracks": [result.row() for result in results],
     }
-    sys.stdout.write(json.dumps(summary, ensure_ascii=False, indent=2) + os.linesep)
+    text = json.dumps(summary, ensure_ascii=False, indent=2) + os.linesep
+    # A file's name need not be UTF-8: what is none is written as JSON's own escape.
+    sys.stdout.write(text.encode(errors="backslashreplace").decode())
 
 
 def exit_code(results: Sequence[Result]) -> int:
