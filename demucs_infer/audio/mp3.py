@@ -1,8 +1,8 @@
 """MP3 through `lameenc`, which is LAME and no more; the tags and the header are written here.
 
-The build of LAME inside the wheels of PyAV gives the same bits and takes four times as long. What
-LAME leaves to its front ends is the Info frame before the music: how much silence the encoder put
-around it, and where in the file each hundredth begins.
+The build of LAME inside the wheels of PyAV takes four times as long for the same work. What LAME
+leaves to its front ends is the Info frame before the music: how much silence the encoder put around
+it, and where in the file each hundredth begins.
 
 Shapes: C channels, T samples of a block.
 """
@@ -30,8 +30,8 @@ _HALVED = {_MPEG_1: 0, 2: 1, 0: 2}  # how often, by the version bits: MPEG-2, an
 _MONO = 3
 _DELAY = 576  # samples that LAME puts before the first
 _INFO_BYTES = 156  # the Info frame behind its header and side information
-_CONSTANT, _VARIABLE = 1, 4  # as the Info frame counts methods; LAME's own number of the second
-_VBR_MTRH = 4
+_CONSTANT, _VARIABLE = 1, 4  # methods, as LAME and the Info frame number them
+_MOST_PLACES = 400  # remembered of a file, however long: a hundredth is looked up in them
 
 
 def has_lame() -> bool:
@@ -124,7 +124,7 @@ class LameEncoder:
         self._lame.set_quality(preset)
         bitrate = encoding.bitrate_for(channels)
         if bitrate is None:
-            self._lame.set_vbr(_VBR_MTRH)
+            self._lame.set_vbr(_VARIABLE)
             self._lame.set_vbr_quality(encoding.quality)
         else:
             self._lame.set_bit_rate(bitrate // 1000)
@@ -133,8 +133,10 @@ class LameEncoder:
         self._start = file.tell()
         self._samples = 0
         self._first: FrameHeader | None = None
-        self._frames: list[int] = []
-        """Where each begins, counted from the first."""
+        self._frames = 0
+        self._places: list[int] = []
+        """Where every so many of them begin, counted from the first."""
+        self._every = 1
         self._next = 0
         """Where the next one begins."""
         self._music = 0
@@ -171,24 +173,32 @@ class LameEncoder:
             if not self._first:
                 self._first = header.with_room()
                 self._file.write(bytes(self._first.length))
-            self._frames.append(self._next)
+            self._remember(self._next)
             self._next += header.length
         self._file.write(data)
         self._music += len(data)
         self._rest = known[-3:]
 
+    def _remember(self, place: int) -> None:
+        if self._frames % self._every == 0:
+            self._places.append(place)
+        self._frames += 1
+        if len(self._places) > _MOST_PLACES:
+            del self._places[1::2]
+            self._every *= 2
+
     def _info_frame(self, header: FrameHeader) -> bytes:
-        frames = len(self._frames)
         total = header.length + self._music
-        places = (header.length + self._frames[percent * frames // 100] for percent in range(100))
-        padding = frames * header.samples - _DELAY - self._samples
+        nearest = (percent * self._frames // (100 * self._every) for percent in range(100))
+        places = (header.length + self._places[index] for index in nearest)
+        padding = self._frames * header.samples - _DELAY - self._samples
         is_variable = self._quality is not None
         body = b"".join(
             [
                 header.word.to_bytes(4, "big"),
                 bytes(header.side_bytes),
                 b"Xing" if is_variable else b"Info",
-                struct.pack(">III", 0xF, frames, total),  # which fields follow: all
+                struct.pack(">III", 0xF, self._frames, total),  # which fields follow: all
                 bytes(min(256 * place // total, 255) for place in places),
                 struct.pack(">I", max(0, 100 - 10 * (self._quality or 0) - self._preset)),
                 b"LAME3.100",

@@ -16,7 +16,7 @@ from demucs_infer.audio.formats import FORMATS
 from demucs_infer.pretrained import list_models, model_info
 from demucs_infer.weights.cache import Store
 
-_PACKAGES = ("torch", "numpy", "av", "pyyaml", "tqdm")
+_PACKAGES = ("torch", "numpy", "av", "lameenc", "pyyaml", "tqdm")
 _OPTIONAL = ("soxr", "soundfile", "huggingface-hub", "fastapi", "ray", "fsspec")
 
 
