@@ -147,6 +147,31 @@ def test_without_packed_kernels_the_answer_is_the_same(monkeypatch: pytest.Monke
     assert_class_b(network, noise(2, 8000)[None])
 
 
+@pytest.mark.parametrize("halved", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_is_softmax_of_products(
+    halved: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "halves_products", lambda: halved)
+    torch.manual_seed(0)
+    # Longer than a run of rows, and no multiple of it.
+    q, k, v = (torch.randn(2, length, 3, 8).to(dtype) for length in (450, 37, 37))
+    scores = torch.einsum("bnhc,bmhc->bhnm", q.double(), k.double())
+    expected = torch.einsum("bhnm,bmhc->bnhc", scores.softmax(-1), v.double())
+    answer = kernels.attend(q, k, v, dtype=dtype)
+    assert answer.dtype == dtype
+    # 24 and 8 bits of mantissa: rounding of the scores, which reach 12, is what is left.
+    assert decibels(expected, answer.double()) >= (120 if dtype == torch.float32 else 36)
+
+
+def test_which_processors_have_wider_vectors_than_mkl_uses() -> None:
+    facts = "processor\t: 0\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: 17\n"
+    assert kernels.is_halved(facts.format("AuthenticAMD", 26))
+    assert not kernels.is_halved(facts.format("AuthenticAMD", 25))
+    assert not kernels.is_halved(facts.format("GenuineIntel", 26))
+    assert not kernels.is_halved("Processor : ARMv8")
+
+
 def test_the_network_itself_is_left_alone() -> None:
     network = randomise(HTDemucs(**BASE))
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -44,9 +44,8 @@ class FastAttention:
         else:
             q = self._own(x)
             k, v = self._memory(memory).chunk(2, dim=-1)
-        split = [each.unflatten(-1, (self._heads, -1)) for each in (q, k, v)]
-        mixed = [attend(*item, dtype=self._dtype) for item in zip(*split, strict=True)]
-        return self._out(torch.stack(mixed).flatten(2)).float()
+        q, k, v = (each.unflatten(-1, (self._heads, -1)) for each in (q, k, v))
+        return self._out(attend(q, k, v, dtype=self._dtype).flatten(2)).float()
 
 
 def scaled(linear: nn.Linear, scale: nn.Module, dtype: torch.dtype) -> Linear:

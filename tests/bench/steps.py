@@ -13,9 +13,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from demucs_infer.fast import kernels, memory, spectra, transformer
+from demucs_infer.fast import kernels, memory, spectra
 from demucs_infer.fast.optimize import optimize
 from demucs_infer.htdemucs import HTDemucs
 from tests.bench.music import song
@@ -34,18 +33,13 @@ def released() -> nn.Module:
     return network
 
 
-def one_piece(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype, rows: int = 0) -> Tensor:
-    """PyTorch's own attention in place of ours."""
-    q, k, v = (each.to(dtype).transpose(0, 1)[None] for each in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[0].transpose(0, 1)
-
-
 @contextmanager
 def without(what: str) -> Iterator[None]:
     """One step taken away."""
     taken = {
         "packed kernels": lambda: mock.patch.object(kernels, "packs", lambda: False),
-        "scores in the cache": lambda: mock.patch.object(transformer, "attend", one_piece),
+        "scores in the cache": lambda: mock.patch.object(kernels, "halves_products", lambda: False),
+        "PyTorch's attention": lambda: mock.patch.object(kernels, "halves_products", lambda: True),
         "tiles in the cache": lambda: mock.patch.object(memory, "_TILE_BYTES", 1 << 40),
         "one copy to the spectrum": lambda: mock.patch.object(spectra, "fits", lambda _: False),
         "nothing": lambda: mock.patch.object(memory, "_TILE_BYTES", memory._TILE_BYTES),
@@ -67,7 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     network, mix = released(), song(7.8)[None]
-    names = ["nothing", *("packed kernels", "scores in the cache")]
+    attention = "scores in the cache" if kernels.halves_products() else "PyTorch's attention"
+    names = ["nothing", "packed kernels", attention]
     names += ["tiles in the cache", "one copy to the spectrum"]
     best: dict[str, float] = {}
     answers: dict[str, Tensor] = {}
