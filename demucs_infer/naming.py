@@ -5,6 +5,7 @@ import os
 import re
 import string
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 FIELDS = ("track", "trackext", "stem", "ext")
@@ -18,6 +19,7 @@ _WINDOWS_DEVICES = {"con", "prn", "aux", "nul"}
 _WINDOWS_DEVICES |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "123456789"}
 
 
+@lru_cache(maxsize=64)  # a catalogue asks for every track
 def valid_template(template: str) -> str:
     """`template` if it names files inside the folder and tells the stems apart."""
     try:

@@ -1,7 +1,7 @@
 """`demucs-infer`: parse, call, report. Nothing here computes, and torch comes last.
 
 Exit codes: 0 all tracks done, 1 some failed, 2 wrong usage, 3 no track could be read, 4 the model
-could not be had, 130 interrupted.
+could not be had, 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -13,13 +13,14 @@ from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 from demucs_infer.commands.arguments import COMMANDS, parser
-from demucs_infer.commands.interrupt import INTERRUPTED, ends_soon
+from demucs_infer.commands.interrupt import INTERRUPTED, TERMINATED, Terminated, ends_soon
 from demucs_infer.commands.own import with_config
 from demucs_infer.errors import ConfigError, DemucsError, ModelLoadingError
 
 OK, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
 
 _INTERRUPTED_WORDS = "interrupted; the same command continues where this one stopped"
+_BATCH_GRACE_SECONDS = 10.0  # for its network, files that are on their way, and a cluster
 
 
 def main(opts: Sequence[str] | None = None) -> int:
@@ -30,21 +31,28 @@ def main(opts: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if opts is None else opts)
     is_debug = "--debug" in words
     try:
+        if words and words[0] == "batch" and opts is None:
+            with ends_soon(_INTERRUPTED_WORDS, _BATCH_GRACE_SECONDS):
+                return _command(words)
         if words and words[0] in COMMANDS:
-            command = import_module(f"demucs_infer.commands.{words[0]}")
-            code: int = command.run(words[1:])
-            return code
+            return _command(words)
         with ends_soon(_INTERRUPTED_WORDS) if opts is None else nullcontext():
             return _tracks(words)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(_INTERRUPTED_WORDS, file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     except BrokenPipeError:
         return SOME_FAILED  # whoever read our output has seen enough
     except Exception as error:  # noqa: BLE001 (people get a sentence, not a traceback)
         if is_debug:
             traceback.print_exc()
         return _explained(error)
+
+
+def _command(words: Sequence[str]) -> int:
+    """`demucs-infer models`, and the others of that kind."""
+    code: int = import_module(f"demucs_infer.commands.{words[0]}").run(words[1:])
+    return code
 
 
 def _explained(error: Exception) -> int:

@@ -3,17 +3,23 @@
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from demucs_infer.distributed import worker
+from demucs_infer.distributed.rows import Answer, Row
 from demucs_infer.distributed.worker import Assignment, Worker
 
 
 class Deadly(Worker):
-    """As `Worker`; leaves in `DEADLY_IDS` a file called as its process id, a byte a forward."""
+    """As `Worker`; leaves in `DEADLY_IDS` a file called as its process id, a byte a forward.
+
+    With `DEADLY_MEET`, that many workers have to be given a row before any network runs.
+    """
 
     def __init__(self, assignment: Assignment) -> None:
         super().__init__(assignment)
@@ -21,11 +27,22 @@ class Deadly(Worker):
         nn.modules.module.register_module_forward_pre_hook(count)
         nn.modules.module.register_module_forward_pre_hook(die_of_a_square_wave)
 
+    def __call__(self, rows: Iterable[Row]) -> Iterator[Answer]:
+        if "DEADLY_MEET" in os.environ:
+            Path(os.environ["DEADLY_IDS"], f"{os.getpid()}.given").touch()
+        return super().__call__(rows)
+
 
 def count(module: nn.Module, given: tuple[object, ...]) -> None:
     """Enter a call of the network, or of a part of it."""
-    with Path(os.environ["DEADLY_IDS"], str(os.getpid())).open("ab") as file:
+    ids = Path(os.environ["DEADLY_IDS"])
+    with (ids / str(os.getpid())).open("ab") as file:
         file.write(b".")
+    deadline = time.monotonic() + 120
+    wanted = int(os.environ.get("DEADLY_MEET", "0"))
+    while wanted and len(list(ids.glob("*.given"))) < wanted:
+        assert time.monotonic() < deadline, "nobody else was given a row"
+        time.sleep(0.01)
 
 
 def die_of_a_square_wave(module: nn.Module, given: tuple[object, ...]) -> None:

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from demucs_infer.distributed.cluster import Cluster, run
-from demucs_infer.distributed.rows import Row
-from demucs_infer.distributed.worker import Answer
+from demucs_infer.distributed.rows import Answer, Row
 from tests.kit import peak_kilobytes
 
 ROWS = 100_000

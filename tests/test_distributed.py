@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from demucs_infer.audio.write import save_audio
 from demucs_infer.batch.orders import Model, Order
 from demucs_infer.distributed.measuring import measure
 from demucs_infer.distributed.planning import Benchmark, plan
-from demucs_infer.distributed.rows import Catalogue, Row
+from demucs_infer.distributed.rows import Answer, Catalogue, Row
 from demucs_infer.distributed.table import open_table
-from demucs_infer.distributed.worker import Answer, Assignment, Worker
+from demucs_infer.distributed.worker import Assignment, Worker
 from demucs_infer.separate import main
 from tests.kit import RecordingModel, need_module, noise
 from tests.shell import RATE, environment, load, make_repo, save, write_song
@@ -109,6 +110,15 @@ def test_no_path_leads_out_of_the_output_folder(path: str) -> None:
         ("list.csv", "file\na.wav\n", "expected a `path`, found file"),
         ("list.csv", "path,duration\na.wav,long\n", "'long' is no number of seconds"),
         ("list.csv", "path,duration\na.wav,nan\n", "no number of seconds"),
+        ("list.csv", "file,more\na.wav,b,c,d\n", "expected a `path`, found file, more"),
+        ("list.csv", 'path,text\na.wav,x\nb.wav,"' + "y" * 200_000, "after row 1: field larger"),
+        ("list.jsonl", '{"path": NaN}', "expected a `path`"),
+        ("list.jsonl", '{"path": "a", "duration": Infinity}', "no number of seconds"),
+        ("list.jsonl", '{"path": "a", "duration": 1e300}', "no number of seconds"),
+        ("list.jsonl", '{"path": "a", "duration": true}', "no number of seconds"),
+        ("list.jsonl", '{"path": "a", "sha256": 5}', "64 hexadecimal digits"),
+        ("list.jsonl", '{"path": "a", "references": ["b"]}', "path of a folder"),
+        ("list.parquet", "nothing of the kind", "list.parquet"),
     ],
 )
 def test_a_manifest_that_cannot_be_understood(
@@ -121,9 +131,28 @@ def test_a_manifest_that_cannot_be_understood(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("how", ["absent", "a folder", "UTF-16"])
+def test_a_manifest_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    path = tmp_path / "list.csv"
+    if how == "a folder":
+        path.mkdir()
+    elif how == "UTF-16":
+        path.write_text("path\na.wav\n", "utf-16")
+    for flags in ([], ["--plan"]):
+        assert main(["batch", str(path), "-o", str(tmp_path / "out"), *flags]) == 2
+        told = capsys.readouterr().err
+        assert str(path) in told and len(told.splitlines()) == 1
+        assert how != "UTF-16" or "save it as UTF-8" in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_shard_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["batch", str(tmp_path / "list.txt"), "--shard", "3/3"]) == 2
     assert "from 0/3 to 2/3" in capsys.readouterr().err
+    assert main(["batch", str(tmp_path / "list.txt"), "--shard", "1/0"]) == 2
+    assert "one shard at least" in capsys.readouterr().err
 
 
 # ── one process ──
@@ -150,6 +179,48 @@ def test_every_row_has_an_answer(repo: Path, tmp_path: Path) -> None:
     assert {answer["status"] for answer in worker(good)} == {"skipped"}
 
 
+def test_names_that_no_file_can_have(repo: Path, tmp_path: Path) -> None:
+    """A half of a letter, and a zero: each is a row that failed, in either kind of table."""
+    parquet = need_module("pyarrow.parquet")
+    write_song(tmp_path / "good.wav", 1)
+    odd = os.fsdecode(b"\xff.wav")  # one that a file can have, but that is no UTF-8
+    (tmp_path / odd).write_bytes((tmp_path / "good.wav").read_bytes())
+    paths = ["\ud800.wav", "a\0.wav", "good.wav", odd]
+    manifest = write_manifest(tmp_path / "list.jsonl", [{"path": path} for path in paths])
+    words = ["batch", str(manifest), "--repo", str(repo), "-n", MODEL, "-d", "cpu", "-q"]
+    words += ["-o", str(tmp_path / "out"), "--force", "--results"]
+    for table in ("t.jsonl", "t.parquet"):
+        assert main([*words, str(tmp_path / table)]) == 1
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text("utf-8").splitlines()]
+    found = {one["track"]: (one["status"], one["fault"]) for one in rows}
+    assert found == {
+        "\ud800.wav": ("failed", "input"), "a\0.wav": ("failed", "input"),
+        "good.wav": ("done", ""), odd: ("done", ""),
+    }  # fmt: skip
+    told = parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    shown = {path.encode(errors="backslashreplace").decode() for path in paths}
+    assert {one["track"] for one in told} == shown
+
+
+def test_answers_come_as_soon_as_they_are_known(repo: Path, tmp_path: Path) -> None:
+    """However many rows are done: none of them waits for those behind it."""
+    path = write_song(tmp_path / "song.wav", 1)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    worker = worker_of(repo, str(tmp_path / "out"))
+    assert next(worker([row_of(path)]))["status"] == "done"
+    taken = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal taken
+        for taken in range(1, 201):
+            yield row_of(path, sha256=digest) if taken % 2 else row_of(tmp_path / "absent.wav")
+
+    for count, answer in enumerate(worker(rows()), 1):
+        assert answer["status"] in ("skipped", "failed")
+        assert taken - count < 10  # as many as are fetched, read and sent at a time
+    assert count == 200
+
+
 def test_a_model_that_cannot_be_had_is_an_answer(tmp_path: Path) -> None:
     (tmp_path / "repo").mkdir()
     worker = worker_of(tmp_path / "repo", str(tmp_path / "out"))
@@ -171,6 +242,15 @@ def test_scores_where_the_truth_is_known(repo: Path, tmp_path: Path) -> None:
     assert again["status"] == "skipped", "scoring separates nothing"
     assert again["scores"]["drums"] == pytest.approx(20.83, abs=0.05)  # 20 log10(1.1 / 0.1)
     assert set(again["scores"]) == {"drums", "vocals"}
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    unread = next(worker([row_of(path, references=str(truth), sha256=digest)]))
+    assert unread["scores"] == again["scores"]
+    kept = json.loads((tmp_path / f"out/{MODEL}/song/scores.json").read_text())
+    assert kept["scores"] == again["scores"]
+    (tmp_path / f"out/{MODEL}/song/scores.json").write_text("{")
+    assert next(worker([row_of(path, references=str(truth))]))["scores"] == again["scores"]
+
     for file in truth.iterdir():
         save(file, noise(2, 77), subtype="FLOAT")
     other = next(worker([row_of(path, references=str(truth))]))
@@ -208,7 +288,7 @@ def test_from_uri_to_uri_the_same_bytes(repo: Path, tmp_path: Path, far: Any) ->
     names = far.find("/out")
     assert len(names) == 2 * 5, "stems, manifests and nothing else"
 
-    runs = []
+    runs: list[int] = []
     with nn.modules.module.register_module_forward_pre_hook(lambda *_: runs.append(1)):
         again = list(worker_of(repo, "memory://out")(rows))
     assert [answer["status"] for answer in again] == ["skipped", "skipped"] and not runs
@@ -235,6 +315,10 @@ def test_what_cannot_be_fetched_is_an_answer(repo: Path, far: Any) -> None:
     assert "cannot be reached" in next(worker_of(repo, "memory://out")([strange]))["error"]
 
 
+class Died(BaseException):
+    """As near to a death as one can come and live."""
+
+
 def test_a_track_that_kills_workers_is_left_out_far_away_too(
     repo: Path, tmp_path: Path, far: Any
 ) -> None:
@@ -248,11 +332,11 @@ def test_a_track_that_kills_workers_is_left_out_far_away_too(
         while not journals and len(far.find("/out")) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)  # until the next track is begun too
         journals.append({name: far.cat_file(name) for name in far.find("/out")})
-        raise KeyboardInterrupt  # all that is not an `Exception` ends the worker
+        raise Died  # all that is not an `Exception` ends the worker
 
     for _ in range(2):
         hook = nn.modules.module.register_module_forward_pre_hook(die)
-        with hook, pytest.raises(KeyboardInterrupt):
+        with hook, pytest.raises(Died):
             list(worker_of(repo, "memory://out")(rows))
     assert [max(journal.values()) for journal in journals] == [b"1", b"2"]
     found = {answer["track"]: answer for answer in worker_of(repo, "memory://out")(rows)}
@@ -284,6 +368,95 @@ def test_the_table_is_the_same_as_lines_and_as_parquet(tmp_path: Path) -> None:
     for row in rows:
         row |= {name: dict(row[name]) for name in ("stems", "scores")}
     assert rows == answers
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("t.csv", ".jsonl"), ("folder.jsonl", "is none"), ("nowhere://t.jsonl", "cannot be reached")],
+)
+def test_a_table_that_cannot_be_written_is_an_error_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, says: str
+) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "list.txt").write_text("a.wav\n")
+    place = name if "://" in name else str(tmp_path / name)
+    words = ["batch", str(tmp_path / "list.txt"), "-o", str(tmp_path / "out"), "--results", place]
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_is_complete_or_beside_its_place(tmp_path: Path) -> None:
+    place = tmp_path / "t.jsonl"
+    with open_table(str(place)) as table:
+        table.add({"track": "first run"})
+        assert not place.exists()
+    with pytest.raises(KeyboardInterrupt), open_table(str(place)) as table:
+        table.add({"track": "second run"})
+        assert "second run" in place.with_name("t.jsonl.partial").read_text()  # at any moment
+        with pytest.raises(ValueError, match="another run"), open_table(str(place)):
+            pass
+        raise KeyboardInterrupt
+    assert "first run" in place.read_text()
+    assert "second run" in place.with_name("t.jsonl.partial").read_text()
+    with open_table(str(place)):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"] and not place.read_text()
+
+
+def test_a_second_run_tells_what_the_first_one_did(repo: Path, tmp_path: Path) -> None:
+    write_song(tmp_path / "song.wav", 1)
+    (tmp_path / "list.txt").write_text("song.wav\n")
+    words = ["batch", str(tmp_path / "list.txt"), "--repo", str(repo), "-n", MODEL, "-d", "cpu"]
+    tables = []
+    for _ in range(2):
+        assert main([*words, "-q", "-o", str(tmp_path / "out")]) == 0
+        tables.append(json.loads((tmp_path / "out/results.jsonl").read_text()))
+    assert tables[0]["seconds"] > 0
+    assert tables[1] == tables[0] | {"status": "skipped"}
+
+
+# It sleeps in its first window, in a call that no signal cuts short.
+SLEEPER = """
+import ctypes, signal, sys
+from torch import nn
+from demucs_infer.separate import main
+
+def sleep(module, given):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    print("asleep", flush=True)
+    ctypes.CDLL(None).sleep(3600)
+
+nn.modules.module.register_module_forward_pre_hook(sleep)
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX signals here")
+@pytest.mark.parametrize("out", ["out", "local://{}/far"])
+def test_an_eviction_is_no_death(repo: Path, tmp_path: Path, out: str) -> None:
+    """Machines are taken away, again and again at the same track: that is not its fault."""
+    write_song(tmp_path / "song.wav", 3)
+    (tmp_path / "list.txt").write_text("song.wav\n")
+    words = ["batch", str(tmp_path / "list.txt"), "--repo", str(repo), "-n", MODEL, "-d", "cpu"]
+    words += ["-q", "-o", out.format(tmp_path)]
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLEEPER, *words], env=environment(), cwd=tmp_path,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout and process.stdout.readline() == b"asleep\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)  # the second one is not waited for
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 143
+        assert b"the same command continues" in said and b"Traceback" not in said
+    code = subprocess.run(
+        [sys.executable, "-m", "demucs_infer", *words, "--json"], env=environment(), cwd=tmp_path,
+        stdout=subprocess.PIPE, check=True,
+    ).stdout  # fmt: skip
+    assert json.loads(code)["done"] == 1
 
 
 def catalogue(folder: Path, count: int) -> Path:
@@ -431,8 +604,11 @@ def test_plan_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(words) == 0 and "what dominates: the longest track" in capsys.readouterr().out
     (tmp_path / "bench.json").write_text('{"speed": 1}')
     assert main(words) == 2 and "`separate`" in capsys.readouterr().err
-    (tmp_path / "bench.json").write_text('{"separate": -1}')
-    assert main(words) == 2 and "separate = -1" in capsys.readouterr().err
+    for odd in ("-1", "null", "true", '"fast"', "1e308", "NaN", "Infinity"):
+        (tmp_path / "bench.json").write_text(f'{{"separate": {odd}}}')
+        assert main(words) == 2 and "separate = " in capsys.readouterr().err
+    (tmp_path / "bench.json").write_text('{"separate": 1}')
+    assert main([*words, "--shard", "1/2"]) == 2 and "is empty" in capsys.readouterr().err
 
 
 def test_a_plan_measures_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -545,10 +721,13 @@ def on_ray(manifest: Path, out: Path, ids: Path, flags: list[str]) -> tuple[int,
 
 
 @pytest.mark.slow
-def test_a_track_listed_again_is_done_once_on_ray(repo: Path, tmp_path: Path) -> None:
-    """Two workers get it at the same moment."""
+def test_a_track_listed_again_is_done_once_on_ray(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers get it at the same moment: the one in the network waits until both have it."""
     need_module("ray.data")
-    write_song(tmp_path / "song.wav", 60)
+    monkeypatch.setenv("DEADLY_MEET", "2")
+    write_song(tmp_path / "song.wav", 3)
     (tmp_path / "list.txt").write_text("song.wav\n" * 4)
     ids = tmp_path / "ids"
     ids.mkdir()
@@ -556,6 +735,7 @@ def test_a_track_listed_again_is_done_once_on_ray(repo: Path, tmp_path: Path) ->
     code, told = on_ray(tmp_path / "list.txt", tmp_path / "out", ids, flags)
     assert code == 0
     assert Counter(one["status"] for one in told) == {"done": 1, "skipped": 3}
+    assert len(list(ids.glob("*.given"))) == 2
     assert len({json.dumps(one["stems"]) for one in told}) == 1
 
 

@@ -82,6 +82,16 @@ def test_numbers_keep_tracks_apart() -> None:
     settled = without_collisions(targets, targets, STEMS)
     names = [one.stems(STEMS)["drums"].parent.name for one in settled.values()]
     assert names == ["song", "song-2", "song-2-2", "song-3"]
+    hidden = {"a/.wav": target(".wav"), "a/.mp3": target(".mp3")}  # names that are all suffix
+    settled = without_collisions(hidden, hidden, STEMS)
+    names = [one.stems(STEMS)["drums"].parent.name for one in settled.values()]
+    assert names == ["_", "-2"]
+
+
+def test_numbers_need_a_name_to_stand_in() -> None:
+    targets = {name: target(name, template="{stem}.{ext}") for name in ("a.wav", "b.wav")}
+    with pytest.raises(ValueError, match="{track}"):
+        without_collisions(targets, targets, STEMS)
 
 
 def test_model_folders() -> None:

@@ -61,7 +61,7 @@ class Result:
 
     @classmethod
     def skipped(cls, track: str, where: Path, found: Mapping[str, Any]) -> "Result":
-        """A track whose manifest was found to match."""
+        """A track whose manifest was found to match: all is as it was when it was done."""
         return cls(
             track=track,
             status="skipped",
@@ -69,8 +69,11 @@ class Result:
             stems={name: where.parent / one["file"] for name, one in found["stems"].items()},
             manifest=where,
             key=found["key"],
+            seconds=found["seconds"],
             duration_seconds=found["duration_seconds"],
+            resumed_seconds=found["resumed_seconds"],
             gain=found["gain"],
+            warnings=tuple(found["warnings"]),
         )
 
     @property

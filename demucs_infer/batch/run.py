@@ -62,6 +62,9 @@ class Job:
     track: str
     """What to call it in a result."""
 
+    known: Result | None = None
+    """What has become of it already: then nothing is done but to say so when it is its turn."""
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Ready:
@@ -169,7 +172,8 @@ class Batch:
     def _trusted(self, jobs: Iterable[Job], suspects: list[Job]) -> Iterator[Job]:
         """Those during which no process has died; the others become `suspects`."""
         for job in jobs:
-            if self._max_deaths is not None and self._workplace(job).was_left_at_work:
+            may_kill = self._max_deaths is not None and job.known is None
+            if may_kill and self._workplace(job).was_left_at_work:
                 suspects.append(job)
             else:
                 yield job
@@ -253,6 +257,8 @@ class Batch:
         """All that can be known beforehand, or the end of the track; None: it went to `taken`."""
         begun = perf_counter()
         try:
+            if job.known:
+                raise _Settled(job.known)
             return self._opened(job, stop, begun, may_wait=taken is None)
         except _Settled as settled:
             result = settled.result

@@ -6,7 +6,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from demucs_infer.naming import stem_paths, valid_template
 
@@ -50,8 +50,17 @@ class Target:
 
     def numbered(self, number: int) -> "Target":
         """The same for another track of that name: `song-2`."""
-        name = PurePath(self.track)
-        return replace(self, track=f"{name.stem}-{number}{name.suffix}")
+        return self.called(f"-{number}")
+
+    def called(self, addition: str) -> "Target":
+        """The same with something added to what a template calls the track."""
+        name, *suffix = self.track.rsplit(".", 1)  # as templates are filled
+        return replace(self, track=".".join([f"{name}{addition}", *suffix]))
+
+    @property
+    def scores(self) -> Path:
+        """Where it is kept how good the stems are."""
+        return self.stems(["scores"])["scores"].with_suffix(".json")
 
 
 def collisions(
@@ -87,6 +96,8 @@ def without_collisions(
     for source, target in targets.items():
         number, choice = 1, target
         while taken & (keys := {_key(path) for path in choice.stems(stems).values()}):
+            if "{track}" not in target.template:
+                raise ValueError(f"a number needs {{track}} in the template {target.template!r}")
             number += 1
             choice = target.numbered(number)
         taken |= keys
@@ -96,7 +107,11 @@ def without_collisions(
 
 def _key(path: Path) -> str:
     """Equal for two paths that are one file here: where the system folds case, so do we."""
-    text = os.path.normcase(path.absolute())
+    return folded(os.path.normcase(path.absolute()))
+
+
+def folded(text: str) -> str:
+    """Equal for two names that the file systems of this machine take for one."""
     if sys.platform == "darwin":
         text = unicodedata.normalize("NFC", text)
     return text.casefold() if sys.platform in {"darwin", "win32"} else text

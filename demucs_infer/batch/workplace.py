@@ -5,8 +5,11 @@ import os
 import shutil
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
+
+from demucs_infer.batch.blame import blame, forgive, settle
 
 if sys.platform == "win32":
     import msvcrt
@@ -55,7 +58,7 @@ class Workplace:
     def _has_lock(self) -> bool:
         """Open the lock, and keep it open if it is ours."""
         self._lock = (self.folder / "lock").open("a+b")
-        if _try_lock(self._lock):
+        if try_lock(self._lock):
             return True
         self._unlock()
         return False
@@ -77,7 +80,15 @@ class Workplace:
 
     def begin(self, frames: int) -> None:
         """Enter an attempt in the journal."""
-        self._attempts.write_text(f"{self.deaths(frames) + 1} {frames}", "ascii")
+        deaths = self.deaths(frames)
+        self._attempts.write_text(f"{deaths + 1} {frames}", "ascii")
+        blame(self, partial(self._take_back, deaths, frames))
+
+    def _take_back(self, deaths: int, frames: int) -> None:
+        if deaths:
+            self._attempts.write_text(f"{deaths} {frames}", "ascii")
+        else:
+            self._attempts.unlink(missing_ok=True)
 
     @property
     def was_left_at_work(self) -> bool:
@@ -90,8 +101,7 @@ class Workplace:
 
     def leave(self) -> None:
         """Go in peace, everything stays: this attempt was no death."""
-        with suppress(OSError):
-            self._attempts.unlink()
+        forgive(self)
         self._unlock()
 
     def close(self) -> None:
@@ -100,6 +110,7 @@ class Workplace:
 
     def remove(self) -> None:
         """Nothing is needed any more."""
+        settle(self)
         if sys.platform == "win32":  # where open files cannot be removed
             self._unlock()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -119,7 +130,7 @@ class Workplace:
             self._lock = None
 
 
-def _try_lock(file: BinaryIO) -> bool:
+def try_lock(file: BinaryIO) -> bool:
     """Hold the file against other processes; the system lets go of it whatever happens to us."""
     try:
         if sys.platform == "win32":

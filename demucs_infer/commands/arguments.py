@@ -23,7 +23,7 @@ COMMANDS = {
 CLIP_MODES = ("track", "rescale", "clamp", "tanh", "none")
 EXIT_CODES = """\
 exit codes: 0 all tracks done, 1 some failed, 2 wrong usage, 3 no track could be read,
-            4 the model could not be had, 130 interrupted
+            4 the model could not be had, 130 interrupted, 143 terminated
 """
 
 

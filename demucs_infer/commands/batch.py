@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -25,16 +26,18 @@ from demucs_infer.commands.tracks import (
     model_of,
     order_of,
 )
+from demucs_infer.distributed.claims import Claims
 from demucs_infer.distributed.places import is_remote, joined, local
-from demucs_infer.distributed.rows import Catalogue
+from demucs_infer.distributed.rows import Answer, Catalogue
 
 if TYPE_CHECKING:
     from demucs_infer.distributed.cluster import Cluster
     from demucs_infer.distributed.planning import Benchmark
     from demucs_infer.distributed.table import Tally
-    from demucs_infer.distributed.worker import Answer, Assignment
+    from demucs_infer.distributed.worker import Assignment
 
 _TEMPLATE = "{track}-{trackext}/{stem}.{ext}"  # song.mp3 and song.flac are two tracks
+_TOLD = 10  # inputs that are named, of those that would be lost
 _EVERY = 60.0  # seconds between two lines of progress in a log
 
 
@@ -77,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--root", help="what relative paths begin at (the folder of the manifest)")
     top.add_argument("--results", help="table of results, .jsonl or .parquet (OUT/results.jsonl)")
+    top.add_argument(
+        "--collisions",
+        choices=("error", "digest"),
+        default="error",
+        help="two tracks with the same output: refuse to start, or add a digest of the track's "
+        "path to the names of both (%(default)s)",
+    )
     top.add_argument("--force", action="store_true", help="redo what is done")
     top.add_argument("--progress", choices=("auto", "bar", "json", "none"), default="auto")
     top.add_argument("--json", action="store_true", help="the summary as JSON on standard output")
@@ -151,16 +161,20 @@ def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
             f"--workers {args.workers} needs --engine ray; without Ray, run as many commands "
             f"side by side, with --shard 0/{args.workers} and so on"
         )
-    total = sum(1 for _ in catalogue)  # and a manifest that cannot be read says so now
+    from demucs_infer.distributed.table import Tally, check_table, open_table
+
+    check_table(_results(args, catalogue))
+    args.repo = args.repo and args.repo.absolute()
+    model, order, out = model_of(args), order_of(args), _anywhere(args.out)
+    disputed, total = _surveyed(args, catalogue, Claims.of(model, order), out)
     keep_large_blocks()
-    from demucs_infer.distributed.table import Tally, open_table
     from demucs_infer.distributed.worker import Assignment
 
-    args.repo = args.repo and args.repo.absolute()
     assignment = Assignment(
-        model=model_of(args),
-        order=order_of(args),
-        out=_anywhere(args.out),
+        model=model,
+        order=order,
+        out=out,
+        disputed=disputed,
         device=args.device,
         jobs=args.jobs,
         skip="nothing" if args.force else "same",
@@ -181,6 +195,31 @@ def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
     if args.json:
         sys.stdout.write(json.dumps(tally.summary()) + "\n")
     return _exit_code(tally)
+
+
+def _surveyed(
+    args: argparse.Namespace, catalogue: Catalogue, claims: Claims, out: str
+) -> tuple[frozenset[int], int]:
+    """What is disputed, and how many rows there are; whatever would be lost is an error here.
+
+    The shards of a catalogue agree, for each looks at all of it.
+    """
+    whole = replace(catalogue, shard=(0, 1))
+    disputed, rows = claims.disputes(whole)
+    which, count = catalogue.shard
+    lost = list(islice(claims.overwritten(whole, out), _TOLD))
+    if lost:
+        raise ValueError(
+            "stems could be written over the tracks themselves; use another --out or --filename:"
+            + "".join(f"\n  {path}" for path in lost)
+        )
+    if disputed and (args.collisions == "error" or "{track}" not in claims.template):
+        quarrels = claims.quarrels(whole, disputed)
+        raise ValueError(
+            f"tracks get in each other's way, in {len(disputed)} places; use --collisions digest, "
+            "and {track} in --filename:" + "".join(f"\n  {quarrel}" for quarrel in quarrels)
+        )
+    return disputed, len(range(which, rows, count))
 
 
 def _results(args: argparse.Namespace, catalogue: Catalogue) -> str:

@@ -44,7 +44,8 @@ class Report:
     def result(self, result: Result) -> None:
         """A track is over."""
         for warning in result.warnings:
-            self.note(f"warning: {result.track}: {warning}")
+            if result.status != "skipped":  # then it was said when the track was done
+                self.note(f"warning: {result.track}: {warning}")
         if not result.is_good:
             self.say(f"error: {result.track}: {result.error}")
         elif result.status == "skipped":

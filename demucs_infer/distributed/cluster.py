@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from demucs_infer.distributed.rows import Row
-from demucs_infer.distributed.worker import Answer
+from demucs_infer.distributed.rows import Answer, Row
 
 # A share unlike any worker's: Ray would make one task of two stages that ask for the same.
 _READER_CPUS = 0.01

@@ -6,12 +6,16 @@ own, and keeps beside the stems, where every machine sees it, how often a track 
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+from demucs_infer.batch.blame import blame, forgive, settle
 from demucs_infer.batch.manifest import SCHEMA, matches, sha256_file
 from demucs_infer.batch.orders import Model, Order
 from demucs_infer.batch.results import Fault, Result
@@ -19,22 +23,24 @@ from demucs_infer.batch.run import Job, Skip
 from demucs_infer.batch.targets import Target
 from demucs_infer.batch.workplace import PARTIAL
 from demucs_infer.distributed import places
+from demucs_infer.distributed.claims import Claims
 from demucs_infer.distributed.places import is_remote, joined
 from demucs_infer.distributed.rows import Row
-from demucs_infer.errors import DemucsError
+from demucs_infer.errors import AudioReadError, DemucsError
 from demucs_infer.metrics import evaluate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Visit:
-    """A row on its way: with a job for the batch, or over before it began."""
+    """A row on its way, with a job for the batch."""
 
     row: Row
     job: Job | None = None
-    result: Result | None = None
+    """None: the row's worker died before, and nothing was done about it yet."""
+
     scratch: Path | None = None
-    is_suspect: bool = False
-    """Its worker died before; nothing was done about it yet."""
 
     def leave(self) -> None:
         """Nothing is needed of it any more."""
@@ -52,59 +58,61 @@ class Courier:
     out: str
     skip: Skip = "same"
     max_deaths: int = 2
+    disputed: frozenset[int] = frozenset()
+    """As `Claims` has it."""
+
     is_far: bool = field(init=False)
     """Whether stems go where only fsspec can write."""
 
+    claims: Claims = field(init=False)
+
     def __post_init__(self) -> None:
+        claims = replace(Claims.of(self.model, self.order), disputed=self.disputed)
         object.__setattr__(self, "is_far", is_remote(self.out))
+        object.__setattr__(self, "claims", claims)
 
     def bring(self, row: Row, *, is_alone: bool = False) -> Visit:
-        """The row as a job; never an exception."""
-        scratch: Path | None = None
+        """The row as a job, which may be over before it began; never an exception."""
+        source, scratch, known = Path(row.name), None, None
         try:
+            if not row.is_possible:
+                raise AudioReadError("no file can be called that")
             if self.is_far and not is_alone and self._deaths(row):
-                return Visit(row=row, is_suspect=True)
+                return Visit(row=row)
             known = self._known(row)
-            if known:
-                return Visit(row=row, result=known)
-            if self.is_far or is_remote(row.source):
-                scratch = Path(tempfile.mkdtemp(prefix="demucs-infer-"))
-            job = Job(
-                source=self._source(row, scratch),
-                target=self._target(row, scratch),
-                track=row.path,
-            )
-            if self.is_far:
-                found = self._done_far(row, sha256_file(job.source)) or self._begun(row)
-                if found:
-                    return Visit(row=row, result=found, scratch=scratch)
-            return Visit(row=row, job=job, scratch=scratch)
-        except Exception as error:  # noqa: BLE001 (a row is never an exception)
-            is_input = isinstance(error, OSError) and is_remote(row.source)
-            result = failed(
-                row, self.model, f"cannot be fetched: {error}", "input" if is_input else "other"
-            )
-            return Visit(row=row, result=result, scratch=scratch)
+            if known is None:
+                if self.is_far or is_remote(row.source):
+                    scratch = Path(tempfile.mkdtemp(prefix="demucs-infer-"))
+                source = self._source(row, scratch)
+                if self.is_far:
+                    known = self._done_far(row, _digest(source)) or self._begun(row)
+        except Exception as error:
+            logger.debug("%s was not brought", row.path, exc_info=error)
+            fault: Fault = "input" if isinstance(error, AudioReadError) else "other"
+            known = failed(row, self.model, str(error), fault)
+        target = self._target(row, scratch)
+        job = Job(source=source, target=target, track=row.path, known=known)
+        return Visit(row=row, job=job, scratch=scratch)
 
     def _source(self, row: Row, scratch: Path | None) -> Path:
         if not is_remote(row.source) or scratch is None:
             return places.local(row.source)
         path = scratch / "input" / Path(row.name).name
         path.parent.mkdir()
-        places.fetch(row.source, path)
+        try:
+            places.fetch(row.source, path)
+        except OSError as error:
+            raise AudioReadError(f"cannot be fetched: {error}") from error
         return path
 
     def _target(self, row: Row, scratch: Path | None = None) -> Target:
         """Where the stems go; with no scratch folder, seen from a far output folder."""
         top = Path() if self.is_far else places.local(self.out)
-        if self.is_far and scratch:
-            top = scratch / "stems"
-        return Target(
-            folder=top / self.model.folder / row.folder,
-            track=row.name,
-            extension=self.order.extension,
-            template=self.order.template,
-        )
+        return self.claims.target(row, scratch / "stems" if self.is_far and scratch else top)
+
+    def _place(self, path: Path) -> str:
+        """Of a file below the output folder, as people outside know it."""
+        return joined(self.out, path.as_posix()) if self.is_far else str(path)
 
     # ── what was done before ──
 
@@ -121,14 +129,14 @@ class Courier:
     def _done_far(self, row: Row, sha256: str) -> Result | None:
         """As `manifest.matches`, at a URI."""
         target = self._target(row)
-        text = places.read(self._far(target.manifest)) if self.skip == "same" else None
+        text = places.read(self._place(target.manifest)) if self.skip == "same" else None
         found = json.loads(text) if text else {}
         key = self.order.recipe(sha256, self.model, self.weights).key
         if found.get("schema") != SCHEMA or found.get("key") != key:
             return None
         folder = target.manifest.parent
         for stem in found["stems"].values():
-            if places.size(self._far(folder / stem["file"])) != stem["bytes"]:
+            if places.size(self._place(folder / stem["file"])) != stem["bytes"]:
                 return None
         return Result.skipped(row.path, target.manifest, found)
 
@@ -149,40 +157,69 @@ class Courier:
         if deaths >= self.max_deaths:
             result = failed(row, self.model, f"its process died {deaths} times", "other")
             return replace(result, status="quarantined")
-        places.write(self._journal(row), str(deaths + 1))
+        journal = self._journal(row)
+        places.write(journal, str(deaths + 1))
+        take_back = partial(places.write, journal, str(deaths))
+        blame((self.out, row.path), take_back if deaths else partial(places.remove, journal))
         return None
+
+    def interrupt(self, visit: Visit) -> None:
+        """Its separation was given up, and that is not its fault."""
+        forgive((self.out, visit.row.path))
+        visit.leave()
 
     # ── afterwards ──
 
-    def scores(self, visit: Visit) -> Mapping[str, float]:
-        """SDR in decibels of every stem whose truth is known: `vocals` -> 7.1."""
-        row, job = visit.row, visit.job
-        if not row.references or job is None:
+    def scores(self, visit: Visit, result: Result) -> Mapping[str, float]:
+        """SDR in decibels of every stem whose truth is known: `vocals` -> 7.1.
+
+        They are kept beside the stems: what is asked again of the same files is not measured again.
+        """
+        row = visit.row
+        if not row.references or not result.is_good:
             return {}
-        truth = places.local(row.references)
+        kept = self._place(self._target(row).scores)
+        asked = {"key": result.key, "references": places.fingerprint(row.references)}
+        with suppress(OSError, ValueError, AttributeError):  # what cannot be read is made anew
+            found = json.loads(places.read(kept) or "{}")
+            if found.get("of") == asked:
+                return {str(stem): float(score) for stem, score in found["scores"].items()}
         try:
-            if is_remote(row.references):
-                truth = Path(tempfile.mkdtemp(prefix="references-", dir=visit.scratch))
-                places.fetch(row.references, truth)
-            found = evaluate(truth, job.target.manifest.parent)
-            rows = [score.rounded() for score in found.scores]
-        except (DemucsError, OSError) as error:
+            scores = self._measured(row.references, visit, result)
+        except (DemucsError, OSError, ValueError) as error:
             raise DemucsError(f"cannot be scored: {error}") from error
+        places.write(kept, json.dumps({"of": asked, "scores": scores}, indent=1) + "\n")
+        return scores
+
+    def _measured(self, references: str, visit: Visit, result: Result) -> Mapping[str, float]:
+        assert visit.job
+        with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
+            truth, stems = places.local(references), visit.job.target.manifest.parent
+            if is_remote(references):
+                truth = Path(folder, "references")
+                places.fetch(references, truth)
+            if self.is_far and visit.job.known:  # they were made by an earlier run
+                stems = Path(folder, "stems")
+                stems.mkdir()
+                for stem, path in result.stems.items():
+                    places.fetch(self._place(path), stems / f"{stem}{path.suffix}")
+            rows = [score.rounded() for score in evaluate(truth, stems).scores]
         return {str(one["stem"]): float(one["sdr"]) for one in rows if one["sdr"] is not None}
 
     def deliver(self, visit: Visit, result: Result) -> Result:
         """Put the stems where they belong, the manifest last; says where that is."""
-        if not self.is_far or visit.job is None or visit.scratch is None:
+        if not self.is_far or visit.job is None or visit.job.known or visit.scratch is None:
             return result
         top = visit.scratch / "stems"
         if result.is_good and result.manifest:
             manifest = result.manifest.relative_to(top)
             stems = {stem: path.relative_to(top) for stem, path in result.stems.items()}
-            places.remove(self._far(manifest))
+            places.remove(self._place(manifest))
             for path in stems.values():
-                places.put(top / path, self._far(path))
-            places.put(top / manifest, self._far(manifest))
+                places.put(top / path, self._place(path))
+            places.put(top / manifest, self._place(manifest))
             result = replace(result, stems=stems, manifest=manifest)
+        settle((self.out, visit.row.path))
         places.remove(self._journal(visit.row))
         return result
 
@@ -191,12 +228,16 @@ class Courier:
         if not self.is_far:
             return {}
         return {
-            "stems": {stem: self._far(path) for stem, path in result.stems.items()},
-            "manifest": self._far(result.manifest) if result.manifest else None,
+            "stems": {stem: self._place(path) for stem, path in result.stems.items()},
+            "manifest": self._place(result.manifest) if result.manifest else None,
         }
 
-    def _far(self, path: Path) -> str:
-        return joined(self.out, path.as_posix())
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise AudioReadError(f"cannot be read: {error.strerror or error}") from error
 
 
 def failed(row: Row, model: Model, error: str, fault: Fault) -> Result:

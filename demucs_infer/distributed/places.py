@@ -1,10 +1,14 @@
 """Paths and URIs alike: what is local or mounted is a path, all else goes through fsspec."""
 
+import codecs
+import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -61,13 +65,17 @@ def open_binary(place: str) -> Iterator[BinaryIO]:
 @contextmanager
 def open_text(place: str) -> Iterator[TextIO]:
     """The file, for reading; names of files that are not UTF-8 survive."""
-    if not is_remote(place):
-        with local(place).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield file
-        return
-    system, path = _filesystem(place)
-    with system.open(path, "rt", encoding="utf-8-sig", newline="") as remote:
-        yield cast(TextIO, remote)
+    with open_binary(place) as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError(f"{place} is UTF-16: save it as UTF-8")
+        file.seek(0)
+        yield TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def check_reach(place: str) -> None:
+    """A `ValueError` if nothing that is installed leads there."""
+    if is_remote(place):
+        _filesystem(place)
 
 
 def fetch(place: str, to: Path) -> None:
@@ -102,16 +110,25 @@ def put(source: Path, place: str) -> None:
 
 
 def read(place: str) -> str | None:
-    """A small text at a URI; None where there is none."""
-    system, path = _filesystem(place)
+    """A small text at a path or a URI; None where there is none."""
     with suppress(FileNotFoundError):
+        if not is_remote(place):
+            return local(place).read_text("utf-8")
+        system, path = _filesystem(place)
+        # Not `open`: that may remember how long it was.
         found: str = system.cat_file(path).decode()
         return found
     return None
 
 
 def write(place: str, text: str) -> None:
-    """Put a small text at a URI."""
+    """Put a small text at a path, in one step, or at a URI."""
+    if not is_remote(place):
+        with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
+            source = Path(folder, "text")
+            source.write_text(text, "utf-8")
+            put(source, place)
+        return
     system, path = _filesystem(place)
     system.makedirs(folder_of(path), exist_ok=True)
     system.pipe_file(path, text.encode())
@@ -122,6 +139,22 @@ def remove(place: str) -> None:
     system, path = _filesystem(place)
     with suppress(FileNotFoundError):
         system.rm_file(path)
+
+
+def fingerprint(folder: str) -> str:
+    """Another one when a file that lies in the folder was changed; of an absent folder, too."""
+    files: list[tuple[object, ...]] = []
+    if is_remote(folder):
+        system, path = _filesystem(folder)
+        with suppress(FileNotFoundError):
+            for file in system.ls(path, detail=True):
+                changed = [file.get(name) for name in ("ETag", "LastModified", "mtime", "created")]
+                files.append((file["name"], file["size"], *map(str, changed)))
+    else:
+        with suppress(OSError):
+            for entry in os.scandir(local(folder)):
+                files.append((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns))
+    return hashlib.sha256(repr(sorted(files, key=str)).encode(errors="replace")).hexdigest()
 
 
 def size(place: str) -> int | None:

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from demucs_infer.distributed.rows import Row
+
+_MOST = 1e15  # of anything: what is more is a mistake, and would be infinite in a sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +41,16 @@ class Benchmark:
     """What the storage gives and takes for all workers together; None for more than enough."""
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name == "name" or value is None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"name = {self.name!r} of a benchmark is no text")
+        may_lack = {"storage_bytes_per_second"}
+        for name in {one.name for one in fields(self)} - {"name"}:
+            value = getattr(self, name)
+            if value is None and name in may_lack:
                 continue
-            if not isinstance(value, int | float) or not isfinite(value) or value < 0:
-                raise ValueError(f"{one.name} = {value!r} of a benchmark is no number from 0 on")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and 0 <= value <= _MOST):
+                raise ValueError(f"{name} = {value!r} of a benchmark is no number from 0 on")
         if not self.seconds_per_second or self.storage_bytes_per_second == 0:
             raise ValueError("a benchmark in which nothing takes time, or for ever, plans nothing")
 
@@ -129,6 +134,8 @@ def plan(rows: Iterable[Row], bench: Benchmark, workers: int, price: float = 0.0
             known += 1
             sound += row.duration
             longest = max(longest, row.duration)
+    if not tracks:
+        raise ValueError("there is nothing to plan: the manifest, or this shard of it, is empty")
     if not known:
         raise ValueError("a plan needs the column `duration` in the manifest: seconds of a track")
     sound *= tracks / known

@@ -2,10 +2,10 @@
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,6 +13,13 @@ from demucs_infer.distributed.places import folder_of, joined, open_binary, open
 
 COLUMNS = ("path", "duration", "references", "sha256")
 """What a manifest may say of a track; only `path` must be there, other columns are left alone."""
+
+
+Answer = dict[str, Any]
+"""A row of results: plain JSON values."""
+
+_LONGEST = 1e9  # thirty years
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,14 @@ class Row:
 
     sha256: str | None = None
     """Of the file; where it is known, a track that is done need not be read to see that."""
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether any file can be called so."""
+        try:
+            return b"\0" not in os.fsencode(self.source)
+        except UnicodeEncodeError:  # half of a letter
+            return False
 
     @property
     def name(self) -> str:
@@ -66,39 +81,55 @@ class Catalogue:
 
     def __post_init__(self) -> None:
         which, count = self.shard
+        if count < 1:
+            raise ValueError(f"shard {which}/{count}: there must be one shard at least, as in 0/1")
         if not 0 <= which < count:
             raise ValueError(f"shard {which}/{count} must be from 0/{count} to {count - 1}/{count}")
 
     def __iter__(self) -> Iterator[Row]:
         which, count = self.shard
         root = self.root or folder_of(self.manifest)
-        for number, fields in enumerate(_fields(self.manifest)):
-            if number % count == which:
-                yield _row(fields, root, f"{self.manifest}, row {number + 1}")
+        number = 0
+        try:
+            for number, fields in enumerate(_fields(self.manifest), 1):
+                if (number - 1) % count == which:
+                    yield _row(fields, root, f"{self.manifest}, row {number}")
+        except csv.Error as error:  # such as a field without end, for want of a quotation mark
+            raise ValueError(f"{self.manifest}, after row {number}: {error}") from error
+        except OSError as error:
+            raise ValueError(f"{self.manifest}: {error.strerror or error}") from error
 
 
 def _row(fields: Mapping[str, Any], root: str, where: str) -> Row:
     """The row of these columns; what is empty counts as not there."""
     known = {name: fields[name] for name in COLUMNS if fields.get(name) not in (None, "")}
-    path = known.get("path")
+    path, references, sha256 = (known.get(name) for name in ("path", "references", "sha256"))
     if not isinstance(path, str):
-        raise ValueError(f"{where}: expected a `path`, found {', '.join(fields) or 'nothing'}")
-    duration = known.get("duration")
-    if duration is not None:
-        try:
-            duration = float(duration)
-        except (TypeError, ValueError):
-            duration = -1.0
-        if not (isfinite(duration) and duration >= 0):
-            raise ValueError(f"{where}: duration {known['duration']!r} is no number of seconds")
-    references = known.get("references")
+        found = [name for name, value in fields.items() if name and value not in (None, "")]
+        raise ValueError(f"{where}: expected a `path`, found {', '.join(found) or 'nothing'}")
+    if not (references is None or isinstance(references, str)):
+        raise ValueError(f"{where}: references {references!r} must be the path of a folder")
+    if not (sha256 is None or (isinstance(sha256, str) and _SHA256.match(sha256))):
+        raise ValueError(f"{where}: sha256 {sha256!r} must be 64 hexadecimal digits")
     return Row(
         path=path,
         source=joined(root, path),
-        duration=duration,
-        references=None if references is None else joined(root, str(references)),
-        sha256=known.get("sha256"),
+        duration=_seconds(known.get("duration"), where),
+        references=None if references is None else joined(root, references),
+        sha256=sha256 and sha256.lower(),
     )
+
+
+def _seconds(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = float("nan")
+    if not 0 <= seconds <= _LONGEST:
+        raise ValueError(f"{where}: duration {value!r} is no number of seconds")
+    return seconds
 
 
 def _fields(manifest: str) -> Iterator[Mapping[str, Any]]:
@@ -143,7 +174,10 @@ def _of_parquet(manifest: str) -> Iterator[Mapping[str, Any]]:
     except ImportError as error:
         raise ValueError(f"{manifest} needs pyarrow: pip install pyarrow") from error
     with open_binary(manifest) as file:
-        table = parquet.ParquetFile(file)
+        try:
+            table = parquet.ParquetFile(file)
+        except ValueError as error:
+            raise ValueError(f"{manifest} is no Parquet: {error}") from error
         columns = [name for name in COLUMNS if name in table.schema_arrow.names]
         for batch in table.iter_batches(batch_size=1024, columns=columns):
             yield from batch.to_pylist()

@@ -4,16 +4,22 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from demucs_infer.distributed.places import put
-from demucs_infer.distributed.worker import Answer
+from demucs_infer.batch.workplace import try_lock
+from demucs_infer.distributed import places
+from demucs_infer.distributed.places import is_remote, local
+from demucs_infer.distributed.rows import Answer
 
+_PARTIAL = ".partial"
 _GROUP = 1000  # rows of Parquet that are held in memory
+
+
+_LINES, _PARQUET = (".jsonl", ".ndjson"), (".parquet",)
 
 
 class Table(Protocol):
@@ -23,37 +29,76 @@ class Table(Protocol):
         """The next row."""
 
 
+def check_table(place: str) -> None:
+    """A `ValueError` if no table can be put there, as far as can be seen without doing so."""
+    if not place.lower().endswith((*_LINES, *_PARQUET)):
+        kinds = ", ".join((*_LINES, *_PARQUET))
+        raise ValueError(f"a table of results ends in one of {kinds}, unlike {place}")
+    if place.lower().endswith(_PARQUET):
+        _pyarrow()
+    places.check_reach(place)
+    if not is_remote(place) and local(place).exists() and not local(place).is_file():
+        raise ValueError(f"a table of results is a file, and {place} is none")
+
+
 @contextmanager
 def open_table(place: str) -> Iterator[Table]:
-    """A table that is at `place` when it is closed, whatever ended the run by then."""
+    """A table that is at `place` once it is complete, and until then beside it, as `.partial`."""
+    check_table(place)
+    is_complete = False
     with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
-        path = Path(folder, "table")
-        table = _Parquet(path) if place.endswith(".parquet") else _Lines(path)
+        final = Path(folder, "table") if is_remote(place) else local(place).resolve()
+        part = final.with_name(final.name + _PARTIAL)
+        make = _Parquet if place.lower().endswith(_PARQUET) else _Lines
         try:
-            yield table
+            with _reserved(part) as file, closing(make(file)) as table:
+                yield table
+            is_complete = True
         finally:
-            table.close()
-            put(path, place)
+            if is_remote(place):
+                places.put(part, place if is_complete else place + _PARTIAL)
+            elif is_complete:
+                part.replace(final)
+
+
+@contextmanager
+def _reserved(path: Path) -> Iterator[BinaryIO]:
+    """An empty file, held against other runs that would write the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if not try_lock(file):
+            raise ValueError(f"another run is writing {path}: give every run a table of its own")
+        file.truncate(0)
+        yield file
 
 
 class _Lines:
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8", errors="surrogateescape")
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
 
     def add(self, answer: Answer) -> None:
-        self._file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        # A name need not be UTF-8: what is none is written as JSON's own escape. A line at a time,
+        # so that whoever dies leaves all it had to say.
+        text = json.dumps(answer, ensure_ascii=False) + "\n"
+        self._file.write(text.encode(errors="backslashreplace"))
+        self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        """Nothing is held back."""
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError("a table of Parquet needs pyarrow: pip install pyarrow") from error
+    return pyarrow
 
 
 class _Parquet:
-    def __init__(self, path: Path) -> None:
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError as error:
-            raise ValueError("a table of Parquet needs pyarrow: pip install pyarrow") from error
+    def __init__(self, file: BinaryIO) -> None:
+        pyarrow = _pyarrow()
         text, number = pyarrow.string(), pyarrow.float64()
         kinds = dict.fromkeys(("track", "model", "status", "manifest", "key", "error"), text)
         kinds |= dict.fromkeys(("seconds", "duration_seconds", "resumed_seconds", "gain"), number)
@@ -65,13 +110,14 @@ class _Parquet:
         }
         self._make = pyarrow.Table.from_pylist
         self._schema = pyarrow.schema(list(kinds.items()))
-        self._writer = parquet.ParquetWriter(path, self._schema)
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
         self._rows: list[Answer] = []
 
     def add(self, answer: Answer) -> None:
+        row: Answer = _utf8(answer)
         # Arrow has no mapping but lists of pairs.
-        pairs = {name: list(answer[name].items()) for name in ("stems", "scores")}
-        self._rows.append(answer | pairs)
+        pairs = {name: list(row[name].items()) for name in ("stems", "scores")}
+        self._rows.append(row | pairs)
         if len(self._rows) == _GROUP:
             self._flush()
 
@@ -83,6 +129,15 @@ class _Parquet:
     def close(self) -> None:
         self._flush()
         self._writer.close()
+
+
+def _utf8(value: Any) -> Any:
+    """The same, where a name that is not UTF-8 shows what it is instead."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_utf8(key): _utf8(one) for key, one in value.items()}
+    return [_utf8(one) for one in value] if isinstance(value, list) else value
 
 
 @dataclass(slots=True)

@@ -10,23 +10,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from demucs_infer.batch.orders import Model, Order
 from demucs_infer.batch.results import Result
-from demucs_infer.batch.run import Batch, Skip, ahead, open_separator
+from demucs_infer.batch.run import Batch, Job, Skip, ahead, open_separator
 from demucs_infer.distributed.courier import Courier, Visit, failed
 from demucs_infer.distributed.places import is_remote
-from demucs_infer.distributed.rows import Row
+from demucs_infer.distributed.rows import Answer, Row
 from demucs_infer.errors import DemucsError
 
 logger = logging.getLogger(__name__)
 
 # A processor runs one window at a time, and gains nothing by more.
 _TOGETHER = {"cuda": 8}
-
-Answer = dict[str, Any]
-"""A row of results: plain JSON values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +39,9 @@ class Assignment:
     skip: Skip = "same"
     max_deaths: int = 2
     """After how many deaths of its worker a track is left out."""
+
+    disputed: frozenset[int] = frozenset()
+    """As `Claims` has it: paths that several rows would write to."""
 
     together: int = 0
     """Tracks whose windows share batches of the network; 0: as many as pay on its device."""
@@ -88,6 +87,7 @@ class Worker:
                 out=told.out,
                 skip=told.skip,
                 max_deaths=told.max_deaths,
+                disputed=told.disputed,
             )
             self._batch = Batch(
                 separator,
@@ -115,18 +115,6 @@ def _side_by_side(
     With a list for `suspects`, tracks whose worker died before are put there instead.
     """
     visits: dict[int, Visit] = {}
-    settled: deque[Answer] = deque()
-
-    def jobs(fetched: Iterable[Visit]) -> Iterator[Any]:
-        for visit in fetched:
-            if visit.is_suspect and suspects is not None:
-                suspects.append(visit.row)
-            elif visit.job is None:
-                assert visit.result is not None
-                settled.append(finish(courier, visit, visit.result))
-            else:
-                visits[id(visit.job)] = visit
-                yield visit.job
 
     bring: Callable[[Row], Visit] = partial(courier.bring, is_alone=suspects is None)
     sending: deque[Future[Answer]] = deque()
@@ -134,7 +122,7 @@ def _side_by_side(
         with (
             ThreadPoolExecutor(1, "demucs-fetch") as fetcher,
             ThreadPoolExecutor(1, "demucs-send") as sender,
-            closing(batch.run(jobs(ahead(fetcher, bring, rows)))) as items,
+            closing(batch.run(_jobs(ahead(fetcher, bring, rows), visits, suspects))) as items,
         ):
             for job, item in items:
                 if isinstance(item, Result):
@@ -142,27 +130,40 @@ def _side_by_side(
                     sending.append(sender.submit(finish, courier, visit, item))
                     if len(sending) > 1:
                         yield sending.popleft().result()
-                while settled:
-                    yield settled.popleft()
             yield from (future.result() for future in sending)
-        yield from settled
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        for visit in visits.values():
+            courier.interrupt(visit)
+        raise
     finally:
         for visit in visits.values():  # not to be reached any more
             visit.leave()
+
+
+def _jobs(
+    brought: Iterable[Visit], visits: dict[int, Visit], suspects: list[Row] | None
+) -> Iterator[Job]:
+    """Their jobs, entered in `visits`."""
+    for visit in brought:
+        if visit.job:
+            visits[id(visit.job)] = visit
+            yield visit.job
+        elif suspects is not None:
+            suspects.append(visit.row)
 
 
 def finish(courier: Courier, visit: Visit, result: Result) -> Answer:
     """What a track comes to when its stems are where they belong, and scored if they can be."""
     scores: Mapping[str, float] = {}
     try:
-        if result.is_good and visit.job:
-            scores = courier.scores(visit)
+        scores = courier.scores(visit, result)
     except (DemucsError, OSError) as error:
         result = replace(result, warnings=(*result.warnings, f"not scored: {error}"))
     try:
         result = courier.deliver(visit, result)
     except Exception as error:
         logger.debug("%s was not delivered", visit.row.path, exc_info=error)
+        courier.interrupt(visit)
         result = failed(visit.row, courier.model, f"cannot be delivered: {error}", "other")
     finally:
         visit.leave()

@@ -1,0 +1,34 @@
+"""Whom this process would leave behind at work: told to end, it takes the blame off them.
+
+A journal counts an attempt before it begins, for a process that dies cannot count. One that is
+interrupted, or whose machine is wanted for something else, is nobody's fault.
+"""
+
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+
+_at_work: dict[Hashable, Callable[[], None]] = {}
+
+
+def blame(key: Hashable, forgive: Callable[[], None]) -> None:
+    """An attempt was counted; `forgive` takes it back."""
+    _at_work[key] = forgive
+
+
+def settle(key: Hashable) -> None:
+    """It is over, one way or another."""
+    _at_work.pop(key, None)
+
+
+def forgive(key: Hashable) -> None:
+    """Take it back, if it is not over."""
+    take_back = _at_work.pop(key, None)
+    if take_back:
+        with suppress(Exception):  # then it stays counted
+            take_back()
+
+
+def forgive_all() -> None:
+    """The process is about to end."""
+    for key in tuple(_at_work):
+        forgive(key)
