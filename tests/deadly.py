@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +17,8 @@ from demucs_infer.distributed.worker import Assignment, Worker
 class Deadly(Worker):
     """As `Worker`; leaves in `DEADLY_IDS` a file called as its process id, a byte a forward.
 
-    With `DEADLY_MEET`, that many workers have to be given a row before any network runs.
+    With `DEADLY_MEET`, that many workers have to be given a row before any network runs; with
+    `DEADLY_SLEEP`, it then sleeps for so many seconds.
     """
 
     def __init__(self, assignment: Assignment) -> None:
@@ -43,6 +43,7 @@ def count(module: nn.Module, given: tuple[object, ...]) -> None:
     while wanted and len(list(ids.glob("*.given"))) < wanted:
         assert time.monotonic() < deadline, "nobody else was given a row"
         time.sleep(0.01)
+    time.sleep(float(os.environ.get("DEADLY_SLEEP", "0")))
 
 
 def die_of_a_square_wave(module: nn.Module, given: tuple[object, ...]) -> None:
@@ -59,4 +60,4 @@ def main() -> int:
     from demucs_infer.separate import main
 
     worker.Worker = Deadly  # type: ignore[misc]  # pickled by name, and so found on the workers
-    return main(sys.argv[1:])
+    return main()

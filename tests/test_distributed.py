@@ -708,11 +708,18 @@ def answers_while_killing(
     return answers
 
 
+RAY = [
+    sys.executable,
+    "-c",
+    "import sys, tests.deadly; sys.exit(tests.deadly.main())",
+    "batch",
+]
+
+
 def on_ray(manifest: Path, out: Path, ids: Path, flags: list[str]) -> tuple[int, list[Answer]]:
     """A run with two workers, a row at a time, that leave their marks in `ids`."""
     told = subprocess.run(
-        [sys.executable, "-c", "import sys, tests.deadly; sys.exit(tests.deadly.main())", "batch",
-         str(manifest), *flags, "-o", str(out), "--engine", "ray", "--workers", "2",
+        [*RAY, str(manifest), *flags, "-o", str(out), "--engine", "ray", "--workers", "2",
          "--rows-per-task", "1", "--progress", "json"],
         env=environment() | {"DEADLY_IDS": str(ids)}, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -740,6 +747,35 @@ def test_a_track_listed_again_is_done_once_on_ray(
 
 
 @pytest.mark.slow
+def test_an_eviction_is_no_death_on_ray(repo: Path, tmp_path: Path) -> None:
+    """The driver is told to end, twice, while both workers are in the same tracks."""
+    need_module("ray.data")
+    for n in range(8):  # so many that the second worker gets some of them
+        write_song(tmp_path / f"{n}.wav", 1, seed=n)
+    (tmp_path / "list.txt").write_text("".join(f"{n}.wav\n" for n in range(8)))
+    flags = ["--repo", str(repo), "-n", MODEL, "-d", "cpu"]
+    for run in range(2):
+        ids = tmp_path / f"ids{run}"
+        ids.mkdir()
+        env = {"DEADLY_IDS": str(ids), "DEADLY_MEET": "2", "DEADLY_SLEEP": "3600"}
+        process = subprocess.Popen(
+            [*RAY, str(tmp_path / "list.txt"), *flags, "-o", str(tmp_path / "out"), "--engine",
+             "ray", "--workers", "2", "--rows-per-task", "1"],
+            env=environment() | env, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        with process:
+            while sum(file.stat().st_size > 0 for file in ids.iterdir()) < 2:
+                assert process.poll() is None
+                time.sleep(0.05)
+            assert len(list((tmp_path / "out").rglob("attempts"))) == 2
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == 143 and b"the same command continues" in said
+    code = main(["batch", str(tmp_path / "list.txt"), *flags, "-q", "-o", str(tmp_path / "out")])
+    assert code == 0
+
+
+@pytest.mark.slow
 def test_a_catalogue_on_ray_survives_deaths(repo: Path, tmp_path: Path) -> None:
     """60 files: one is corrupt, one kills its worker, and one worker is killed from outside."""
     need_module("ray.data")
@@ -750,9 +786,8 @@ def test_a_catalogue_on_ray_survives_deaths(repo: Path, tmp_path: Path) -> None:
     ids.mkdir()
     flags = ["--repo", str(repo), "-n", MODEL, "-d", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys, tests.deadly; sys.exit(tests.deadly.main())", "batch",
-         str(manifest), *flags, "-o", str(tmp_path / "ray"), "--engine", "ray", "--workers", "2",
-         "--rows-per-task", "6", "--progress", "json"],
+        [*RAY, str(manifest), *flags, "-o", str(tmp_path / "ray"), "--engine", "ray",
+         "--workers", "2", "--rows-per-task", "6", "--progress", "json"],
         env=environment() | {"DEADLY_IDS": str(ids)}, stderr=subprocess.PIPE, cwd=tmp_path,
     )  # fmt: skip
     with process:

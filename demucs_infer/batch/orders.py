@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -162,6 +163,7 @@ class Order:
         return settings
 
 
+@lru_cache(maxsize=1)  # a catalogue asks for every track, and it means reading files
 def versions() -> dict[str, str]:
     """Of what computes the samples; asked of the installation, so that torch stays unloaded."""
     return {"demucs-infer": __version__, "torch": metadata.version("torch")}

@@ -6,16 +6,23 @@ and each worker reads, separates and writes side by side, for decoded sound has 
 bytes of the files.
 """
 
+import asyncio
 import json
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from demucs_infer.batch.blame import forgive_all
 from demucs_infer.distributed.rows import Answer, Row
 
 # A share unlike any worker's: Ray would make one task of two stages that ask for the same.
 _READER_CPUS = 0.01
+_MANY = 100_000  # workers that may listen to one bell
+_PATIENCE_SECONDS = 3.0  # for all of them to leave; some may be dead
 
 Make = Callable[[], Callable[[Iterable[Row]], Iterator[Answer]]]
 """Makes a worker, in the process it will work in."""
@@ -54,8 +61,13 @@ def run(rows: Iterable[Row], make: Make, cluster: Cluster) -> Iterator[Answer]:
     ours = not ray.is_initialized()
     if ours:
         _start(ray, cluster)
+    bell = ray.remote(num_cpus=0, max_concurrency=_MANY)(_Bell).remote()
     try:
-        yield from _answers(ray, rows, make, cluster)
+        yield from _answers(ray, rows, make, bell, cluster)
+    except BaseException:  # given up: Ray is about to kill workers in the middle of their tracks
+        with suppress(Exception):
+            ray.get(bell.ring.remote(), timeout=_PATIENCE_SECONDS)
+        raise
     finally:
         if ours:
             ray.shutdown()
@@ -81,10 +93,16 @@ def _start(ray: Any, cluster: Cluster) -> None:
         if cluster.gpus:
             del told["num_cpus"]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(address=cluster.address, **told)
+    # Ray answers it by an end without cleaning up; whoever called us knows better.
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
-def _answers(ray: Any, rows: Iterable[Row], make: Make, cluster: Cluster) -> Iterator[Answer]:
+def _answers(
+    ray: Any, rows: Iterable[Row], make: Make, bell: Any, cluster: Cluster
+) -> Iterator[Answer]:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -96,7 +114,7 @@ def _answers(ray: Any, rows: Iterable[Row], make: Make, cluster: Cluster) -> Ite
         )
         answers = tasks.map_batches(
             _Actor,
-            fn_constructor_args=(make,),
+            fn_constructor_args=(make, bell),
             batch_size=None,
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus or None,
@@ -124,13 +142,45 @@ class _Reader:
             yield {"task": [json.dumps(task)]}
 
 
+class _Bell:
+    """Rung when a run is given up, for the workers to say whom they would leave behind."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+        self._listeners = 0
+
+    async def listen(self) -> None:
+        """Comes back when it rings."""
+        self._listeners += 1
+        await self._rung.wait()
+
+    async def leave(self) -> None:
+        """A listener is ready for its end."""
+        self._listeners -= 1
+
+    async def ring(self) -> None:
+        """Comes back when all that listened have left."""
+        self._rung.set()
+        while self._listeners:
+            await asyncio.sleep(0.01)
+
+
 class _Actor:
     """A worker, as Ray Data wants it."""
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: Make, bell: Any) -> None:
         self._worker = make()
+        threading.Thread(target=_listen, args=(bell,), daemon=True).start()
 
     def __call__(self, block: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
         for task in block["task"]:
             rows = [Row(**fields) for fields in json.loads(str(task))]
             yield {"answers": [json.dumps(list(self._worker(rows)))]}
+
+
+def _listen(bell: Any) -> None:
+    import ray
+
+    ray.get(bell.listen.remote())
+    forgive_all()
+    bell.leave.remote()
