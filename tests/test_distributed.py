@@ -248,8 +248,9 @@ def test_scores_where_the_truth_is_known(repo: Path, tmp_path: Path) -> None:
     assert unread["scores"] == again["scores"]
     kept = json.loads((tmp_path / f"out/{MODEL}/song/scores.json").read_text())
     assert kept["scores"] == again["scores"]
-    (tmp_path / f"out/{MODEL}/song/scores.json").write_text("{")
-    assert next(worker([row_of(path, references=str(truth))]))["scores"] == again["scores"]
+    for odd in ("{", "[]", '{"of": 1}', json.dumps({"of": kept["of"]}), "null"):
+        (tmp_path / f"out/{MODEL}/song/scores.json").write_text(odd)
+        assert next(worker([row_of(path, references=str(truth))]))["scores"] == again["scores"]
 
     for file in truth.iterdir():
         save(file, noise(2, 77), subtype="FLOAT")
@@ -293,6 +294,11 @@ def test_from_uri_to_uri_the_same_bytes(repo: Path, tmp_path: Path, far: Any) ->
         again = list(worker_of(repo, "memory://out")(rows))
     assert [answer["status"] for answer in again] == ["skipped", "skipped"] and not runs
     assert again[0]["stems"] == answers[0]["stems"]
+
+    where = f"/out/{MODEL}/in/0/stems.json"  # half of it, or none of ours: made again
+    for odd in (far.cat_file(where)[:99], b"[]", b'{"schema": 1, "key": 0}', b"\xff"):
+        far.pipe_file(where, odd)
+        assert next(worker_of(repo, "memory://out")(rows[:1]))["status"] == "done"
 
 
 def test_a_known_digest_saves_the_reading(repo: Path, tmp_path: Path, far: Any) -> None:

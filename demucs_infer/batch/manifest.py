@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,14 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
+    return understood(found)
+
+
+def understood(found: Any) -> dict[str, Any] | None:
+    """What was read as JSON, if it is a manifest."""
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        return None
+    return found if {one.name for one in fields(Manifest)} <= found.keys() else None
 
 
 def matches(path: Path, recipe: Recipe) -> dict[str, Any] | None:

@@ -107,7 +107,9 @@ def _source(row: Row) -> str:
 
 
 def _plain(place: str) -> str:
-    return place if is_remote(place) else Path(os.path.normpath(local(place))).as_posix()
+    if is_remote(place):
+        return place
+    return folded(Path(os.path.normpath(local(place))).as_posix())
 
 
 def _number(text: str) -> int:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from demucs_infer.batch.blame import blame, forgive, settle
-from demucs_infer.batch.manifest import SCHEMA, matches, sha256_file
+from demucs_infer.batch.manifest import matches, sha256_file, understood
 from demucs_infer.batch.orders import Model, Order
 from demucs_infer.batch.results import Fault, Result
 from demucs_infer.batch.run import Job, Skip
@@ -129,16 +129,21 @@ class Courier:
     def _done_far(self, row: Row, sha256: str) -> Result | None:
         """As `manifest.matches`, at a URI."""
         target = self._target(row)
-        text = places.read(self._place(target.manifest)) if self.skip == "same" else None
-        found = json.loads(text) if text else {}
-        key = self.order.recipe(sha256, self.model, self.weights).key
-        if found.get("schema") != SCHEMA or found.get("key") != key:
+        if self.skip != "same":
             return None
-        folder = target.manifest.parent
-        for stem in found["stems"].values():
-            if places.size(self._place(folder / stem["file"])) != stem["bytes"]:
+        recipe = self.order.recipe(sha256, self.model, self.weights)
+        with suppress(
+            ValueError, KeyError, TypeError, AttributeError
+        ):  # none of ours, or half of it
+            found = understood(json.loads(places.read(self._place(target.manifest)) or "{}"))
+            if not found or found["key"] != recipe.key:
                 return None
-        return Result.skipped(row.path, target.manifest, found)
+            for stem in found["stems"].values():
+                place = self._place(target.manifest.parent / stem["file"])
+                if places.size(place) != stem["bytes"]:
+                    return None
+            return Result.skipped(row.path, target.manifest, found)
+        return None
 
     # ── the journal, where a machine that died cannot take it along ──
 
@@ -180,7 +185,8 @@ class Courier:
             return {}
         kept = self._place(self._target(row).scores)
         asked = {"key": result.key, "references": places.fingerprint(row.references)}
-        with suppress(OSError, ValueError, AttributeError):  # what cannot be read is made anew
+        # What cannot be understood is made anew.
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             found = json.loads(places.read(kept) or "{}")
             if found.get("of") == asked:
                 return {str(stem): float(score) for stem, score in found["scores"].items()}

@@ -17,7 +17,6 @@ from demucs_infer.batch.run import Batch, Job, Skip, ahead, open_separator
 from demucs_infer.distributed.courier import Courier, Visit, failed
 from demucs_infer.distributed.places import is_remote
 from demucs_infer.distributed.rows import Answer, Row
-from demucs_infer.errors import DemucsError
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +156,7 @@ def finish(courier: Courier, visit: Visit, result: Result) -> Answer:
     scores: Mapping[str, float] = {}
     try:
         scores = courier.scores(visit, result)
-    except (DemucsError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 (the stems are there all the same)
         result = replace(result, warnings=(*result.warnings, f"not scored: {error}"))
     try:
         result = courier.deliver(visit, result)
