@@ -297,6 +297,25 @@ def test_tracks_beside_one_that_kills_are_not_to_blame(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("order", "rate", "is_warned"),
+    [
+        (Order(format="mp3", rate=10_000), 11_025, True),
+        (Order(format="opus"), 48_000, False),
+        (Order(format="flac", rate=8000), 8000, False),
+    ],
+    ids=str,
+)
+def test_the_manifest_tells_the_rate_of_the_files(
+    stage: Stage, order: Order, rate: int, is_warned: bool
+) -> None:
+    [result] = stage.results(stage.batch(order), [write_song(stage.folder / "song.wav", 1)])
+    assert result.manifest
+    assert json.loads(result.manifest.read_text())["sample_rate"] == rate
+    assert {soundfile.info(path).samplerate for path in result.stems.values()} == {rate}
+    assert [f"{rate} Hz" in one for one in result.warnings] == [True] * is_warned
+
+
 def test_the_next_track_is_read_while_one_is_separated(stage: Stage) -> None:
     """And its level is taken: the network has nothing to wait for."""
     paths = [write_song(stage.folder / f"{n}.wav", 3, seed=n) for n in range(2)]

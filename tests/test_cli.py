@@ -165,6 +165,18 @@ def test_a_model_that_cannot_be_had(
     assert not (here / "separated").exists()
 
 
+def test_a_track_that_is_not_there_fetches_no_model(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["no song.wav", "modls", "--offline", "--cache-dir", "empty"]) == 3
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "error: no song.wav: cannot be read: No such file or directory",
+        "error: modls: cannot be read: No such file or directory "
+        "(was the command `demucs-infer models` meant?)",
+    ]
+
+
 def test_trust_is_asked_for_by_name(run: Command, here: Path) -> None:
     import torch
 

@@ -152,6 +152,28 @@ def test_flags_go_before_the_configuration(
     assert tree(tmp_path) == [f"me/song/{name}" for name in names]
 
 
+def test_another_class_or_other_code_is_another_network(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stems of the first are not taken for stems of the second."""
+    monkeypatch.chdir(home.folder)
+    monkeypatch.syspath_prepend(tmp_path)
+    same = (
+        "from hpss_example.network import Hpss, HpssParams\nOther, OtherParams = Hpss, HpssParams\n"
+    )
+    (tmp_path / "one_net.py").write_text(same)
+    words = ["song.wav", "-d", "cpu", "-o", str(tmp_path / "out"), *CONFIG, "--module", "one_net"]
+    words += ["--set", "model_type=mine", "--class"]
+
+    def is_skipped(name: str) -> bool:
+        assert main([*words, name]) == 0
+        return "skipped" in capsys.readouterr().err
+
+    assert [is_skipped(name) for name in ("Hpss", "Hpss", "Other")] == [False, True, False]
+    (tmp_path / "one_net.py").write_text(same + "GAIN = 2\n")
+    assert not is_skipped("Other")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -161,7 +183,12 @@ def test_flags_go_before_the_configuration(
         ((*CONFIG, "--set", "model_type=gone"), 4, "no network is known as 'gone'"),
         ((*CONFIG, "--module", "hpss_example.network"), 2, "--module and --class go together"),
         ((*CONFIG, "--module", "nowhere", "--class", "A"), 2, "there is no module 'nowhere'"),
-        ((*CONFIG, "--module", "json", "--class", "A"), 2, "module 'json' has no class 'AParams'"),
+        ((*CONFIG, "--module", "json", "--class", "A"), 2, "module 'json' has no class 'A'"),
+        (
+            (*CONFIG, "--module", "json", "--class", "JSONEncoder"),
+            2,
+            "no class 'JSONEncoderParams'",
+        ),
         ((*CONFIG[:3], "none.ckpt"), 4, "there is no checkpoint none.ckpt"),
         (CONFIG[:2], 2, "--config needs --checkpoint"),
         (CONFIG[2:], 2, "--checkpoint needs --config"),

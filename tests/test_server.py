@@ -266,6 +266,8 @@ def noise_free(length: int) -> Any:
         ({"shifts": "21"}, {}, SONG, (422, "too_much_work")),
         ({"start": "30"}, {}, SONG, (422, "unreadable_audio")),
         ({"nonsense": "1"}, {}, SONG, (422, "invalid_parameters")),
+        ([("shifts", "0"), ("shifts", "1")], {}, SONG, (422, "invalid_parameters")),
+        ([("stems", "drums"), ("stems", "kazoo")], {}, SONG, (422, "invalid_parameters")),
         ({}, {"Accept": "audio/midi"}, SONG, (406, "unknown_type")),
         ({"format": "mp3"}, {"Accept": "audio/flac"}, SONG, (406, "contradiction")),
         ({}, {"Accept": "audio/wav"}, SONG, (406, "several_stems")),
@@ -280,6 +282,18 @@ def test_bad_requests_say_what_is_bad(
 ) -> None:
     answer = web.post("/v1/separate", params=params, headers=headers, content=content)
     assert code(answer) == expected
+
+
+def test_a_list_may_come_piece_by_piece(web: TestClient) -> None:
+    twice = [("stems", "drums"), ("stems", "vocals")]
+    in_query = web.post("/v1/separate", params=twice, content=SONG)
+    parts = [(name, (None, value)) for name, value in twice]
+    in_form = web.post("/v1/separate", files=[*parts, ("file", ("a.wav", SONG))])
+    for answer in (in_query, in_form):
+        names = zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
+        assert sorted(Path(name).stem for name in names if name.endswith(".wav")) == [
+            "drums", "vocals",
+        ]  # fmt: skip
 
 
 def test_forms_without_a_file_or_with_two(web: TestClient) -> None:

@@ -200,11 +200,11 @@ class Encoding:
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
-            raise ValueError(f"{self.format = } must be one of: {', '.join(FORMATS)}")
+            raise ValueError(f"format = {self.format!r} must be one of: {', '.join(FORMATS)}")
         kind = self.kind
         if self.bits is not None and not kind.is_lossy and self.bits not in kind.depths:
             depths = " or ".join(map(str, kind.depths))
-            raise ValueError(f"{self.bits = } does not exist in {kind.name}: use {depths}")
+            raise ValueError(f"bits = {self.bits} does not exist in {kind.name}: use {depths}")
         for name, allowed in (
             ("bitrate", kind.bitrates),
             ("quality", kind.quality),
@@ -217,7 +217,7 @@ class Encoding:
                 raise ValueError(f"{name} = {value}: {kind.name} has no {name} to choose")
             raise ValueError(f"{name} = {value} must be {allowed[0]} to {allowed[-1]}")
         if self.bitrate is not None and self.quality is not None:
-            raise ValueError(f"give {self.bitrate = } or {self.quality = }, not both")
+            raise ValueError(f"give bitrate = {self.bitrate} or quality = {self.quality}, not both")
 
     @classmethod
     def for_path(

@@ -299,9 +299,15 @@ class Batch:
             track=_Prepared(track, level, spool.frames, stop),
             delivery=delivery,
             resumed=spool.frames,
-            warnings=tuple(track.warnings),
+            warnings=(*track.warnings, *self._another_rate(delivery)),
             begun=begun,
         )
+
+    def _another_rate(self, delivery: Delivery) -> Iterator[str]:
+        """A warning, if a rate was asked for that the format has not."""
+        written = delivery.encoding.kind.rate_for(delivery.rate)
+        if isinstance(self._order.rate, int) and written != delivery.rate:
+            yield f"{delivery.encoding.format} has no {delivery.rate} Hz: written with {written} Hz"
 
     def _track(self, job: Job) -> Track:
         order, separator = self._order, self._separator
@@ -373,7 +379,11 @@ class Batch:
         rates = {"model": separator.samplerate, "source": info.sample_rate}
         counts = {"model": separator.audio_channels, "source": info.channels}
         channels = _chosen(order.channels, counts)
-        convert_channels(torch.zeros(separator.audio_channels, 1), channels)  # or it says why not
+        try:
+            convert_channels(torch.zeros(separator.audio_channels, 1), channels)
+        except ValueError as error:
+            asked = f"channels={order.channels}: the track has {info.channels}, and the model makes"
+            raise ValueError(f"{asked} {separator.audio_channels}: {error}") from error
         bits = source_depth(info.bits, is_float=info.is_float, format=order.format)
         stems = separator.stems
         return Delivery(
@@ -437,7 +447,7 @@ class Batch:
             input=str(ready.job.source),
             recipe=ready.recipe,
             stems=delivery.described(ready.job.target.manifest, gains),
-            sample_rate=delivery.rate,
+            sample_rate=delivery.encoding.kind.rate_for(delivery.rate),
             channels=delivery.channels,
             duration_seconds=ready.track.level.length / rate,
             resumed_seconds=ready.resumed / rate,

@@ -336,7 +336,10 @@ def _batch_size(text: str) -> int | str:
 
 
 def _source_or_number(text: str) -> int | str:
-    return text if text in {"source", "model"} else at_least(1)(text)
+    try:
+        return text if text in {"source", "model"} else at_least(1)(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be source, model or a number") from None
 
 
 def _bits(text: str) -> int | str:

@@ -1,6 +1,7 @@
 """`demucs-infer TRACKS...`: from words to an order, and from results to an exit code."""
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from demucs_infer.audio.formats import FORMATS
@@ -18,6 +20,7 @@ from demucs_infer.batch.orders import Model, Order
 from demucs_infer.batch.results import Result
 from demucs_infer.batch.targets import Target, collisions, without_collisions
 from demucs_infer.batch.workplace import Workplace
+from demucs_infer.commands.arguments import COMMANDS
 from demucs_infer.commands.demo import compose, keep_and_score
 from demucs_infer.commands.memory import keep_large_blocks
 from demucs_infer.commands.models import fetch
@@ -182,17 +185,29 @@ def _file(found: Found, stack: ExitStack) -> Path:
 def _results(
     args: argparse.Namespace, model: Model, order: Order, tasks: Sequence[Task], report: Report
 ) -> Iterator[Result]:
-    """One result for every track; what is done already needs no torch to say so."""
+    """One result for every track; what is done, or not there, needs no torch to say so."""
     weights = model.weights() or ()
     left = []
     for task in tasks:
-        done = None if args.force else _done_before(task, model, order, weights)
-        if done:
-            yield done
+        known = _missing(task, model)
+        if known is None and not args.force:
+            known = _done_before(task, model, order, weights)
+        if known:
+            yield known
         else:
             left.append(task)
     if left:
         yield from _separated(args, model, order, weights, left, report)
+
+
+def _missing(task: Task, model: Model) -> Result | None:
+    if os.path.lexists(task.source):
+        return None
+    word = task.name
+    error = f"cannot be read: {os.strerror(errno.ENOENT)}"
+    if close := get_close_matches(word, COMMANDS, 1):
+        error += f" (was the command `demucs-infer {close[0]}` meant?)"
+    return Result(track=word, status="failed", model=model.name, error=error, fault="input")
 
 
 def _done_before(task: Task, model: Model, order: Order, weights: tuple[str, ...]) -> Result | None:

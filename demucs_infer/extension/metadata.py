@@ -117,10 +117,16 @@ class ModelMetadata(Generic[P]):
             raise ValueError(
                 f"module {module_name!r} of package {package!r} cannot be found: {error}"
             ) from error
-        found = []
-        for wanted in (f"{model_cls_name}Params", model_cls_name):
-            if not hasattr(module, wanted):
-                raise AttributeError(f"module {name!r} has no class {wanted!r}")
-            found.append(getattr(module, wanted))
-        params, model = found
+        except Exception as error:
+            raise ValueError(
+                f"module {name!r} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        if not hasattr(module, model_cls_name):
+            raise AttributeError(f"module {name!r} has no class {model_cls_name!r}")
+        if not hasattr(module, f"{model_cls_name}Params"):
+            raise AttributeError(
+                f"module {name!r} has no class '{model_cls_name}Params', of which an instance is "
+                f"what {model_cls_name!r} is made from"
+            )
+        params, model = getattr(module, f"{model_cls_name}Params"), getattr(module, model_cls_name)
         return cls(model_type, cast("type[P]", params), cast("Callable[[P], nn.Module]", model))

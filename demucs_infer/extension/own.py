@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,19 @@ class OwnModel(Model):
             raise ValueError(str(error)) from error
 
     def weights(self) -> tuple[str, ...]:
-        """Digests of all that decides what the network answers, apart from its code."""
-        text = json.dumps(self.config.to_dict(), sort_keys=True)
+        """Digests of what decides the answers of the network, apart from what its code imports."""
+        told = [self.config.to_dict(), self.module, self.class_name, self._code()]
+        text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest(), sha256_of(self.checkpoint)
+
+    def _code(self) -> str | None:
+        """The digest of the file of `module`; None where there is no such file."""
+        try:
+            found = find_spec(self.module) if self.module else None
+        except (ImportError, ValueError):  # it will be said when the module is needed
+            return None
+        path = Path(found.origin) if found and found.has_location and found.origin else None
+        return sha256_of(path) if path and path.is_file() else None
 
     def open(self, order: Order, *, device: str = "auto", jobs: int = 0) -> Separator:
         """The network, ready for an order, with all of its own stems."""

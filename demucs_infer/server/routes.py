@@ -41,7 +41,7 @@ from demucs_infer.server.shapes import (
 )
 from demucs_infer.server.store import Row
 from demucs_infer.server.uploads import Upload, decode, receive, receive_body
-from demucs_infer.server.wishes import MIME, Wish, explain, read_wish
+from demucs_infer.server.wishes import MIME, Wish, enter, explain, read_wish
 
 STATIC = Path(__file__).parent / "static"
 
@@ -186,7 +186,9 @@ class Routes:
 
     async def _taken(self, request: Request, accept: str) -> tuple[Upload, Wish]:
         """The audio and the parameters of a request; nothing is left if they are wrong."""
-        query = dict(request.query_params)
+        query: dict[str, str] = {}
+        for name, value in request.query_params.multi_items():
+            enter(query, name, value)
         settings = self._settings
         read_wish(query)  # before an upload that would be for nothing
         upload, fields = await receive(

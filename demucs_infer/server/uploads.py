@@ -16,7 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from demucs_infer.server.refusals import Refused
-from demucs_infer.server.wishes import display_name
+from demucs_infer.server.wishes import display_name, enter
 
 _MAX_FIELD_BYTES = 1 << 16
 _MAX_FIELDS = 64
@@ -201,7 +201,7 @@ class _Form:
 
     def _end(self) -> None:
         if not self._is_file:
-            self.fields[self._name] = self._value.decode(errors="replace")
+            enter(self.fields, self._name, self._value.decode(errors="replace"))
 
     def _finished(self) -> None:
         self._is_over = True

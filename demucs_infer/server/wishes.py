@@ -104,10 +104,20 @@ FormFields = create_model(  # the same as fields of a form, lists with commas
 )
 
 
+_LISTS = ("stems", "derive")
+
+
+def enter(fields: dict[str, str], name: str, value: str) -> None:
+    """A field of a form or a query: lists may come piece by piece, nothing else comes twice."""
+    if name in fields and name not in _LISTS:
+        raise Refused(422, "invalid_parameters", f"{display_name(name)}: is given twice")
+    fields[name] = f"{fields[name]},{value}" if name in fields else value
+
+
 def read_wish(fields: Mapping[str, Any]) -> Wish:
     """Parameters from JSON, a form or a query; `Refused` names each that is wrong."""
     plain: dict[str, Any] = dict(fields)
-    for name in ("stems", "derive"):
+    for name in _LISTS:
         if isinstance(plain.get(name), str):
             plain[name] = [part.strip() for part in plain[name].split(",") if part.strip()]
     bits = plain.get("bits")
