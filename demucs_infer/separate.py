@@ -20,6 +20,7 @@ from demucs_infer.errors import ConfigError, DemucsError, ModelLoadingError
 OK, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
 
 _INTERRUPTED_WORDS = "interrupted; the same command continues where this one stopped"
+_WITHOUT_MODEL = {"serve", "eval"}  # where a contradiction is in what was typed
 _BATCH_GRACE_SECONDS = 10.0  # for its network, files that are on their way, and a cluster
 
 
@@ -46,7 +47,9 @@ def main(opts: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 (people get a sentence, not a traceback)
         if is_debug:
             traceback.print_exc()
-        return _explained(error)
+        code = _explained(error)
+        is_about_model = not words or words[0] not in _WITHOUT_MODEL
+        return code if is_about_model or not isinstance(error, ConfigError) else USAGE
 
 
 def _command(words: Sequence[str]) -> int:

@@ -232,3 +232,23 @@ def test_the_clients_of_the_readme(server: Server, tmp_path: Path) -> None:
         subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=60)
     assert stems_of((tmp_path / "stems.zip").read_bytes()) == stems
     assert (tmp_path / "vocals.flac").read_bytes()[:4] == b"fLaC"
+
+
+def test_what_keeps_a_server_from_starting_is_one_line(
+    server: Server, repo: Path, data: Path, tmp_path: Path
+) -> None:
+    """Another one has its folder, or there is no such device."""
+    words = [sys.executable, "-m", "demucs_infer", "serve", "--repo", repo, "--port"]
+    wrong = {
+        "does another server run there": ["--data-dir", data],
+        "device=cuda:9 is not available": ["--data-dir", tmp_path, "--devices", "cuda:9"],
+    }
+    for message, flags in wrong.items():
+        told = subprocess.run(
+            [*words, str(free_port()), *flags], env=environment(), capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+        assert told.returncode == 2, told.stderr
+        assert "Traceback" not in told.stderr
+        errors = [line for line in told.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and message in errors[0]

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 def run(words: Sequence[str]) -> int:
     """Serve until somebody ends it."""
     args = vars(parser().parse_args(words))
-    args.pop("debug")
+    is_debug = args.pop("debug")
     settings = load_settings(
         {name: args[name] for name in args if name != "config"}, os.environ, args["config"]
     )
@@ -52,14 +52,16 @@ def run(words: Sequence[str]) -> int:
             f"{error.name} is missing: pip install 'demucs-infer[serve]' brings it"
         ) from error
     keep_large_blocks()
-    _log()
+    _log(is_debug)
     logging.getLogger("demucs_infer").info("http://%s:%s/", settings.host, settings.port)
     return OK if serve(settings) else NOT_STARTED
 
 
-def _log() -> None:
+def _log(is_debug: bool) -> None:
     """Requests to standard output, one JSON object a line; everything else to the error stream."""
     plain = logging.StreamHandler(sys.stderr)
+    if not is_debug:  # uvicorn's way to say why it did not start; it is said in a sentence, too
+        plain.addFilter(lambda record: not record.getMessage().startswith("Traceback"))
     plain.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     lines = logging.StreamHandler(sys.stdout)
     for name, handler in (("demucs_infer", plain), ("uvicorn", plain), ("access", lines)):

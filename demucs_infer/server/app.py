@@ -30,8 +30,12 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     gauges = Gauges(jobs)
 
     @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        await jobs.start()
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await jobs.start()
+        except Exception as error:
+            app.state.failure = error  # for whoever started the server, and does not hear of it
+            raise
         try:
             yield
         finally:
@@ -46,6 +50,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.jobs = jobs
+    app.state.failure = None
     _add_routes(app, Routes(jobs, gauges), settings)
     _add_errors(app)
     if settings.cors_origins:

@@ -5,6 +5,7 @@ import socket
 
 import uvicorn
 
+from demucs_infer.devices import choose_device
 from demucs_infer.server.app import create_app
 from demucs_infer.server.jobs import Jobs
 from demucs_infer.server.settings import ServerSettings
@@ -25,7 +26,12 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: ServerSettings) -> bool:
-    """Listen until a signal comes; whether it started at all."""
+    """Listen until a signal comes; whether it started at all.
+
+    What is wrong with the settings, or with what they name, is an exception.
+    """
+    for device in settings.devices:
+        choose_device(device)
     if settings.is_exposed:
         logger.warning(
             "%s can be reached from other machines and asks nobody for a key: "
@@ -45,5 +51,10 @@ def serve(settings: ServerSettings) -> bool:
         h11_max_incomplete_event_size=1 << 16,
     )
     server = _Server(config, app.state.jobs)
-    server.run()
+    try:
+        server.run()
+    except SystemExit:  # what it says is in its log
+        if app.state.failure:
+            raise app.state.failure from None
+        return False
     return server.started
