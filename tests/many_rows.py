@@ -1,5 +1,6 @@
 """A driver of a great many tracks that take no time: says what its memory grew by, in bytes."""
 
+import os
 from collections.abc import Iterable, Iterator
 
 from demucs_infer.distributed.cluster import Cluster, run
@@ -21,6 +22,24 @@ class Instant:
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[Answer]:
         return ({"track": row.path, "status": "done", "error": "-" * 200} for row in rows)
+
+
+class Seeing:
+    """A worker that tells which GPUs it may use."""
+
+    def __call__(self, rows: Iterable[Row]) -> Iterator[Answer]:
+        return ({"gpus": os.environ["CUDA_VISIBLE_DEVICES"]} for _ in rows)
+
+
+def on_a_gpu() -> None:
+    """Two rows, on a GPU that is not there."""
+    import ray
+
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    two = [Row(path=f"{n}.wav", source=f"/songs/{n}.wav") for n in range(2)]
+    for answer in run(two, Seeing, Cluster(workers=1, gpus=1.0, rows_per_task=1)):
+        print(answer["gpus"])
+    ray.shutdown()
 
 
 def main() -> None:

@@ -43,6 +43,38 @@ def test_rows_that_would_share_their_files_are_found(paths: list[str]) -> None:
     assert all(path in told for path in paths) and "another" not in told
 
 
+def test_a_stem_in_a_name_may_be_part_of_another_name() -> None:
+    claims = replace(CLAIMS, template="{track}_{stem}.{ext}", stems=("vocals", "no_vocals"))
+    rows = [row("tone.wav"), row("tone_no.wav"), row("calm.wav")]
+    disputed, _ = claims.disputes(rows)
+    assert claims.quarrels(rows, disputed) == [
+        "tone.wav and tone_no.wav would all become m/tone_no_vocals.wav"
+    ]
+
+
+def test_of_many_quarrels_some_are_told() -> None:
+    rows = [row(f"{folder}{n}.wav") for folder in ("a/", "a:") for n in range(50)]
+    disputed, _ = CLAIMS.disputes(rows)
+    told = CLAIMS.quarrels(rows, disputed)
+    assert len(disputed) == 50 and len(told) == 10
+    assert all(" and " in one for one in told)
+
+
+def test_inputs_are_known_by_other_names(tmp_path: Path) -> None:
+    """By a link to their folder, as URIs, and as true stems."""
+    folder = tmp_path / "real/m/song"
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    song = Row(path="song.wav", source=str(tmp_path / "song.wav"))
+    for source in (tmp_path / "link/m/song/drums.wav", folder / "drums.wav"):
+        for out in (tmp_path / "real", tmp_path / "link", f"file://{tmp_path}/link"):
+            rows = [song, Row(path="x", source=str(source))]
+            assert list(CLAIMS.overwritten(rows, str(out))), (source, out)
+    assert list(CLAIMS.overwritten(rows, f"local://{tmp_path}/real"))
+    scored = Row(path="song.wav", source=song.source, references=str(folder))
+    assert list(CLAIMS.overwritten([scored], str(tmp_path / "real")))
+
+
 NAMES = st.text("aAäé.:/\\_~-0\x01\ud800", min_size=1, max_size=6)
 
 
@@ -104,7 +136,7 @@ def test_inputs_that_would_be_overwritten(template: str, inside: str, is_lost: b
     source = inside if "://" in inside else f"/out/{inside}"
     rows = [Row(path="song.wav", source="/music/song.wav"), Row(path="x", source=source)]
     claims = replace(CLAIMS, template=template)
-    assert list(claims.overwritten(rows, "/out")) == (["x"] if is_lost else [])
+    assert list(claims.overwritten(rows, "/out")) == ([source] if is_lost else [])
 
 
 # ── from the command line ──

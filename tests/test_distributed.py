@@ -1,6 +1,7 @@
 """A catalogue in one process, in shards, on Ray and at URIs: the same stems, whoever dies."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from torch import nn
 from demucs_infer.api import Separator
 from demucs_infer.audio.write import save_audio
 from demucs_infer.batch.orders import Model, Order
+from demucs_infer.distributed import table as table_room
 from demucs_infer.distributed.measuring import measure
 from demucs_infer.distributed.planning import Benchmark, plan
 from demucs_infer.distributed.rows import Answer, Catalogue, Row
@@ -112,7 +115,12 @@ def test_no_path_leads_out_of_the_output_folder(path: str) -> None:
         ("list.csv", "path,duration\na.wav,nan\n", "no number of seconds"),
         ("list.csv", "file,more\na.wav,b,c,d\n", "expected a `path`, found file, more"),
         ("list.csv", 'path,text\na.wav,x\nb.wav,"' + "y" * 200_000, "after row 1: field larger"),
-        ("list.jsonl", '{"path": NaN}', "expected a `path`"),
+        ("list.jsonl", '{"path": NaN}', "path nan must be text"),
+        ("list.jsonl", '{"path":' + "[" * 100_000, "list.jsonl"),
+        ("list.csv", 'path\na.wav\n"b.wav\nc.wav\n', "after row 1: unexpected end"),
+        ("list.csv", "path,path\na.wav,b.wav\n", "several columns 'path'"),
+        ("list.txt", "a\0b", "no list of paths"),
+        ("list.json", '[{"path": "a.wav"}]', "no list of paths"),
         ("list.jsonl", '{"path": "a", "duration": Infinity}', "no number of seconds"),
         ("list.jsonl", '{"path": "a", "duration": 1e300}', "no number of seconds"),
         ("list.jsonl", '{"path": "a", "duration": true}', "no number of seconds"),
@@ -390,6 +398,85 @@ def test_a_table_that_cannot_be_written_is_an_error_before_any_work(
     assert main(words) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--page"], "--page"),
+        (["--no-manifest"], "--no-manifest"),
+        (["--list-models"], "--list-models"),
+        (["--results", "list.jsonl"], "would replace the manifest"),
+        (["-o", "list.jsonl/deeper"], "--out names a folder"),
+        (["-o", "nowhere://out", "--results", "t.jsonl"], "nowhere://out"),
+        (["--plan", "--bench", "absent.json"], "absent.json"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_an_error_before_any_work(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = '{"path": "a.wav", "duration": 1}\n'
+    (tmp_path / "list.jsonl").write_text(text)
+    assert main(["batch", "list.jsonl", "-n", "tiny", *flags]) == 2
+    told = capsys.readouterr().err
+    assert says in told and len(told.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["list.jsonl"]
+    assert (tmp_path / "list.jsonl").read_text() == text
+
+
+def test_a_full_disk_under_the_table_ends_the_run(
+    repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With threads in the middle of other tracks, none of which is blamed."""
+
+    def full(table: Any, answer: Answer) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results.jsonl")
+
+    monkeypatch.setattr(table_room._Lines, "add", full)
+    for n in range(4):
+        write_song(tmp_path / f"{n}.wav", 3, seed=n)
+    (tmp_path / "list.txt").write_text("".join(f"{n}.wav\n" for n in range(4)))
+    words = ["batch", str(tmp_path / "list.txt"), "--repo", str(repo), "-n", MODEL, "-d", "cpu"]
+    assert main([*words, "-q", "-o", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "error: results.jsonl: No space left on device\n"
+    assert not list(tmp_path.rglob("attempts"))
+    assert not [one for one in threading.enumerate() if one.name.startswith("demucs-")]
+
+
+def test_references_that_are_nowhere_are_a_warning(repo: Path, tmp_path: Path) -> None:
+    path = write_song(tmp_path / "song.wav", 1)
+    worker = worker_of(repo, str(tmp_path / "out"))
+    for odd in ("nowhere://x", "a\0b", "a\ud800b", str(tmp_path / "absent")):
+        answer = next(worker([row_of(path, references=odd)]))
+        assert answer["status"] in ("done", "skipped")
+        assert "not scored" in answer["warnings"][0]
+
+
+def test_scores_are_of_the_files_that_were_made(repo: Path, tmp_path: Path) -> None:
+    """Not of others that lie beside them, of another song and another format."""
+    path = write_song(tmp_path / "song.wav", 1)
+    truth = tmp_path / "truth"
+    for out in ("used", "fresh"):
+        if out == "used":
+            answer = next(worker_of(repo, str(tmp_path / out))([row_of(path)]))
+            truth.mkdir()
+            for stem, file in answer["stems"].items():
+                (truth / f"{stem}.wav").write_bytes(Path(file).read_bytes())
+            write_song(path, 1, seed=5)
+        flac = Assignment(
+            model=Model(name=MODEL, repo=repo),
+            order=Order(format="flac"),
+            out=str(tmp_path / out),
+            device="cpu",
+        )
+        answer = next(Worker(flac)([row_of(path, references=str(truth))]))
+        assert answer["status"] == "done" and max(answer["scores"].values()) < 20, out
 
 
 def test_a_table_is_complete_or_beside_its_place(tmp_path: Path) -> None:
@@ -750,6 +837,17 @@ def test_a_track_listed_again_is_done_once_on_ray(
     assert Counter(one["status"] for one in told) == {"done": 1, "skipped": 3}
     assert len(list(ids.glob("*.given"))) == 2
     assert len({json.dumps(one["stems"]) for one in told}) == 1
+
+
+@pytest.mark.slow
+def test_ray_hands_out_gpus() -> None:
+    """To a worker that does not compute on it: one that Ray is only told of."""
+    need_module("ray.data")
+    code = "import tests.many_rows; tests.many_rows.on_a_gpu()"
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, check=True
+    ).stdout
+    assert told.split() == [b"0", b"0"]
 
 
 @pytest.mark.slow

@@ -33,6 +33,9 @@ def target(track: str, **more: str) -> Target:
         ("...mp3", "{track}/{stem}.{ext}", "__/drums.wav", "__/stems.json"),
         (".flac", "{track}/{stem}.{ext}", "_/drums.wav", "_/stems.json"),
         ("x", "{stem}.wav", "drums.wav", "stems.json"),
+        ("a.1.wav", "{stem}/{track}", "drums/a.1", "stems/a.1.json"),
+        ("a.b.wav", "{stem}/{track}.{trackext}", "drums/a.b.wav", "stems/a.b.wav.json"),
+        ("a.1.wav", "{stem}/{track}-x", "drums/a.1-x", "stems/a.1-x.json"),
     ],
 )
 def test_names(track: str, template: str, stem: str, manifest: str) -> None:

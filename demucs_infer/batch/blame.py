@@ -4,15 +4,19 @@ A journal counts an attempt before it begins, for a process that dies cannot cou
 interrupted, or whose machine is wanted for something else, is nobody's fault.
 """
 
+import threading
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 
 _at_work: dict[Hashable, Callable[[], None]] = {}
+_leaving = threading.Event()
 
 
-def blame(key: Hashable, forgive: Callable[[], None]) -> None:
-    """An attempt was counted; `forgive` takes it back."""
-    _at_work[key] = forgive
+def blame(key: Hashable, take_back: Callable[[], None]) -> None:
+    """An attempt was counted; `take_back` undoes that."""
+    _at_work[key] = take_back
+    if _leaving.is_set():  # begun by a thread that has not heard of it
+        forgive(key)
 
 
 def settle(key: Hashable) -> None:
@@ -29,6 +33,7 @@ def forgive(key: Hashable) -> None:
 
 
 def forgive_all() -> None:
-    """The process is about to end."""
+    """The process is about to end, and so is whatever it still begins."""
+    _leaving.set()
     for key in tuple(_at_work):
         forgive(key)

@@ -46,7 +46,7 @@ class Target:
     @property
     def manifest(self) -> Path:
         """Where a stem named `stems` would lie, as JSON: `song/stems.json`."""
-        return self.stems(["stems"])["stems"].with_suffix(".json")
+        return self._json("stems")
 
     def numbered(self, number: int) -> "Target":
         """The same for another track of that name: `song-2`."""
@@ -60,7 +60,14 @@ class Target:
     @property
     def scores(self) -> Path:
         """Where it is kept how good the stems are."""
-        return self.stems(["scores"])["scores"].with_suffix(".json")
+        return self._json("scores")
+
+    def _json(self, stem: str) -> Path:
+        path = self.stems([stem])[stem]
+        # What comes after a dot is part of a name, unless the template says that it is a suffix.
+        if re.search(r"\.(\{ext\}|[^{}./\\]+)$", self.template):
+            return path.with_suffix(".json")
+        return path.with_name(f"{path.name}.json")
 
 
 def collisions(

@@ -3,8 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -27,8 +27,9 @@ from demucs_infer.commands.tracks import (
     order_of,
 )
 from demucs_infer.distributed.claims import Claims
-from demucs_infer.distributed.places import is_remote, joined, local
+from demucs_infer.distributed.places import check_reach, is_remote, joined, local
 from demucs_infer.distributed.rows import Answer, Catalogue
+from demucs_infer.errors import ModelLoadingError
 
 if TYPE_CHECKING:
     from demucs_infer.distributed.cluster import Cluster
@@ -163,6 +164,7 @@ def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
         )
     from demucs_infer.distributed.table import Tally, check_table, open_table
 
+    _check(args, catalogue)
     check_table(_results(args, catalogue))
     args.repo = args.repo and args.repo.absolute()
     model, order, out = model_of(args), order_of(args), _anywhere(args.out)
@@ -182,19 +184,34 @@ def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
     )
     tally = Tally()
     with ExitStack() as stack:
-        answers = _answers(args, catalogue, assignment)
+        answers = stack.enter_context(closing(_answers(args, catalogue, assignment)))
         table = stack.enter_context(open_table(_results(args, catalogue)))
         say = stack.enter_context(_Progress(args, tally, total))
         for answer in tally.counted(answers):
+            if answer["fault"] == "model":  # so it would go with all the others
+                raise ModelLoadingError(answer["error"])
             table.add(answer)
             say.answer(answer)
-            if answer["fault"] == "model":
-                break  # so it would go with all the others
     if not args.quiet:
         sys.stderr.write(f"{tally.line()}\n")
     if args.json:
         sys.stdout.write(json.dumps(tally.summary()) + "\n")
     return _exit_code(tally)
+
+
+def _check(args: argparse.Namespace, catalogue: Catalogue) -> None:
+    """A `ValueError` for what could only go wrong, or would do something else than is asked for."""
+    unheard = {"--page": args.page, "--no-manifest": not args.manifest}
+    unheard["--list-models"] = args.list_models
+    for flag, is_given in unheard.items():
+        if is_given:
+            raise ValueError(f"{flag} means nothing to `demucs-infer batch`: leave it out")
+    if _anywhere(_results(args, catalogue)) == catalogue.manifest:
+        raise ValueError(f"--results would replace the manifest {catalogue.manifest}")
+    check_reach(args.out)
+    out = None if is_remote(args.out) else local(args.out)
+    if out and not out.is_dir() and any(part.is_file() for part in (out, *out.parents)):
+        raise ValueError(f"--out names a folder, and {out} is a file, or below one")
 
 
 def _surveyed(
@@ -231,19 +248,20 @@ def _results(args: argparse.Namespace, catalogue: Catalogue) -> str:
 
 def _answers(
     args: argparse.Namespace, catalogue: Catalogue, assignment: "Assignment"
-) -> Iterator["Answer"]:
+) -> Generator["Answer", None, None]:
     from demucs_infer.distributed.worker import Worker
 
     if args.engine == "ray":
         from demucs_infer.distributed.cluster import run
 
-        return run(catalogue, partial(Worker, assignment), _cluster(args))
+        yield from run(catalogue, partial(Worker, assignment), _cluster(args))
+        return
     model = assignment.model
     if model.is_remote:
         fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
     worker = Worker(assignment)
     worker.open()
-    return worker(catalogue)
+    yield from worker(catalogue)
 
 
 def _cluster(args: argparse.Namespace) -> "Cluster":

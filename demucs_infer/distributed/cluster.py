@@ -115,7 +115,7 @@ def _answers(
         answers = tasks.map_batches(
             _Actor,
             fn_constructor_args=(make, bell),
-            batch_size=None,
+            batch_size=1,  # a task; with GPUs, Ray wants a number
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus or None,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=cluster.workers),

@@ -200,15 +200,18 @@ class Courier:
     def _measured(self, references: str, visit: Visit, result: Result) -> Mapping[str, float]:
         assert visit.job
         with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
-            truth, stems = places.local(references), visit.job.target.manifest.parent
+            truth, stems = places.local(references), Path(folder, "stems")
+            stems.mkdir()
             if is_remote(references):
                 truth = Path(folder, "references")
                 places.fetch(references, truth)
-            if self.is_far and visit.job.known:  # they were made by an earlier run
-                stems = Path(folder, "stems")
-                stems.mkdir()
-                for stem, path in result.stems.items():
-                    places.fetch(self._place(path), stems / f"{stem}{path.suffix}")
+            # Only what this track has now, whatever lies beside it.
+            for stem, path in result.stems.items():
+                copy = stems / f"{stem}{path.suffix}"
+                if self.is_far and visit.job.known:  # they were made by an earlier run
+                    places.fetch(self._place(path), copy)
+                else:
+                    _link(path.absolute(), copy)
             rows = [score.rounded() for score in evaluate(truth, stems).scores]
         return {str(one["stem"]): float(one["sdr"]) for one in rows if one["sdr"] is not None}
 
@@ -237,6 +240,13 @@ class Courier:
             "stems": {stem: self._place(path) for stem, path in result.stems.items()},
             "manifest": self._place(result.manifest) if result.manifest else None,
         }
+
+
+def _link(path: Path, name: Path) -> None:
+    try:
+        name.symlink_to(path)
+    except OSError:  # not everybody may
+        shutil.copyfile(path, name)
 
 
 def _digest(path: Path) -> str:

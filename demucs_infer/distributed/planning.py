@@ -60,8 +60,10 @@ class Benchmark:
         known = {one.name for one in fields(cls)}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON: {error}") from error
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror or error}") from error
         if not isinstance(found, dict) or "separate" not in found or set(found) - known:
             raise ValueError(
                 f"{path} must be a JSON object with `separate`, and of the rest only "

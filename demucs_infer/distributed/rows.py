@@ -98,13 +98,19 @@ class Catalogue:
             raise ValueError(f"{self.manifest}, after row {number}: {error}") from error
         except OSError as error:
             raise ValueError(f"{self.manifest}: {error.strerror or error}") from error
+        except ValueError as error:
+            if self.manifest in str(error):
+                raise
+            raise ValueError(f"{self.manifest}: {error}") from error
 
 
 def _row(fields: Mapping[str, Any], root: str, where: str) -> Row:
     """The row of these columns; what is empty counts as not there."""
     known = {name: fields[name] for name in COLUMNS if fields.get(name) not in (None, "")}
     path, references, sha256 = (known.get(name) for name in ("path", "references", "sha256"))
-    if not isinstance(path, str):
+    if path is not None and not isinstance(path, str):
+        raise ValueError(f"{where}: path {path!r} must be text")
+    if path is None:
         found = [name for name, value in fields.items() if name and value not in (None, "")]
         raise ValueError(f"{where}: expected a `path`, found {', '.join(found) or 'nothing'}")
     if not (references is None or isinstance(references, str)):
@@ -146,13 +152,26 @@ def _fields(manifest: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _of_text(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    for line in lines:
+    for number, line in enumerate(lines, 1):
+        if "\0" in line or (number == 1 and line.lstrip().startswith(("{", "["))):
+            raise ValueError(
+                "no list of paths, one a line, in UTF-8; other manifests end in "
+                ".csv, .jsonl, .ndjson or .parquet"
+            )
         if line.strip():
             yield {"path": line.rstrip("\r\n")}
 
 
 def _of_csv(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    yield from csv.DictReader(lines)
+    reader = csv.DictReader(lines, strict=True)  # a quotation that does not end is an error
+    _check_columns(list(reader.fieldnames or ()))
+    yield from reader
+
+
+def _check_columns(names: list[str]) -> None:
+    twice = [name for name in COLUMNS if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"there are several columns {twice[0]!r}")
 
 
 def _of_json_lines(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
@@ -161,7 +180,7 @@ def _of_json_lines(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
             continue
         try:
             found = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number + 1} of the manifest is no JSON: {error}") from error
         if not isinstance(found, dict):
             raise ValueError(f"line {number + 1} of the manifest must be a JSON object")
@@ -178,9 +197,12 @@ def _of_parquet(manifest: str) -> Iterator[Mapping[str, Any]]:
             table = parquet.ParquetFile(file)
         except ValueError as error:
             raise ValueError(f"{manifest} is no Parquet: {error}") from error
+        _check_columns(table.schema_arrow.names)
         columns = [name for name in COLUMNS if name in table.schema_arrow.names]
         for batch in table.iter_batches(batch_size=1024, columns=columns):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                # What is not known is often no number there.
+                yield {name: value for name, value in row.items() if value == value}
 
 
 _READERS: dict[str, Callable[[Iterable[str]], Iterator[Mapping[str, Any]]]] = {

@@ -1,6 +1,8 @@
 """The table of results: a row a track, as JSON lines or Parquet, at a path or a URI."""
 
 import json
+import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -51,14 +53,16 @@ def open_table(place: str) -> Iterator[Table]:
         part = final.with_name(final.name + _PARTIAL)
         make = _Parquet if place.lower().endswith(_PARQUET) else _Lines
         try:
-            with _reserved(part) as file, closing(make(file)) as table:
-                yield table
-            is_complete = True
+            with _reserved(part) as file:
+                with closing(make(file)) as table:
+                    yield table
+                is_complete = True
+                if sys.platform == "win32":  # where open files keep their names
+                    file.close()
+                part.replace(final)
         finally:
             if is_remote(place):
-                places.put(part, place if is_complete else place + _PARTIAL)
-            elif is_complete:
-                part.replace(final)
+                places.put(*((final, place) if is_complete else (part, place + _PARTIAL)))
 
 
 @contextmanager
@@ -66,10 +70,15 @@ def _reserved(path: Path) -> Iterator[BinaryIO]:
     """An empty file, held against other runs that would write the same one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        if not try_lock(file):
+        # Or one that was complete in this moment, and has got its final name.
+        if not try_lock(file) or not os.fstat(file.fileno()).st_ino == _inode(path):
             raise ValueError(f"another run is writing {path}: give every run a table of its own")
         file.truncate(0)
         yield file
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
 
 
 class _Lines:

@@ -5,11 +5,10 @@ Every engine calls it, in as many processes as it likes; it never raises for the
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 
 from demucs_infer.batch.orders import Model, Order
 from demucs_infer.batch.results import Result
@@ -115,13 +114,18 @@ def _side_by_side(
     """
     visits: dict[int, Visit] = {}
 
-    bring: Callable[[Row], Visit] = partial(courier.bring, is_alone=suspects is None)
+    def bring(row: Row) -> Visit:
+        visit = courier.bring(row, is_alone=suspects is None)
+        if visit.job:
+            visits[id(visit.job)] = visit
+        return visit
+
     sending: deque[Future[Answer]] = deque()
     try:
         with (
             ThreadPoolExecutor(1, "demucs-fetch") as fetcher,
             ThreadPoolExecutor(1, "demucs-send") as sender,
-            closing(batch.run(_jobs(ahead(fetcher, bring, rows), visits, suspects))) as items,
+            closing(batch.run(_jobs(ahead(fetcher, bring, rows), suspects))) as items,
         ):
             for job, item in items:
                 if isinstance(item, Result):
@@ -139,13 +143,10 @@ def _side_by_side(
             visit.leave()
 
 
-def _jobs(
-    brought: Iterable[Visit], visits: dict[int, Visit], suspects: list[Row] | None
-) -> Iterator[Job]:
-    """Their jobs, entered in `visits`."""
+def _jobs(brought: Iterable[Visit], suspects: list[Row] | None) -> Iterator[Job]:
+    """Their jobs, or their rows to `suspects`."""
     for visit in brought:
         if visit.job:
-            visits[id(visit.job)] = visit
             yield visit.job
         elif suspects is not None:
             suspects.append(visit.row)
