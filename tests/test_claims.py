@@ -106,12 +106,12 @@ def test_a_million_rows_would_take_a_few_megabytes() -> None:
 
     In a process of its own: what other tests left behind grows in its own time.
     """
-    code = "from tests.test_claims import peak; print(peak(10_000), peak(100_000))"
+    code = "from tests.test_claims import peak; print(peak(5_000), peak(50_000))"
     told = subprocess.run(
         [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, check=True
     ).stdout
     low, high = map(int, told.split())
-    assert high - low < 100 * 90_000
+    assert high - low < 100 * 45_000
 
 
 def peak(count: int) -> int:

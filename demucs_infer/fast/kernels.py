@@ -149,8 +149,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
     return y.transpose(1, 2)
 
 
-def _attend_in_rows(q: Tensor, k: Tensor, v: Tensor, rows: int = 192) -> Tensor:
-    """One item, so many `rows` of scores at a time that they stay in the cache."""
+def _attend_in_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One item, so many rows of scores at a time that they stay in the cache."""
+    rows = 192 if q.dtype == torch.float32 else 512
     out = q.new_empty(q.shape)
     for head in range(q.shape[1]):
         keys, values = k[:, head].contiguous(), v[:, head].t().contiguous()
