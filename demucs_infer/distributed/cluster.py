@@ -63,7 +63,10 @@ def run(rows: Iterable[Row], make: Make, cluster: Cluster) -> Iterator[Answer]:
         _start(ray, cluster)
     bell = ray.remote(num_cpus=0, max_concurrency=_MANY)(_Bell).remote()
     try:
-        yield from _answers(ray, rows, make, bell, cluster)
+        # On a cluster of our own there is room for all of them; elsewhere they come as they can.
+        is_made_for_us = ours and cluster.address is None and not cluster.gpus
+        least = cluster.workers if is_made_for_us else 1
+        yield from _answers(ray, rows, make, bell, cluster, least)
     except BaseException:  # given up: Ray is about to kill workers in the middle of their tracks
         with suppress(Exception):
             ray.get(bell.ring.remote(), timeout=_PATIENCE_SECONDS)
@@ -101,8 +104,9 @@ def _start(ray: Any, cluster: Cluster) -> None:
 
 
 def _answers(
-    ray: Any, rows: Iterable[Row], make: Make, bell: Any, cluster: Cluster
+    ray: Any, rows: Iterable[Row], make: Make, bell: Any, cluster: Cluster, least: int
 ) -> Iterator[Answer]:
+    """What the workers answer, of which there are `least` from the beginning."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -118,7 +122,12 @@ def _answers(
             batch_size=1,  # a task; with GPUs, Ray wants a number
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus or None,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=cluster.workers),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=least,
+                max_size=cluster.workers,
+                # Whoever is free gets the next: what waits at a busy worker outlasts the run.
+                max_tasks_in_flight_per_actor=1,
+            ),
         )
         for item in answers.iter_rows():
             yield from json.loads(item["answers"])

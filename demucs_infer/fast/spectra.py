@@ -32,7 +32,13 @@ class ToWave:
         parts = x.unflatten(1, (-1, self._planes // 2, 2)).permute(0, 1, 2, 4, 5, 3)
         sources, channels = parts.shape[1:3]
         size = (batch, sources, channels, bins + 1, frames + 2 * _SILENT_FRAMES)
-        spectra = torch.zeros(size, dtype=torch.complex64, device=z.device)
+        spectra = torch.empty(size, dtype=torch.complex64, device=z.device)
+        for silent in (
+            spectra[..., bins:, :],
+            spectra[..., :_SILENT_FRAMES],
+            spectra[..., -_SILENT_FRAMES:],
+        ):
+            silent.zero_()
         inside = torch.view_as_real(spectra)[..., :bins, _SILENT_FRAMES:-_SILENT_FRAMES, :]
         mean, std = scale.mean[..., None, None], scale.std[..., None, None]
         # Channels lie side by side in `x` and far apart in the result: a few bins at a time.
