@@ -25,6 +25,7 @@ from demucs_infer.commands.tracks import (
     SOME_FAILED,
     model_of,
     order_of,
+    refuse_file,
 )
 from demucs_infer.distributed.claims import Claims
 from demucs_infer.distributed.places import check_reach, is_remote, joined, local
@@ -209,9 +210,8 @@ def _check(args: argparse.Namespace, catalogue: Catalogue) -> None:
     if _anywhere(_results(args, catalogue)) == catalogue.manifest:
         raise ValueError(f"--results would replace the manifest {catalogue.manifest}")
     check_reach(args.out)
-    out = None if is_remote(args.out) else local(args.out)
-    if out and not out.is_dir() and any(part.is_file() for part in (out, *out.parents)):
-        raise ValueError(f"--out names a folder, and {out} is a file, or below one")
+    if not is_remote(args.out):
+        refuse_file(local(args.out))
 
 
 def _surveyed(

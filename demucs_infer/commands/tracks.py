@@ -124,8 +124,7 @@ def _tasks(
         raise ValueError(f"no audio files in {', '.join(args.tracks)}")
     if str(args.out) == STDIN and len(found) > 1:
         raise ValueError(f"--out - writes one track, and {len(found)} were named")
-    if not out.is_dir() and any(part.is_file() for part in (out, *out.parents)):
-        raise ValueError(f"--out names a folder, and {out} is a file, or below one")
+    refuse_file(out)
     folder = out / model.folder
     targets = {
         one.source: Target(
@@ -150,6 +149,12 @@ def _tasks(
         )
         for one in found
     ]
+
+
+def refuse_file(out: Path) -> None:
+    """A `ValueError` if no folder can be there."""
+    if not out.is_dir() and any(part.is_file() for part in (out, *out.parents)):
+        raise ValueError(f"--out names a folder, and {out} is a file, or below one")
 
 
 def _demo(stack: ExitStack) -> str:
