@@ -36,6 +36,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "other time width": {"channels_time": 12, "t_layers": 0},
     "no transformer": {"t_layers": 0},
     "magnitudes": {"cac": False},
+    "a kernel that is no whole number of strides": {"kernel_size": 6, "dconv_mode": 3},
 }
 
 
@@ -75,7 +76,15 @@ def test_a_hybrid(kwargs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"dconv_mode": 3}, {"rewrite": False}, {"glu": False}, {"gelu": False}, {"depth": 5}],
+    [
+        {},
+        {"dconv_mode": 3},
+        {"rewrite": False},
+        {"glu": False},
+        {"gelu": False},
+        {"depth": 5},
+        {"kernel_size": 7, "stride": 3},
+    ],
 )
 def test_a_waveform_network(kwargs: dict[str, Any]) -> None:
     network = randomise(Demucs(**(TINY["Demucs"] | {"channels": 8} | kwargs)))

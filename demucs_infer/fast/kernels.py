@@ -8,6 +8,7 @@ Shapes: B batch, C channels in, O channels out, H rows, W columns, N rows of a m
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,33 @@ class Conv:
         return F.gelu(y) if gelu else y
 
 
+class Halves:
+    """Two products of one tensor: what is gated, and what gates it.
+
+    One product would answer them side by side, in runs that in the outermost level are no whole
+    number of vectors: a gate over those takes three times as long.
+    """
+
+    def __init__(
+        self,
+        make: type[Linear] | type[Conv],
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        **geometry: Any,
+    ) -> None:
+        self._dtype = dtype
+        halves = [None, None] if bias is None else bias.chunk(2)
+        self._products = [
+            make(*half, dtype, **geometry) for half in zip(weight.chunk(2), halves, strict=True)
+        ]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.to(self._dtype)
+        values, gates = (product(x) for product in self._products)
+        return values, gates
+
+
 @lru_cache(maxsize=1)
 def halves_products() -> bool:
     """Whether PyTorch's own float32 products use half of this processor.
@@ -154,9 +182,20 @@ def _attend_in_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     rows = 192 if q.dtype == torch.float32 else 512
     out = q.new_empty(q.shape)
     for head in range(q.shape[1]):
-        keys, values = k[:, head].contiguous(), v[:, head].t().contiguous()
-        queries = q[:, head].contiguous()
+        queries, keys, values = (each[:, head].contiguous() for each in (q, k, v))
+        mix = _mixer(values)
         for start in range(0, len(q), rows):
             scores = linear(queries[start : start + rows], keys)
-            out[start : start + rows, head] = linear(torch.softmax(scores, -1), values)
+            out[start : start + rows, head] = mix(torch.softmax(scores, -1))
     return out
+
+
+def _mixer(values: Tensor) -> Callable[[Tensor], Tensor]:
+    """`values` (M C) in the sums that (N M) weights ask for.
+
+    PyTorch's own products use all of a processor in half the bits, and need no transposed copy.
+    """
+    if values.dtype != torch.float32:
+        return lambda weights: weights @ values
+    turned = values.t().contiguous()
+    return lambda weights: linear(weights, turned)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demucs_infer.fast.kernels import Conv, Linear
+from demucs_infer.fast.kernels import Conv, Halves, Linear
 from demucs_infer.fast.memory import (
     as_image,
     channels_last,
@@ -46,9 +46,9 @@ def fits_waveform(layer: nn.Sequential) -> bool:
     return nn.GroupNorm not in kinds and nn.ReLU not in kinds and nn.GLU in kinds and plain(dconv)
 
 
-def gate(wide: Tensor, out: Tensor) -> None:
-    """The gated linear unit over the last axis, straight to where it belongs."""
-    torch.ops.aten.glu.out(wide.to(out.dtype), -1, out=out)
+def gate(values: Tensor, gates: Tensor, out: Tensor) -> None:
+    """The gated linear unit, straight to where it belongs."""
+    torch.mul(values.to(out.dtype), gates.to(out.dtype).sigmoid_(), out=out)
 
 
 def _fast(dconv: nn.Module | None) -> FastDConv | None:
@@ -66,7 +66,7 @@ class DownOverBins:
         self._padding = cast(tuple[int, int], conv.padding)[0]
         self._conv = Conv(conv.weight, conv.bias, dtype, stride=(self._stride, 1))
         self._dconv = _fast(dconv)
-        self._mix = Linear(rewrite.weight.flatten(1), rewrite.bias, dtype)
+        self._mix = Halves(Linear, rewrite.weight.flatten(1), rewrite.bias, dtype)
 
     def __call__(self, x: Tensor, inject: Tensor | None) -> Tensor:
         batch, _, bins, steps = x.shape
@@ -81,8 +81,8 @@ class DownOverBins:
                 y = F.gelu(y + inject[item : item + 1, :, None])
             rows = rows_of(y[0])
             if self._dconv is not None:
-                self._dconv.over_rows(rows)
-            gate(self._mix(rows), rows_of(out[item])[start:stop])
+                self._dconv.add_to(rows)
+            gate(*self._mix(rows), rows_of(out[item])[start:stop])
         return out
 
 
@@ -97,7 +97,7 @@ class DownOverTime:
         weight = as_image(conv.weight)
         self._conv = Conv(weight, conv.bias, dtype, stride=stride, padding=(0, padding))
         self._dconv = _fast(dconv)
-        self._mix = Linear(rewrite.weight.flatten(1), rewrite.bias, dtype)
+        self._mix = Halves(Linear, rewrite.weight.flatten(1), rewrite.bias, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self._conv(channels_last(x), gelu=True).float()
@@ -106,14 +106,14 @@ class DownOverTime:
         for item in range(batch):
             whole, result = rows_of(y[item])[0], rows_of(out[item])[0]  # (T C)
             if self._dconv is not None:
-                self._dconv.over_whole(whole)
+                self._dconv.add_to(whole[None])
             for start, stop in tiles(steps, 8 * channels):
-                gate(self._mix(whole[start:stop]), result[start:stop])
+                gate(*self._mix(whole[start:stop]), result[start:stop])
         return out[:, :, 0]
 
 
 class UpOverBins:
-    """Convolution with its neighbours, gate, branches; in tiles of bins: (B C F T)."""
+    """Convolution with its neighbours, gate, branches, spread; in tiles of bins: (B C F T)."""
 
     def __init__(
         self,
@@ -121,24 +121,40 @@ class UpOverBins:
         dconv: nn.Module | None,
         up: nn.ConvTranspose2d,
         dtype: torch.dtype,
+        *,
+        last: bool,
     ) -> None:
         self._beside, across = cast(tuple[int, int], rewrite.padding)
-        self._conv = Conv(rewrite.weight, rewrite.bias, dtype, padding=(0, across))
+        self._mix = Halves(Conv, rewrite.weight, rewrite.bias, dtype, padding=(0, across))
         self._dconv = _fast(dconv)
-        self.spread = Spread(up, dtype)
+        self._spread = Spread(up, dtype, last=last)
 
     def __call__(self, x: Tensor, skip: Tensor) -> Tensor:
         x, skip = channels_last(x), channels_last(skip)
         batch, channels, bins, steps = x.shape
-        out = empty_last((batch, channels, bins, steps))
+        reach, stride = self._spread.reach, self._spread.stride
+        size = (batch, self._spread.channels, (bins + reach) * stride, steps)
+        z = empty_last(size)
+        before = silence = torch.zeros(reach, steps, channels)
         for item, start, stop in tiles_of_each(batch, bins, 8 * channels * steps):
-            edges = start - self._beside, stop + self._beside
-            both = read_rows(x[item : item + 1], *edges) + read_rows(skip[item : item + 1], *edges)
-            rows = rows_of(out[item])[start:stop]
-            gate(rows_of(self._conv(both)[0]), rows)
-            if self._dconv is not None:
-                self._dconv.over_rows(rows)
-        return out
+            # What lies beside a tile reaches into it: rows that were made before, or silence.
+            before = before if start else silence
+            after = silence[: reach if stop == bins else 0]
+            block = torch.empty(reach + stop - start + len(after), steps, channels)
+            block[:reach], block[reach + stop - start :] = before, after
+            self._fill(block[reach : reach + stop - start], x[item], skip[item], start)
+            before = block[stop - start :][:reach]
+            target = rows_of(z[item])[start * stride : (start + len(block) - reach) * stride]
+            self._spread.over_rows(block, target)
+        return z[:, :, : self._spread.length(bins)]
+
+    def _fill(self, rows: Tensor, x: Tensor, skip: Tensor, start: int) -> None:
+        """What is to be spread, from bin `start` on."""
+        edges = start - self._beside, start + len(rows) + self._beside
+        values, gates = self._mix(read_rows(x[None], *edges) + read_rows(skip[None], *edges))
+        gate(rows_of(values[0]), rows_of(gates[0]), rows)
+        if self._dconv is not None:
+            self._dconv.add_to(rows)
 
 
 class UpOverTime:
@@ -150,39 +166,65 @@ class UpOverTime:
         dconv: nn.Module | None,
         up: nn.ConvTranspose1d,
         dtype: torch.dtype,
+        *,
+        last: bool,
     ) -> None:
         padding = cast(tuple[int], rewrite.padding)[0]
-        self._conv = Conv(as_image(rewrite.weight), rewrite.bias, dtype, padding=(0, padding))
+        weight = as_image(rewrite.weight)
+        self._mix = Halves(Conv, weight, rewrite.bias, dtype, padding=(0, padding))
         self._dconv = _fast(dconv)
-        self.spread = Spread(up, dtype)
+        self._spread = Spread(up, dtype, last=last)
 
     def __call__(self, x: Tensor) -> Tensor:
-        wide = self._conv(channels_last(x))
-        batch, channels, _, steps = wide.shape
-        out = empty_last((batch, channels // 2, 1, steps))
+        halves = self._mix(channels_last(x))
+        batch, channels, _, steps = halves[0].shape
+        out = empty_last((batch, channels, 1, steps))
         for item in range(batch):
-            both, whole = rows_of(wide[item])[0], rows_of(out[item])[0]  # (T C)
-            for start, stop in tiles(steps, 4 * channels):
-                gate(both[start:stop], whole[start:stop])
+            values, gates = (rows_of(half[item])[0] for half in halves)  # (T C)
+            whole = rows_of(out[item])[0]
+            for start, stop in tiles(steps, 8 * channels):
+                gate(values[start:stop], gates[start:stop], whole[start:stop])
             if self._dconv is not None:
-                self._dconv.over_whole(whole)
-        return out[:, :, 0]
+                self._dconv.add_to(whole[None])
+        return self._spread.over_time(out)
 
 
 class Spread:
-    """The transposed convolution: from the coarse to the fine side, padding included."""
+    """A transposed convolution as a plain one, and the GELU after it unless it is the `last`.
 
-    def __init__(self, up: nn.Module, dtype: torch.dtype) -> None:
-        weight, bias = cast(Tensor, up.weight), cast(Tensor, up.bias)
-        self._weight = as_image(weight.detach()).to(dtype, memory_format=torch.channels_last)
-        self._bias = bias.detach().to(dtype)
-        stride = cast(tuple[int, ...], up.stride)
-        self._stride = stride if len(stride) == 2 else (1, *stride)
+    `stride` fine steps that begin at the same coarse step hear that one and `reach` before it.
+    """
 
-    def __call__(self, y: Tensor) -> Tensor:
-        image = channels_last(y).to(self._weight.dtype)
-        z = F.conv_transpose2d(image, self._weight, self._bias, self._stride).float()
-        return z if y.dim() == 4 else z[:, :, 0]
+    def __init__(self, up: nn.Module, dtype: torch.dtype, *, last: bool) -> None:
+        weight, bias = cast(Tensor, up.weight).detach(), cast(Tensor, up.bias).detach()
+        self.stride, self.channels = cast(tuple[int, ...], up.stride)[0], weight.shape[1]
+        over_bins, weight = weight.dim() == 4, weight.flatten(2)
+        self.reach = -(-weight.shape[2] // self.stride) - 1
+        self._surplus = (self.reach + 1) * self.stride - weight.shape[2]
+        taps = F.pad(weight, (0, self._surplus)).unflatten(2, (-1, self.stride)).flip(2)
+        plain = taps.permute(3, 1, 0, 2).flatten(0, 1)  # (stride*C' C reach+1)
+        plain = plain[..., None] if over_bins else as_image(plain)
+        padding = (0, 0 if over_bins else self.reach)
+        self._conv = Conv(plain, bias.repeat(self.stride), dtype, padding=padding)
+        self._last = last
+
+    def length(self, coarse: int) -> int:
+        """Fine steps that as many coarse ones reach."""
+        return (coarse + self.reach) * self.stride - self._surplus
+
+    def over_rows(self, block: Tensor, out: Tensor) -> None:
+        """Rows (reach+R T C), the first of which are only heard, into (R*stride T C')."""
+        fine = rows_of(self._conv(block.permute(2, 0, 1)[None])[0])
+        fine = fine.unflatten(2, (self.stride, -1)).transpose(1, 2)
+        out.view(fine.shape).copy_(fine)
+        if not self._last:
+            torch.ops.aten.gelu_(out)
+
+    def over_time(self, y: Tensor) -> Tensor:
+        """(B C 1 T) -> (B C' T')."""
+        fine = self._conv(y).float().permute(0, 2, 3, 1).reshape(len(y), -1, self.channels)
+        fine = fine[:, : self.length(y.shape[3])]
+        return (fine if self._last else torch.ops.aten.gelu_(fine)).transpose(1, 2)
 
 
 class FastEncoder(nn.Module):
@@ -209,7 +251,10 @@ class FastEncoder(nn.Module):
 
 
 class FastDecoder(nn.Module):
-    """`DecoderLayer`."""
+    """`DecoderLayer`; what lies before the transposed convolution is not kept.
+
+    Only levels that merge are asked for that, and they have no fast form.
+    """
 
     def __init__(self, layer: DecoderLayer, dtype: torch.dtype) -> None:
         super().__init__()
@@ -217,15 +262,17 @@ class FastDecoder(nn.Module):
         self.empty = False
         self._layer = layer
         parts: Any = (layer.rewrite, layer.dconv, layer.conv_tr, dtype)
-        self._up = (UpOverBins if layer.config.over_frequency else UpOverTime)(*parts)
+        over_bins = layer.config.over_frequency
+        self._over_bins = UpOverBins(*parts, last=layer.last) if over_bins else None
+        self._over_time = None if over_bins else UpOverTime(*parts, last=layer.last)
 
     def forward(self, x: Tensor, skip: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        if isinstance(self._up, UpOverTime):
-            y = self._up(x + skip)
+        if self._over_time is not None:
+            z = self._over_time(x + skip)
         else:
-            y = self._up(x.unflatten(1, (-1, skip.shape[2])) if x.dim() == 3 else x, skip)
-        z = self._layer.trim(self._up.spread(y), length)
-        return (z if self._layer.last else torch.ops.aten.gelu_(z)), y
+            assert self._over_bins is not None
+            z = self._over_bins(x.unflatten(1, (-1, skip.shape[2])) if x.dim() == 3 else x, skip)
+        return self._layer.trim(z, length), x.new_empty(0)
 
 
 class FastWaveEncoder(nn.Module):
@@ -249,12 +296,10 @@ class FastWaveDecoder(nn.Module):
         rewrite = next(module for module in layer if isinstance(module, nn.Conv1d))
         up = next(module for module in layer if isinstance(module, nn.ConvTranspose1d))
         dconv = next((module for module in layer if isinstance(module, DConv)), None)
-        self._last = layer[-1] is up
-        self._up = UpOverTime(rewrite, dconv, up, dtype)
+        self._up = UpOverTime(rewrite, dconv, up, dtype, last=layer[-1] is up)
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self._up.spread(self._up(x))
-        return z if self._last else torch.ops.aten.gelu_(z)
+        return self._up(x)
 
 
 class FastPointwise(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_TILE_BYTES = 2 << 20
+_TILE_BYTES = 4 << 20
 """What the widest result of a tile may take: about the second-level caches of two cores."""
 
 

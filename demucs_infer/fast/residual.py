@@ -1,6 +1,6 @@
 """The residual branches of a level, in place and in tiles that stay in the cache.
 
-Shapes: C channels, T steps of time, R rows that are normalised each by itself.
+Shapes: R rows that are normalised each by itself, T steps of time, C channels, H hidden ones.
 """
 
 from typing import Any, cast
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demucs_infer.fast.kernels import Conv, Linear, linear
-from demucs_infer.fast.memory import rows_of, tiles
+from demucs_infer.fast.kernels import linear
+from demucs_infer.fast.memory import tiles
 from demucs_infer.layers import DConv
 
 
@@ -20,85 +20,87 @@ def plain(dconv: nn.Module | None) -> bool:
 
 
 class Branch:
-    """One residual branch of a DConv, added in place."""
+    """One residual branch of a DConv: convolution, norm, GELU, mixing, norm, gate and scale.
+
+    There are so few hidden channels that time is what lies side by side in them.
+    """
 
     def __init__(self, layer: nn.Sequential) -> None:
-        conv, self._norm, _, mix, norm, _, scale = cast(Any, tuple(layer))
-        self.hidden = conv.out_channels
-        dilation = conv.dilation[0]
-        self._conv = Conv(
-            conv.weight[:, :, None],
-            conv.bias,
-            torch.float32,
-            padding=(0, dilation),
-            dilation=(1, dilation),
-        )
-        # The scale that follows the gate multiplies the half that is not the gate.
-        gain = torch.cat([scale.scale.detach(), torch.ones_like(scale.scale)])
-        self._gain = (norm.weight.detach() * gain).contiguous()
-        self._shift = (norm.bias.detach() * gain).contiguous()
-        self._eps = norm.eps
+        conv, norm, _, mix, mix_norm, _, scale = cast(Any, tuple(layer))
+        (self._dilation,) = conv.dilation
+        self._taps = conv.weight.detach().permute(2, 0, 1).contiguous()  # (K H C)
+        self._shift = conv.bias.detach()[:, None, None]
+        self._norm, self._eps = norm, mix_norm.eps
         self._weight = mix.weight.detach()[:, :, 0].contiguous()
         self._bias = mix.bias.detach()
-        self._mix = Linear(self._weight, self._bias, torch.float32)
-        self._tables: dict[int, tuple[Tensor, ...]] = {}
+        # The scale that follows the gate multiplies the half that is not the gate.
+        gain = torch.cat([scale.scale.detach(), torch.ones_like(scale.scale)])
+        self._mix_gain = (mix_norm.weight.detach() * gain).double()
+        self._mix_shift = (mix_norm.bias.detach() * gain).double()
+        # What `_normalised` asks of the mixing: sums over its outputs.
+        weight, bias = self._weight.double(), self._bias.double()
+        self._squares = weight.t() @ weight
+        self._sums = torch.stack([weight.sum(0), 2 * bias @ weight], dim=1)
+        self._rest = torch.stack([bias.sum(), bias.square().sum()])
 
-    def add_to_rows(self, y: Tensor) -> None:
-        """Every row (T C) of `y` (R T C) by itself."""
-        rows, steps, _ = y.shape
-        gain, shift, wide_gain, wide_shift = self._tables_for(steps)
-        hidden = rows_of(self._conv(y.permute(2, 0, 1)[None])[0]).reshape(rows, -1)
-        hidden = F.layer_norm(hidden, hidden.shape[1:], gain, shift, self._norm.eps)
-        hidden = F.gelu(hidden).view(rows * steps, self.hidden)
-        wide = self._mix(hidden).view(rows, -1)
-        wide = F.layer_norm(wide, wide.shape[1:], wide_gain, wide_shift, self._eps)
-        y += F.glu(wide.view(rows, steps, -1), -1)
-
-    def _tables_for(self, steps: int) -> tuple[Tensor, ...]:
-        """The affine parts of the norms, for every step: a norm over a row takes one each."""
-        if steps not in self._tables:
-            parts = (self._norm.weight, self._norm.bias, self._gain, self._shift)
-            self._tables = {steps: tuple(part.detach().repeat(steps) for part in parts)}
-        return self._tables[steps]
-
-    def add_to_whole(self, y: Tensor) -> None:
-        """`y` (T C) as one row, too long for the cache."""
-        hidden = self._conv(y.t()[None, :, None])[0, :, 0].t()  # (T C)
-        hidden -= hidden.mean()
-        gain = self._norm.weight * torch.rsqrt(hidden.square().mean() + self._norm.eps)
-        hidden = F.gelu(torch.addcmul(self._norm.bias, hidden, gain))
+    def add_to(self, y: Tensor) -> None:
+        """`y` (R T C), in place."""
+        rows, steps, channels = y.shape
+        hidden = self._hidden(y)
         weight, bias = self._normalised(hidden)
-        for start, stop in tiles(len(y), 8 * y.shape[1]):
-            y[start:stop] += F.glu(linear(hidden[start:stop], weight, bias), -1)
+        parts = list(zip(bias[:, None].chunk(2, 2), weight.mT.chunk(2, 2), strict=True))
+        for start, stop in tiles(steps, 8 * rows * channels):
+            some = hidden[..., start:stop].permute(1, 2, 0)
+            # Apart in memory: see `Halves`.
+            values, gates = (torch.baddbmm(shift, some, gain) for shift, gain in parts)
+            y[:, start:stop].addcmul_(values, gates.sigmoid_())
+
+    def _hidden(self, y: Tensor) -> Tensor:
+        """(R T C) -> (H R T): convolution, norm, GELU."""
+        hidden = self._convolved(y)
+        hidden -= hidden.mean((0, 2), keepdim=True)
+        inverse = torch.rsqrt(hidden.square().mean((0, 2), keepdim=True) + self._norm.eps)
+        gain, shift = (each[:, None, None] for each in (self._norm.weight, self._norm.bias))
+        return F.gelu(torch.addcmul(shift, hidden, gain * inverse))
+
+    def _convolved(self, y: Tensor) -> Tensor:
+        """One product for all taps, which are then added up where they belong."""
+        rows, steps, channels = y.shape
+        wide = linear(self._taps.flatten(0, 1), y.view(-1, channels))
+        taps = wide.view(*self._taps.shape[:2], rows, steps)
+        middle = len(taps) // 2
+        sums: Tensor = taps[middle] + self._shift
+        for index, tap in enumerate(taps):
+            late = (middle - index) * self._dilation
+            if late > 0:
+                sums[..., late:] += tap[..., :-late]
+            elif late < 0:
+                sums[..., :late] += tap[..., -late:]
+        return sums
 
     def _normalised(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixing weights with the norm after them folded in.
+        """The mixing with the norm after it folded in: (H R T) -> (R O H) and (R O).
 
         Mean and variance of `W h + b` over all steps follow from the sums of `h` and `h hᵀ`, so
         the wide result needs no pass of its own to be measured.
         """
-        count = len(hidden)
-        hidden = hidden.double()  # tens of thousands of steps: float32 would lose 20 dB here
-        total, gram = hidden.sum(0), hidden.t() @ hidden
-        weight, bias = self._weight.double(), self._bias.double()
-        sums = weight @ total + count * bias
-        squares = ((weight @ gram) * weight).sum(1) + 2 * bias * (weight @ total) + count * bias**2
-        size = count * len(bias)
-        mean = sums.sum() / size
-        gain = self._gain * torch.rsqrt(squares.sum() / size - mean**2 + self._eps)
-        return (gain[:, None] * weight).float(), ((bias - mean) * gain + self._shift).float()
+        steps, outputs = hidden.shape[-1], len(self._bias)
+        hidden = hidden.double().transpose(0, 1)  # in float32, long sums would lose 20 dB here
+        sums = hidden.sum(2) @ self._sums + steps * self._rest
+        sums[:, 1] += ((hidden @ hidden.mT) * self._squares).sum((1, 2))
+        mean, square = (sums / (steps * outputs)).chunk(2, 1)
+        gain = self._mix_gain * torch.rsqrt(square - mean**2 + self._eps)
+        bias = (self._bias - mean) * gain + self._mix_shift
+        return gain.float()[..., None] * self._weight, bias.float()
 
 
 class FastDConv:
-    """The residual branches of a level, in place."""
+    """The residual branches of a level."""
 
     def __init__(self, dconv: DConv) -> None:
         self._branches = [Branch(cast(nn.Sequential, layer)) for layer in dconv.layers]
 
-    def over_rows(self, y: Tensor) -> None:
+    def add_to(self, y: Tensor) -> None:
+        """`y` (R T C), in place."""
         for branch in self._branches:
-            branch.add_to_rows(y)
-
-    def over_whole(self, y: Tensor) -> None:
-        for branch in self._branches:
-            branch.add_to_whole(y)
+            branch.add_to(y)
