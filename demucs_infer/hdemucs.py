@@ -329,7 +329,7 @@ class Hybrid(nn.Module):
             return spectro(F.pad(mix, (0, missing)), self.nfft, self.hop_length)[..., :-1, :]
         # One frame every hop, the first one centred on half a hop: the time branch counts alike.
         frames = math.ceil(mix.shape[-1] / self.hop_length)
-        left = self._margin
+        left = self.margin
         right = left + frames * self.hop_length - mix.shape[-1]
         pad = F.pad(mix, (left, right)) if self.config.hybrid_old else pad_reflect(mix, left, right)
         return spectro(pad, self.nfft, self.hop_length)[..., :-1, 2 : 2 + frames]
@@ -350,11 +350,11 @@ class Hybrid(nn.Module):
         whole = self.hop_length * math.ceil(length / self.hop_length)
         if self.config.hybrid_old:  # late by the margin, as those networks were trained to be
             return ispectro(z, self.hop_length, whole)[..., :length]
-        wave = ispectro(z, self.hop_length, whole + 2 * self._margin)
-        return wave[..., self._margin : self._margin + length]
+        wave = ispectro(z, self.hop_length, whole + 2 * self.margin)
+        return wave[..., self.margin : self.margin + length]
 
     @property
-    def _margin(self) -> int:
+    def margin(self) -> int:
         return self.hop_length // 2 * 3
 
     def to_planes(self, z: Tensor) -> Tensor:

@@ -46,9 +46,13 @@ def fits_waveform(layer: nn.Sequential) -> bool:
     return nn.GroupNorm not in kinds and nn.ReLU not in kinds and nn.GLU in kinds and plain(dconv)
 
 
-def gate(values: Tensor, gates: Tensor, out: Tensor) -> None:
-    """The gated linear unit, straight to where it belongs."""
-    torch.mul(values.to(out.dtype), gates.to(out.dtype).sigmoid_(), out=out)
+def gate(values: Tensor, gates: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
+    """The gated linear unit, plus an offset, straight to where it belongs."""
+    values, gates = values.to(out.dtype), gates.to(out.dtype).sigmoid_()
+    if offset is None:
+        torch.mul(values, gates, out=out)
+    else:
+        torch.addcmul(offset, values, gates, out=out)
 
 
 def _fast(dconv: nn.Module | None) -> FastDConv | None:
@@ -57,6 +61,9 @@ def _fast(dconv: nn.Module | None) -> FastDConv | None:
 
 class DownOverBins:
     """Strided convolution, branches, gate; in tiles of bins: (B C F T) -> (B C' F' T)."""
+
+    offset: Tensor | None = None
+    """What is added in the end, whatever the input: (F' C')."""
 
     def __init__(
         self, conv: nn.Conv2d, dconv: nn.Module | None, rewrite: nn.Conv2d, dtype: torch.dtype
@@ -82,7 +89,8 @@ class DownOverBins:
             rows = rows_of(y[0])
             if self._dconv is not None:
                 self._dconv.add_to(rows)
-            gate(*self._mix(rows), rows_of(out[item])[start:stop])
+            offset = None if self.offset is None else self.offset[start:stop, None]
+            gate(*self._mix(rows), rows_of(out[item])[start:stop], offset)
         return out
 
 
@@ -216,7 +224,7 @@ class Spread:
         """Rows (reach+R T C), the first of which are only heard, into (R*stride T C')."""
         fine = rows_of(self._conv(block.permute(2, 0, 1)[None])[0])
         fine = fine.unflatten(2, (self.stride, -1)).transpose(1, 2)
-        out.view(fine.shape).copy_(fine)
+        out.unflatten(0, (-1, self.stride)).copy_(fine)
         if not self._last:
             torch.ops.aten.gelu_(out)
 
@@ -236,12 +244,12 @@ class FastEncoder(nn.Module):
         self.empty = False
         parts: Any = (layer.conv, layer.dconv, layer.rewrite, dtype)
         over_bins = layer.config.over_frequency
-        self._over_bins = DownOverBins(*parts) if over_bins else None
+        self.over_bins = DownOverBins(*parts) if over_bins else None
         self._over_time = None if over_bins else DownOverTime(*parts)
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
-        if self._over_bins is not None:
-            return self._over_bins(channels_last(x), inject)
+        if self.over_bins is not None:
+            return self.over_bins(channels_last(x), inject)
         if x.dim() == 4:
             x = x.flatten(1, 2)
         missing = -x.shape[-1] % self.config.stride

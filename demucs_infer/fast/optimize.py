@@ -92,12 +92,25 @@ def _on_processor(network: Hybrid | Demucs, dtype: torch.dtype, *, spends: bool)
             setattr(fast, name, FastPointwise(module, dtype))
         elif isinstance(module, CrossTransformer) and transformer.fits(module):
             setattr(fast, name, FastTransformer(module, dtype))
-    if isinstance(fast, Hybrid) and spectra.fits(fast):
-        object.__setattr__(fast, "to_wave", ToWave(fast))
+    if isinstance(fast, Hybrid):
+        _fold_embedding(fast)
+        if spectra.fits(fast):
+            object.__setattr__(fast, "to_wave", ToWave(fast))
     if spends:
         for name, module in network.named_children():
             _spend(module, fast._modules[name])
     return fast.eval()
+
+
+def _fold_embedding(fast: Hybrid) -> None:
+    """What tells the bins apart is constant: the outermost layer can add it while it is at it."""
+    first = fast.encoder[0]
+    if fast.freq_emb is None or not isinstance(first, FastEncoder) or first.over_bins is None:
+        return
+    bins = fast.freq_emb.embedding.num_embeddings
+    offsets = (fast.config.freq_emb * fast.freq_emb(bins)).t()
+    first.over_bins.offset = offsets.detach()
+    fast.freq_emb = None
 
 
 def _spend(module: nn.Module, fast: nn.Module | None) -> None:
