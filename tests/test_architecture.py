@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "demucs_infer"
 
 # A module may import from its own line and from any line above it.
 LAYERS = [
-    ["errors", "log", "threads", "engine.events"],
+    ["errors", "heap", "log", "threads", "engine.events"],
     ["engine.options", "engine.plan"],
     ["audio", "networks"],
     ["engine.level", "engine.stitch", "engine.stems", "weights"],

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from demucs_infer.commands.arguments import EXIT_CODES, at_least, number, order_flags
-from demucs_infer.commands.memory import keep_large_blocks
 from demucs_infer.commands.models import fetch
 from demucs_infer.commands.own import with_config
 from demucs_infer.commands.tracks import (
@@ -31,6 +30,7 @@ from demucs_infer.distributed.claims import Claims
 from demucs_infer.distributed.places import check_reach, is_remote, joined, local
 from demucs_infer.distributed.rows import Answer, Catalogue
 from demucs_infer.errors import ModelLoadingError
+from demucs_infer.heap import keep_large_blocks
 
 if TYPE_CHECKING:
     from demucs_infer.distributed.cluster import Cluster

@@ -9,8 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from demucs_infer.commands.memory import keep_large_blocks
 from demucs_infer.errors import ConfigError
+from demucs_infer.heap import keep_large_blocks
 from demucs_infer.server.settings import PREFIX, ServerSettings, convert, described, load_settings
 
 OK, USAGE, NOT_STARTED = 0, 2, 1

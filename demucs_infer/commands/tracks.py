@@ -22,10 +22,10 @@ from demucs_infer.batch.targets import Target, collisions, without_collisions
 from demucs_infer.batch.workplace import Workplace
 from demucs_infer.commands.arguments import COMMANDS
 from demucs_infer.commands.demo import compose, keep_and_score
-from demucs_infer.commands.memory import keep_large_blocks
 from demucs_infer.commands.models import fetch
 from demucs_infer.commands.own import own_model
 from demucs_infer.commands.progress import Report, choose_report
+from demucs_infer.heap import keep_large_blocks
 
 ALL_DONE, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
 

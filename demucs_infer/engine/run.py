@@ -6,7 +6,7 @@ that are separated side by side.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock, RLock
 from typing import Any, Protocol, cast
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from demucs_infer.engine.events import BatchSizeReduced, Event, Warned
 from demucs_infer.engine.options import Options
 from demucs_infer.errors import SeparationError
+from demucs_infer.heap import large_blocks_kept
 
 
 class Network(Protocol):
@@ -312,11 +313,11 @@ class Runner:
     @contextmanager
     def lease(self, networks: Iterable[Network]) -> Iterator[None]:
         """The networks on the device and in evaluation mode, and as they were afterwards."""
-        networks = list(networks)
-        if not networks:
-            yield
-            return
-        with borrowed(networks[0], self.device), self.lease(networks[1:]):
+        with ExitStack() as stack:
+            for network in networks:
+                stack.enter_context(borrowed(network, self.device))
+                if self.device_for(network).type == "cpu":
+                    stack.enter_context(large_blocks_kept())
             yield
 
     def device_for(self, network: Network) -> torch.device:

@@ -1,0 +1,79 @@
+"""Large blocks are used again while that is asked for, and only then."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap is meant")
+
+SCRIPT = """
+import resource
+import torch
+
+from demucs_infer import heap
+from demucs_infer.engine.run import Runner
+
+
+BYTES, TIMES = 64 << 20, 4
+
+
+def fill(size):
+    for _ in range(TIMES):
+        torch.ones(size // 4)
+
+
+def share(size=BYTES):
+    '''Of the pages that were filled, how many the system had to give.'''
+    fill(size), fill(size)  # until the heap has found its size
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    fill(size)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return faults / (TIMES * size / 4096)
+
+
+LARGER = 4 * BYTES  # finds no room in what was kept
+"""
+
+
+def run(body: str) -> None:
+    subprocess.run([sys.executable, "-c", SCRIPT + body], check=True)
+
+
+# All or nothing, but for what the interpreter itself touches.
+BODIES: dict[str, str] = {
+    "outside, every block is new": "assert share() > 0.9",
+    "inside, none is": """
+with heap.large_blocks_kept():
+    assert share() < 0.1
+""",
+    "afterwards it is as it was": """
+with heap.large_blocks_kept():
+    share()
+assert share(LARGER) > 0.9
+""",
+    "the last one out puts it back": """
+with heap.large_blocks_kept():
+    with heap.large_blocks_kept():
+        share()
+    assert share() < 0.1
+assert share(LARGER) > 0.9
+""",
+    "for good is for good": """
+heap.keep_large_blocks()
+with heap.large_blocks_kept():
+    share()
+assert share(LARGER) < 0.1
+""",
+    "as long as a network is in use": """
+network = torch.nn.Linear(2, 2)
+with Runner("cpu").lease([network, network]):
+    assert share() < 0.1
+assert share(LARGER) > 0.9
+""",
+}
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_large_blocks(case: str) -> None:
+    run(BODIES[case])
