@@ -107,8 +107,10 @@ class DownOverTime:
         self._dconv = _fast(dconv)
         self._mix = Halves(Linear, rewrite.weight.flatten(1), rewrite.bias, dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        y = self._conv(channels_last(x), gelu=True).float()
+    def __call__(self, x: Tensor, missing: int = 0) -> Tensor:
+        """`missing` steps at the end are silence."""
+        x = channels_last(x).to(self._conv.dtype)
+        y = self._conv(F.pad(x, (0, missing)) if missing else x, gelu=True).float()
         batch, channels, _, steps = y.shape
         out = empty_last((batch, channels, 1, steps))
         for item in range(batch):
@@ -252,9 +254,8 @@ class FastEncoder(nn.Module):
             return self.over_bins(channels_last(x), inject)
         if x.dim() == 4:
             x = x.flatten(1, 2)
-        missing = -x.shape[-1] % self.config.stride
         assert self._over_time is not None
-        y = self._over_time(F.pad(x, (0, missing)) if missing else x)
+        y = self._over_time(x, -x.shape[-1] % self.config.stride)
         return y if inject is None else y + inject
 
 

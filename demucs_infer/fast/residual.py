@@ -29,7 +29,7 @@ class Branch:
         conv, norm, _, mix, mix_norm, _, scale = cast(Any, tuple(layer))
         (self._dilation,) = conv.dilation
         self._taps = conv.weight.detach().permute(2, 0, 1).contiguous()  # (K H C)
-        self._shift = conv.bias.detach()[:, None, None]
+        self._shift = conv.bias.detach()[:, None]
         self._norm, self._eps = norm, mix_norm.eps
         self._weight = mix.weight.detach()[:, :, 0].contiguous()
         self._bias = mix.bias.detach()
@@ -50,44 +50,41 @@ class Branch:
         weight, bias = self._normalised(hidden)
         parts = list(zip(bias[:, None].chunk(2, 2), weight.mT.chunk(2, 2), strict=True))
         for start, stop in tiles(steps, 8 * rows * channels):
-            some = hidden[..., start:stop].permute(1, 2, 0)
+            some = hidden[..., start:stop].mT
             # Apart in memory: see `Halves`.
             values, gates = (torch.baddbmm(shift, some, gain) for shift, gain in parts)
             y[:, start:stop].addcmul_(values, gates.sigmoid_())
 
     def _hidden(self, y: Tensor) -> Tensor:
-        """(R T C) -> (H R T): convolution, norm, GELU."""
-        hidden = self._convolved(y)
-        hidden -= hidden.mean((0, 2), keepdim=True)
-        inverse = torch.rsqrt(hidden.square().mean((0, 2), keepdim=True) + self._norm.eps)
-        gain, shift = (each[:, None, None] for each in (self._norm.weight, self._norm.bias))
-        return F.gelu(torch.addcmul(shift, hidden, gain * inverse))
+        """(R T C) -> (R H T): convolution, norm, GELU."""
+        norm = self._norm
+        return F.gelu(F.group_norm(self._convolved(y), 1, norm.weight, norm.bias, norm.eps))
 
     def _convolved(self, y: Tensor) -> Tensor:
         """One product for all taps, which are then added up where they belong."""
         rows, steps, channels = y.shape
         wide = linear(self._taps.flatten(0, 1), y.view(-1, channels))
-        taps = wide.view(*self._taps.shape[:2], rows, steps)
+        taps = wide.view(*self._taps.shape[:2], rows, steps).transpose(1, 2)
         middle = len(taps) // 2
-        sums: Tensor = taps[middle] + self._shift
+        sums = torch.add(taps[middle], self._shift, out=y.new_empty(taps.shape[1:]))
         for index, tap in enumerate(taps):
             late = (middle - index) * self._dilation
             if late > 0:
-                sums[..., late:] += tap[..., :-late]
+                sums[..., late:].add_(tap[..., :-late])
             elif late < 0:
-                sums[..., :late] += tap[..., -late:]
+                sums[..., :late].add_(tap[..., -late:])
         return sums
 
     def _normalised(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixing with the norm after it folded in: (H R T) -> (R O H) and (R O).
+        """The mixing with the norm after it folded in: (R H T) -> (R O H) and (R O).
 
         Mean and variance of `W h + b` over all steps follow from the sums of `h` and `h hᵀ`, so
         the wide result needs no pass of its own to be measured.
         """
         steps, outputs = hidden.shape[-1], len(self._bias)
-        hidden = hidden.double().transpose(0, 1)  # in float32, long sums would lose 20 dB here
+        hidden = hidden.double()  # in float32, long sums would lose 20 dB here
         sums = hidden.sum(2) @ self._sums + steps * self._rest
-        sums[:, 1] += ((hidden @ hidden.mT) * self._squares).sum((1, 2))
+        sums[:, 1].add_(((hidden @ hidden.mT) * self._squares).sum((1, 2)))
         mean, square = (sums / (steps * outputs)).chunk(2, 1)
         gain = self._mix_gain * torch.rsqrt(square - mean**2 + self._eps)
         bias = (self._bias - mean) * gain + self._mix_shift
