@@ -9,19 +9,20 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+TRACK = ExitStack()
+"""What the engine has around a track, for orders that ask less than a track of it."""
 
 PACKAGE = {"ours": "demucs_infer", "upstream": "demucs", "peer": "demucs_infer"}
 
 
 def network(side: str, order: dict[str, Any]) -> Callable[[], Any]:
-    """One window through one network; ours as the engine runs it."""
+    """One window through one network; ours as it is run within a track."""
     import torch
-
-    around: Callable[[], Any] = nullcontext
 
     load = import_module(f"{PACKAGE[side]}.pretrained").get_model
     member = load(order["model"], repo=Path(order["repo"])).models[0].eval().to(order["device"])
@@ -30,12 +31,12 @@ def network(side: str, order: dict[str, Any]) -> Callable[[], Any]:
 
         member = optimize(member, order["precision"], device=order["device"])
         if order["device"] == "cpu":
-            around = import_module("demucs_infer.heap").large_blocks_kept
+            TRACK.enter_context(import_module("demucs_infer.heap").large_blocks_kept())
     samples = int(order["seconds"] * 44_100)
     window = torch.load(order["track"], weights_only=True)[None, :, :samples].to(order["device"])
 
     def run() -> Any:
-        with torch.inference_mode(), around():
+        with torch.inference_mode():
             answer = member(window)
         return answer[0].float().cpu()
 
