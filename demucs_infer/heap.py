@@ -32,10 +32,11 @@ def large_blocks_kept() -> Iterator[None]:
         _hold(-1)
 
 
-def keep_large_blocks() -> None:
-    """The same for good, for a process that does nothing else. Before torch allocates."""
-    _hold(1)
-    # Large blocks in a heap for each thread leave holes; in one heap others fill them.
+def share_one_heap() -> None:
+    """One heap for all threads of a process that does nothing else; before torch allocates.
+
+    Large blocks in a heap for each leave holes; in one heap others fill them.
+    """
     _tell({_M_ARENA_MAX: 1})
 
 

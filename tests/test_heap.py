@@ -12,7 +12,8 @@ import resource
 import torch
 
 from demucs_infer import heap
-from demucs_infer.engine.run import Runner
+from demucs_infer.engine.options import Options
+from demucs_infer.engine.pipeline import TensorTrack, separate
 
 
 BYTES, TIMES = 64 << 20, 4
@@ -32,6 +33,17 @@ def share(size=BYTES):
     return faults / (TIMES * size / 4096)
 
 
+class Echo:
+    sources, samplerate, audio_channels = ["all"], 100, 2
+
+    def __init__(self, segment):
+        self.segment = segment
+
+    def __call__(self, mix):
+        return mix[:, None]
+
+
+TRACK = TensorTrack(torch.randn(2, 300))
 LARGER = 4 * BYTES  # finds no room in what was kept
 """
 
@@ -59,17 +71,17 @@ with heap.large_blocks_kept():
     assert share() < 0.1
 assert share(LARGER) > 0.9
 """,
-    "for good is for good": """
-heap.keep_large_blocks()
-with heap.large_blocks_kept():
-    share()
-assert share(LARGER) < 0.1
-""",
-    "as long as a network is in use": """
-network = torch.nn.Linear(2, 2)
-with Runner("cpu").lease([network, network]):
-    assert share() < 0.1
+    "while a track is separated": """
+shares = [share() for _ in separate(TRACK, Echo(1))]
+assert len(shares) > 2 and max(shares) < 0.1
 assert share(LARGER) > 0.9
+""",
+    "not where a window takes hundreds of megabytes": """
+for echo, options in [
+    (Echo(44), Options()), (Echo(1), Options(segment_seconds=44)), (Echo(1), Options(batch_size=44))
+]:
+    shares = [share(LARGER) for _ in separate(TRACK, echo, options=options)]
+    assert shares and min(shares) > 0.9
 """,
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from demucs_infer.errors import ConfigError
-from demucs_infer.heap import keep_large_blocks
+from demucs_infer.heap import share_one_heap
 from demucs_infer.server.settings import PREFIX, ServerSettings, convert, described, load_settings
 
 OK, USAGE, NOT_STARTED = 0, 2, 1
@@ -51,7 +51,7 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError(
             f"{error.name} is missing: pip install 'demucs-infer[serve]' brings it"
         ) from error
-    keep_large_blocks()
+    share_one_heap()
     _log(is_debug)
     logging.getLogger("demucs_infer").info("http://%s:%s/", settings.host, settings.port)
     return OK if serve(settings) else NOT_STARTED

@@ -31,6 +31,7 @@ from demucs_infer.engine.plan import (
 from demucs_infer.engine.run import Ensemble, Network, Runner, draws_when_run, window_rule
 from demucs_infer.engine.stems import StemPlan, choose_stems, needed_members
 from demucs_infer.engine.stitch import OverlapAdd, Tape, make_window, usable_weights
+from demucs_infer.heap import large_blocks_kept
 
 # A triangle is never 0, but a high power of it can be: there, too small to change a sum.
 _FLOOR = {"triangle": 1e-30}
@@ -168,7 +169,10 @@ def separate_many(
     with ExitStack() as stack:
         if options.workers and pool is None:
             pool = stack.enter_context(ThreadPoolExecutor(options.workers))
-        stack.enter_context(runner.lease(ensemble.members[i] for i in setup.members))
+        members = [ensemble.members[index] for index in setup.members]
+        stack.enter_context(runner.lease(members))
+        if runner.reuses_blocks(members, options):
+            stack.enter_context(large_blocks_kept())
         orders = stack.enter_context(closing(_orders(tracks, setup)))
         packs = stack.enter_context(closing(_pack(orders, together)))
         for item in stack.enter_context(closing(_run(packs, setup, pool))):

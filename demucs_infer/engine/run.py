@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from demucs_infer.engine.events import BatchSizeReduced, Event, Warned
 from demucs_infer.engine.options import Options
 from demucs_infer.errors import SeparationError
-from demucs_infer.heap import large_blocks_kept
 
 
 class Network(Protocol):
@@ -288,6 +287,10 @@ def _same(one: torch.device | None, other: torch.device | None) -> bool:
 _BYTES_PER_SAMPLE = 1600
 _LARGEST_AUTO = 16
 
+_KEPT_SECONDS = 12
+"""Sound at a time up to which blocks are tens of megabytes. Of hundreds, kept by a heap, the holes
+between them would double what the process takes."""
+
 
 class Runner:
     """A device, and what was learnt about it: how large a batch may be, for every network.
@@ -316,9 +319,16 @@ class Runner:
         with ExitStack() as stack:
             for network in networks:
                 stack.enter_context(borrowed(network, self.device))
-                if self.device_for(network).type == "cpu":
-                    stack.enter_context(large_blocks_kept())
             yield
+
+    def reuses_blocks(self, networks: Iterable[Network], options: Options) -> bool:
+        """Whether what a window leaves behind is worth keeping for the next one."""
+        return options.split and all(
+            self.device_for(network).type == "cpu"
+            and (options.segment_seconds or network.segment) * self.batch_size(network, 0, options)
+            <= _KEPT_SECONDS
+            for network in networks
+        )
 
     def device_for(self, network: Network) -> torch.device:
         """Where `network` runs: the device of the runner, or the one that it is on."""
