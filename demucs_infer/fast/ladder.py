@@ -186,6 +186,10 @@ class UpOverTime:
         self._spread = Spread(up, dtype, last=last)
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self._spread.over_time(self._coarse(x))
+
+    def _coarse(self, x: Tensor) -> Tensor:
+        """What is to be spread; here, so that what it is made of is gone by then: (B C 1 T)."""
         halves = self._mix(channels_last(x))
         batch, channels, _, steps = halves[0].shape
         out = empty_last((batch, channels, 1, steps))
@@ -196,7 +200,7 @@ class UpOverTime:
                 gate(values[start:stop], gates[start:stop], whole[start:stop])
             if self._dconv is not None:
                 self._dconv.add_to(whole[None])
-        return self._spread.over_time(out)
+        return out
 
 
 class Spread:

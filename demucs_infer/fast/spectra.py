@@ -20,7 +20,7 @@ _HOPS = 4
 def fits(network: Hybrid) -> bool:
     """Whether the planes are real and imaginary parts, in the frames of both branches."""
     config = network.config
-    return config.cac and config.hybrid and not config.hybrid_old
+    return config.cac and config.hybrid and not config.hybrid_old and config.nfft % _HOPS == 0
 
 
 class ToWave:
