@@ -7,9 +7,11 @@ happens.
 """
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import lru_cache
 from threading import Lock
 
 # From malloc.h, and what glibc arrives at by itself once it has seen large blocks.
@@ -18,13 +20,19 @@ _USUAL = {_M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_THRESHOLD: 32 << 20, _M_MMAP_MAX:
 # The threshold of mapping itself cannot be raised beyond 32 MB: no mapping at all.
 _KEPT = {_M_TRIM_THRESHOLD: 1 << 30, _M_MMAP_MAX: 0}
 
+_OWN_RULES = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+"""Whoever started the process with one of these has decided already."""
+
 _lock = Lock()
 _holders = 0
 
 
 @contextmanager
 def large_blocks_kept() -> Iterator[None]:
-    """While this lasts, large blocks that are freed stay with the process, to be used again."""
+    """While this lasts, large blocks that are freed stay with the process, to be used again.
+
+    Afterwards all that is free goes back to the system.
+    """
     _hold(1)
     try:
         yield
@@ -44,14 +52,30 @@ def _hold(more: int) -> None:
     global _holders
     with _lock:
         before, _holders = _holders, _holders + more
-        if not before or not _holders:
-            _tell(_KEPT if _holders else _USUAL)
+        if before and _holders or not _OWN_RULES.isdisjoint(os.environ):
+            return
+        _tell(_KEPT if _holders else _USUAL)
+        if not _holders:
+            _trim()
 
 
 def _tell(options: dict[int, int]) -> None:
-    if not sys.platform.startswith("linux"):
-        return
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
+    libc = _libc()
+    if libc is not None and hasattr(libc, "mallopt"):
         for option, value in options.items():
             libc.mallopt(option, value)
+
+
+def _trim() -> None:
+    libc = _libc()
+    if libc is not None and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+@lru_cache(maxsize=1)
+def _libc() -> ctypes.CDLL | None:
+    """glibc, where that is what there is."""
+    try:
+        return ctypes.CDLL("libc.so.6") if sys.platform.startswith("linux") else None
+    except OSError:
+        return None

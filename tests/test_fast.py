@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer.demucs import Demucs
-from demucs_infer.fast import kernels
+from demucs_infer.fast import kernels, memory
 from demucs_infer.fast.compiled import compiled
 from demucs_infer.fast.optimize import choose_precision, optimize
 from demucs_infer.fast.reduced import Reduced
@@ -84,11 +84,36 @@ def test_a_hybrid(kwargs: dict[str, Any]) -> None:
         {"gelu": False},
         {"depth": 5},
         {"kernel_size": 7, "stride": 3},
+        {"kernel_size": 3, "stride": 1, "depth": 2},
     ],
 )
 def test_a_waveform_network(kwargs: dict[str, Any]) -> None:
     network = randomise(Demucs(**(TINY["Demucs"] | {"channels": 8} | kwargs)))
     assert_class_b(network, noise(2, 4321).expand(2, 2, -1))
+
+
+def test_bins_that_a_stride_leaves_out() -> None:
+    kwargs = {"t_layers": 0, "stride": 5, "multi_freqs": [0.5], "multi_freqs_depth": 3}
+    assert_class_b(randomise(HTDemucs(**(BASE | kwargs))), noise(2, 8000)[None])
+
+
+@pytest.mark.parametrize("length", [300, 301, 4321])
+def test_tiles_of_one_row(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every seam there can be; at 300 samples the innermost row of a branch is one number."""
+    monkeypatch.setattr(memory, "_TILE_BYTES", 1)
+    for network in (HDemucs(**TINY["HDemucs"]), Demucs(**(TINY["Demucs"] | {"channels": 8}))):
+        assert_class_b(randomise(network), noise(2, length).expand(2, 2, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_the_bits(dtype: torch.dtype) -> None:
+    """What the network computes in them, the fast form computes no worse."""
+    network = randomise(Demucs(**(TINY["Demucs"] | {"channels": 8}))).to(dtype)
+    mix = noise(2, 4321)[None]
+    with torch.inference_mode():
+        fast, plain = optimize(network)(mix), network(mix.to(dtype)).float()
+        exact = copy.deepcopy(network).float()(mix)
+    assert decibels(exact, fast) > decibels(exact, plain)
 
 
 def test_a_silent_window_is_finite() -> None:

@@ -78,6 +78,8 @@ class DownOverBins:
     def __call__(self, x: Tensor, inject: Tensor | None) -> Tensor:
         batch, _, bins, steps = x.shape
         bins = (bins + 2 * self._padding - self._size) // self._stride + 1
+        if self.offset is not None and len(self.offset) < bins:
+            raise ValueError(f"{bins} bins, and embeddings for {len(self.offset)}")
         out = empty_last((batch, self._channels, bins, steps))
         for item, start, stop in tiles_of_each(batch, bins, 8 * self._channels * steps):
             first = start * self._stride - self._padding

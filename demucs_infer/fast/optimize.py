@@ -132,6 +132,6 @@ def _layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     if isinstance(layer, DecoderLayer) and ladder.fits(layer):
         return FastDecoder(layer, dtype)
     if isinstance(layer, nn.Sequential) and ladder.fits_waveform(layer):
-        down = isinstance(layer[0], nn.Conv1d) and layer[0].stride[0] > 1
-        return (FastWaveEncoder if down else FastWaveDecoder)(layer, dtype)
+        up = any(isinstance(module, nn.ConvTranspose1d) for module in layer)
+        return (FastWaveDecoder if up else FastWaveEncoder)(layer, dtype)
     return layer

@@ -28,11 +28,12 @@ class Branch:
     def __init__(self, layer: nn.Sequential) -> None:
         conv, norm, _, mix, mix_norm, _, scale = cast(Any, tuple(layer))
         (self._dilation,) = conv.dilation
-        self._taps = conv.weight.detach().permute(2, 0, 1).contiguous()  # (K H C)
-        self._shift = conv.bias.detach()[:, None]
-        self._norm, self._eps = norm, mix_norm.eps
-        self._weight = mix.weight.detach()[:, :, 0].contiguous()
-        self._bias = mix.bias.detach()
+        self._taps = conv.weight.detach().float().permute(2, 0, 1).contiguous()  # (K H C)
+        self._shift = conv.bias.detach().float()[:, None]
+        self._norm = norm.weight.detach().float(), norm.bias.detach().float(), norm.eps
+        self._eps = mix_norm.eps
+        self._weight = mix.weight.detach().float()[:, :, 0].contiguous()
+        self._bias = mix.bias.detach().float()
         # The scale that follows the gate multiplies the half that is not the gate.
         gain = torch.cat([scale.scale.detach(), torch.ones_like(scale.scale)])
         self._mix_gain = (mix_norm.weight.detach() * gain).double()
@@ -57,8 +58,8 @@ class Branch:
 
     def _hidden(self, y: Tensor) -> Tensor:
         """(R T C) -> (R H T): convolution, norm, GELU."""
-        norm = self._norm
-        return F.gelu(F.group_norm(self._convolved(y), 1, norm.weight, norm.bias, norm.eps))
+        # Not `F.group_norm`, which refuses a single number: a short window's innermost row.
+        return F.gelu(torch.group_norm(self._convolved(y), 1, *self._norm))
 
     def _convolved(self, y: Tensor) -> Tensor:
         """One product for all taps, which are then added up where they belong."""
