@@ -23,3 +23,14 @@ def same_start(
     yield
     random.setstate(states[0])
     torch.set_rng_state(states[1])
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As `tests.shell` starts processes: how many threads there are decides about last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

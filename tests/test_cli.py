@@ -309,6 +309,7 @@ def test_patterns(run: Command, here: Path) -> None:
     assert len(run("'x*.wav' --json")["tracks"]) == 2
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_pipes(repo: Path, here: Path) -> None:
     words = ["-", "-o", "-", "--stems", "vocals", "--repo", repo, "-n", "9d0a6f1c", "--flac"]
     done = shell(words, cwd=here, given=(here / "song.wav").read_bytes())

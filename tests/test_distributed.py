@@ -543,7 +543,8 @@ def test_an_eviction_is_no_death(repo: Path, tmp_path: Path, out: str) -> None:
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)  # the second one is not waited for
         _, said = process.communicate(timeout=60)
-        assert process.returncode == 143
+        # Where the second one meets an interpreter that is ending already, the system's own way.
+        assert process.returncode in (143, -signal.SIGTERM)
         assert b"the same command continues" in said and b"Traceback" not in said
     code = subprocess.run(
         [sys.executable, "-m", "demucs_infer", *words, "--json"], env=environment(), cwd=tmp_path,

@@ -53,6 +53,7 @@ def stems_of(data: bytes) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist() if name[-4:] == ".wav"}
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_many_clients_at_once_each_get_their_own_stems(
     server: Server, repo: Path, tmp_path: Path
 ) -> None:
