@@ -881,6 +881,7 @@ def test_an_eviction_is_no_death_on_ray(repo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_catalogue_on_ray_survives_deaths(repo: Path, tmp_path: Path) -> None:
     """60 files: one is corrupt, one kills its worker, and one worker is killed from outside."""
     need_module("ray.data")
