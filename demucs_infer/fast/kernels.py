@@ -30,7 +30,7 @@ def packs() -> bool:
     try:
         flat = _pack_linear(weight)
         same = torch.ops.mkldnn._linear_pointwise(x, flat, None, "none", [], "")
-        packed = _pack_conv(kernel, (0, 0), (1, 1), (1, 1), image.shape)
+        packed = _pack_conv(kernel, (0, 0), (1, 1), image.shape)
         also = torch.ops.mkldnn._convolution_pointwise(
             image, packed, None, (0, 0), (1, 1), (1, 1), 1, "none", [], ""
         )
@@ -43,11 +43,9 @@ def _pack_linear(weight: Tensor) -> Any:
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1024)
 
 
-def _pack_conv(
-    weight: Tensor, padding: Pair, stride: Pair, dilation: Pair, size: torch.Size
-) -> Any:
+def _pack_conv(weight: Tensor, padding: Pair, stride: Pair, size: torch.Size) -> Any:
     return torch.ops.mkldnn._reorder_convolution_weight(
-        weight, padding, stride, dilation, 1, list(size)
+        weight, padding, stride, (1, 1), 1, list(size)
     )
 
 
@@ -96,25 +94,24 @@ class Conv:
         *,
         stride: Pair = (1, 1),
         padding: Pair = (0, 0),
-        dilation: Pair = (1, 1),
     ) -> None:
         self.dtype = dtype
         self._bias = None if bias is None else bias.detach().to(dtype)
         self._weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
-        self._stride, self._padding, self._dilation = stride, padding, dilation
+        self._stride, self._padding = stride, padding
         if packs():
             size = torch.Size((1, weight.shape[1], 16 * stride[0] + 8, 16 * stride[1] + 320))
-            self._weight = _pack_conv(self._weight, padding, stride, dilation, size)
+            self._weight = _pack_conv(self._weight, padding, stride, size)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         x = x.to(self.dtype, memory_format=torch.channels_last)
         if packs():
-            geometry = (self._padding, self._stride, self._dilation)
+            geometry = (self._padding, self._stride, (1, 1))
             y: Tensor = torch.ops.mkldnn._convolution_pointwise(
                 x, self._weight, self._bias, *geometry, 1, *_then(gelu)
             )
             return y
-        y = F.conv2d(x, self._weight, self._bias, self._stride, self._padding, self._dilation)
+        y = F.conv2d(x, self._weight, self._bias, self._stride, self._padding)
         return F.gelu(y) if gelu else y
 
 

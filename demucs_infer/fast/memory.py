@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _TILE_BYTES = 4 << 20
-"""What the widest result of a tile may take: about the second-level caches of two cores."""
+"""What the halves of a gate may take in a tile: each about the second-level caches of two cores."""
 
 
 def tiles(count: int, row_bytes: int) -> Iterator[tuple[int, int]]:
