@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from demucs_infer.api import Separator
+from demucs_infer.audio.read import AudioReader
 from demucs_infer.batch.orders import Model, Order
 from demucs_infer.batch.results import Result
 from demucs_infer.batch.run import Batch, Job
@@ -328,6 +329,32 @@ def test_the_next_track_is_read_while_one_is_separated(stage: Stage) -> None:
                 time.sleep(0.01)
             found.append(len(list(spools.glob("*/journal"))))
     assert found and set(found) == {2}
+
+
+def test_a_track_is_decoded_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = Counter[str]()
+    decode = AudioReader.blocks
+
+    def counted(reader: AudioReader) -> Iterator[Tensor]:
+        passes[reader.name] += 1
+        return decode(reader)
+
+    monkeypatch.setattr(AudioReader, "blocks", counted)
+    paths = [write_song(stage.folder / f"{n}.wav", 20, seed=n) for n in range(2)]
+    stage.results(stage.batch(), paths)
+    assert sorted(passes.values()) == [1, 1]
+
+
+def test_what_was_decoded_does_not_outlast_an_interruption(stage: Stage) -> None:
+    """Only what the network made is worth its room on the disk."""
+    paths = [write_song(stage.folder / f"{n}.wav", 20, seed=n) for n in range(2)]
+    run = stage.batch().run([stage.job(path) for path in paths])
+    next(item for _, item in run if isinstance(item, ChunkProcessed))
+    held = [path.name for path in (stage.folder / "out" / PARTIAL).glob("*/*")]
+    assert "decoded.f32" in held
+    run.close()
+    left = {path.name for path in (stage.folder / "out" / PARTIAL).glob("*/*")}
+    assert "samples.f32" in left and "decoded.f32" not in left
 
 
 def test_threads_end_with_the_run(stage: Stage) -> None:

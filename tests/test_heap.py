@@ -113,3 +113,26 @@ def test_rules_of_whoever_started_the_process_stand(monkeypatch: pytest.MonkeyPa
 with heap.large_blocks_kept():
     assert share() > 0.9
 """)
+
+
+def test_what_torch_brings_is_left_to_itself() -> None:
+    """And what comes later is collected as ever."""
+    script = """
+import gc
+
+from demucs_infer import heap
+
+try:
+    with heap.never_collected():
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    assert gc.isenabled() and not gc.get_freeze_count()
+with heap.never_collected():
+    import torch
+count = gc.get_freeze_count()
+assert count > 50_000 and gc.isenabled()
+with heap.never_collected():
+    later = [[]]
+assert gc.get_freeze_count() <= count and gc.is_tracked(later)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -7,7 +7,6 @@ Shapes: C channels, t samples of a block.
 """
 
 import logging
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -28,6 +27,7 @@ from demucs_infer.audio.formats import source_depth
 from demucs_infer.audio.levels import not_written
 from demucs_infer.audio.read import Track
 from demucs_infer.audio.tags import carried
+from demucs_infer.batch.decoded import Decoded
 from demucs_infer.batch.delivery import Delivery
 from demucs_infer.batch.manifest import Manifest, Recipe, matches, sha256_file
 from demucs_infer.batch.orders import Model, Order
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 Skip = Literal["same", "existing", "nothing"]
 
-_READ_AHEAD = 8  # decoded blocks of 65 536 samples that may wait for the network
 _PATIENCE = 0.2  # seconds between two looks whether another process is still at work
 _WRITE_BEHIND = 2  # tracks whose files may still be written while others are separated
 
@@ -192,6 +191,7 @@ class Batch:
             yield from self._in_threads(jobs, stop, waiting, taken)
         finally:
             for ready in waiting:  # nothing happened to them
+                ready.track.remove()
                 ready.delivery.spool.abandon()
                 ready.delivery.workplace.leave()
 
@@ -281,7 +281,9 @@ class Batch:
             # From here on the journal knows: a decoder can kill its process as a network can.
             spool = self._begun(job, workplace)
             track = self._track(job)
-            level = measure(_until(stop, track.blocks()))
+            decoded = Decoded(workplace.folder, track.channels)
+            with closing(decoded.kept(track.blocks())) as blocks:
+                level = measure(_until(stop, blocks))
             delivery = self._delivery(job, track, workplace, spool)
         except Exception as error:
             if spool:
@@ -296,7 +298,7 @@ class Batch:
         return _Ready(
             job=job,
             recipe=recipe,
-            track=_Prepared(track, level, spool.frames, stop),
+            track=_Prepared(decoded, level, track.channels, spool.frames),
             delivery=delivery,
             resumed=spool.frames,
             warnings=(*track.warnings, *self._another_rate(delivery)),
@@ -516,15 +518,14 @@ class _Settled(Exception):
 
 
 class _Prepared:
-    """The engine's track: read ahead, its level known, what was separated before left out."""
+    """The engine's track: decoded before, its level known, what was separated before left out."""
 
-    def __init__(self, track: Track, level: Level, first: int, stop: threading.Event) -> None:
-        self.channels = track.channels
+    def __init__(self, decoded: Decoded, level: Level, channels: int, first: int) -> None:
+        self.channels = channels
         self.level = level
         self.length = level.length
         self.first = first
-        self._track = track
-        self._stop = stop
+        self._decoded = decoded
         self._left = threading.Event()
 
     def leave(self) -> None:
@@ -532,43 +533,13 @@ class _Prepared:
         self._left.set()
 
     def blocks(self) -> Iterator[Tensor]:
-        """As `_decoded`, unless nobody needs them any more."""
-        return _until(self._left, self._decoded())
+        """The samples from the first on, unless nobody needs them any more: (C t)."""
+        with closing(self._decoded.blocks()) as blocks:
+            yield from _until(self._left, blocks)
 
-    def _decoded(self) -> Iterator[Tensor]:
-        """The samples from the first on, decoded beside whoever takes them: (C t)."""
-        ready: queue.Queue[Tensor | Exception | None] = queue.Queue(_READ_AHEAD)
-        gone = threading.Event()
-
-        def put(item: Tensor | Exception | None) -> bool:
-            while not gone.is_set() and not self._stop.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def read() -> None:
-            compute_alone()
-            try:
-                for block in self._track.blocks():
-                    if not put(block):
-                        return
-                put(None)
-            except Exception as error:  # noqa: BLE001 (raised again where the blocks are taken)
-                put(error)
-
-        thread = threading.Thread(target=read, name="demucs-decode", daemon=True)
-        thread.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            gone.set()
-            thread.join()
+    def remove(self) -> None:
+        """It will not be separated."""
+        self._decoded.remove()
 
 
 Given = TypeVar("Given")

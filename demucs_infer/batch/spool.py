@@ -81,8 +81,8 @@ class Spool:
         """The next samples of all stems: (S C t)."""
         if tuple(block.shape[:-1]) != self.shape:
             raise ValueError(f"a block of shape {tuple(block.shape)} in a spool of {self.shape}")
-        frames = block.detach().to("cpu", torch.float32).flatten(0, 1).T.numpy()
-        data = frames.tobytes()
+        frames = block.detach().to("cpu", torch.float32).flatten(0, 1).T.contiguous().numpy()
+        data = frames.data
         self._data_file.write(data)
         self._data_file.flush()
         self._journal_file.write(f"{len(frames)} {zlib.crc32(data)}\n")

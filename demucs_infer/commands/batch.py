@@ -30,7 +30,7 @@ from demucs_infer.distributed.claims import Claims
 from demucs_infer.distributed.places import check_reach, is_remote, joined, local
 from demucs_infer.distributed.rows import Answer, Catalogue
 from demucs_infer.errors import ModelLoadingError
-from demucs_infer.heap import share_one_heap
+from demucs_infer.heap import never_collected, share_one_heap
 
 if TYPE_CHECKING:
     from demucs_infer.distributed.cluster import Cluster
@@ -171,8 +171,8 @@ def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
     model, order, out = model_of(args), order_of(args), _anywhere(args.out)
     disputed, total = _surveyed(args, catalogue, Claims.of(model, order), out)
     share_one_heap()
-    from demucs_infer.distributed.worker import Assignment
-
+    with never_collected():
+        from demucs_infer.distributed.worker import Assignment
     assignment = Assignment(
         model=model,
         order=order,

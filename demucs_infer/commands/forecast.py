@@ -90,11 +90,13 @@ def _cost(separator: "Separator", order: Order, todo: Sequence[float]) -> dict[s
     encoding = order.encoding(16)
     bits = encoding.bitrate_for(channels) or rate * channels * (encoding.depth or 16)
     size = bits / 8 * (_LOSSLESS if FORMATS[order.format].name in ("flac", "alac") else 1)
-    spool = separator.samplerate * separator.audio_channels * _FLOAT * max(todo)
+    second = separator.samplerate * separator.audio_channels * _FLOAT
+    # Of the track that is separated and the one that is read meanwhile, all samples are on disk.
+    decoded, spool = second * sum(sorted(todo)[-2:]), second * max(todo)
     return {
         "run_seconds": round(per_second * sum(todo), 1),
         "memory_bytes": _peak_memory(),
-        "disk_bytes": int(stems * (size * sum(todo) + spool)),
+        "disk_bytes": int(decoded + stems * (size * sum(todo) + spool)),
     }
 
 

@@ -25,7 +25,7 @@ from demucs_infer.commands.demo import compose, keep_and_score
 from demucs_infer.commands.models import fetch
 from demucs_infer.commands.own import own_model
 from demucs_infer.commands.progress import Report, choose_report
-from demucs_infer.heap import share_one_heap
+from demucs_infer.heap import never_collected, share_one_heap
 
 ALL_DONE, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
 
@@ -237,7 +237,8 @@ def _separated(
     share_one_heap()
     if model.is_remote:
         fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
-    from demucs_infer.batch.run import Batch, Job, open_separator
+    with never_collected():
+        from demucs_infer.batch.run import Batch, Job, open_separator
 
     separator = open_separator(model, order, device=args.device, jobs=args.jobs)
     if str(args.out) == STDIN and len(separator.stems) != 1:
