@@ -284,6 +284,20 @@ def test_bad_requests_say_what_is_bad(
     assert code(answer) == expected
 
 
+def test_audio_of_several_stems_is_refused_before_any_work(web: TestClient) -> None:
+    def ended() -> list[str]:
+        lines = web.get("/metrics").text.splitlines()
+        return [line for line in lines if line.startswith("demucs_jobs_total")]
+
+    web.post("/v1/separate", content=SONG)  # from here on the model's stems are known
+    before = ended()
+    for params in ({}, {"two_stems": "drums"}, {"stems": "drums,bass"}):
+        headers = {"Accept": "audio/wav"}
+        answer = web.post("/v1/separate", params=params, headers=headers, content=song(0.2, seed=9))
+        assert code(answer) == (406, "several_stems")
+    assert before and ended() == before
+
+
 def test_a_list_may_come_piece_by_piece(web: TestClient) -> None:
     twice = [("stems", "drums"), ("stems", "vocals")]
     in_query = web.post("/v1/separate", params=twice, content=SONG)

@@ -279,9 +279,11 @@ class Decoder:
         if self._first is None:
             self._first = frame.pts
         torn, self._torn = self._torn, False
+        if not (torn or self._counts):
+            return
         position = round((frame.pts - self._first) * frame.time_base * self._rate)
         gap = position - self.count
-        if (torn or self._counts) and 0 < gap <= _LONGEST_SILENCE * self._rate:
+        if 0 < gap <= _LONGEST_SILENCE * self._rate:
             if not torn:
                 self.damage.at(self.count / self._rate)
             self.count += gap
@@ -295,13 +297,16 @@ def to_float(frame: AudioFrame) -> Tensor:
     if frame.format.is_planar:
         # Not `frame.planes`, nor what calls it: from 8 channels on it looks beyond their end.
         planes = [memoryview(AudioPlane(frame, channel)) for channel in range(channels)]
-        array = np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in planes])
+        array = np.empty((channels, frame.samples), dtype)
+        for row, plane in zip(array, planes):
+            row[:] = np.frombuffer(plane, dtype, frame.samples)
     else:
         packed = np.frombuffer(memoryview(AudioPlane(frame, 0)), dtype, frame.samples * channels)
         array = packed.reshape(-1, channels).T
     if kind == "u8":
         array = array.astype(np.int16) - 128
     with np.errstate(over="ignore"):  # a double beyond float32 is an infinity, and found as one
-        # A copy in any case: the frame's memory goes with the frame.
-        samples = torch.from_numpy(array.astype(np.float32, order="C"))
+        # A copy if it is none yet: the frame's memory goes with the frame.
+        copies = not frame.format.is_planar
+        samples = torch.from_numpy(array.astype(np.float32, order="C", copy=copies))
     return samples.mul_(_SCALES[kind]) if kind in _SCALES else samples

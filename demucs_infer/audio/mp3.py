@@ -11,6 +11,7 @@ import io
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import BinaryIO
 
@@ -96,6 +97,12 @@ class FrameHeader:
         return next(one for one in choices if one.length >= 4 + one.side_bytes + _INFO_BYTES)
 
 
+@lru_cache(maxsize=256)
+def _frame_length(word: int) -> int:
+    """Of a frame with that header: a file has a few of them, and thousands of frames."""
+    return FrameHeader(word).length
+
+
 class LameEncoder:
     """Takes float samples, leaves an mp3 that comes back with its length and in its place."""
 
@@ -169,12 +176,12 @@ class LameEncoder:
         begins = self._music - len(self._rest)
         while self._next + 4 <= begins + len(known):
             place = self._next - begins
-            header = FrameHeader(int.from_bytes(known[place : place + 4], "big"))
+            word = int.from_bytes(known[place : place + 4], "big")
             if not self._first:
-                self._first = header.with_room()
+                self._first = FrameHeader(word).with_room()
                 self._file.write(bytes(self._first.length))
             self._remember(self._next)
-            self._next += header.length
+            self._next += _frame_length(word)
         self._file.write(data)
         self._music += len(data)
         self._rest = known[-3:]

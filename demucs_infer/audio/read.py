@@ -334,7 +334,9 @@ def _window(parts: Iterator[Tensor], start: int, stop: int | None) -> Iterator[T
     for part in parts:
         first, at = at, at + part.shape[-1]
         end = at if stop is None else min(at, stop)
-        if end > start:
+        if start <= first and end == at:
+            yield part
+        elif end > start:
             yield part[:, max(start - first, 0) : end - first]
         if stop is not None and at >= stop:
             return
@@ -342,17 +344,19 @@ def _window(parts: Iterator[Tensor], start: int, stop: int | None) -> Iterator[T
 
 def _rebuffer(parts: Iterator[Tensor], channels: int, frames: int) -> Iterator[Tensor]:
     """The same samples in blocks of `frames`, the last one shorter."""
-    block, filled = torch.empty(channels, frames), 0
+    held, count = [torch.empty(channels, 0)], 0
     for part in parts:
-        while part.shape[-1]:
-            taken = min(frames - filled, part.shape[-1])
-            block[:, filled : filled + taken] = part[:, :taken]
-            part, filled = part[:, taken:], filled + taken
-            if filled == frames:
-                yield block
-                block, filled = torch.empty(channels, frames), 0
-    if filled:
-        yield block[:, :filled]
+        held.append(part)
+        count += part.shape[-1]
+        if count < frames:
+            continue
+        whole = torch.cat(held, dim=-1)
+        while whole.shape[-1] >= frames:
+            yield whole[:, :frames]
+            whole = whole[:, frames:]
+        held, count = [whole], whole.shape[-1]
+    if count:
+        yield torch.cat(held, dim=-1)
 
 
 class _Watch:

@@ -119,10 +119,11 @@ def _path(args: argparse.Namespace) -> None:
 
 
 def _remove(args: argparse.Namespace) -> None:
-    gone = [
-        path for name in args.name for path in pretrained.remove(name, cache_dir=args.cache_dir)
-    ]
-    _files(args, gone)
+    gone = {name: pretrained.remove(name, cache_dir=args.cache_dir) for name in args.name}
+    for name, paths in gone.items():
+        if not paths:
+            sys.stderr.write(f"{name}: no file of it is in the cache, so nothing was deleted\n")
+    _files(args, [path for paths in gone.values() for path in paths])
 
 
 def _import(args: argparse.Namespace) -> None:

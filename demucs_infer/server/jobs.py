@@ -19,6 +19,7 @@ import anyio
 from demucs_infer.batch.orders import Model
 from demucs_infer.batch.results import Result
 from demucs_infer.engine.events import ChunkProcessed, Event, Stage
+from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import ConfigError, ModelNotFound
 from demucs_infer.pretrained import list_models, model_info
 from demucs_infer.server.pool import ModelPool, models_of
@@ -297,6 +298,24 @@ class Jobs:
             message = f"no model {name!r}; there are {', '.join(self.models)}"
             raise Refused(422, "unknown_model", message)
         return self.models[name]
+
+    def outputs(self, wish: Wish) -> tuple[str, ...] | None:
+        """The stems that a wish comes to, if those of its model are known yet."""
+        self.model(wish.model)
+        sources = self.stems[wish.model or next(iter(self.models))]
+        if sources is None:
+            return None
+        try:
+            plan = choose_stems(
+                sources,
+                stems=wish.stems,
+                derive=wish.derive,
+                two_stems=wish.two_stems,
+                other_method=wish.other_method,
+            )
+        except ValueError as error:
+            raise Refused(422, "invalid_parameters", str(error)) from error
+        return plan.outputs
 
     def _look(self, job: Job, no_cache: bool) -> None:
         """All that can be known before the network is asked; on a thread of its own."""

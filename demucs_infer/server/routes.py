@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import wave
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -173,10 +173,9 @@ class Routes:
         if not _wants_audio(request.headers.get("accept", "")):
             headers["Content-Disposition"] = attachment(f"{stem}.zip")
             pieces, kind = as_zip(entry), "application/zip"
-        elif len(entry.stems) != 1:
+        elif len(entry.stems) != 1:  # of a model whose stems nobody knew before
             self._clean([job])
-            names = ", ".join(one.stem for one in entry.stems)
-            raise Refused(406, "several_stems", f"name one with stems=: {names}; or take a zip")
+            raise _several([one.stem for one in entry.stems])
         else:
             one = entry.stems[0]
             headers["Content-Disposition"] = attachment(f"{stem} ({one.stem}){one.path.suffix}")
@@ -198,7 +197,11 @@ class Routes:
             seconds=settings.upload_seconds,
         )
         try:
-            return upload, read_wish(_with_format({**query, **fields}, accept))
+            wish = read_wish(_with_format({**query, **fields}, accept))
+            names = self._jobs.outputs(wish) if _wants_audio(accept) else None
+            if names and len(names) != 1:
+                raise _several(names)
+            return upload, wish
         except BaseException:
             upload.path.unlink(missing_ok=True)
             raise
@@ -387,6 +390,11 @@ _FORMAT_OF = {
     "audio/opus": "opus",
     "audio/m4a": "m4a",
 }
+
+
+def _several(names: Sequence[str]) -> Refused:
+    message = f"name one with stems=: {', '.join(names)}; or take a zip"
+    return Refused(406, "several_stems", message)
 
 
 def _kinds(accept: str) -> list[str]:
