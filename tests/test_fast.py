@@ -1,7 +1,9 @@
 """The fast form of a network answers what the network answers, to the class that it promises."""
 
 import copy
+from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer.demucs import Demucs
-from demucs_infer.fast import kernels, memory
+from demucs_infer.fast import kernels, memory, pairs
 from demucs_infer.fast.compiled import compiled
 from demucs_infer.fast.optimize import choose_precision, optimize
 from demucs_infer.fast.reduced import Reduced
@@ -66,6 +68,21 @@ def test_a_hybrid_with_a_transformer(name: str) -> None:
     network = randomise(HTDemucs(**kwargs))
     mix = noise(network.audio_channels, 2 * 8000)[None].unflatten(-1, (2, -1)).transpose(1, 2)
     assert_class_b(network, mix.flatten(0, 1))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_bins_that_are_made_in_pairs(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a tile ends in the middle of one."""
+    kwargs = BASE | {"channels": 96, "t_layers": 0, "sources": ["a"]}
+    network = randomise(HTDemucs(**kwargs))
+    assert pairs.fits(network.decoder[-1].rewrite.weight, torch.float32)
+    monkeypatch.setattr(memory, "tiles", partial(in_rows, rows))
+    assert_class_b(network, noise(2, 8000)[None])
+
+
+def in_rows(rows: int, count: int, _bytes: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, rows):
+        yield start, min(start + rows, count)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"multi_freqs": [0.25, 0.5]}, {"dconv_mode": 3}])

@@ -122,6 +122,9 @@ class Halves:
     number of vectors: a gate over those takes three times as long.
     """
 
+    together = 1
+    """Rows of results that are made at a time."""
+
     def __init__(
         self,
         make: type[Linear] | type[Conv],

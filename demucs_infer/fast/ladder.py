@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from demucs_infer.fast import pairs
 from demucs_infer.fast.kernels import Conv, Halves, Linear
 from demucs_infer.fast.memory import (
     as_image,
@@ -22,6 +23,7 @@ from demucs_infer.fast.memory import (
     tiles,
     tiles_of_each,
 )
+from demucs_infer.fast.pairs import PairsOfBins
 from demucs_infer.fast.residual import FastDConv, plain
 from demucs_infer.layers import DConv, DecoderLayer, EncoderLayer
 
@@ -137,7 +139,12 @@ class UpOverBins:
         last: bool,
     ) -> None:
         self._beside, across = cast(tuple[int, int], rewrite.padding)
-        self._mix = Halves(Conv, rewrite.weight, rewrite.bias, dtype, padding=(0, across))
+        weight, bias = rewrite.weight, rewrite.bias
+        self._mix = (
+            PairsOfBins(weight, bias, dtype, across)
+            if pairs.fits(weight, dtype)
+            else Halves(Conv, weight, bias, dtype, padding=(0, across))
+        )
         self._dconv = _fast(dconv)
         self._spread = Spread(up, dtype, last=last)
 
@@ -162,9 +169,11 @@ class UpOverBins:
 
     def _fill(self, rows: Tensor, x: Tensor, skip: Tensor, start: int) -> None:
         """What is to be spread, from bin `start` on."""
-        edges = start - self._beside, start + len(rows) + self._beside
-        values, gates = self._mix(read_rows(x[None], *edges) + read_rows(skip[None], *edges))
-        gate(rows_of(values[0]), rows_of(gates[0]), rows)
+        stop = start + len(rows) + -len(rows) % self._mix.together
+        edges = start - self._beside, stop + self._beside
+        halves = self._mix(read_rows(x[None], *edges) + read_rows(skip[None], *edges))
+        values, gates = (rows_of(half[0])[: len(rows)] for half in halves)
+        gate(values, gates, rows)
         if self._dconv is not None:
             self._dconv.add_to(rows)
 
