@@ -250,18 +250,20 @@ def test_a_track_that_kills_its_process_is_left_out(stage: Stage) -> None:
     job = stage.job(path)
 
     def die() -> None:
-        """What a killed process leaves: an attempt in the journal, and no lock."""
+        """What a killed process leaves: an attempt in the journal, some sound, and no lock."""
         run = stage.batch(max_deaths=2).run([job])
         next(run)
         attempts = next((stage.folder / "out").glob(f"{PARTIAL}/*/attempts"))
         text = attempts.read_text()
         run.close()
         attempts.write_text(text)
+        attempts.with_name("decoded.f32").write_bytes(b"some sound")
 
     die()
     die()
     result = stage.batch(max_deaths=2).one(job)
     assert result.status == "quarantined" and "2 times" in result.error
+    assert not list((stage.folder / "out").glob(f"{PARTIAL}/*/decoded.f32")), "of no use any more"
     assert stage.batch(max_deaths=2).one(job).status == "quarantined", "tried once more"
     assert stage.batch().one(job).status == "done"
 

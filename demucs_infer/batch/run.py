@@ -278,10 +278,11 @@ class Batch:
         workplace = self._entered(job, recipe, stop, may_wait=may_wait)
         spool: Spool | None = None
         try:
+            decoded = Decoded(workplace.folder, self._separator.audio_channels)
+            decoded.remove()  # what an attempt left that died, whether another one follows or not
             # From here on the journal knows: a decoder can kill its process as a network can.
             spool = self._begun(job, workplace)
             track = self._track(job)
-            decoded = Decoded(workplace.folder, track.channels)
             with closing(decoded.kept(track.blocks())) as blocks:
                 level = measure(_until(stop, blocks))
             delivery = self._delivery(job, track, workplace, spool)
