@@ -46,6 +46,9 @@ def test_models_in_the_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     Path(paths[0]).write_bytes(b"not it")
     assert say(capsys, "models", "rm", "mdx", "--cache-dir", cache).splitlines() == paths[:1]
     assert not Path(paths[0]).exists()
+    assert main(["models", "rm", "mdx", "--cache-dir", cache]) == 0
+    told = capsys.readouterr()
+    assert told.out == "" and "nothing was deleted" in told.err
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
