@@ -17,7 +17,7 @@ _WIDE = 96
 
 
 def fits(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether it is worth it, and exact: differences of bins need all bits of a float32."""
+    """Whether it is worth it: in half the bits products are too cheap for the sums around them."""
     outputs, channels, bins = weight.shape[:3]
     return bins == 3 and min(outputs // 2, channels) >= _WIDE and dtype == torch.float32
 
