@@ -71,3 +71,30 @@ class ConfigError(DemucsError):
 
 class SeparationError(DemucsError):
     """The network answered something that is not audio."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on any kind of device."""
+    if isinstance(error, MemoryError):
+        return True
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, RuntimeError) and any(
+        words in text
+        for words in (
+            "outofmemory",
+            "out of memory",
+            "can't allocate memory",
+            "not enough memory",
+        )
+    )
+
+
+def in_words(error: BaseException) -> str:
+    """What is told to people, who did not ask for the name of a class where we can do better."""
+    if is_out_of_memory(error):
+        told = "out of memory: a shorter --segment or a smaller --batch-size needs less"
+        reason = str(error).partition("\n")[0]
+        return f"{told} ({reason})" if reason else told
+    if isinstance(error, DemucsError | ValueError | OSError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -15,7 +15,13 @@ from importlib import import_module
 from demucs_infer.commands.arguments import COMMANDS, parser
 from demucs_infer.commands.interrupt import INTERRUPTED, TERMINATED, Terminated, ends_soon
 from demucs_infer.commands.own import with_config
-from demucs_infer.errors import ConfigError, DemucsError, ModelLoadingError
+from demucs_infer.errors import (
+    ConfigError,
+    DemucsError,
+    ModelLoadingError,
+    in_words,
+    is_out_of_memory,
+)
 
 OK, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
 
@@ -62,11 +68,10 @@ def _explained(error: Exception) -> int:
     """Say what went wrong, and give the exit code of it."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-    elif isinstance(error, DemucsError | ValueError | OSError):
-        print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, DemucsError | ValueError | OSError) or is_out_of_memory(error):
+        print(f"error: {in_words(error)}", file=sys.stderr)
     else:
-        text = f"{type(error).__name__}: {error}"
-        print(f"error: {text} (--debug shows where; please report it)", file=sys.stderr)
+        print(f"error: {in_words(error)} (--debug shows where; please report it)", file=sys.stderr)
     if isinstance(error, ModelLoadingError | ConfigError):
         return NO_MODEL
     return USAGE if isinstance(error, ValueError) else SOME_FAILED

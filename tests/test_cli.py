@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
+from demucs.htdemucs import HTDemucs
 
 from demucs_infer import __version__
 from demucs_infer.batch.spool import Spool
 from demucs_infer.separate import main
-from tests.kit import noise
+from tests.kit import TINY, noise
 from tests.shell import RATE, environment, load, make_repo, save, shell, tree, write_song
 
 STEMS = ["bass", "drums", "other", "vocals"]
@@ -314,6 +316,7 @@ def test_pipes(repo: Path, here: Path) -> None:
     words = ["-", "-o", "-", "--stems", "vocals", "--repo", repo, "-n", "9d0a6f1c", "--flac"]
     done = shell(words, cwd=here, given=(here / "song.wav").read_bytes())
     assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(b"-: vocals to standard output (")
     piped, rate = soundfile.read(io.BytesIO(done.stdout), always_2d=True)
     assert rate == RATE and main(["song.wav", *map(str, words[3:])]) == 0
     expected = soundfile.read(here / "separated/9d0a6f1c/song/vocals.flac", always_2d=True)[0]
@@ -564,6 +567,19 @@ def test_what_cannot_be_done_is_said_in_a_line(run: Command, here: Path, line: s
     code = main(["--repo", str(run.repo), "-n", "9d0a6f1c", *shlex.split(line)])
     err = run._capsys.readouterr().err
     assert code in (2, 4) and err.startswith("error: ") and "Traceback" not in err
+
+
+def test_more_memory_than_there_is_is_told_with_a_way_out(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kwargs = TINY["HTDemucs"] | {"use_train_segment": False}  # it pads to whatever it is told
+    network = HTDemucs(**kwargs)
+    package = {"klass": HTDemucs, "args": (), "kwargs": kwargs, "state": network.state_dict()}
+    torch.save(package, here / "free.th")
+    assert main(["song.wav", "--repo", str(here), "-n", "free", "--segment", "1e9"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: song.wav: out of memory: a shorter") and err.count("\n") == 1
+    assert not tree(here / "separated")
 
 
 @pytest.mark.parametrize("out", ["taken", "taken/below"])

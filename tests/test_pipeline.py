@@ -104,6 +104,15 @@ def test_a_network_that_changes_nothing_gives_the_track_back(
             torch.testing.assert_close(stems[0], track, rtol=0, atol=1e-6)
 
 
+def test_a_segment_beyond_all_memory_is_one_window_of_the_track() -> None:
+    track = TensorTrack(noise(2, 5000))
+    options = Options(segment_seconds=1e9, shifts=0)
+    stems = joined(separate(track, tiny(), options=options))
+    # The weights of the only window are divided out again.
+    whole = joined(separate(track, tiny(), options=Options(split=False, shifts=0)))
+    torch.testing.assert_close(stems, whole, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_levels_are_taken_and_given_back(normalize: bool) -> None:
     track = 0.3 + noise(2, 20_000)

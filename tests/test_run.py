@@ -23,11 +23,10 @@ from demucs_infer.engine.run import (
     as_tensor,
     borrowed,
     device_of,
-    is_out_of_memory,
     window_rule,
 )
 from demucs_infer.engine.stems import choose_stems
-from demucs_infer.errors import SeparationError
+from demucs_infer.errors import SeparationError, is_out_of_memory
 from tests.kit import OomModel, RecordingModel, ScaleModel, noise
 
 PLAIN = Options(shifts=0, normalize=False)

@@ -154,6 +154,14 @@ def test_windows_are_the_known_ones(length: int) -> None:
     assert fade.min() > 0
 
 
+@pytest.mark.parametrize("shape", WINDOWS)
+@pytest.mark.parametrize("length", [1, 2, 10, 101])
+def test_a_part_of_a_window_is_cut_from_the_whole(shape: str, length: int) -> None:
+    whole = make_window(shape, length, power=2.0)
+    for stop in (1, 5, length, 1000):
+        assert torch.equal(make_window(shape, length, power=2.0, stop=stop), whole[:stop])
+
+
 def test_a_window_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="must be one of triangle, hann"):
         make_window("kaiser", 10)

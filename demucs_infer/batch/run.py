@@ -40,7 +40,7 @@ from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.pipeline import Block, Failed, Item, Over
 from demucs_infer.engine.pipeline import Track as EngineTrack
 from demucs_infer.engine.stems import choose_stems
-from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
+from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError, in_words
 from demucs_infer.extension.own import OwnModel
 from demucs_infer.threads import compute_alone
 
@@ -467,11 +467,9 @@ class Batch:
             fault = "input"
         elif isinstance(error, ModelLoadingError):
             fault = "model"
-        message = str(error)
+        message = in_words(error)
         if isinstance(error, OSError):  # what was read is an AudioReadError, whatever went wrong
             message = str(not_written(str(job.target.folder), error))
-        elif not isinstance(error, DemucsError | ValueError):
-            message = f"{type(error).__name__}: {message}"
         return self._bad(job, "failed", message, fault, perf_counter() - begun)
 
     def _bad(

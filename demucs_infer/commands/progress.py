@@ -17,22 +17,25 @@ _BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{rema
 _NAME_WIDTH = 24
 
 
-def choose_report(progress: str, *, quiet: bool, stream: TextIO | None = None) -> "Report":
+def choose_report(
+    progress: str, *, quiet: bool, is_piped: bool = False, stream: TextIO | None = None
+) -> "Report":
     """What `--progress` asks for; `auto` is a bar at a terminal, and results alone elsewhere."""
     stream = stream or sys.stderr
     if progress == "json":
         return JsonReport(stream)
     if progress == "bar" or (progress == "auto" and stream.isatty() and not quiet):
-        return BarReport(stream, quiet=quiet)
-    return Report(stream, quiet=quiet or progress == "none")
+        return BarReport(stream, quiet=quiet, is_piped=is_piped)
+    return Report(stream, quiet=quiet or progress == "none", is_piped=is_piped)
 
 
 class Report:
     """One line for every track that is over; when quiet, for those that failed."""
 
-    def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
+    def __init__(self, stream: TextIO, *, quiet: bool = False, is_piped: bool = False) -> None:
         self._stream = stream
         self._quiet = quiet
+        self._is_piped = is_piped
 
     def event(self, track: str, event: object) -> None:
         """Something happened to `track`."""
@@ -51,7 +54,7 @@ class Report:
         elif result.status == "skipped":
             self.note(f"{result.track}: done before, skipped")
         else:
-            self.note(f"{result.track}: {_summary(result)}")
+            self.note(f"{result.track}: {_summary(result, self._is_piped)}")
 
     def note(self, text: str) -> None:
         """A line that a quiet run does without."""
@@ -70,8 +73,8 @@ class Report:
 class BarReport(Report):
     """The same, and a bar for the track at work."""
 
-    def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
-        super().__init__(stream, quiet=quiet)
+    def __init__(self, stream: TextIO, *, quiet: bool = False, is_piped: bool = False) -> None:
+        super().__init__(stream, quiet=quiet, is_piped=is_piped)
         self._bar: tqdm[Any] | None = None
         self._track = ""
 
@@ -139,9 +142,11 @@ class JsonReport(Report):
         self.say(json.dumps(values, ensure_ascii=False))
 
 
-def _summary(result: Result) -> str:
+def _summary(result: Result, is_piped: bool) -> str:
     folders = {path.parent for path in result.stems.values()}
     where = f" in {next(iter(folders))}" if len(folders) == 1 else ""
+    if is_piped:
+        where = " to standard output"
     gain = "" if result.gain == 1 else f", turned down to {result.gain:.3f}"
     return f"{', '.join(result.stems)}{where} ({result.seconds:.1f} s{gain})"
 

@@ -44,11 +44,12 @@ class Task:
 def separate_tracks(args: argparse.Namespace) -> int:
     """Everything that the command line asks for; the exit code."""
     model, order = model_of(args), order_of(args)
-    report = choose_report(args.progress, quiet=args.quiet)
+    is_piped = str(args.out) == STDIN
+    report = choose_report(args.progress, quiet=args.quiet, is_piped=is_piped)
     with ExitStack() as stack:
         stack.callback(report.close)
         out = args.out
-        if str(out) == STDIN:
+        if is_piped:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demucs-infer-")))
         tasks = _tasks(args, model, order, out, stack)
         if args.dry_run:
@@ -63,7 +64,7 @@ def separate_tracks(args: argparse.Namespace) -> int:
                 _write_page(result, tasks)
             if args.demo and result.is_good and result.track == "demo" and not args.quiet:
                 keep_and_score(result, tasks[-1].source)
-        if str(args.out) == STDIN and results[0].is_good:
+        if is_piped and results[0].is_good:
             _to_stdout(results[0])
     if args.json:
         _print_json(results)

@@ -587,14 +587,16 @@ class _Mean:
         options = self._setup.options
         if not options.split:
             return torch.ones(length, device=device)
-        key = member, device
-        if key not in self._weights:
+        known = self._weights.get((member, device))
+        if known is None or len(known) < length:
+            # A segment may be longer than any memory, what is read of it is not.
             segment, _ = self._setup.segments[member]
-            weights = make_window(options.window, segment, power=options.transition_power)
-            self._weights[key] = usable_weights(weights, _FLOOR.get(options.window, 1e-8)).to(
-                device
+            known = make_window(
+                options.window, segment, power=options.transition_power, stop=length
             )
-        return self._weights[key][:length]
+            known = usable_weights(known, _FLOOR.get(options.window, 1e-8)).to(device)
+            self._weights[member, device] = known
+        return known[:length]
 
 
 def _with_channels(block: Tensor, channels: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from demucs_infer.engine.events import BatchSizeReduced, Event, Warned
 from demucs_infer.engine.options import Options
-from demucs_infer.errors import SeparationError
+from demucs_infer.errors import SeparationError, is_out_of_memory
 
 
 class Network(Protocol):
@@ -484,13 +484,3 @@ def _copy_on_cpu(network: Network) -> Network:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
     return cast(Network, copy.deepcopy(module, memo).eval())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on any kind of device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-    )

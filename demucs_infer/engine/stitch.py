@@ -21,8 +21,8 @@ PADDINGS = ("constant", "reflect", "replicate")
 WINDOWS = ("triangle", "hann", "hamming", "linear_fade", "ones")
 
 
-def make_window(shape: str, length: int, *, power: float = 1.0) -> Tensor:
-    """Weights (L,) of a segment: one of `WINDOWS`, to the power of `power`.
+def make_window(shape: str, length: int, *, power: float = 1.0, stop: int | None = None) -> Tensor:
+    """Weights (L,) of a segment: one of `WINDOWS`, to the power of `power`; the first `stop`.
 
     `triangle` rises to 1 in the middle and is never 0. `hann` and `hamming` are periodic, as
     torch makes them. `linear_fade` is 1 with a ramp over a tenth on both sides.
@@ -31,18 +31,17 @@ def make_window(shape: str, length: int, *, power: float = 1.0) -> Tensor:
         raise ValueError(f"window = {shape!r} must be one of {', '.join(WINDOWS)}")
     if not length > 0:
         raise ValueError(f"a window of {length} samples is too short: it must be 1 or more")
+    stop = length if stop is None else min(stop, length)
     if shape == "hann":
-        weights = torch.hann_window(length)
+        weights = torch.hann_window(length)[:stop]
     elif shape == "hamming":
-        weights = torch.hamming_window(length)
+        weights = torch.hamming_window(length)[:stop]
     elif shape == "ones":
-        weights = torch.ones(length)
+        weights = torch.ones(stop)
     else:
-        rise = torch.arange(1, length // 2 + 1)
-        fall = torch.arange(length - length // 2, 0, -1)
-        weights = torch.cat([rise, fall])
-        top = weights.max() if shape == "triangle" else torch.tensor(max(1, length // 10))
-        weights = (weights / top).clamp(max=1)
+        at = torch.arange(stop)
+        top = length - length // 2 if shape == "triangle" else max(1, length // 10)
+        weights = (torch.minimum(at + 1, length - at) / torch.tensor(top)).clamp(max=1)
     return weights**power
 
 
