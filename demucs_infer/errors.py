@@ -37,7 +37,8 @@ class ModelNotFound(ModelLoadingError):
         hint = f" Did you mean {close[0]!r}?" if close else ""
         # Eight hexadecimal digits name one network of a bag; nobody types them by heart.
         names = [each for each in known if not re.fullmatch("[0-9a-f]{8}", each)] or known
-        super().__init__(f"no model named {name!r}.{hint} Known models: {', '.join(names)}.")
+        others = f"Known models: {', '.join(names)}." if names else "There is none here at all."
+        super().__init__(f"no model named {name!r}.{hint} {others}")
         self.name = name
 
 

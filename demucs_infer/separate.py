@@ -6,6 +6,7 @@ could not be had, 130 interrupted, 143 terminated.
 
 import argparse
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,8 @@ def main(opts: Sequence[str] | None = None) -> int:
 
     `--help`, `--version` and wrong usage leave by `SystemExit`, as argparse does.
     """
+    if opts is None:
+        _occupy_closed_streams()
     words = list(sys.argv[1:] if opts is None else opts)
     is_debug = "--debug" in words
     try:
@@ -56,6 +59,15 @@ def main(opts: Sequence[str] | None = None) -> int:
         code = _explained(error)
         is_about_model = not words or words[0] not in _WITHOUT_MODEL
         return code if is_about_model or not isinstance(error, ConfigError) else USAGE
+
+
+def _occupy_closed_streams() -> None:
+    """A process may be started without them: a file would get the number of one, and its words."""
+    for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, flags)
+            if name == "stderr":  # whoever reads or writes the others has to know
+                sys.stderr = open(number, "w")  # noqa: PTH123, SIM115 (as long as the process)
 
 
 def _command(words: Sequence[str]) -> int:

@@ -187,6 +187,26 @@ def test_a_file_that_was_cut_off_says_so(corpus: Corpus, name: str, said: str) -
     assert list(AudioReader(data, strict=True).blocks())
 
 
+WHOLE = ["x.w64 -c:a pcm_s24le", "x.avi -c:a pcm_s16le", "x.wav -c:a adpcm_ms"]
+
+
+@pytest.mark.parametrize("words", WHOLE)
+@pytest.mark.parametrize("frames", [57_070, 57_071])
+def test_a_whole_file_whose_length_is_an_estimate_is_not_called_cut_off(
+    words: str, frames: int, tmp_path: Path
+) -> None:
+    name, *arguments = words.split()
+    soundfile.write(tmp_path / "of.wav", kit.noise(2, frames).T.numpy(), 8000)
+    command = [kit.need("ffmpeg"), "-v", "error", "-i", "of.wav", *arguments, name]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    reader = AudioReader(tmp_path / name, strict=True)
+    read = sum(block.shape[-1] for block in reader.blocks())
+    assert 0 <= read - frames < 1024, (
+        "what fills the last block: a byte is a sample of both channels"
+    )
+    assert reader.warnings == ()
+
+
 NO_SOUND = {
     b"": "is empty",
     b"Dear all,\nplease find attached": "looks like text",

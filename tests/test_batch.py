@@ -1,5 +1,6 @@
 """Many tracks: skipped, resumed, killed, interrupted, and never half a file."""
 
+import errno
 import json
 import os
 import random
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from demucs_infer.api import Separator
 from demucs_infer.audio.read import AudioReader
+from demucs_infer.batch.manifest import sha256_file
 from demucs_infer.batch.orders import Model, Order
 from demucs_infer.batch.results import Result
 from demucs_infer.batch.run import Batch, Job
+from demucs_infer.batch.spool import Spool
 from demucs_infer.batch.targets import Target
 from demucs_infer.batch.workplace import PARTIAL, Workplace
 from demucs_infer.engine.events import ChunkProcessed
@@ -160,6 +163,81 @@ def test_a_disk_that_cannot_be_written_to_is_a_result(stage: Stage) -> None:
     result = stage.batch().one(stage.job(path))
     assert result.status == "failed" and "cannot write" in result.error
     assert tree(stage.folder / "out") == ["song"]
+
+
+def test_what_a_full_disk_ended_goes_on_once_it_has_room(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_song(stage.folder / "long.wav", 40)
+    whole = Stage(stage.folder / "whole")
+    whole.results(whole.batch(), [path])
+    appended, append = 0, Spool.append
+
+    def full(spool: Spool, block: Tensor) -> None:
+        nonlocal appended
+        appended += 1
+        if appended > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(spool, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "append", full)
+        result = stage.batch().one(stage.job(path))
+    assert result.status == "failed"
+    assert "No space left" in result.error and "goes on from here" in result.error
+    files = {file.name for file in (stage.folder / "out" / PARTIAL).glob("*/*")}
+    assert files == {"lock", "key", "journal", "samples.f32"}, "what cannot be used takes no room"
+    result = stage.batch().one(stage.job(path))
+    assert result.status == "done" and result.resumed_seconds > 10
+    assert tree(stage.folder / "out") == tree(whole.folder / "out")
+    for stem in STEMS:
+        name = f"out/long/{stem}.wav"
+        assert (stage.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["drums.wav", "stems.json"])
+def test_a_folder_in_the_place_of_a_file_is_found_before_any_work(stage: Stage, name: str) -> None:
+    path = write_song(stage.folder / "song.wav")
+    target = stage.job(path).target
+    taken = {**{p.name: p for p in target.stems(STEMS).values()}, "stems.json": target.manifest}
+    assert stage.batch().one(stage.job(path)).status == "done"
+    out = stage.folder / "out"
+    before = {file: (out / file).read_bytes() for file in tree(out)}
+    before.pop(str(taken[name].relative_to(out)))
+    taken[name].unlink()
+    taken[name].mkdir()
+    seen = len(stage.network.seen)
+    result = stage.batch(Order(shifts=3)).one(stage.job(path))
+    assert result.status == "failed" and f"cannot write {taken[name]}" in result.error
+    assert len(stage.network.seen) == seen
+    assert before == {file: (out / file).read_bytes() for file in before}
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_vouched_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_song(stage.folder / "song.wav", 3)
+
+    def replaced(path: Path, *more: Any) -> str:
+        digest = sha256_file(path, *more)
+        write_song(path, 2, seed=1)
+        return digest
+
+    with monkeypatch.context() as patch:
+        patch.setattr("demucs_infer.batch.run.sha256_file", replaced)
+        result = stage.batch().one(stage.job(path))
+    assert (result.status, result.fault) == ("failed", "input") and "changed" in result.error
+    assert tree(stage.folder / "out") == []
+    assert stage.batch().one(stage.job(path)).status == "done"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such pipes here")
+def test_a_pipe_or_a_device_does_not_hang(stage: Stage) -> None:
+    os.mkfifo(stage.folder / "pipe.wav")
+    for path in (stage.folder / "pipe.wav", Path("/dev/zero")):
+        result = stage.batch().one(stage.job(path))
+        assert (result.status, result.fault) == ("failed", "input")
+        assert "a pipe or a device" in result.error
 
 
 SHARED = Order(shifts=0, batch_size=16)

@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,41 @@ def test_pipes(repo: Path, here: Path) -> None:
     )
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such pipes here")
+def test_what_comes_through_a_pipe_with_a_name(run: Command, here: Path) -> None:
+    os.mkfifo(here / "pipe")
+    giver = threading.Thread(
+        target=lambda: (here / "pipe").write_bytes((here / "song.wav").read_bytes())
+    )
+    giver.start()
+    run("pipe song.wav")
+    giver.join()
+    piped, plain = (stems(here / f"separated/9d0a6f1c/{name}") for name in ("pipe", "song"))
+    assert piped and all(np.array_equal(piped[name], plain[name]) for name in STEMS)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell that closes streams")
+@pytest.mark.parametrize(
+    ("closed", "line", "code", "said"),
+    [
+        ("<&-", "-", 2, b"standard input, which is closed"),
+        (">&-", "song.wav -o - --stems drums", 2, b"standard output, which is closed"),
+        ("2>&-", "song.wav", 0, b""),
+        ("<&- >&- 2>&-", "song.wav", 0, b""),
+    ],
+)
+def test_streams_that_are_closed(
+    repo: Path, here: Path, closed: str, line: str, code: int, said: bytes
+) -> None:
+    words = [sys.executable, "-m", "demucs_infer", "--repo", repo, "-n", "9d0a6f1c"]
+    command = f"{shlex.join(map(str, words))} {line} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, env=environment())
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and b"Traceback" not in done.stderr and b"report" not in done.stderr
+    files = stems(here / "separated/9d0a6f1c/song") if code == 0 else {}
+    assert code or sorted(files) == STEMS
+
+
 @pytest.mark.parametrize("line", ["song.wav -o -", "song.wav - -o - --stems drums"])
 def test_one_stem_of_one_track_fits_through_a_pipe(run: Command, here: Path, line: str) -> None:
     run(line, expect=2)
@@ -561,7 +597,14 @@ def test_a_known_network_and_one_of_your_own_exclude_each_other(
 
 
 @pytest.mark.parametrize(
-    "line", ["song.wav --format flac --float32", "song.wav -d nosuchdevice", "song.wav -n a"]
+    "line",
+    [
+        "song.wav --format flac --float32",
+        "song.wav -d nosuchdevice",
+        "song.wav -n a",
+        "song.wav --rate 7",
+        "song.wav --rate 99999999",
+    ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(run: Command, here: Path, line: str) -> None:
     code = main(["--repo", str(run.repo), "-n", "9d0a6f1c", *shlex.split(line)])

@@ -1,5 +1,6 @@
 """Words on a command line mean tracks: files, folders, patterns, a pipe."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def test_a_folder_means_its_audio_files_and_mirrors_them(music: Path) -> None:
         ("odd[1].wav", "."),
         ("c.flac", "sub/deep"),
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such pipes here")
+def test_a_pipe_is_a_track_only_where_it_is_named(music: Path) -> None:
+    os.mkfifo(music / "pipe.wav")
+    assert "pipe.wav" not in {one.name for one in find_tracks(["music", "music/*.wav"])}
+    assert find_tracks(["music/pipe.wav"]) == [Found("music/pipe.wav")]
 
 
 def test_a_file_is_taken_at_its_word(music: Path) -> None:

@@ -87,3 +87,14 @@ def test_who_follows_hears_of_the_end(tmp_path: Path) -> None:
     spool.abandon_unless_finished()
     with pytest.raises(Abandoned):
         next(spool.blocks())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_full_disk_is_told_once_and_what_was_kept_stays(tmp_path: Path) -> None:
+    spool = fill(tmp_path, 2)
+    spool._data_file.close()
+    spool._data_file = Path("/dev/full").open("ab")  # noqa: SIM115 (the spool closes it)
+    with pytest.raises(OSError, match="No space left") as caught:
+        spool.append(blocks(1)[0][..., :10])  # so little that it lies in a buffer first
+    spool.fail(caught.value)  # what its file still held would make it fail again
+    assert kept(tmp_path) == sum(block.shape[-1] for block in blocks(2))

@@ -24,11 +24,10 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from torch import Tensor
 
+from demucs_infer.audio.formats import RATES
 from demucs_infer.errors import AudioReadError
 
 MOST_CHANNELS = 64
-RATES = range(100, 768_001)
-"""Sample rates that anything records at, from a seismometer to a bat detector."""
 _DEMUXERS = (
     "aac,ac3,adts,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,webm,mov,mp4,m4a,"
     "3gp,3g2,mj2,mp3,mpc,mpc8,mpeg,mpegts,ogg,oma,rm,shn,sox,tak,truehd,tta,voc,w64,wav,wv,xwma"

@@ -9,6 +9,9 @@ from demucs_infer.errors import AudioWriteError
 _SURROUND = ("mono", "stereo", "3.0", "quad", "5.0", "5.1", "6.1", "7.1")
 _MPEG4 = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1(back)", "7.1")
 _ALAC = (*_MPEG4[:7], "7.1(wide)")
+RATES = range(100, 768_001)
+"""Sample rates that anything records at, from a seismometer to a bat detector."""
+
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _AAC_RATES = (7350, *_MP3_RATES, 64000, 88200, 96000)
 _RF64: Mapping[str, str] = {"rf64": "auto"}  # a RIFF that grows past 4 GiB becomes RF64

@@ -30,7 +30,9 @@ _LARGEST_COVER = 1 << 24
 _LARGEST_TAG = 1 << 16
 _COUNTED = {"wav", "w64", "aiff", "au", "flac", "tta", "wv", "mp3", "mov", "caf"}
 """Containers whose header counts the samples; others give an estimate, or milliseconds."""
-_ESTIMATED = {"aac", "ac3", "eac3", "dts", "mpeg", "mpegts", "loas", "truehd", "amr"}
+_PLAIN = {"wav", "w64", "aiff", "au", "caf"}
+"""Containers that are meant for samples as they are."""
+_ESTIMATED = {"aac", "ac3", "eac3", "dts", "mpeg", "mpegts", "loas", "truehd", "amr", "avi"}
 """Containers without a length: FFmpeg guesses it from the bit rate."""
 
 
@@ -241,8 +243,11 @@ def _counted(
     width = _sample_bytes(stream.codec_context.name)
     if held is not None and width:
         frames = max(frames, held // (width * stream.codec_context.channels))
-    # Packets of a compressed CAF are counted whole.
-    slack = 0 if kind != "caf" or width else _LARGEST_PACKET
+    slack = 0
+    if kind in _PLAIN and not width:
+        slack = _LARGEST_PACKET  # of what is compressed, packets are counted whole
+    elif kind == "w64":
+        slack = 7 // (width * stream.codec_context.channels)  # writers count what fills eight bytes
     return _Promise(frames, slack, frames / rate, is_exact=not slack)
 
 

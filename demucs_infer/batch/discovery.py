@@ -54,7 +54,7 @@ def _tracks_of(word: str, skipped: Sequence[Path]) -> Iterator[Found]:
     elif glob.has_magic(word) and not os.path.lexists(word):
         # What a shell without patterns of its own (Windows) hands over as it was typed.
         matches = sorted(glob.glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
-        files = [match for match in matches if not Path(match).is_dir()]
+        files = [match for match in matches if not Path(match).is_dir() and not is_stream(match)]
         if "**" in word:
             files = [match for match in files if is_audio(match)]
         yield from map(Found, files or [word])
@@ -67,6 +67,12 @@ def is_audio(name: str) -> bool:
     return Path(name).suffix.lower() in AUDIO_SUFFIXES
 
 
+def is_stream(path: str | Path) -> bool:
+    """Whether it is a pipe or a device: no file that can be read from its start again."""
+    path = Path(path)
+    return path.is_fifo() or path.is_char_device() or path.is_block_device() or path.is_socket()
+
+
 def _tracks_in(top: Path, skipped: Sequence[Path]) -> Iterator[Found]:
     """The audio files of a folder and of the folders in it, hidden ones apart."""
     for here, folders, files in os.walk(top):
@@ -77,5 +83,5 @@ def _tracks_in(top: Path, skipped: Sequence[Path]) -> Iterator[Found]:
             if not name.startswith(".") and (folder / name).resolve() not in skipped
         )
         for name in sorted(files):
-            if not name.startswith(".") and is_audio(name):
+            if not name.startswith(".") and is_audio(name) and not is_stream(folder / name):
                 yield Found(str(folder / name), folder.relative_to(top))

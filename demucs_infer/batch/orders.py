@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from demucs_infer import __version__
-from demucs_infer.audio.formats import FORMATS, Encoding
+from demucs_infer.audio.formats import FORMATS, RATES, Encoding
 from demucs_infer.batch.manifest import Recipe
 from demucs_infer.batch.targets import DEFAULT_TEMPLATE, model_folder
 from demucs_infer.engine.options import Options
@@ -129,6 +129,8 @@ class Order:
             value = getattr(self, name)
             if value not in ("model", "source") and not (isinstance(value, int) and value > 0):
                 raise ValueError(f"{name} = {value!r} must be 'source', 'model' or a number")
+        if isinstance(self.rate, int) and self.rate not in RATES:
+            raise ValueError(f"rate = {self.rate} must be {RATES[0]} to {RATES[-1]} Hz")
 
     def encoding(self, source_bits: int | None) -> Encoding:
         """How to encode a track whose own depth, where `bits="source"` asks for it, is known."""

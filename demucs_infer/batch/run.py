@@ -6,6 +6,7 @@ all of it is complete; a manifest beside the stems is written last.
 Shapes: C channels, t samples of a block.
 """
 
+import errno
 import logging
 import threading
 from collections import deque
@@ -29,6 +30,7 @@ from demucs_infer.audio.read import Track
 from demucs_infer.audio.tags import carried
 from demucs_infer.batch.decoded import Decoded
 from demucs_infer.batch.delivery import Delivery
+from demucs_infer.batch.discovery import is_stream
 from demucs_infer.batch.manifest import Manifest, Recipe, matches, sha256_file
 from demucs_infer.batch.orders import Model, Order
 from demucs_infer.batch.results import Fault, Result
@@ -40,7 +42,13 @@ from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.pipeline import Block, Failed, Item, Over
 from demucs_infer.engine.pipeline import Track as EngineTrack
 from demucs_infer.engine.stems import choose_stems
-from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError, in_words
+from demucs_infer.errors import (
+    AudioReadError,
+    AudioWriteError,
+    DemucsError,
+    ModelLoadingError,
+    in_words,
+)
 from demucs_infer.extension.own import OwnModel
 from demucs_infer.threads import compute_alone
 
@@ -274,7 +282,9 @@ class Batch:
         return _Ending(job, known)
 
     def _opened(self, job: Job, stop: threading.Event, begun: float, *, may_wait: bool) -> _Ready:
+        stamp = _stamp(job.source)
         recipe = self._new_recipe(job, stop)
+        self._refuse_folders(job)
         workplace = self._entered(job, recipe, stop, may_wait=may_wait)
         spool: Spool | None = None
         try:
@@ -285,6 +295,8 @@ class Batch:
             track = self._track(job)
             with closing(decoded.kept(track.blocks())) as blocks:
                 level = measure(_until(stop, blocks))
+            if _stamp(job.source) != stamp:
+                raise AudioReadError("changed while it was read: try again once it is complete")
             delivery = self._delivery(job, track, workplace, spool)
         except Exception as error:
             if spool:
@@ -294,7 +306,7 @@ class Batch:
             elif isinstance(error, Abandoned):
                 workplace.leave()
             else:
-                workplace.remove()
+                raise self._given_up(job, workplace, spool, error) from error
             raise
         return _Ready(
             job=job,
@@ -344,6 +356,10 @@ class Batch:
         if self._skip == "existing" and all(path.is_file() for path in paths.values()):
             result = Result(track=job.track, status="skipped", model=self._model.name, stems=paths)
             raise _Settled(result)
+        if is_stream(job.source):
+            raise AudioReadError(
+                "cannot be read: it is a pipe or a device; save it as a file first"
+            )
         try:
             digest = sha256_file(job.source, partial(_go_on, stop))
         except OSError as error:
@@ -354,6 +370,12 @@ class Batch:
             self._workplace(job).clear()
             raise _Settled(done)
         return recipe
+
+    def _refuse_folders(self, job: Job) -> None:
+        """Before any work: a file cannot take the name of a folder, and half a commit is none."""
+        for path in (*job.target.stems(self._separator.stems).values(), job.target.manifest):
+            if path.is_dir():
+                raise AudioWriteError(f"cannot write {path}: there is a folder; move it away")
 
     def _done(self, job: Job, recipe: Recipe) -> Result | None:
         found = matches(job.target.manifest, recipe) if self._skip == "same" else None
@@ -441,8 +463,8 @@ class Batch:
             return self._bad(job, "failed", "interrupted", "other")
         except Exception as error:  # noqa: BLE001 (a track is never an exception)
             delivery.spool.abandon()
-            delivery.workplace.remove()
-            return self._failed(job, error, ready.begun)
+            told = self._given_up(job, delivery.workplace, delivery.spool, error)
+            return self._failed(job, told, ready.begun)
 
     def _manifest(self, ready: _Ready, gains: dict[str, float]) -> Manifest:
         delivery, rate = ready.delivery, self._separator.samplerate
@@ -467,10 +489,21 @@ class Batch:
             fault = "input"
         elif isinstance(error, ModelLoadingError):
             fault = "model"
-        message = in_words(error)
         if isinstance(error, OSError):  # what was read is an AudioReadError, whatever went wrong
-            message = str(not_written(str(job.target.folder), error))
-        return self._bad(job, "failed", message, fault, perf_counter() - begun)
+            error = not_written(str(job.target.folder), error)
+        return self._bad(job, "failed", in_words(error), fault, perf_counter() - begun)
+
+    def _given_up(
+        self, job: Job, workplace: Workplace, spool: Spool | None, error: Exception
+    ) -> Exception:
+        """Clear up after an error; a full disk is no reason to lose hours of work."""
+        if spool is None or not spool.frames or not _is_full(error):
+            workplace.remove()
+            return error
+        workplace.leave()
+        if isinstance(error, OSError):
+            error = not_written(str(job.target.folder), error)
+        return AudioWriteError(f"{error}; the next attempt goes on from here")
 
     def _bad(
         self,
@@ -502,6 +535,21 @@ class _Ending:
     def is_over(self) -> bool:
         """Whether the network has nothing more to do with it."""
         return self.spool is None or self.spool.is_over
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What a file has another of once it is another, or was written to."""
+    try:
+        found = path.stat()
+    except OSError:  # whoever reads it says why
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk has no room, or its owner no more of it."""
+    reason = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Taken(DemucsError):

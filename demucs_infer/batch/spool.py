@@ -9,6 +9,7 @@ Shapes: S stems, C channels, t samples of a block.
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -116,8 +117,9 @@ class Spool:
         self._close()
 
     def _close(self) -> None:
-        self._data_file.close()
-        self._journal_file.close()
+        for file in (self._data_file, self._journal_file):
+            with suppress(OSError):  # of a full disk, which is told already
+                file.close()
 
     def blocks(self) -> Iterator[Tensor]:
         """All samples from the first, in blocks (S C t), waiting for those still to come."""

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 def with_config(top: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """The words parsed; a configuration that they name speaks for flags that are not given."""
     args = top.parse_args(words)
-    alone = {"--checkpoint": args.checkpoint, "--set": args.overrides, "--module": args.module}
+    alone = {
+        "--checkpoint": args.checkpoint,
+        "--set": args.overrides,
+        "--module": args.module,
+        "--class": args.class_name,
+    }
     if args.config is None:
         if given := [flag for flag, value in alone.items() if value]:
             top.error(f"{given[0]} needs --config")

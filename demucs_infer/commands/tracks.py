@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -125,6 +125,8 @@ def _tasks(
         raise ValueError(f"no audio files in {', '.join(args.tracks)}")
     if str(args.out) == STDIN and len(found) > 1:
         raise ValueError(f"--out - writes one track, and {len(found)} were named")
+    if str(args.out) == STDIN and sys.stdout is None:
+        raise ValueError("--out - writes to standard output, which is closed")
     refuse_file(out)
     folder = out / model.folder
     targets = {
@@ -179,12 +181,18 @@ def refuse_collisions(
 
 def _file(found: Found, stack: ExitStack) -> Path:
     """The file of a track; what comes through a pipe is put into one first."""
-    if found.source != STDIN:
-        return Path(found.source)
+    source = Path(found.source)
+    if found.source != STDIN and not source.is_fifo():
+        return source
+    if found.source == STDIN and sys.stdin is None:
+        raise ValueError("the track was to come through standard input, which is closed")
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="demucs-infer-"))
     path = Path(folder, found.name)
-    with path.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+    with (
+        nullcontext(sys.stdin.buffer) if found.source == STDIN else source.open("rb") as given,
+        path.open("wb") as file,
+    ):
+        shutil.copyfileobj(given, file)
     return path
 
 

@@ -278,7 +278,8 @@ def device_of(network: object) -> torch.device | None:
 def _same(one: torch.device | None, other: torch.device | None) -> bool:
     if one is None or other is None:
         return True
-    return one.type == other.type and (one.index or 0) == (other.index or 0)
+    is_one_of_a_kind = one.type == "cpu"  # whatever number it is given
+    return one.type == other.type and (is_one_of_a_kind or (one.index or 0) == (other.index or 0))
 
 
 # An estimate of the memory that a window's activations take on a GPU, for a network as wide as

@@ -219,7 +219,7 @@ def _outputs(
         problems.append(f"stems = {stems!r} must be a list of names, [{stems!r}] say")
         return ()
     if not stems:
-        problems.append("stems is empty: name at least one, or None for all")
+        problems.append("stems is empty: name at least one, or leave it out for all")
     choices = ", ".join([*sources, *names])
     for stem in dict.fromkeys(stems):
         if stem not in {*sources, *names}:
