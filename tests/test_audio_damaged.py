@@ -187,7 +187,11 @@ def test_a_file_that_was_cut_off_says_so(corpus: Corpus, name: str, said: str) -
     assert list(AudioReader(data, strict=True).blocks())
 
 
-WHOLE = ["x.w64 -c:a pcm_s24le", "x.avi -c:a pcm_s16le", "x.wav -c:a adpcm_ms"]
+WHOLE = [
+    "x.w64 -c:a pcm_s24le",
+    "x.avi -c:a pcm_s16le -af asetnsamples=n=64:p=0",
+    "x.wav -c:a adpcm_ms",
+]
 
 
 @pytest.mark.parametrize("words", WHOLE)
