@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from demucs_infer.fast import kernels, memory, spectra
+from demucs_infer.fast import kernels, memory, pairs, spectra
 from demucs_infer.fast.optimize import optimize
 from demucs_infer.htdemucs import HTDemucs
 from tests.bench.music import song
@@ -42,6 +42,7 @@ def without(what: str) -> Iterator[None]:
         "PyTorch's attention": lambda: mock.patch.object(kernels, "halves_products", lambda: True),
         "tiles in the cache": lambda: mock.patch.object(memory, "_TILE_BYTES", 1 << 40),
         "one copy to the spectrum": lambda: mock.patch.object(spectra, "fits", lambda _: False),
+        "rows of bins in pairs": lambda: mock.patch.object(pairs, "fits", lambda *_: False),
         "nothing": lambda: mock.patch.object(memory, "_TILE_BYTES", memory._TILE_BYTES),
     }
     with taken[what]():
@@ -63,7 +64,7 @@ def main() -> None:
     network, mix = released(), song(7.8)[None]
     attention = "scores in the cache" if kernels.halves_products() else "PyTorch's attention"
     names = ["nothing", "packed kernels", attention]
-    names += ["tiles in the cache", "one copy to the spectrum"]
+    names += ["tiles in the cache", "one copy to the spectrum", "rows of bins in pairs"]
     best: dict[str, float] = {}
     answers: dict[str, Tensor] = {}
 
