@@ -182,6 +182,10 @@ def test_what_a_full_disk_ended_goes_on_once_it_has_room(
 
     with monkeypatch.context() as patch:
         patch.setattr(Spool, "append", full)
+        result = stage.batch(keeps_when_full=False).one(stage.job(path))
+        assert "No space left" in result.error and "goes on" not in result.error
+        assert tree(stage.folder / "out") == []
+        appended = 0
         result = stage.batch().one(stage.job(path))
     assert result.status == "failed"
     assert "No space left" in result.error and "goes on from here" in result.error

@@ -132,7 +132,8 @@ class Batch:
 
     Windows of up to `together` tracks share batches of the network. A track at which another is at
     work comes last too; with `waits_for_others`, when they have ended, and then there may be
-    nothing left to do. Otherwise it ends as `failed`.
+    nothing left to do. Otherwise it ends as `failed`. What was computed when the disk was full
+    stays for the next attempt, if it `keeps_when_full`: where there will be one, in that place.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Batch:
         max_deaths: int | None = None,
         together: int = 1,
         waits_for_others: bool = False,
+        keeps_when_full: bool = True,
     ) -> None:
         self._separator = separator
         self._model = model
@@ -157,6 +159,7 @@ class Batch:
         self._max_deaths = max_deaths
         self._tracks_together = together
         self._waits_for_others = waits_for_others
+        self._keeps_when_full = keeps_when_full
 
     def one(self, job: Job) -> Result:
         """What becomes of one track: never an exception, and little work if it is done already."""
@@ -497,7 +500,8 @@ class Batch:
         self, job: Job, workplace: Workplace, spool: Spool | None, error: Exception
     ) -> Exception:
         """Clear up after an error; a full disk is no reason to lose hours of work."""
-        if spool is None or not spool.frames or not _is_full(error):
+        is_worth_it = self._keeps_when_full and spool is not None and spool.frames > 0
+        if not is_worth_it or not _is_full(error):
             workplace.remove()
             return error
         workplace.leave()

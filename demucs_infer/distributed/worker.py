@@ -97,6 +97,7 @@ class Worker:
                 max_deaths=None if far else told.max_deaths,
                 together=told.together or _TOGETHER.get(separator.device.type, 1),
                 waits_for_others=True,
+                keeps_when_full=not far,  # a folder for one attempt
             )
         return self._batch, self._courier
 

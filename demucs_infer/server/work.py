@@ -76,6 +76,7 @@ def separate(task: Assignment, pool: ModelPool, tell: Callable[[Event], None]) -
         task.order,
         weights=task.weights,
         max_deaths=_MAX_DEATHS,
+        keeps_when_full=False,  # nobody may ever ask for it again
     )
     work = Task(source=task.source, target=task.target, track=task.name)
     with closing(batch.run([work])) as items:
