@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from demucs_infer.audio.convert import ExtraChannels, Method, convert_audio
+from demucs_infer.audio.formats import RATES
 from demucs_infer.audio.read import Track
 from demucs_infer.audio.source import Source
 from demucs_infer.errors import AudioInputError
@@ -47,9 +48,10 @@ def valid_rate(sample_rate: float) -> int:
         whole = int(sample_rate)
     except (TypeError, ValueError, OverflowError):
         raise AudioInputError(f"{sample_rate=!r} is not a number of samples per second") from None
-    if whole != sample_rate or whole < 1:
+    if whole != sample_rate or whole not in RATES:
         raise AudioInputError(
-            f"{sample_rate=!r} must be a positive whole number of samples per second"
+            f"{sample_rate=!r} must be a whole number of samples per second, "
+            f"{RATES[0]} to {RATES[-1]}"
         )
     return whole
 

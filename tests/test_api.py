@@ -139,7 +139,7 @@ def test_another_rate_is_converted(rate: int) -> None:
         (np.full((2, 99), np.nan), None, "NaN"),
         (np.zeros((100, 100)), None, "channels"),
         (np.zeros((1, 2, 100)), None, "one by one"),
-        (MIX, 0, "positive"),
+        (MIX, 0, "100 to 768000"),
         (Audio(MIX, RATE), 2 * RATE, "says 8000"),
         ("song.wav", RATE, "a file says its own"),
         (MIX[:, :3], 44_100, "less than one"),

@@ -34,7 +34,7 @@ from demucs_infer.distributed.table import open_table
 from demucs_infer.distributed.worker import Assignment, Worker
 from demucs_infer.separate import main
 from tests.kit import RecordingModel, need_module, noise
-from tests.shell import RATE, environment, load, make_repo, save, write_song
+from tests.shell import RATE, environment, load, make_repo, save, tree, write_song
 from tools import simulate_cluster
 
 MODEL = "9d0a6f1c"
@@ -229,6 +229,15 @@ def test_answers_come_as_soon_as_they_are_known(repo: Path, tmp_path: Path) -> N
     assert count == 200
 
 
+def test_another_file_than_was_listed_is_not_separated(repo: Path, tmp_path: Path) -> None:
+    path = write_song(tmp_path / "song.wav", 1)
+    worker = worker_of(repo, str(tmp_path / "out"))
+    answer = next(worker([row_of(path, sha256="5" * 64)]))
+    assert (answer["status"], answer["fault"]) == ("failed", "input")
+    assert "another file than was listed" in answer["error"]
+    assert tree(tmp_path) == ["song.wav"]
+
+
 def test_a_model_that_cannot_be_had_is_an_answer(tmp_path: Path) -> None:
     (tmp_path / "repo").mkdir()
     worker = worker_of(tmp_path / "repo", str(tmp_path / "out"))
@@ -408,6 +417,7 @@ def test_a_table_that_cannot_be_written_is_an_error_before_any_work(
         (["--list-models"], "--list-models"),
         (["--results", "list.jsonl"], "would replace the manifest"),
         (["-o", "list.jsonl/deeper"], "--out names a folder"),
+        (["-o", "-"], "--out names a folder"),
         (["-o", "nowhere://out", "--results", "t.jsonl"], "nowhere://out"),
         (["--plan", "--bench", "absent.json"], "absent.json"),
     ],

@@ -1,9 +1,11 @@
 """Every address and every status of the server, in this process."""
 
 import base64
+import errno
 import hashlib
 import io
 import json
+import os
 import threading
 import time
 import zipfile
@@ -537,6 +539,42 @@ def test_behind_a_proxy_at_a_path(repo: Path, tmp_path: Path) -> None:
             assert web.get(f"{base}/").status_code == 200
             assert web.get(f"{base}/static/app.js").status_code == 200
             assert code(web.get(f"{base}/v1/models")) == (401, "no_key")
+
+
+def test_a_full_disk_is_no_fault_of_the_client_and_passes(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with client(repo, tmp_path) as web:
+
+        def pages(most: int) -> None:
+            base = web.app.state.jobs._store._base  # type: ignore[attr-defined]
+            assert web.portal is not None
+            web.portal.call(lambda: base.execute(f"pragma max_page_count = {most}"))
+
+        pages(1)  # no more than there are: the next rows fill the last one
+        answers = [
+            web.post("/v1/jobs", content=song(0.2, seed), headers={"x-file-name": "x" * 99})
+            for seed in range(40)
+        ]
+        assert {answer.status_code for answer in answers} == {202, 507}
+        assert code(answers[-1]) == (507, "no_room") and "Retry-After" in answers[-1].headers
+        pages(1 << 30)
+        for answer in answers:
+            if answer.status_code == 202:
+                assert finished(web, answer.json())["status"] == "done"
+        for place in (
+            "demucs_infer.server.uploads.Intake.write",
+            "demucs_infer.batch.spool.Spool.append",
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, full)
+                assert code(web.post("/v1/separate", content=SONG)) == (507, "no_room")
+        assert web.post("/v1/separate", content=SONG).status_code == 200
+        assert web.get("/metrics").text.count("jobs_running 0") == 1
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
 def test_a_full_queue_says_when_to_come_back(repo: Path, tmp_path: Path) -> None:

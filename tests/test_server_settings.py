@@ -81,7 +81,9 @@ def test_bad_settings_end_the_command(
     assert "DEMUCS_INFER_MAX_BYTES" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--port", "x"], ["--max-queue", "many"], ["--wrong"]])
+@pytest.mark.parametrize(
+    "words", [["--port", "x"], ["--max-queue", "many"], ["--wrong"], ["--api-key", ""]]
+)
 def test_bad_flags_are_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         serve.parser().parse_args(words)

@@ -72,6 +72,9 @@ class Job:
     known: Result | None = None
     """What has become of it already: then nothing is done but to say so when it is its turn."""
 
+    sha256: str | None = None
+    """What the file has to be, if somebody knows."""
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Ready:
@@ -367,6 +370,8 @@ class Batch:
             digest = sha256_file(job.source, partial(_go_on, stop))
         except OSError as error:
             raise AudioReadError(f"cannot be read: {error.strerror or error}") from error
+        if job.sha256 not in (None, digest):
+            raise AudioReadError(f"is another file than was listed: {digest}, not {job.sha256}")
         recipe = self._order.recipe(digest, self._model, self._weights)
         done = self._done(job, recipe)
         if done:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from demucs_infer.batch.discovery import STDIN
 from demucs_infer.commands.arguments import EXIT_CODES, at_least, number, order_flags
 from demucs_infer.commands.models import fetch
 from demucs_infer.commands.own import with_config
@@ -209,6 +210,8 @@ def _check(args: argparse.Namespace, catalogue: Catalogue) -> None:
             raise ValueError(f"{flag} means nothing to `demucs-infer batch`: leave it out")
     if _anywhere(_results(args, catalogue)) == catalogue.manifest:
         raise ValueError(f"--results would replace the manifest {catalogue.manifest}")
+    if args.out == STDIN:
+        raise ValueError("--out names a folder, and - is none; write ./- if it is called that")
     check_reach(args.out)
     if not is_remote(args.out):
         refuse_file(local(args.out))

@@ -73,6 +73,8 @@ def _log(is_debug: bool) -> None:
 
 def _reader(name: str) -> Any:
     def read(text: str) -> Any:
+        if name == "api_keys" and not text.strip():  # a variable that is not set opens no door
+            raise argparse.ArgumentTypeError("it is empty: give a key, or leave it out")
         try:
             return convert(name, text)
         except ValueError as error:

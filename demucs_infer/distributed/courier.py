@@ -91,7 +91,7 @@ class Courier:
             fault: Fault = "input" if isinstance(error, AudioReadError) else "other"
             known = failed(row, self.model, str(error), fault)
         target = self._target(row, scratch)
-        job = Job(source=source, target=target, track=row.path, known=known)
+        job = Job(source=source, target=target, track=row.path, known=known, sha256=row.sha256)
         return Visit(row=row, job=job, scratch=scratch)
 
     def _source(self, row: Row, scratch: Path | None) -> Path:

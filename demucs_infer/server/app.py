@@ -1,5 +1,7 @@
 """The application: settings in, ASGI out."""
 
+import errno
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,10 +17,12 @@ from demucs_infer import __version__
 from demucs_infer.server.gauges import Gauges
 from demucs_infer.server.guard import Guard, Keys, refusal
 from demucs_infer.server.jobs import Jobs
-from demucs_infer.server.refusals import Refused
+from demucs_infer.server.refusals import Refused, no_room
 from demucs_infer.server.routes import STATIC, Routes
 from demucs_infer.server.settings import ServerSettings
 from demucs_infer.server.shapes import AUDIO, PREDICTION, Health, JobView, Menu, errors
+
+logger = logging.getLogger(__name__)
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 416: "bad_range"}
 
@@ -167,6 +171,13 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         clauses = [f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()[:8]]
         return refusal(Refused(422, "invalid_request", "; ".join(clauses)))
+
+    @app.exception_handler(OSError)
+    async def system(_: Request, error: OSError) -> JSONResponse:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        logger.error("a request failed: %s", error)
+        return refusal(no_room())
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, __: Exception) -> JSONResponse:

@@ -23,7 +23,7 @@ from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import ConfigError, ModelNotFound
 from demucs_infer.pretrained import list_models, model_info
 from demucs_infer.server.pool import ModelPool, models_of
-from demucs_infer.server.refusals import Refused
+from demucs_infer.server.refusals import Refused, no_room
 from demucs_infer.server.results import Entry, Results
 from demucs_infer.server.settings import ServerSettings
 from demucs_infer.server.store import JobStore, Row
@@ -212,6 +212,7 @@ class Jobs:
             wanted.add(path)
             job.task.weights = self._weights_of(job.task.model)
             job.ticket = self._ticket("recovered")
+            self._remember(job)
             self._enqueue(job)
         for path in self.uploads.iterdir():
             if path not in wanted:
@@ -262,6 +263,10 @@ class Jobs:
             self._live.pop(row.id, None)
             upload.path.unlink(missing_ok=True)
             raise
+        if job.lasts and not self._store.put(job.row):
+            self._live.pop(row.id, None)
+            upload.path.unlink(missing_ok=True)
+            raise no_room()
         job.ticket = ticket
         if job.row.is_cached:
             self.counts["cached"] += 1
@@ -334,7 +339,6 @@ class Jobs:
         return self._weights[model.name]
 
     def _enqueue(self, job: Job) -> None:
-        self._remember(job)
         self._waiting.append(job)
         self._dispatch()
 
@@ -418,7 +422,7 @@ class Jobs:
         job.change()
 
     def _remember(self, job: Job) -> None:
-        if job.lasts:
+        if job.lasts:  # on a full disk it goes on all the same
             self._store.put(job.row)
 
     def _forget(self) -> None:

@@ -30,6 +30,11 @@ class Refused(Exception):
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
+def no_room() -> Refused:
+    """The disk of the server is full, which is no fault of whoever asks."""
+    return Refused(507, "no_room", "the server has no room left on its disk; try again later", 60)
+
+
 def without_paths(message: str) -> str:
     """`message` without a path of this machine, and as one line of sensible length."""
     plain = " ".join(_PATH.sub("the file", message).split())

@@ -1,12 +1,16 @@
 """The list of jobs, which outlives the process: one SQLite file."""
 
 import json
+import logging
 import sqlite3
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from demucs_infer.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 OVER: tuple[Status, ...] = ("done", "failed", "cancelled")
@@ -77,13 +81,18 @@ class JobStore:
                 "run there? Give each its own with --data-dir"
             ) from error
 
-    def put(self, row: Row) -> None:
-        """Remember a row, in place of the last one of its id."""
+    def put(self, row: Row) -> bool:
+        """Remember a row, in place of the last one of its id; false if there is no room for it."""
         text = json.dumps({name: getattr(row, name) for name in Row.__slots__})
-        self._base.execute(
-            "insert or replace into jobs values (?, ?, ?, ?, ?)",
-            (row.id, row.status, row.created, row.finished, text),
-        )
+        try:
+            self._base.execute(
+                "insert or replace into jobs values (?, ?, ?, ?, ?)",
+                (row.id, row.status, row.created, row.finished, text),
+            )
+        except sqlite3.OperationalError as error:
+            logger.error("the job %s is not remembered: %s", row.id, error)
+            return False
+        return True
 
     def get(self, id: str) -> Row | None:
         """The row of that id."""
@@ -105,8 +114,9 @@ class JobStore:
         return [_row(text) for (text,) in rows]
 
     def remove(self, id: str) -> None:
-        """Forget a job."""
-        self._base.execute("delete from jobs where id = ?", (id,))
+        """Forget a job, or do so next time if there is no room even for that."""
+        with suppress(sqlite3.OperationalError):
+            self._base.execute("delete from jobs where id = ?", (id,))
 
     def close(self) -> None:
         """Let go of the file."""

@@ -5,6 +5,7 @@ import hashlib
 import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -71,7 +72,8 @@ class Intake:
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        self._file.close()
+        with suppress(OSError):  # of a full disk, which is told already
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
 

@@ -1,6 +1,8 @@
 """One track through one network, on the thread that a device has: everything that takes time."""
 
+import errno
 import logging
+import os
 import queue
 import re
 import threading
@@ -20,7 +22,7 @@ from demucs_infer.batch.targets import Target
 from demucs_infer.engine.events import ChunkProcessed, Event
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
 from demucs_infer.server.pool import ModelPool
-from demucs_infer.server.refusals import Refused
+from demucs_infer.server.refusals import Refused, no_room
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +121,9 @@ def _checked(result: Result, task: Assignment) -> Result:
     if result.fault == "input":
         message = _plain(result.error, task.source, task.name)
         raise Refused(422, "unreadable_audio", message)
+    if any(os.strerror(code) in result.error for code in (errno.ENOSPC, errno.EDQUOT)):
+        logger.error("job on %s failed: %s", task.source.name, result.error)
+        raise no_room()
     if _UNEXPECTED.match(result.error) or result.status == "quarantined":
         logger.error("job on %s failed: %s", task.source.name, result.error)
         raise Refused(500, "failed", "the separation failed; the log of the server says why")
