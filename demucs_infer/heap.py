@@ -9,10 +9,12 @@ happens.
 import ctypes
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 
 # From malloc.h, and what glibc arrives at by itself once it has seen large blocks.
@@ -65,6 +67,25 @@ def never_collected() -> Iterator[None]:
         gc.freeze()
     finally:
         gc.enable()
+
+
+def highest_memory() -> int | None:
+    """The most bytes that this process ever held; None where the system does not tell.
+
+    On Linux `ru_maxrss` would not do: it begins with the peak of whoever started the process.
+    """
+    if sys.platform == "win32":
+        return None
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"VmHWM:\s*(\d+)", status)
+    return 1024 * int(found[1]) if found else None
 
 
 def _hold(more: int) -> None:

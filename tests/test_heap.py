@@ -140,3 +140,28 @@ with heap.never_collected():
 assert gc.get_freeze_count() <= count and gc.is_tracked(later)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_highest_memory_is_that_of_the_process_alone() -> None:
+    """`ru_maxrss`, which others read, begins with the peak of the parent."""
+    child = "from demucs_infer.heap import highest_memory; print(highest_memory())"
+    parent = f"""
+import subprocess, sys
+from demucs_infer.heap import highest_memory
+held = b"x" * (400 << 20)
+child = int(subprocess.check_output([sys.executable, "-c", {child!r}]))
+assert child < len(held) < highest_memory(), child
+"""
+    subprocess.run([sys.executable, "-c", parent], check=True)
+
+
+def test_the_bench_tells_the_memory_of_a_command_not_its_own() -> None:
+    bench = """
+import sys
+from pathlib import Path
+from tests.bench.pairs import timed
+held = b"x" * (400 << 20)
+took = timed([[sys.executable, "-c", "held = b'x' * (100 << 20)"]], "ours", Path())
+assert 100 < took["peak"] < 200 and 0 < took["cpu"] and 0 < took["seconds"], took
+"""
+    subprocess.run([sys.executable, "-c", bench], check=True)

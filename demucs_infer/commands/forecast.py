@@ -14,6 +14,7 @@ from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.manifest import matches, read_manifest, sha256_file
 from demucs_infer.batch.orders import Model, Order
 from demucs_infer.errors import DemucsError
+from demucs_infer.heap import highest_memory
 from demucs_infer.pretrained import model_info
 from demucs_infer.weights.catalog import known
 
@@ -95,19 +96,9 @@ def _cost(separator: "Separator", order: Order, todo: Sequence[float]) -> dict[s
     decoded, spool = second * sum(sorted(todo)[-2:]), second * max(todo)
     return {
         "run_seconds": round(per_second * sum(todo), 1),
-        "memory_bytes": _peak_memory(),
+        "memory_bytes": highest_memory(),
         "disk_bytes": int(decoded + stems * (size * sum(todo) + spool)),
     }
-
-
-def _peak_memory() -> int | None:
-    """The most that this process ever held; None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _segment(separator: "Separator") -> float:

@@ -12,7 +12,6 @@ the machine meanwhile.
 import argparse
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 
 from tests.bench.music import RATE, song
-from tests.bench.pairs import HEADER, Row, compare, compare_commands, environment
+from tests.bench.pairs import HEADER, Row, compare, compare_commands
 from tests.bench.shapes import BAGS, write_repo
 
 TRACKS = 8  # of the catalogue
@@ -117,9 +116,7 @@ def commands(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
     """mp3 in; wav and mp3 out."""
     seconds = args.seconds or 240.0
     source = work / "song.mp3"
-    # In a process of its own: the peak of a command begins with that of the one that starts it.
-    code = f"from tests.bench.__main__ import *; write_mp3(Path({str(source)!r}), {seconds})"
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment("ours"))
+    write_mp3(source, seconds)
     side, python = ("peer", args.peer) if args.peer else ("upstream", sys.executable)
     module = "demucs_infer" if args.peer else "demucs"
     shared = [
@@ -146,9 +143,7 @@ def workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
     """A manifest of equal tracks through two workers ("ours") and through one, a thread each."""
     seconds = args.seconds or 17.5  # three windows
     names = [f"{number}.wav" for number in range(TRACKS)]
-    # In a process of its own, as above.
-    code = f"from tests.bench.__main__ import *; write_tracks({str(work)!r}, {names}, {seconds})"
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment("ours"))
+    write_tracks(work, names, seconds)
     manifest = work / "tracks.txt"
     manifest.write_text("".join(f"{name}\n" for name in names))
 
@@ -170,11 +165,11 @@ def workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
         yield compare_commands(case, TRACKS * seconds, sides, pairs=args.pairs, work=work)
 
 
-def write_tracks(folder: str, names: list[str], seconds: float) -> None:
+def write_tracks(folder: Path, names: list[str], seconds: float) -> None:
     import soundfile
 
     for seed, name in enumerate(names):
-        soundfile.write(Path(folder, name), song(seconds, seed).T.numpy(), RATE)
+        soundfile.write(folder / name, song(seconds, seed).T.numpy(), RATE)
 
 
 def write_mp3(path: Path, seconds: float) -> None:
