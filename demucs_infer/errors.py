@@ -16,6 +16,7 @@ A wrong setting is a `ValueError`; it is the caller's bug, not ours.
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -74,6 +75,19 @@ class SeparationError(DemucsError):
     """The network answered something that is not audio."""
 
 
+DISK_FULL = errno.ENOSPC, errno.EDQUOT
+"""No room, or its owner may have no more of it."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether it comes from a full disk, in whatever words it is told by now."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:  # a chain can end in a ring
+        chain.append(error)
+        error = error.__cause__
+    return any(getattr(one, "errno", None) in DISK_FULL for one in chain)  # FFmpeg's have it, too
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on any kind of device."""
     if isinstance(error, MemoryError):
@@ -93,7 +107,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def in_words(error: BaseException) -> str:
     """What is told to people, who did not ask for the name of a class where we can do better."""
     if is_out_of_memory(error):
-        told = "out of memory: a shorter --segment or a smaller --batch-size needs less"
+        told = "out of memory: a shorter segment or a smaller batch size needs less"
         reason = str(error).partition("\n")[0]
         return f"{told} ({reason})" if reason else told
     if isinstance(error, DemucsError | ValueError | OSError):

@@ -29,6 +29,7 @@ from demucs_infer.batch.spool import Spool
 from demucs_infer.batch.targets import Target
 from demucs_infer.batch.workplace import PARTIAL, Workplace
 from demucs_infer.engine.events import ChunkProcessed
+from demucs_infer.errors import AudioWriteError, is_disk_full
 from tests.kit import RecordingModel, noise
 from tests.shell import RATE, environment, load, make_repo, save, tree, write_song
 
@@ -165,6 +166,15 @@ def test_a_disk_that_cannot_be_written_to_is_a_result(stage: Stage) -> None:
     assert tree(stage.folder / "out") == ["song"]
 
 
+def test_a_full_disk_is_known_by_its_cause_however_that_is_told() -> None:
+    full = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    told = AudioWriteError("cannot write")
+    told.__cause__ = full
+    assert is_disk_full(full) and is_disk_full(told)
+    told.__cause__ = told  # `raise error from error`
+    assert not is_disk_full(told) and not is_disk_full(OSError(errno.EIO, "no"))
+
+
 def test_what_a_full_disk_ended_goes_on_once_it_has_room(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,10 +194,11 @@ def test_what_a_full_disk_ended_goes_on_once_it_has_room(
         patch.setattr(Spool, "append", full)
         result = stage.batch(keeps_when_full=False).one(stage.job(path))
         assert "No space left" in result.error and "goes on" not in result.error
+        assert result.fault == "disk"
         assert tree(stage.folder / "out") == []
         appended = 0
         result = stage.batch().one(stage.job(path))
-    assert result.status == "failed"
+    assert (result.status, result.fault) == ("failed", "disk")
     assert "No space left" in result.error and "goes on from here" in result.error
     files = {file.name for file in (stage.folder / "out" / PARTIAL).glob("*/*")}
     assert files == {"lock", "key", "journal", "samples.f32"}, "what cannot be used takes no room"

@@ -9,6 +9,7 @@ from demucs_infer.errors import AudioWriteError
 _SURROUND = ("mono", "stereo", "3.0", "quad", "5.0", "5.1", "6.1", "7.1")
 _MPEG4 = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1(back)", "7.1")
 _ALAC = (*_MPEG4[:7], "7.1(wide)")
+
 RATES = range(100, 768_001)
 """Sample rates that anything records at, from a seismometer to a bat detector."""
 

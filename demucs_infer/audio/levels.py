@@ -18,7 +18,7 @@ from torch import Tensor
 
 from demucs_infer.audio.encode import PIECE, pieces
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.errors import AudioWriteError
+from demucs_infer.errors import DISK_FULL, AudioWriteError
 
 Clip: TypeAlias = Literal["track", "rescale", "clamp", "tanh", "none"]
 CLIP_MODES: tuple[Clip, ...] = ("track", "rescale", "clamp", "tanh", "none")
@@ -110,11 +110,12 @@ def peak_of(block: Tensor, name: str) -> float:
 
 
 _HINTS = {
-    errno.ENOSPC: "free some space or choose another folder",
-    errno.EDQUOT: "free some space or choose another folder",
+    **dict.fromkeys(DISK_FULL, "free some space or choose another folder"),
     errno.EFBIG: "this file system does not hold so large a file",
     errno.ENOENT: "create the folder first",
+    errno.EEXIST: "a file has that name; choose another folder",
     errno.ENOTDIR: "a part of that path is a file; choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.EACCES: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that you may write to",
 }

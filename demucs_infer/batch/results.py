@@ -8,7 +8,7 @@ from typing import Any, Literal
 from demucs_infer.batch.manifest import Manifest
 
 Status = Literal["done", "skipped", "failed", "quarantined"]
-Fault = Literal["", "input", "model", "other"]
+Fault = Literal["", "input", "model", "disk", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Result:
     warnings: tuple[str, ...] = ()
     error: str = ""
     fault: Fault = ""
-    """Where the error lies: in the input, the model, or elsewhere."""
+    """Where the error lies: in the input, the model, a disk that is full, or elsewhere."""
 
     @classmethod
     def done(cls, track: str, where: Path, manifest: Manifest, is_written: bool) -> "Result":

@@ -6,7 +6,6 @@ all of it is complete; a manifest beside the stems is written last.
 Shapes: C channels, t samples of a block.
 """
 
-import errno
 import logging
 import threading
 from collections import deque
@@ -48,6 +47,7 @@ from demucs_infer.errors import (
     DemucsError,
     ModelLoadingError,
     in_words,
+    is_disk_full,
 )
 from demucs_infer.extension.own import OwnModel
 from demucs_infer.threads import compute_alone
@@ -312,8 +312,8 @@ class Batch:
             elif isinstance(error, Abandoned):
                 workplace.leave()
             else:
-                raise self._given_up(job, workplace, spool, error) from error
-            raise
+                error = self._given_up(job, workplace, spool, error)
+            raise error
         return _Ready(
             job=job,
             recipe=recipe,
@@ -493,7 +493,9 @@ class Batch:
     def _failed(self, job: Job, error: Exception, begun: float) -> Result:
         logger.debug("%s failed", job.track, exc_info=error)
         fault: Fault = "other"
-        if isinstance(error, AudioReadError):
+        if is_disk_full(error):
+            fault = "disk"
+        elif isinstance(error, AudioReadError):
             fault = "input"
         elif isinstance(error, ModelLoadingError):
             fault = "model"
@@ -506,13 +508,14 @@ class Batch:
     ) -> Exception:
         """Clear up after an error; a full disk is no reason to lose hours of work."""
         is_worth_it = self._keeps_when_full and spool is not None and spool.frames > 0
-        if not is_worth_it or not _is_full(error):
+        if not is_worth_it or not is_disk_full(error):
             workplace.remove()
             return error
         workplace.leave()
-        if isinstance(error, OSError):
-            error = not_written(str(job.target.folder), error)
-        return AudioWriteError(f"{error}; the next attempt goes on from here")
+        told = not_written(str(job.target.folder), error) if isinstance(error, OSError) else error
+        kept = AudioWriteError(f"{told}; the next attempt goes on from here")
+        kept.__cause__ = error
+        return kept
 
     def _bad(
         self,
@@ -553,12 +556,6 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     except OSError:  # whoever reads it says why
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _is_full(error: BaseException) -> bool:
-    """Whether a disk has no room, or its owner no more of it."""
-    reason = error if isinstance(error, OSError) else error.__cause__
-    return isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Taken(DemucsError):

@@ -1,6 +1,5 @@
 """The application: settings in, ASGI out."""
 
-import errno
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from demucs_infer import __version__
+from demucs_infer.errors import is_disk_full
 from demucs_infer.server.gauges import Gauges
 from demucs_infer.server.guard import Guard, Keys, refusal
 from demucs_infer.server.jobs import Jobs
@@ -174,7 +174,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(OSError)
     async def system(_: Request, error: OSError) -> JSONResponse:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise error
         logger.error("a request failed: %s", error)
         return refusal(no_room())

@@ -259,14 +259,12 @@ class Jobs:
         try:
             job = self._job(row, wish, upload.path, lasts=ticket is not None)
             await asyncio.to_thread(self._look, job, wish.no_cache)
+            if job.lasts and not self._store.put(job.row):
+                raise no_room()
         except BaseException:
             self._live.pop(row.id, None)
             upload.path.unlink(missing_ok=True)
             raise
-        if job.lasts and not self._store.put(job.row):
-            self._live.pop(row.id, None)
-            upload.path.unlink(missing_ok=True)
-            raise no_room()
         job.ticket = ticket
         if job.row.is_cached:
             self.counts["cached"] += 1

@@ -1,8 +1,6 @@
 """One track through one network, on the thread that a device has: everything that takes time."""
 
-import errno
 import logging
-import os
 import queue
 import re
 import threading
@@ -121,7 +119,7 @@ def _checked(result: Result, task: Assignment) -> Result:
     if result.fault == "input":
         message = _plain(result.error, task.source, task.name)
         raise Refused(422, "unreadable_audio", message)
-    if any(os.strerror(code) in result.error for code in (errno.ENOSPC, errno.EDQUOT)):
+    if result.fault == "disk":
         logger.error("job on %s failed: %s", task.source.name, result.error)
         raise no_room()
     if _UNEXPECTED.match(result.error) or result.status == "quarantined":
