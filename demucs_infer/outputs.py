@@ -17,7 +17,7 @@ from demucs_infer.audio.convert import StreamResampler, convert_channels
 from demucs_infer.audio.encode import PIECE
 from demucs_infer.audio.fileset import FileSet
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.levels import Clip, peak_of, track_gain
+from demucs_infer.audio.levels import Clip, explained, peak_of, track_gain
 from demucs_infer.audio.tags import carried
 from demucs_infer.audio.write import Target
 from demucs_infer.inputs import Recording
@@ -121,7 +121,8 @@ def folders_for(targets: Mapping[str, Target], source: Path | None = None) -> It
     try:
         for folder in {path.parent for path in paths}:
             made.update(one for one in (folder, *folder.parents) if not one.exists())
-            folder.mkdir(parents=True, exist_ok=True)
+            with explained(str(folder)):
+                folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         for folder in sorted(made, key=lambda one: len(one.parts), reverse=True):

@@ -500,6 +500,14 @@ def test_files_that_may_not_be_replaced_are_an_error(wav: Path, tmp_path: Path) 
     assert not (tmp_path / "drums.wav").exists()
 
 
+def test_a_file_where_a_folder_should_be_is_said(wav: Path, tmp_path: Path) -> None:
+    before = wav.read_bytes()
+    for out in (wav, wav / "below"):
+        with pytest.raises(AudioWriteError, match="choose another folder"):
+            tiny().separate_to(MIX, out)
+    assert wav.read_bytes() == before
+
+
 def test_a_stem_never_replaces_the_track(tmp_path: Path) -> None:
     track = tmp_path / "bass.wav"
     soundfile.write(track, MIX.T.numpy(), RATE)

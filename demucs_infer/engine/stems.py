@@ -20,6 +20,7 @@ MIXTURE = "mixture"
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _NAME = r"[^\W\d][\w.]*"
+_LONGEST = 100  # bytes of a name, which has to fit into that of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,8 @@ def _check_rules(sources: Sequence[str], rules: Sequence[Rule], problems: list[s
     for rule in rules:
         if rule.name in known:
             problems.append(f"rule '{rule}': the name {rule.name!r} is taken")
+        if len(rule.name.encode()) > _LONGEST:
+            problems.append(f"the name {rule.name[:20]!r}... is too long: {_LONGEST} bytes at most")
         if not rule.terms:
             problems.append(f"the rule for {rule.name!r} adds nothing")
         for _, operand in rule.terms:

@@ -27,6 +27,7 @@ _VERTEX = {
     "AIP_HEALTH_ROUTE": "health_route",
     "AIP_STORAGE_URI": "repo",
 }
+_TAKEN = frozenset({"/v1/jobs", "/v1/models", "/v1/separate", "/metrics"})
 _YES = frozenset({"1", "true", "yes", "on"})
 _NO = frozenset({"0", "false", "no", "off", ""})
 _MIB = 1 << 20
@@ -151,6 +152,11 @@ class ServerSettings:
             for name in ("predict_route", "health_route")
             if not (route := getattr(self, name)).startswith("/") or set(route) & set("{}?# ")
         ]
+        problems += [
+            f"{name} = {route!r} is where the server has something else"
+            for name in ("predict_route", "health_route")
+            if (route := getattr(self, name)) in _TAKEN
+        ]
         if self.predict_route == self.health_route:
             problems.append(f"predict_route and health_route are both {self.health_route!r}")
         if self.base_path and not (self.base_path[0] == "/" and self.base_path[-1] != "/"):
@@ -169,6 +175,10 @@ class ServerSettings:
             problems.append("cors_origins = '*' would let every site in: name them")
         if self.repo is not None and not self.repo.is_dir():
             problems.append(f"repo = {str(self.repo)!r} is not a folder")
+        for name in ("data_dir", "cache_dir"):
+            folder = getattr(self, name)
+            if folder is not None and folder.exists() and not folder.is_dir():
+                problems.append(f"{name} = {str(folder)!r} is a file; name a folder")
         return problems
 
     @property
