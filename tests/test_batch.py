@@ -590,3 +590,19 @@ def test_names_that_are_hostile(stage: Stage) -> None:
     results = stage.results(stage.batch(), paths)
     assert [result.status for result in results] == ["done"] * len(names)
     assert len(tree(stage.folder / "out")) == 3 * len(names)
+
+
+def test_a_folder_that_no_stem_came_into_goes_and_others_stay(stage: Stage) -> None:
+    bad = [stage.folder / name for name in ("a.wav", "b.wav", "c.wav")]
+    for path in bad:
+        path.write_bytes(b"no sound")
+    out = stage.folder / "out"
+    assert not any(result.is_good for result in stage.results(stage.batch(), bad))
+    assert not out.exists()
+    out.mkdir()  # somebody else's
+    stage.results(stage.batch(), bad)
+    assert out.is_dir() and not list(out.iterdir())
+    out.rmdir()
+    good = write_song(stage.folder / "good.wav", 1)
+    assert stage.results(stage.batch(), [bad[0], good, bad[1]])[1].is_good
+    assert {path.name for path in out.iterdir()} == {"good"}

@@ -573,7 +573,8 @@ def test_the_demo(run: Command, here: Path) -> None:
     "line",
     [
         "song.wav --overlap 1", "song.wav --overlap nan", "song.wav --shifts -1",
-        "song.wav --segment 0", "song.wav --no-split --segment 2", "song.wav --mp3 --flac",
+        "song.wav --segment 0", "song.wav --segment 1e-4",
+        "song.wav --no-split --segment 2", "song.wav --mp3 --flac",
         "song.wav --bits 12", "song.wav --int24 --float32", "song.wav --batch-size 0",
         "song.wav --two-stems drums --stems bass", "song.wav --rate 0", "song.wav --start -1",
     ],

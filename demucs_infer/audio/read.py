@@ -150,7 +150,7 @@ class AudioReader:
             rate = self.info.sample_rate
             return (
                 f"{self.name} ends at {count / rate:.2f} s, before the start that was asked for "
-                f"({self._start / rate:.2f} s)"
+                f"({self._start / rate:.10g} s)"
             )
         return f"{self.name} holds no samples: there is nothing to separate; record it again"
 

@@ -158,6 +158,7 @@ class Batch:
         self._order = order
         self._weights = weights
         self._skip = skip
+        self._made: set[Path] = set()
         self._writes_manifest = writes_manifest
         self._max_deaths = max_deaths
         self._tracks_together = together
@@ -390,7 +391,7 @@ class Batch:
         return Result.skipped(job.track, job.target.manifest, found) if found else None
 
     def _workplace(self, job: Job) -> Workplace:
-        return Workplace(job.target.folder, job.target.manifest)
+        return Workplace(job.target.folder, job.target.manifest, self._made)
 
     def _entered(
         self, job: Job, recipe: Recipe, stop: threading.Event, *, may_wait: bool

@@ -6,6 +6,7 @@ import shutil
 import sys
 from contextlib import suppress
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +27,9 @@ class Workplace:
     What a process that was interrupted left behind is found by the next one that makes the same.
     """
 
-    def __init__(self, top: Path, manifest: Path) -> None:
+    def __init__(self, top: Path, manifest: Path, made: set[Path] | None = None) -> None:
+        """`made` are folders on the way to `top` that were not there before this run."""
+        self._made = set() if made is None else made
         name = hashlib.sha256(os.fsencode(manifest.absolute())).hexdigest()[:16]
         self.folder = top / PARTIAL / name
         self._lock: BinaryIO | None = None
@@ -34,6 +37,8 @@ class Workplace:
     def enter(self, key: str) -> bool:
         """Take the folder for the recipe of that key; false if another process has it."""
         for left in reversed(range(_TRIES)):
+            above = self.folder.parents[1:]
+            self._made.update(takewhile(lambda folder: not folder.exists(), above))
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if not self._has_lock():
@@ -117,6 +122,18 @@ class Workplace:
         self._unlock()
         with suppress(OSError):  # other tracks are at work in it
             self.folder.parent.rmdir()
+            self._remove_made()
+
+    def _remove_made(self) -> None:
+        """What was made for stems that never came; `OSError` as soon as something lies there."""
+        top, *above = self.folder.parents[1:]
+        if top in self._made:
+            self._made.discard(top)  # nobody is at work in it: either it goes now, or it stays
+            top.rmdir()
+            for folder in above:
+                if folder in self._made:
+                    folder.rmdir()
+                    self._made.discard(folder)
 
     def clear(self) -> None:
         """What a process left that died between its last rename and here; the track is done."""

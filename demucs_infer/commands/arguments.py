@@ -123,9 +123,7 @@ def _separation_flags(group: Any) -> None:
         action="store_false",
         help="run each track in one piece; takes much memory",
     )
-    split.add_argument(
-        "--segment", type=number(0, strict=True), help="seconds of a segment (the model's own)"
-    )
+    split.add_argument("--segment", type=number(0.1), help="seconds of a segment (the model's own)")
     group.add_argument(
         "--seed", type=int, default=0, help="of the random offsets: same seed, same stems (0)"
     )
