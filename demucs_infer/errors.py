@@ -82,7 +82,7 @@ DISK_FULL = errno.ENOSPC, errno.EDQUOT
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether it comes from a full disk, in whatever words it is told by now."""
     chain: list[BaseException] = []
-    while error is not None and error not in chain:  # a chain can end in a ring
+    while error is not None and not any(error is one for one in chain):  # it may end in a ring
         chain.append(error)
         error = error.__cause__
     return any(getattr(one, "errno", None) in DISK_FULL for one in chain)  # FFmpeg's have it, too

@@ -120,8 +120,8 @@ def folders_for(targets: Mapping[str, Target], source: Path | None = None) -> It
     made: set[Path] = set()
     try:
         for folder in {path.parent for path in paths}:
-            made.update(one for one in (folder, *folder.parents) if not one.exists())
             with explained(str(folder)):
+                made.update(one for one in (folder, *folder.parents) if not one.exists())
                 folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:

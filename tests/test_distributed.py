@@ -288,6 +288,22 @@ def far() -> Any:
     return MemoryFileSystem()
 
 
+@pytest.mark.parametrize(("step", "said"), [("fetch", "fetched"), ("put", "delivered")])
+def test_a_full_disk_on_the_way_is_no_fault_of_the_track(
+    far: Any, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, said: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = write_song(tmp_path / "song.wav", 1)
+    far.pipe_file("/full/song.wav", path.read_bytes())
+    monkeypatch.setattr(f"demucs_infer.distributed.places.{step}", full)
+    row = Row(path="song.wav", source="memory://full/song.wav")
+    answer = next(worker_of(repo, "memory://out")([row]))
+    assert (answer["status"], answer["fault"]) == ("failed", "disk")
+    assert f"cannot be {said}" in answer["error"]
+
+
 def test_from_uri_to_uri_the_same_bytes(repo: Path, tmp_path: Path, far: Any) -> None:
     paths = [write_song(tmp_path / f"in/{n}.wav", 1 + n, seed=n) for n in range(2)]
     for path in paths:

@@ -18,6 +18,7 @@ import soundfile
 from fastapi.testclient import TestClient
 
 from demucs_infer.audio.formats import FORMATS
+from demucs_infer.errors import ConfigError
 from demucs_infer.separate import main
 from demucs_infer.server.wishes import MIME, Wish
 from tests.serving import FAST, RATE, client, load, song, until
@@ -633,6 +634,28 @@ def test_routes_of_vertex(repo: Path, tmp_path: Path) -> None:
         answer = web.post("/v1/endpoints/7:predict", json={"instances": [b64(SONG)]})
         assert len(answer.json()["predictions"]) == 1
         assert web.post("/predict").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "route"),
+    [("predict_route", route) for route in ("/v1/jobs", "/v1/separate")]
+    + [("health_route", route) for route in ("/", "/livez", "/metrics", "/v1/jobs/7", "/docs")]
+    + [("health_route", route) for route in ("/openapi.json", "/static/app.js", "/v1/models")],
+)
+def test_a_route_of_the_server_cannot_be_taken(
+    repo: Path, tmp_path: Path, name: str, route: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{name} = '{route}' is where"):
+        _app(repo, tmp_path, **{name: route})
+
+
+@pytest.mark.parametrize(
+    ("name", "route"), [("predict_route", "/v1/models"), ("health_route", "/readyz")]
+)
+def test_a_route_stays_free_for_another_method_and_for_the_same_answer(
+    repo: Path, tmp_path: Path, name: str, route: str
+) -> None:
+    assert _app(repo, tmp_path, **{name: route})
 
 
 def test_models_are_loaded_once_and_the_least_recently_used_leaves(

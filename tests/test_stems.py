@@ -157,7 +157,7 @@ def test_every_mistake_is_reported_at_once() -> None:
         ({"derive": [Rule("x", ())]}, "adds nothing"),
         ({"derive": ["x=x"]}, "must be defined before"),
         ({"derive": ["x=drums", "x=bass"]}, "'x' is taken"),
-        ({"derive": [f"{'x' * 101}=drums"]}, "too long: 100 bytes"),
+        ({"derive": [f"{'x' * 101}=drums"]}, "too long for that of a file: 100 bytes"),
     ],
 )
 def test_a_wrong_wish_is_refused(arguments: dict[str, object], words: str) -> None:

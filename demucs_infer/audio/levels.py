@@ -113,7 +113,7 @@ _HINTS = {
     **dict.fromkeys(DISK_FULL, "free some space or choose another folder"),
     errno.EFBIG: "this file system does not hold so large a file",
     errno.ENOENT: "create the folder first",
-    errno.EEXIST: "a file has that name; choose another folder",
+    errno.EEXIST: "something else has that name; choose another folder",
     errno.ENOTDIR: "a part of that path is a file; choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EACCES: "choose a folder that you may write to",

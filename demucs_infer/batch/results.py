@@ -6,9 +6,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from demucs_infer.batch.manifest import Manifest
+from demucs_infer.errors import AudioReadError, ModelLoadingError, is_disk_full
 
 Status = Literal["done", "skipped", "failed", "quarantined"]
 Fault = Literal["", "input", "model", "disk", "other"]
+
+
+def fault_of(error: Exception) -> Fault:
+    """Where an error lies; what does not fit on a disk is no fault of the track that was read."""
+    if is_disk_full(error):
+        return "disk"
+    if isinstance(error, AudioReadError):
+        return "input"
+    return "model" if isinstance(error, ModelLoadingError) else "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from demucs_infer.batch.delivery import Delivery
 from demucs_infer.batch.discovery import is_stream
 from demucs_infer.batch.manifest import Manifest, Recipe, matches, sha256_file
 from demucs_infer.batch.orders import Model, Order
-from demucs_infer.batch.results import Fault, Result
+from demucs_infer.batch.results import Fault, Result, fault_of
 from demucs_infer.batch.spool import Abandoned, Spool
 from demucs_infer.batch.targets import Target
 from demucs_infer.batch.workplace import Workplace
@@ -45,7 +45,6 @@ from demucs_infer.errors import (
     AudioReadError,
     AudioWriteError,
     DemucsError,
-    ModelLoadingError,
     in_words,
     is_disk_full,
 )
@@ -493,13 +492,7 @@ class Batch:
 
     def _failed(self, job: Job, error: Exception, begun: float) -> Result:
         logger.debug("%s failed", job.track, exc_info=error)
-        fault: Fault = "other"
-        if is_disk_full(error):
-            fault = "disk"
-        elif isinstance(error, AudioReadError):
-            fault = "input"
-        elif isinstance(error, ModelLoadingError):
-            fault = "model"
+        fault = fault_of(error)
         if isinstance(error, OSError):  # what was read is an AudioReadError, whatever went wrong
             error = not_written(str(job.target.folder), error)
         return self._bad(job, "failed", in_words(error), fault, perf_counter() - begun)

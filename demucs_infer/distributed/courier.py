@@ -18,7 +18,7 @@ from pathlib import Path
 from demucs_infer.batch.blame import blame, forgive, settle
 from demucs_infer.batch.manifest import matches, sha256_file, understood
 from demucs_infer.batch.orders import Model, Order
-from demucs_infer.batch.results import Fault, Result
+from demucs_infer.batch.results import Fault, Result, fault_of
 from demucs_infer.batch.run import Job, Skip
 from demucs_infer.batch.targets import Target
 from demucs_infer.batch.workplace import PARTIAL
@@ -88,8 +88,7 @@ class Courier:
                     known = self._done_far(row, _digest(source)) or self._begun(row)
         except Exception as error:
             logger.debug("%s was not brought", row.path, exc_info=error)
-            fault: Fault = "input" if isinstance(error, AudioReadError) else "other"
-            known = failed(row, self.model, str(error), fault)
+            known = failed(row, self.model, str(error), fault_of(error))
         target = self._target(row, scratch)
         job = Job(source=source, target=target, track=row.path, known=known, sha256=row.sha256)
         return Visit(row=row, job=job, scratch=scratch)

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from demucs_infer.batch.orders import Model, Order
-from demucs_infer.batch.results import Result
+from demucs_infer.batch.results import Result, fault_of
 from demucs_infer.batch.run import Batch, Job, Skip, ahead, open_separator
 from demucs_infer.distributed.courier import Courier, Visit, failed
 from demucs_infer.distributed.places import is_remote
@@ -165,7 +165,8 @@ def finish(courier: Courier, visit: Visit, result: Result) -> Answer:
     except Exception as error:
         logger.debug("%s was not delivered", visit.row.path, exc_info=error)
         courier.interrupt(visit)
-        result = failed(visit.row, courier.model, f"cannot be delivered: {error}", "other")
+        told = f"cannot be delivered: {error}"
+        result = failed(visit.row, courier.model, told, fault_of(error))
     finally:
         visit.leave()
     return {**answer(result, scores), **courier.named(result)}

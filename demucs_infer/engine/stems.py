@@ -20,7 +20,7 @@ MIXTURE = "mixture"
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _NAME = r"[^\W\d][\w.]*"
-_LONGEST = 100  # bytes of a name, which has to fit into that of a file
+_LONGEST = 100  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ def parse_stem_rule(text: str, names: Iterable[str] = ()) -> Rule:
     name, equals, expression = (part.strip() for part in text.partition("="))
     if not (name and equals and expression):
         raise ValueError(f"rule {text!r} must look like 'drumless=mixture-drums'")
+    if len(name.encode(errors="surrogateescape")) > _LONGEST:
+        raise ValueError(
+            f"the name {name[:20]!r}... is too long for that of a file: {_LONGEST} bytes at most"
+        )
     # Longest first: with the stems `a` and `a-b`, `a-b` is a stem and `a - b` a difference.
     known = [re.escape(known) for known in sorted(names, key=len, reverse=True)]
     operand = "|".join([*known, _NAME])
@@ -198,8 +202,6 @@ def _check_rules(sources: Sequence[str], rules: Sequence[Rule], problems: list[s
     for rule in rules:
         if rule.name in known:
             problems.append(f"rule '{rule}': the name {rule.name!r} is taken")
-        if len(rule.name.encode()) > _LONGEST:
-            problems.append(f"the name {rule.name[:20]!r}... is too long: {_LONGEST} bytes at most")
         if not rule.terms:
             problems.append(f"the rule for {rule.name!r} adds nothing")
         for _, operand in rule.terms:

@@ -11,9 +11,10 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from demucs_infer import __version__
-from demucs_infer.errors import is_disk_full
+from demucs_infer.errors import ConfigError, is_disk_full
 from demucs_infer.server.gauges import Gauges
 from demucs_infer.server.guard import Guard, Keys, refusal
 from demucs_infer.server.jobs import Jobs
@@ -56,6 +57,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     app.state.jobs = jobs
     app.state.failure = None
     _add_routes(app, Routes(jobs, gauges), settings)
+    _refuse_doubles(app, settings)
     _add_errors(app)
     if settings.cors_origins:
         app.add_middleware(
@@ -95,7 +97,8 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
 
     busy = {503: {"model": Health}}
     get(settings.health_route, routes.health, response_model=Health, responses=busy)
-    get("/readyz", routes.health, response_model=Health, responses=busy)
+    if settings.health_route != "/readyz":
+        get("/readyz", routes.health, response_model=Health, responses=busy)
     get("/livez", routes.livez, response_model=Health)
     get("/metrics", routes.metrics, response_class=PlainTextResponse, responses=errors())
     get("/v1/models", routes.menu, response_model=Menu, responses=errors())
@@ -148,6 +151,15 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     if settings.page:
         get("/", routes.page, include_in_schema=False)
+
+
+def _refuse_doubles(app: FastAPI, settings: ServerSettings) -> None:
+    """Of two answers at one address only the first would be heard."""
+    for name, method in (("predict_route", "POST"), ("health_route", "GET")):
+        path = getattr(settings, name)
+        scope = {"type": "http", "path": path, "method": method}
+        if sum(route.matches(scope)[0] is Match.FULL for route in app.routes) > 1:
+            raise ConfigError(f"{name} = {path!r} is where the server has something else")
 
 
 def _content(*kinds: str) -> dict[int | str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import ipaddress
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -27,7 +28,6 @@ _VERTEX = {
     "AIP_HEALTH_ROUTE": "health_route",
     "AIP_STORAGE_URI": "repo",
 }
-_TAKEN = frozenset({"/v1/jobs", "/v1/models", "/v1/separate", "/metrics"})
 _YES = frozenset({"1", "true", "yes", "on"})
 _NO = frozenset({"0", "false", "no", "off", ""})
 _MIB = 1 << 20
@@ -152,11 +152,6 @@ class ServerSettings:
             for name in ("predict_route", "health_route")
             if not (route := getattr(self, name)).startswith("/") or set(route) & set("{}?# ")
         ]
-        problems += [
-            f"{name} = {route!r} is where the server has something else"
-            for name in ("predict_route", "health_route")
-            if (route := getattr(self, name)) in _TAKEN
-        ]
         if self.predict_route == self.health_route:
             problems.append(f"predict_route and health_route are both {self.health_route!r}")
         if self.base_path and not (self.base_path[0] == "/" and self.base_path[-1] != "/"):
@@ -177,8 +172,9 @@ class ServerSettings:
             problems.append(f"repo = {str(self.repo)!r} is not a folder")
         for name in ("data_dir", "cache_dir"):
             folder = getattr(self, name)
-            if folder is not None and folder.exists() and not folder.is_dir():
-                problems.append(f"{name} = {str(folder)!r} is a file; name a folder")
+            parts = (folder, *folder.parents) if folder else ()
+            if any(os.path.isfile(part) for part in parts):  # noqa: PTH113 (Path's raises more)
+                problems.append(f"{name} = {str(folder)!r} is a file, or below one; name a folder")
         return problems
 
     @property
