@@ -505,6 +505,8 @@ def test_a_file_where_a_folder_should_be_is_said(wav: Path, tmp_path: Path) -> N
     for out in (wav, wav / "below"):
         with pytest.raises(AudioWriteError, match="choose another folder"):
             tiny().separate_to(MIX, out)
+    with pytest.raises(AudioWriteError, match="choose a shorter name"):
+        tiny().separate_to(MIX, tmp_path / ("n" * 300))
     assert wav.read_bytes() == before
 
 
