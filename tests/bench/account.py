@@ -14,9 +14,7 @@ started = time.perf_counter()
 process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
 seconds = time.perf_counter() - started
-cpu, peak = (
-    usage.ru_utime + usage.ru_stime,
-    usage.ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10)),
-)
-print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak}))
+cpu = usage.ru_utime + usage.ru_stime
+unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes here
+print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": usage.ru_maxrss * unit / (1 << 20)}))
 sys.exit(status != 0)
