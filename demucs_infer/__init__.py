@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from demucs_infer.apply import BagOfModels as BagOfModels
     from demucs_infer.apply import apply_model as apply_model
     from demucs_infer.audio.formats import Encoding as Encoding
-    from demucs_infer.audio.write import save_audio as save_audio
-    from demucs_infer.engine.events import BatchSizeReduced as BatchSizeReduced
-    from demucs_infer.engine.events import ChunkProcessed as ChunkProcessed
-    from demucs_infer.engine.events import Stage as Stage
-    from demucs_infer.engine.events import Warned as Warned
+    from demucs_infer.audio.writer import save_audio as save_audio
+    from demucs_infer.custom.config import Config as Config
+    from demucs_infer.custom.metadata import ModelMetadata as ModelMetadata
+    from demucs_infer.custom.metadata import ModelParamsLike as ModelParamsLike
+    from demucs_infer.custom.registry import register_model as register_model
     from demucs_infer.engine.stems import derive_stems as derive_stems
     from demucs_infer.engine.stems import parse_stem_rule as parse_stem_rule
     from demucs_infer.errors import AudioError as AudioError
@@ -26,47 +26,47 @@ if TYPE_CHECKING:
     from demucs_infer.errors import ModelLoadingError as ModelLoadingError
     from demucs_infer.errors import ModelNotFound as ModelNotFound
     from demucs_infer.errors import SeparationError as SeparationError
-    from demucs_infer.extension.config import Config as Config
-    from demucs_infer.extension.metadata import ModelMetadata as ModelMetadata
-    from demucs_infer.extension.metadata import ModelParamsLike as ModelParamsLike
-    from demucs_infer.extension.registry import register_model as register_model
-    from demucs_infer.inputs import Audio as Audio
-    from demucs_infer.outputs import InferenceOutput as InferenceOutput
-    from demucs_infer.outputs import Saving as Saving
-    from demucs_infer.outputs import SeparatedFiles as SeparatedFiles
+    from demucs_infer.events import BatchSizeReduced as BatchSizeReduced
+    from demucs_infer.events import ChunkProcessed as ChunkProcessed
+    from demucs_infer.events import Stage as Stage
+    from demucs_infer.events import Warned as Warned
     from demucs_infer.pretrained import get_model as get_model
     from demucs_infer.pretrained import list_models as list_models
     from demucs_infer.pretrained import model_info as model_info
+    from demucs_infer.results import InferenceOutput as InferenceOutput
+    from demucs_infer.results import Saving as Saving
+    from demucs_infer.results import SeparatedFiles as SeparatedFiles
+    from demucs_infer.sources import Audio as Audio
     from demucs_infer.states import load_weights as load_weights
 
 __version__ = "5.0.0"
 
 _HOME = {
-    "Audio": "demucs_infer.inputs",
+    "Audio": "demucs_infer.sources",
     "AudioError": "demucs_infer.errors",
     "AudioInputError": "demucs_infer.errors",
     "AudioReadError": "demucs_infer.errors",
     "AudioWriteError": "demucs_infer.errors",
     "BagOfModels": "demucs_infer.apply",
-    "BatchSizeReduced": "demucs_infer.engine.events",
+    "BatchSizeReduced": "demucs_infer.events",
     "CheckpointError": "demucs_infer.errors",
-    "ChunkProcessed": "demucs_infer.engine.events",
-    "Config": "demucs_infer.extension.config",
+    "ChunkProcessed": "demucs_infer.events",
+    "Config": "demucs_infer.custom.config",
     "ConfigError": "demucs_infer.errors",
     "DemucsError": "demucs_infer.errors",
     "DownloadError": "demucs_infer.errors",
     "Encoding": "demucs_infer.audio.formats",
-    "InferenceOutput": "demucs_infer.outputs",
+    "InferenceOutput": "demucs_infer.results",
     "ModelLoadingError": "demucs_infer.errors",
-    "ModelMetadata": "demucs_infer.extension.metadata",
+    "ModelMetadata": "demucs_infer.custom.metadata",
     "ModelNotFound": "demucs_infer.errors",
-    "ModelParamsLike": "demucs_infer.extension.metadata",
-    "Saving": "demucs_infer.outputs",
-    "SeparatedFiles": "demucs_infer.outputs",
+    "ModelParamsLike": "demucs_infer.custom.metadata",
+    "Saving": "demucs_infer.results",
+    "SeparatedFiles": "demucs_infer.results",
     "SeparationError": "demucs_infer.errors",
     "Separator": "demucs_infer.api",
-    "Stage": "demucs_infer.engine.events",
-    "Warned": "demucs_infer.engine.events",
+    "Stage": "demucs_infer.events",
+    "Warned": "demucs_infer.events",
     "apply_model": "demucs_infer.apply",
     "derive_stems": "demucs_infer.engine.stems",
     "get_model": "demucs_infer.pretrained",
@@ -74,8 +74,8 @@ _HOME = {
     "load_weights": "demucs_infer.states",
     "model_info": "demucs_infer.pretrained",
     "parse_stem_rule": "demucs_infer.engine.stems",
-    "register_model": "demucs_infer.extension.registry",
-    "save_audio": "demucs_infer.audio.write",
+    "register_model": "demucs_infer.custom.registry",
+    "save_audio": "demucs_infer.audio.writer",
 }
 __all__ = [
     "Audio",

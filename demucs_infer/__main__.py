@@ -2,6 +2,6 @@
 
 import sys
 
-from demucs_infer.separate import main
+from demucs_infer.cli.main import main
 
 sys.exit(main())

@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer.apply import with_bar
-from demucs_infer.audio.convert import ExtraChannels, Method, convert_channels
+from demucs_infer.audio.channels import ExtraChannels, Method, convert_channels
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.levels import Clip
-from demucs_infer.audio.write import Target, save_audio
-from demucs_infer.engine.events import ChunkStarted, Event, Stage, Warned, call_back
+from demucs_infer.audio.gain import Clip
+from demucs_infer.audio.writer import Target, save_audio
+from demucs_infer.checkpoints.download import shown
+from demucs_infer.custom.build import load_network
+from demucs_infer.custom.config import Config
+from demucs_infer.custom.metadata import ModelMetadata
 from demucs_infer.engine.pipeline import (
     Block,
     Item,
@@ -33,24 +36,21 @@ from demucs_infer.engine.pipeline import (
     separate,
     separate_many,
 )
-from demucs_infer.engine.run import Ensemble, Network, Queried, Runner
+from demucs_infer.engine.runner import Ensemble, Network, Queried, Runner
 from demucs_infer.engine.stems import StemPlan
 from demucs_infer.errors import AudioReadError as LoadAudioError
 from demucs_infer.errors import ModelLoadingError as LoadModelError
-from demucs_infer.extension.build import load_network
-from demucs_infer.extension.config import Config
-from demucs_infer.extension.metadata import ModelMetadata
-from demucs_infer.fast.compiled import compiled
-from demucs_infer.fast.optimize import optimize
-from demucs_infer.inputs import Audio, AudioInput, FileRecording, Hearing, Recording, record
-from demucs_infer.outputs import (
+from demucs_infer.events import ChunkStarted, Event, Stage, Warned, call_back
+from demucs_infer.optimized.compiled import compiled
+from demucs_infer.optimized.optimize import optimize
+from demucs_infer.pretrained import get_model, list_models
+from demucs_infer.results import (
     InferenceOutput,
     Outlet,
     Saving,
     SeparatedFiles,
     folders_for,
 )
-from demucs_infer.pretrained import get_model, list_models
 from demucs_infer.settings import (
     BatchSize,
     Callback,
@@ -61,7 +61,7 @@ from demucs_infer.settings import (
     Settings,
     Stems,
 )
-from demucs_infer.weights.download import shown
+from demucs_infer.sources import Audio, AudioInput, FileRecording, Hearing, Recording, record
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -169,7 +169,7 @@ class Separator:
         track it is on its device and in its mode again. Its weights are read when it first runs.
 
         It has `sources`, `samplerate`, `audio_channels` and `segment`. A plain module gets them
-        from `demucs_infer.extension.wave.create_w2w_model(module, params)`; no `metadata` could
+        from `demucs_infer.custom.adapter.create_w2w_model(module, params)`; no `metadata` could
         give them here, since it tells how a network is made, and this one is.
         """
         separator = cls.__new__(cls)

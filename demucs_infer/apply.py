@@ -13,10 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from demucs_infer.engine.events import BatchSizeReduced, ChunkProcessed, Event, Warned, call_back
-from demucs_infer.engine.options import Options
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
-from demucs_infer.engine.run import Ensemble, Network, Queried, Runner, check_weights
+from demucs_infer.engine.runner import Ensemble, Network, Queried, Runner, check_weights
+from demucs_infer.events import BatchSizeReduced, ChunkProcessed, Event, Warned, call_back
+from demucs_infer.options import Options
 
 _logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
-from demucs_infer.audio.read import AudioReader
+from demucs_infer.audio.reader import AudioReader
 from demucs_infer.errors import ConfigError
 
 DELTA = 1e-7

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demucs_infer.checkpoints.cache import Store
+from demucs_infer.checkpoints.catalog import NOT_STATED, Checkpoint, known
+from demucs_infer.checkpoints.download import Progress, sha256_of
+from demucs_infer.custom.registry import offered_by, offered_models, offered_network
 from demucs_infer.errors import CheckpointError, ModelLoadingError
-from demucs_infer.extension.registry import offered_by, offered_models, offered_network
 from demucs_infer.repo import (
     AnyModelRepo,
     BagOnlyRepo,
@@ -21,9 +24,6 @@ from demucs_infer.repo import (
     RemoteRepo,
     build_bag,
 )
-from demucs_infer.weights.cache import Store
-from demucs_infer.weights.catalog import NOT_STATED, Checkpoint, known
-from demucs_infer.weights.download import Progress, sha256_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from demucs_infer.checkpoints.cache import Store
+from demucs_infer.checkpoints.catalog import Bag, Catalog, Checkpoint, bag_of, known
+from demucs_infer.checkpoints.download import sha256_of
 from demucs_infer.errors import (
     CheckpointError,
     ConfigError,
     ModelLoadingError,
     ModelNotFound,
 )
-from demucs_infer.weights.cache import Store
-from demucs_infer.weights.catalog import Bag, Catalog, Checkpoint, bag_of, known
-from demucs_infer.weights.download import sha256_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -265,8 +265,8 @@ def _files(root: Path, *suffixes: str) -> list[Path]:
 
 
 def _build(file: Path, checkpoint: Checkpoint | None = None, *, trust: bool = False) -> nn.Module:
+    from demucs_infer.checkpoints.reader import Architecture
     from demucs_infer.states import load_model
-    from demucs_infer.weights.package import Architecture
 
     if checkpoint is None:
         return load_model(file, trust=trust)

@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import torch
 
 from demucs_infer.devices import choose_device
-from demucs_infer.engine.options import Options
 from demucs_infer.engine.stems import Rule, StemPlan, choose_stems
-from demucs_infer.fast.optimize import choose_precision
+from demucs_infer.optimized.optimize import choose_precision
+from demucs_infer.options import Options
 
 Callback: TypeAlias = Callable[[dict[str, object]], object]
 Device: TypeAlias = str | torch.device | None

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from demucs_infer.checkpoints.diffq import decode
+from demucs_infer.checkpoints.lazy_tensor import Weight, quoted
+from demucs_infer.checkpoints.reader import Architecture, Package, read_package
+from demucs_infer.checkpoints.torchaudio_names import architecture as torchaudio_architecture
+from demucs_infer.checkpoints.torchaudio_names import is_torchaudio, to_ours
 from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, DemucsError
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
-from demucs_infer.weights.package import Architecture, Package, read_package
-from demucs_infer.weights.quantized import decode
-from demucs_infer.weights.rename import architecture as torchaudio_architecture
-from demucs_infer.weights.rename import is_torchaudio, to_ours
-from demucs_infer.weights.weight import Weight, quoted
 
 _Network = TypeVar("_Network", bound=nn.Module)
 

@@ -27,7 +27,7 @@ def same_start(
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As `tests.shell` starts processes: how many threads there are decides about last bits."""
+    """Compute on one thread, as `cli_process` does: the last bits depend on their number."""
     import torch
 
     before = torch.get_num_threads()

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from demucs_infer.distributed.planning import Benchmark
+from demucs_infer.distributed.planner import Benchmark
 
 Lengths = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -172,8 +172,8 @@ def measured(seconds: float) -> Benchmark:
     import torch
 
     from demucs_infer.api import Separator
-    from demucs_infer.batch.orders import Order
-    from demucs_infer.distributed.measuring import measure
+    from demucs_infer.batch.request import Order
+    from demucs_infer.distributed.benchmark import measure
     from demucs_infer.htdemucs import HTDemucs
     from tests.bench.shapes import TRANSFORMER
 

@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 from torch import Tensor
 
-from demucs_infer.audio.encode import Muxer, pieces
+from demucs_infer.audio.encoders.pyav import Muxer, pieces
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.levels import Clip, LevelWriter, explained, round_together
+from demucs_infer.audio.gain import Clip, LevelWriter, explained, round_together
 from demucs_infer.audio.tags import cover_of
-from demucs_infer.audio.write import Draft, Target, check_shape
+from demucs_infer.audio.writer import Draft, Target, check_shape
 from demucs_infer.errors import AudioWriteError
 
 MIX = "mix"

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from demucs_infer.audio.convert import StreamResampler, convert_channels
-from demucs_infer.audio.fileset import FileSet
+from demucs_infer.audio.channels import StreamResampler, convert_channels
+from demucs_infer.audio.file_set import FileSet
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.levels import Clip, clip_gains, explained
+from demucs_infer.audio.gain import Clip, clip_gains, explained
 from demucs_infer.batch.manifest import Manifest, Stem, sha256_file
 from demucs_infer.batch.spool import Spool
-from demucs_infer.batch.workplace import Workplace
+from demucs_infer.batch.workdir import Workplace
 
 
 class _TooLoud(Exception):

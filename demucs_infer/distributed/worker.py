@@ -10,12 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from demucs_infer.batch.orders import Model, Order
-from demucs_infer.batch.results import Result, fault_of
-from demucs_infer.batch.run import Batch, Job, Skip, ahead, open_separator
-from demucs_infer.distributed.courier import Courier, Visit, failed
-from demucs_infer.distributed.places import is_remote
-from demucs_infer.distributed.rows import Answer, Row
+from demucs_infer.batch.request import Model, Order
+from demucs_infer.batch.result import Result, fault_of
+from demucs_infer.batch.runner import Batch, Job, Skip, ahead, open_separator
+from demucs_infer.distributed.manifest import Answer, Row
+from demucs_infer.distributed.storage import is_remote
+from demucs_infer.distributed.transfer import Courier, Visit, failed
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer.engine.level import Level, measure
-from demucs_infer.engine.options import Options
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
 from demucs_infer.engine.plan import Chunk, check_grid, plan_padded
-from demucs_infer.engine.run import Queried, Runner
+from demucs_infer.engine.runner import Queried, Runner
 from demucs_infer.engine.stitch import (
     OverlapAdd,
     Tape,
@@ -27,6 +26,7 @@ from demucs_infer.engine.stitch import (
     pad_audio,
     usable_weights,
 )
+from demucs_infer.options import Options
 
 __all__ = [
     "ChunkPlan",

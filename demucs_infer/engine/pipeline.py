@@ -15,9 +15,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from demucs_infer.engine.events import ChunkProcessed, ChunkStarted, Event, Position, Stage
 from demucs_infer.engine.level import Level, measure
-from demucs_infer.engine.options import Options
 from demucs_infer.engine.plan import (
     Batch,
     Chunk,
@@ -28,10 +26,12 @@ from demucs_infer.engine.plan import (
     plan_chunks,
     plan_padded,
 )
-from demucs_infer.engine.run import Ensemble, Network, Runner, draws_when_run, window_rule
+from demucs_infer.engine.runner import Ensemble, Network, Runner, draws_when_run, window_rule
 from demucs_infer.engine.stems import StemPlan, choose_stems, needed_members
 from demucs_infer.engine.stitch import OverlapAdd, Tape, make_window, usable_weights
-from demucs_infer.heap import large_blocks_kept
+from demucs_infer.events import ChunkProcessed, ChunkStarted, Event, Position, Stage
+from demucs_infer.options import Options
+from demucs_infer.system.malloc import large_blocks_kept
 
 # A triangle is never 0, but a high power of it can be: there, too small to change a sum.
 _FLOOR = {"triangle": 1e-30}

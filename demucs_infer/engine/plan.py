@@ -13,7 +13,7 @@ from heapq import merge
 from itertools import groupby
 from operator import itemgetter
 
-from demucs_infer.engine.events import Position
+from demucs_infer.events import Position
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from starlette.routing import Match
 
 from demucs_infer import __version__
 from demucs_infer.errors import ConfigError, is_disk_full
-from demucs_infer.server.gauges import Gauges
-from demucs_infer.server.guard import Guard, Keys, refusal
-from demucs_infer.server.jobs import Jobs
-from demucs_infer.server.refusals import Refused, no_room
+from demucs_infer.server.errors import Refused, no_room
+from demucs_infer.server.metrics import Gauges
+from demucs_infer.server.middleware import Guard, Keys, refusal
+from demucs_infer.server.openapi import AUDIO, PREDICTION, Health, JobView, Menu, errors
+from demucs_infer.server.queue import Jobs
 from demucs_infer.server.routes import STATIC, Routes
 from demucs_infer.server.settings import ServerSettings
-from demucs_infer.server.shapes import AUDIO, PREDICTION, Health, JobView, Menu, errors
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-_STATIC = Path(__file__).parent / "static"
+_STATIC = Path(__file__).parent / "page"
 _PIECE = 3 << 18
 """Bytes at a time; a multiple of three, so that pieces of base64 join."""
 

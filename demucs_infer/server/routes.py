@@ -16,20 +16,11 @@ from pydantic import ValidationError
 from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.demo import song
-from demucs_infer.server.gauges import Gauges
-from demucs_infer.server.guard import client_of
-from demucs_infer.server.jobs import Job, Jobs, Ticket
-from demucs_infer.server.refusals import Refused
-from demucs_infer.server.replies import (
-    Stream,
-    as_base64,
-    as_zip,
-    attachment,
-    in_pieces,
-    predictions,
-)
-from demucs_infer.server.results import Entry
-from demucs_infer.server.shapes import (
+from demucs_infer.server.cache import Entry
+from demucs_infer.server.errors import Refused
+from demucs_infer.server.metrics import Gauges
+from demucs_infer.server.middleware import client_of
+from demucs_infer.server.openapi import (
     FormatView,
     Health,
     JobView,
@@ -39,11 +30,20 @@ from demucs_infer.server.shapes import (
     Problem,
     StemView,
 )
+from demucs_infer.server.queue import Job, Jobs, Ticket
+from demucs_infer.server.responses import (
+    Stream,
+    as_base64,
+    as_zip,
+    attachment,
+    in_pieces,
+    predictions,
+)
+from demucs_infer.server.schemas import MIME, Wish, enter, explain, read_wish
 from demucs_infer.server.store import Row
 from demucs_infer.server.uploads import Upload, decode, receive, receive_body
-from demucs_infer.server.wishes import MIME, Wish, enter, explain, read_wish
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parent / "page"
 
 
 class Routes:

@@ -7,7 +7,7 @@ import uvicorn
 
 from demucs_infer.devices import choose_device
 from demucs_infer.server.app import create_app
-from demucs_infer.server.jobs import Jobs
+from demucs_infer.server.queue import Jobs
 from demucs_infer.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)

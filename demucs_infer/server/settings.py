@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 from urllib.parse import unquote, urlsplit
 
+from demucs_infer.checkpoints.cache import cache_folder
 from demucs_infer.errors import ConfigError
-from demucs_infer.weights.cache import cache_folder
 
 if sys.version_info >= (3, 11):
     import tomllib

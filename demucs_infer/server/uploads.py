@@ -16,8 +16,8 @@ import anyio
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from demucs_infer.server.refusals import Refused
-from demucs_infer.server.wishes import display_name, enter
+from demucs_infer.server.errors import Refused
+from demucs_infer.server.schemas import display_name, enter
 
 _MAX_FIELD_BYTES = 1 << 16
 _MAX_FIELDS = 64

@@ -14,9 +14,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from demucs_infer.fast import kernels, memory, pairs, spectra
-from demucs_infer.fast.optimize import optimize
 from demucs_infer.htdemucs import HTDemucs
+from demucs_infer.optimized import istft as spectra
+from demucs_infer.optimized import kernels
+from demucs_infer.optimized import layout as memory
+from demucs_infer.optimized import winograd as pairs
+from demucs_infer.optimized.optimize import optimize
 from tests.bench.music import song
 from tests.bench.pairs import decibels
 

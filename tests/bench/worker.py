@@ -27,11 +27,11 @@ def network(side: str, order: dict[str, Any]) -> Callable[[], Any]:
     load = import_module(f"{PACKAGE[side]}.pretrained").get_model
     member = load(order["model"], repo=Path(order["repo"])).models[0].eval().to(order["device"])
     if side == "ours":
-        from demucs_infer.fast.optimize import optimize
+        from demucs_infer.optimized.optimize import optimize
 
         member = optimize(member, order["precision"], device=order["device"])
         if order["device"] == "cpu":
-            TRACK.enter_context(import_module("demucs_infer.heap").large_blocks_kept())
+            TRACK.enter_context(import_module("demucs_infer.system.malloc").large_blocks_kept())
     samples = int(order["seconds"] * 44_100)
     window = torch.load(order["track"], weights_only=True)[None, :, :samples].to(order["device"])
 
@@ -76,7 +76,7 @@ class Inside:
 
     @classmethod
     def watch(cls) -> None:
-        from demucs_infer.engine.run import Runner
+        from demucs_infer.engine.runner import Runner
 
         forward = Runner._forward
 

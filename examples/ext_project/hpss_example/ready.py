@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer import Config
-from demucs_infer.extension.build import build_network
+from demucs_infer.custom.build import build_network
 from hpss_example.network import METADATA
 
 

@@ -1,0 +1,67 @@
+"""torchaudio's names for HDemucs' weights, and ours for the same numbers.
+
+torchaudio released `hdemucs_high_trained.pt` and `hdemucs_high_musdbhq_only.pt` as bare state
+dicts of its own copy of the network; what it was built with can be read off the shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from demucs_infer.checkpoints.lazy_tensor import Weight
+from demucs_infer.checkpoints.reader import Architecture
+from demucs_infer.errors import CheckpointError
+
+MUSDB_SOURCES = ("drums", "bass", "other", "vocals")
+
+_PARTS = {
+    "freq_encoder": "encoder",
+    "freq_decoder": "decoder",
+    "time_encoder": "tencoder",
+    "time_decoder": "tdecoder",
+}
+
+
+def is_torchaudio(state: Mapping[str, Weight]) -> bool:
+    """Whether a state dict is one of torchaudio's HDemucs."""
+    return "freq_encoder.0.conv.weight" in state and "time_encoder.0.conv.weight" in state
+
+
+def to_ours(state: Mapping[str, Weight]) -> dict[str, Weight]:
+    """The same weights under the names that the released checkpoints use.
+
+    A layer that only takes a stride (it has no `rewrite`) carries a norm there that is never used.
+    """
+    renamed = {}
+    for name, weight in state.items():
+        part, *rest = name.split(".")
+        is_bare = rest[:1] and f"{part}.{rest[0]}.rewrite.weight" not in state
+        if not (part == "time_encoder" and is_bare and rest[1:2] == ["norm1"]):
+            renamed[".".join((_PARTS.get(part, part), *rest))] = weight
+    return renamed
+
+
+def architecture(state: Mapping[str, Weight]) -> Architecture:
+    """The HDemucs that a state of torchaudio's belongs to."""
+    try:
+        depth = len({name.split(".")[1] for name in state if name.startswith("freq_encoder.")})
+        channels, audio_channels = state["time_encoder.0.conv.weight"].shape[:2]
+        rows = state["freq_emb.embedding.weight"].shape[0]
+        outputs = state[f"freq_decoder.{depth - 1}.conv_tr.weight"].shape[1]
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(f"torchaudio's HDemucs without {error}") from error
+    if not audio_channels or outputs != 2 * audio_channels * len(MUSDB_SOURCES):
+        raise CheckpointError(
+            "this HDemucs of torchaudio separates other stems than MUSDB's four; "
+            "give its architecture, sources included"
+        )
+    return Architecture(
+        "HDemucs",
+        kwargs={
+            "sources": list(MUSDB_SOURCES),
+            "audio_channels": audio_channels,
+            "channels": channels,
+            "depth": depth,
+            "nfft": 8 * rows,  # a row for each bin after a first stride of 4
+        },
+    )

@@ -1,0 +1,326 @@
+"""`demucs-infer batch MANIFEST`: a catalogue, on this machine or on many."""
+
+import argparse
+import json
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from demucs_infer.batch.discovery import STDIN
+from demucs_infer.cli.custom_model import with_config
+from demucs_infer.cli.models import fetch
+from demucs_infer.cli.parser import EXIT_CODES, at_least, number, order_flags
+from demucs_infer.cli.separate import (
+    ALL_DONE,
+    NO_INPUT,
+    NO_MODEL,
+    SOME_FAILED,
+    model_of,
+    order_of,
+    refuse_file,
+)
+from demucs_infer.distributed.conflicts import Claims
+from demucs_infer.distributed.manifest import Answer, Catalogue
+from demucs_infer.distributed.storage import check_reach, is_remote, joined, local
+from demucs_infer.errors import ModelLoadingError
+from demucs_infer.system.malloc import never_collected, share_one_heap
+
+if TYPE_CHECKING:
+    from demucs_infer.distributed.planner import Benchmark
+    from demucs_infer.distributed.ray_engine import Cluster
+    from demucs_infer.distributed.results_table import Tally
+    from demucs_infer.distributed.worker import Assignment
+
+_TEMPLATE = "{track}-{trackext}/{stem}.{ext}"  # song.mp3 and song.flac are two tracks
+_TOLD = 10  # inputs that are named, of those that would be lost
+_EVERY = 60.0  # seconds between two lines of progress in a log
+
+
+def run(words: Sequence[str]) -> int:
+    """Separate every track of the manifest, or say what that would take."""
+    args = with_config(_parser(), words)
+    catalogue = Catalogue(
+        manifest=_anywhere(args.manifest_file),
+        root=args.root and _anywhere(args.root),
+        shard=args.shard or (0, 1),
+    )
+    if args.plan:
+        from demucs_infer.distributed.planner import plan
+
+        found = plan(catalogue, _benchmark(args), args.machines, args.price)
+        sys.stdout.write(json.dumps(found.row(), indent=2) + "\n" if args.json else found.text())
+        return ALL_DONE
+    return _separate(args, catalogue)
+
+
+def _parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        "demucs-infer batch",
+        description="Separate all tracks of a manifest. What is done is skipped, what was "
+        "interrupted goes on, and a track that killed its process twice is left out.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",  # some flags of single tracks mean a little more here
+    )
+    top.add_argument(
+        "manifest_file",
+        metavar="MANIFEST",
+        help="a path a line, or .csv, .jsonl or .parquet with the column `path`, and perhaps "
+        "`duration` (seconds), `references` (folder of true stems), `sha256`; a path or a URI",
+    )
+    order_flags(top)
+    top.set_defaults(filename=_TEMPLATE)
+    top.add_argument(
+        "-o", "--out", default="separated", help="folder for the stems, or its URI (%(default)s)"
+    )
+    top.add_argument("--root", help="what relative paths begin at (the folder of the manifest)")
+    top.add_argument("--results", help="table of results, .jsonl or .parquet (OUT/results.jsonl)")
+    top.add_argument(
+        "--collisions",
+        choices=("error", "digest"),
+        default="error",
+        help="two tracks with the same output: refuse to start, or add a digest of the track's "
+        "path to the names of both (%(default)s)",
+    )
+    top.add_argument("--force", action="store_true", help="redo what is done")
+    top.add_argument("--progress", choices=("auto", "bar", "json", "none"), default="auto")
+    top.add_argument("--json", action="store_true", help="the summary as JSON on standard output")
+    top.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    top.add_argument("--debug", action="store_true", help="show where an error comes from")
+    _engine_flags(top.add_argument_group("where"))
+    _plan_flags(top.add_argument_group("planning"))
+    return top
+
+
+def _engine_flags(group: Any) -> None:
+    group.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="every N-th row from the I-th on, from 0"
+    )
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="(%(default)s)")
+    group.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster that runs; or auto")
+    group.add_argument("--workers", type=at_least(1), default=1, help="at most (%(default)s)")
+    group.add_argument(
+        "--gpus-per-worker", type=number(0), default=0.0, help="0.5: two share one (%(default)s)"
+    )
+    group.add_argument("--cpus-per-worker", type=number(0), default=1.0, help="(%(default)s)")
+    group.add_argument("--rows-per-task", type=at_least(1), default=16, help="(%(default)s)")
+    group.add_argument(
+        "--together",
+        type=at_least(1),
+        metavar="N",
+        help="tracks whose windows share batches of the network (8 on a GPU, 1 on a processor)",
+    )
+
+
+def _plan_flags(group: Any) -> None:
+    group.add_argument(
+        "--plan", action="store_true", help="say how long it would take, and separate nothing"
+    )
+    group.add_argument(
+        "--bench",
+        type=Path,
+        help="JSON: what was measured on such a machine (this one is measured, for some seconds)",
+    )
+    group.add_argument("--machines", type=at_least(1), default=1, help="workers (%(default)s)")
+    group.add_argument("--price", type=number(0), default=0.0, help="of a worker for an hour")
+
+
+def _benchmark(args: argparse.Namespace) -> "Benchmark":
+    """What was measured; without --bench, what is measured now, if nothing must be fetched."""
+    from demucs_infer.distributed.planner import Benchmark
+
+    if args.bench:
+        return Benchmark.read_file(args.bench)
+    from demucs_infer.distributed.benchmark import measured_here
+
+    model = replace(model_of(args), offline=True)
+    return measured_here(model, order_of(args), device=args.device, jobs=args.jobs)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    which, _, count = text.partition("/")
+    try:
+        return int(which), int(count)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be like 0/3") from None
+
+
+def _anywhere(place: str) -> str:
+    """The same place, for a process that works in another folder."""
+    return place if is_remote(place) else str(local(place).absolute())
+
+
+def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
+    if args.engine == "local" and args.workers > 1:
+        raise ValueError(
+            f"--workers {args.workers} needs --engine ray; without Ray, run as many commands "
+            f"side by side, with --shard 0/{args.workers} and so on"
+        )
+    from demucs_infer.distributed.results_table import Tally, check_table, open_table
+
+    _check(args, catalogue)
+    check_table(_results(args, catalogue))
+    args.repo = args.repo and args.repo.absolute()
+    model, order, out = model_of(args), order_of(args), _anywhere(args.out)
+    disputed, total = _surveyed(args, catalogue, Claims.of(model, order), out)
+    share_one_heap()
+    with never_collected():
+        from demucs_infer.distributed.worker import Assignment
+    assignment = Assignment(
+        model=model,
+        order=order,
+        out=out,
+        disputed=disputed,
+        device=args.device,
+        jobs=args.jobs,
+        skip="nothing" if args.force else "same",
+        together=args.together or 0,
+    )
+    tally = Tally()
+    with ExitStack() as stack:
+        answers = stack.enter_context(closing(_answers(args, catalogue, assignment)))
+        table = stack.enter_context(open_table(_results(args, catalogue)))
+        say = stack.enter_context(_Progress(args, tally, total))
+        for answer in tally.counted(answers):
+            if answer["fault"] == "model":  # so it would go with all the others
+                raise ModelLoadingError(answer["error"])
+            table.add(answer)
+            say.answer(answer)
+    if not args.quiet:
+        sys.stderr.write(f"{tally.line()}\n")
+    if args.json:
+        sys.stdout.write(json.dumps(tally.summary()) + "\n")
+    return _exit_code(tally)
+
+
+def _check(args: argparse.Namespace, catalogue: Catalogue) -> None:
+    """A `ValueError` for what could only go wrong, or would do something else than is asked for."""
+    unheard = {"--page": args.page, "--no-manifest": not args.manifest}
+    unheard["--list-models"] = args.list_models
+    for flag, is_given in unheard.items():
+        if is_given:
+            raise ValueError(f"{flag} means nothing to `demucs-infer batch`: leave it out")
+    if _anywhere(_results(args, catalogue)) == catalogue.manifest:
+        raise ValueError(f"--results would replace the manifest {catalogue.manifest}")
+    if args.out == STDIN:
+        raise ValueError("--out names a folder, and - is none; write ./- if it is called that")
+    check_reach(args.out)
+    if not is_remote(args.out):
+        refuse_file(local(args.out))
+
+
+def _surveyed(
+    args: argparse.Namespace, catalogue: Catalogue, claims: Claims, out: str
+) -> tuple[frozenset[int], int]:
+    """What is disputed, and how many rows there are; whatever would be lost is an error here.
+
+    The shards of a catalogue agree, for each looks at all of it.
+    """
+    whole = replace(catalogue, shard=(0, 1))
+    disputed, rows = claims.disputes(whole)
+    which, count = catalogue.shard
+    lost = list(islice(claims.overwritten(whole, out), _TOLD))
+    if lost:
+        raise ValueError(
+            "stems could be written over the tracks themselves; use another --out or --filename:"
+            + "".join(f"\n  {path}" for path in lost)
+        )
+    if disputed and (args.collisions == "error" or "{track}" not in claims.template):
+        quarrels = claims.quarrels(whole, disputed)
+        raise ValueError(
+            f"tracks get in each other's way, in {len(disputed)} places; use --collisions digest, "
+            "and {track} in --filename:" + "".join(f"\n  {quarrel}" for quarrel in quarrels)
+        )
+    return disputed, len(range(which, rows, count))
+
+
+def _results(args: argparse.Namespace, catalogue: Catalogue) -> str:
+    which, count = catalogue.shard
+    name = "results.jsonl" if count == 1 else f"results-{which}-of-{count}.jsonl"
+    found: str = args.results or joined(args.out, name)
+    return found
+
+
+def _answers(
+    args: argparse.Namespace, catalogue: Catalogue, assignment: "Assignment"
+) -> Generator["Answer", None, None]:
+    from demucs_infer.distributed.worker import Worker
+
+    if args.engine == "ray":
+        from demucs_infer.distributed.ray_engine import run
+
+        yield from run(catalogue, partial(Worker, assignment), _cluster(args))
+        return
+    model = assignment.model
+    if model.is_remote:
+        fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
+    worker = Worker(assignment)
+    worker.open()
+    yield from worker(catalogue)
+
+
+def _cluster(args: argparse.Namespace) -> "Cluster":
+    from demucs_infer.distributed.ray_engine import Cluster
+
+    return Cluster(
+        address=args.ray_address,
+        workers=args.workers,
+        gpus=args.gpus_per_worker,
+        cpus=args.cpus_per_worker,
+        rows_per_task=args.rows_per_task,
+    )
+
+
+class _Progress:
+    """A bar, a line now and then, or a line of JSON for every track; errors are always said."""
+
+    def __init__(self, args: argparse.Namespace, tally: "Tally", total: int) -> None:
+        is_bar = args.progress == "bar" or (args.progress == "auto" and sys.stderr.isatty())
+        self._bar = tqdm(total=total, unit=" tracks") if is_bar and not args.quiet else None
+        self._is_json = args.progress == "json"
+        self._is_quiet = args.quiet or args.progress == "none"
+        self._tally = tally
+        self._last = monotonic()
+
+    def answer(self, answer: "Answer") -> None:
+        """A track is over."""
+        if self._is_json:
+            self._say(json.dumps(answer, ensure_ascii=False))
+        elif answer["status"] in ("failed", "quarantined"):
+            self._say(f"error: {answer['track']}: {answer['status']}: {answer['error']}")
+        if self._bar is not None:
+            self._bar.update()
+        elif not self._is_quiet and monotonic() - self._last >= _EVERY:
+            self._last = monotonic()
+            self._say(self._tally.line())
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            sys.stderr.write(f"{text}\n")
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _exit_code(tally: "Tally") -> int:
+    """As for single tracks."""
+    bad = tally.counts["failed"] + tally.counts["quarantined"]
+    if tally.faults["model"]:
+        return NO_MODEL
+    if not bad:
+        return ALL_DONE
+    return NO_INPUT if tally.faults["input"] == tally.tracks else SOME_FAILED

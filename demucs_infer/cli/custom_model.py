@@ -1,0 +1,73 @@
+"""A network of one's own on the command line: `--config FILE --checkpoint FILE`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from demucs_infer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from demucs_infer.batch.custom_model import OwnModel
+    from demucs_infer.custom.config import Config
+
+
+def with_config(top: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The words parsed; a configuration that they name speaks for flags that are not given."""
+    args = top.parse_args(words)
+    alone = {
+        "--checkpoint": args.checkpoint,
+        "--set": args.overrides,
+        "--module": args.module,
+        "--class": args.class_name,
+    }
+    if args.config is None:
+        if given := [flag for flag, value in alone.items() if value]:
+            top.error(f"{given[0]} needs --config")
+        return args
+    if args.checkpoint is None or args.repo is not None:
+        top.error("--config needs --checkpoint, and no --repo")
+    try:
+        top.set_defaults(**_flags(_config(args)))
+    except ConfigError as error:
+        top.error(str(error))
+    args = top.parse_args(words)
+    if args.stem is not None:  # two stems, whatever the configuration hands out
+        args.stems = None
+    return args
+
+
+def own_model(args: argparse.Namespace) -> OwnModel:
+    """The network that the words name."""
+    from demucs_infer.batch.custom_model import OwnModel
+
+    config = _config(args)
+    return OwnModel(
+        name=config.identifier or config.model_type,
+        config=config,
+        checkpoint=args.checkpoint,
+        module=args.module,
+        class_name=args.class_name,
+    )
+
+
+def _config(args: argparse.Namespace) -> Config:
+    from demucs_infer.custom.config import Config
+
+    return Config.from_file(args.config, args.overrides)
+
+
+def _flags(config: Config) -> dict[str, Any]:
+    """What flags mean where they are not given."""
+    told, output = config.parameters, config.output
+    same = ("overlap", "shifts", "seed", "precision", "batch_size", "device")
+    flags = {name: value for name, value in told.items() if name in same}
+    return flags | {
+        "stems": None if output.stems is None else list(output.stems),
+        "derive": list(config.rules),
+        "format": output.format,
+        "bits": output.bits,
+        "bitrate": output.bitrate,
+        "clip_mode": output.clip,
+    }

@@ -1,0 +1,308 @@
+"""`demucs-infer TRACKS...`: from words to an order, and from results to an exit code."""
+
+import argparse
+import errno
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from demucs_infer.audio.formats import FORMATS
+from demucs_infer.batch.discovery import STDIN, Found, find_tracks
+from demucs_infer.batch.manifest import matches, read_manifest, sha256_file
+from demucs_infer.batch.output_paths import Target, collisions, without_collisions
+from demucs_infer.batch.request import Model, Order
+from demucs_infer.batch.result import Result
+from demucs_infer.batch.workdir import Workplace
+from demucs_infer.cli.custom_model import own_model
+from demucs_infer.cli.demo import compose, keep_and_score
+from demucs_infer.cli.models import fetch
+from demucs_infer.cli.parser import COMMANDS
+from demucs_infer.cli.progress import Report, choose_report
+from demucs_infer.system.malloc import never_collected, share_one_heap
+
+ALL_DONE, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A track that was found, the file that holds it, and where its stems go."""
+
+    name: str
+    """What to call it: the words that meant it."""
+
+    source: Path
+    target: Target
+
+
+def separate_tracks(args: argparse.Namespace) -> int:
+    """Everything that the command line asks for; the exit code."""
+    model, order = model_of(args), order_of(args)
+    is_piped = str(args.out) == STDIN
+    report = choose_report(args.progress, quiet=args.quiet, is_piped=is_piped)
+    with ExitStack() as stack:
+        stack.callback(report.close)
+        out = args.out
+        if is_piped:
+            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demucs-infer-")))
+        tasks = _tasks(args, model, order, out, stack)
+        if args.dry_run:
+            from demucs_infer.cli.dry_run import forecast
+
+            return forecast(args, model, order, tasks)
+        results = []
+        for result in _results(args, model, order, tasks, report):
+            report.result(result)
+            results.append(result)
+            if args.page and result.is_good:
+                _write_page(result, tasks)
+            if args.demo and result.is_good and result.track == "demo" and not args.quiet:
+                keep_and_score(result, tasks[-1].source)
+        if is_piped and results[0].is_good:
+            _to_stdout(results[0])
+    if args.json:
+        _print_json(results)
+    return exit_code(results)
+
+
+def model_of(args: argparse.Namespace) -> Model:
+    """Which model."""
+    if args.config is not None:
+        return own_model(args)
+    return Model(
+        name=args.sig or args.name,
+        repo=args.repo,
+        cache_dir=args.cache_dir,
+        offline=args.offline,
+        trust=args.trust_checkpoint,
+    )
+
+
+def order_of(args: argparse.Namespace) -> Order:
+    """What is asked of every track; a `ValueError` says what is impossible."""
+    kind = FORMATS[args.format]
+    return Order(
+        shifts=args.shifts,
+        overlap=args.overlap,
+        split=args.split,
+        segment=args.segment,
+        seed=args.seed,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        stems=None if args.stems is None else tuple(args.stems),
+        derive=tuple(args.derive),
+        two_stems=args.stem,
+        other_method=args.other_method,
+        start=args.start,
+        duration=args.duration,
+        strict=args.strict,
+        format=args.format,
+        bits=args.bits,
+        # Upstream takes these for any format, and so do scripts that were written for it.
+        bitrate=args.bitrate if kind.bitrates else None,
+        preset=args.preset if args.format == "mp3" else None,
+        rate=args.rate,
+        channels=args.channels,
+        clip=args.clip_mode,
+        tags=args.tags,
+        template=args.filename,
+    )
+
+
+def _tasks(
+    args: argparse.Namespace, model: Model, order: Order, out: Path, stack: ExitStack
+) -> list[Task]:
+    """All tracks and their targets, none of which gets in the way of another."""
+    words = [*args.tracks, *([_demo(stack)] if args.demo else [])]
+    found = find_tracks(words, skip=[out])
+    if not found:
+        raise ValueError(f"no audio files in {', '.join(args.tracks)}")
+    if str(args.out) == STDIN and len(found) > 1:
+        raise ValueError(f"--out - writes one track, and {len(found)} were named")
+    if str(args.out) == STDIN and sys.stdout is None:
+        raise ValueError("--out - writes to standard output, which is closed")
+    refuse_file(out)
+    folder = out / model.folder
+    targets = {
+        one.source: Target(
+            folder=folder / one.folder,
+            track=one.name,
+            extension=order.extension,
+            template=order.template,
+        )
+        for one in found
+    }
+    inputs = [one.source for one in found if one.source != STDIN]
+    # Stems are not known before the model is; two tracks that share any share this one.
+    if args.collisions == "number":
+        targets = without_collisions(inputs, targets, ["{stem}"])
+    else:
+        refuse_collisions(inputs, targets, ["{stem}"])
+    return [
+        Task(
+            name="demo" if args.demo and one is found[-1] else one.source,
+            source=_file(one, stack),
+            target=targets[one.source],
+        )
+        for one in found
+    ]
+
+
+def refuse_file(out: Path) -> None:
+    """A `ValueError` if no folder can be there."""
+    if not out.is_dir() and any(part.is_file() for part in (out, *out.parents)):
+        raise ValueError(f"--out names a folder, and {out} is a file, or below one")
+
+
+def _demo(stack: ExitStack) -> str:
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="demucs-infer-"))
+    return str(compose(Path(folder)))
+
+
+def refuse_collisions(
+    inputs: Sequence[str], targets: dict[str, Target], stems: Sequence[str]
+) -> None:
+    """A `ValueError` that lists every file that would be written twice, or over an input."""
+    outputs = [(source, target.stems(stems).values()) for source, target in targets.items()]
+    problems = collisions(inputs, outputs)
+    if problems:
+        lines = [*list(problems.values())[:10], *(["..."] if len(problems) > 10 else [])]
+        raise ValueError(
+            "tracks get in each other's way; use --filename, or --collisions number:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def _file(found: Found, stack: ExitStack) -> Path:
+    """The file of a track; what comes through a pipe is put into one first."""
+    source = Path(found.source)
+    if found.source != STDIN and not source.is_fifo():
+        return source
+    if found.source == STDIN and sys.stdin is None:
+        raise ValueError("the track was to come through standard input, which is closed")
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="demucs-infer-"))
+    path = Path(folder, found.name)
+    with (
+        nullcontext(sys.stdin.buffer) if found.source == STDIN else source.open("rb") as given,
+        path.open("wb") as file,
+    ):
+        shutil.copyfileobj(given, file)
+    return path
+
+
+def _results(
+    args: argparse.Namespace, model: Model, order: Order, tasks: Sequence[Task], report: Report
+) -> Iterator[Result]:
+    """One result for every track; what is done, or not there, needs no torch to say so."""
+    weights = model.weights() or ()
+    left = []
+    for task in tasks:
+        known = _missing(task, model)
+        if known is None and not args.force:
+            known = _done_before(task, model, order, weights)
+        if known:
+            yield known
+        else:
+            left.append(task)
+    if left:
+        yield from _separated(args, model, order, weights, left, report)
+
+
+def _missing(task: Task, model: Model) -> Result | None:
+    if os.path.lexists(task.source):
+        return None
+    word = task.name
+    error = f"cannot be read: {os.strerror(errno.ENOENT)}"
+    if close := get_close_matches(word, COMMANDS, 1):
+        error += f" (was the command `demucs-infer {close[0]}` meant?)"
+    return Result(track=word, status="failed", model=model.name, error=error, fault="input")
+
+
+def _done_before(task: Task, model: Model, order: Order, weights: tuple[str, ...]) -> Result | None:
+    where = task.target.manifest
+    if read_manifest(where) is None or not task.source.is_file():
+        return None
+    found = matches(where, order.recipe(sha256_file(task.source), model, weights))
+    if found is None:
+        return None
+    Workplace(task.target.folder, where).clear()
+    return Result.skipped(task.name, where, found)
+
+
+def _separated(
+    args: argparse.Namespace,
+    model: Model,
+    order: Order,
+    weights: tuple[str, ...],
+    tasks: Sequence[Task],
+    report: Report,
+) -> Iterator[Result]:
+    share_one_heap()
+    if model.is_remote:
+        fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
+    with never_collected():
+        from demucs_infer.batch.runner import Batch, Job, open_separator
+
+    separator = open_separator(model, order, device=args.device, jobs=args.jobs)
+    if str(args.out) == STDIN and len(separator.stems) != 1:
+        names = ", ".join(separator.stems)
+        raise ValueError(f"--out - writes one stem: choose with --stems one of {names}")
+    inputs = [task.name for task in tasks if task.name != STDIN]
+    refuse_collisions(inputs, {task.name: task.target for task in tasks}, separator.stems)
+    batch = Batch(
+        separator,
+        model,
+        order,
+        weights=weights or model.weights() or (),
+        skip="nothing" if args.force else "existing" if args.skip_existing else "same",
+        writes_manifest=args.manifest,
+    )
+    jobs = [Job(source=task.source, target=task.target, track=task.name) for task in tasks]
+    with separator, closing(batch.run(jobs)) as items:
+        for job, item in items:
+            if isinstance(item, Result):
+                yield item
+            else:
+                report.event(job.track, item)
+
+
+def _write_page(result: Result, tasks: Sequence[Task]) -> None:
+    """The stems of a track with a player around them, beside the files."""
+    from demucs_infer.server.player import write_player
+
+    target = next(task.target for task in tasks if task.name == result.track)
+    write_player(target.manifest.with_suffix(".html"), result.stems, Path(target.track).stem)
+
+
+def _to_stdout(result: Result) -> None:
+    with next(iter(result.stems.values())).open("rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+
+
+def _print_json(results: Sequence[Result]) -> None:
+    summary = {
+        "done": sum(result.status == "done" for result in results),
+        "skipped": sum(result.status == "skipped" for result in results),
+        "failed": sum(not result.is_good for result in results),
+        "tracks": [result.row() for result in results],
+    }
+    text = json.dumps(summary, ensure_ascii=False, indent=2) + os.linesep
+    # A file's name need not be UTF-8: what is none is written as JSON's own escape.
+    sys.stdout.write(text.encode(errors="backslashreplace").decode())
+
+
+def exit_code(results: Sequence[Result]) -> int:
+    """What the results of a run come to."""
+    bad = [result for result in results if not result.is_good]
+    if not bad:
+        return ALL_DONE
+    if len(bad) == len(results) and all(result.fault == "input" for result in bad):
+        return NO_INPUT
+    return SOME_FAILED

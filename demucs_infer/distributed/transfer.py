@@ -1,0 +1,260 @@
+"""Brings tracks to where they can be read, and stems to where they belong.
+
+On local and mounted paths there is nothing to carry. From and to URIs it works in a folder of its
+own, and keeps beside the stems, where every machine sees it, how often a track killed its worker.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from demucs_infer.batch.attempts import blame, forgive, settle
+from demucs_infer.batch.manifest import matches, sha256_file, understood
+from demucs_infer.batch.output_paths import Target
+from demucs_infer.batch.request import Model, Order
+from demucs_infer.batch.result import Fault, Result, fault_of
+from demucs_infer.batch.runner import Job, Skip
+from demucs_infer.batch.workdir import PARTIAL
+from demucs_infer.distributed import storage as places
+from demucs_infer.distributed.conflicts import Claims
+from demucs_infer.distributed.manifest import Row
+from demucs_infer.distributed.storage import is_remote, joined
+from demucs_infer.errors import AudioReadError, DemucsError
+from demucs_infer.metrics import evaluate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Visit:
+    """A row on its way, with a job for the batch."""
+
+    row: Row
+    job: Job | None = None
+    """None: the row's worker died before, and nothing was done about it yet."""
+
+    scratch: Path | None = None
+
+    def leave(self) -> None:
+        """Nothing is needed of it any more."""
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Courier:
+    """Between the manifest's world and the batch's."""
+
+    model: Model
+    order: Order
+    weights: tuple[str, ...]
+    out: str
+    skip: Skip = "same"
+    max_deaths: int = 2
+    disputed: frozenset[int] = frozenset()
+    """As `Claims` has it."""
+
+    is_far: bool = field(init=False)
+    """Whether stems go where only fsspec can write."""
+
+    claims: Claims = field(init=False)
+
+    def __post_init__(self) -> None:
+        claims = replace(Claims.of(self.model, self.order), disputed=self.disputed)
+        object.__setattr__(self, "is_far", is_remote(self.out))
+        object.__setattr__(self, "claims", claims)
+
+    def bring(self, row: Row, *, is_alone: bool = False) -> Visit:
+        """The row as a job, which may be over before it began; never an exception."""
+        source, scratch, known = Path(row.name), None, None
+        try:
+            if not row.is_possible:
+                raise AudioReadError("no file can be called that")
+            if self.is_far and not is_alone and self._deaths(row):
+                return Visit(row=row)
+            known = self._known(row)
+            if known is None:
+                if self.is_far or is_remote(row.source):
+                    scratch = Path(tempfile.mkdtemp(prefix="demucs-infer-"))
+                source = self._source(row, scratch)
+                if self.is_far:
+                    known = self._done_far(row, _digest(source)) or self._begun(row)
+        except Exception as error:
+            logger.debug("%s was not brought", row.path, exc_info=error)
+            known = failed(row, self.model, str(error), fault_of(error))
+        target = self._target(row, scratch)
+        job = Job(source=source, target=target, track=row.path, known=known, sha256=row.sha256)
+        return Visit(row=row, job=job, scratch=scratch)
+
+    def _source(self, row: Row, scratch: Path | None) -> Path:
+        if not is_remote(row.source) or scratch is None:
+            return places.local(row.source)
+        path = scratch / "input" / Path(row.name).name
+        path.parent.mkdir()
+        try:
+            places.fetch(row.source, path)
+        except OSError as error:
+            raise AudioReadError(f"cannot be fetched: {error}") from error
+        return path
+
+    def _target(self, row: Row, scratch: Path | None = None) -> Target:
+        """Where the stems go; with no scratch folder, seen from a far output folder."""
+        top = Path() if self.is_far else places.local(self.out)
+        return self.claims.target(row, scratch / "stems" if self.is_far and scratch else top)
+
+    def _place(self, path: Path) -> str:
+        """Of a file below the output folder, as people outside know it."""
+        return joined(self.out, path.as_posix()) if self.is_far else str(path)
+
+    # ── what was done before ──
+
+    def _known(self, row: Row) -> Result | None:
+        """The result of a track whose digest the manifest tells: it need not be read."""
+        if self.skip != "same" or row.sha256 is None:
+            return None
+        if self.is_far:
+            return self._done_far(row, row.sha256)
+        where = self._target(row).manifest
+        found = matches(where, self.order.recipe(row.sha256, self.model, self.weights))
+        return Result.skipped(row.path, where, found) if found else None
+
+    def _done_far(self, row: Row, sha256: str) -> Result | None:
+        """As `manifest.matches`, at a URI."""
+        target = self._target(row)
+        if self.skip != "same":
+            return None
+        recipe = self.order.recipe(sha256, self.model, self.weights)
+        with suppress(
+            ValueError, KeyError, TypeError, AttributeError
+        ):  # none of ours, or half of it
+            found = understood(json.loads(places.read(self._place(target.manifest)) or "{}"))
+            if not found or found["key"] != recipe.key:
+                return None
+            for stem in found["stems"].values():
+                place = self._place(target.manifest.parent / stem["file"])
+                if places.size(place) != stem["bytes"]:
+                    return None
+            return Result.skipped(row.path, target.manifest, found)
+        return None
+
+    # ── the journal, where a machine that died cannot take it along ──
+
+    def _journal(self, row: Row) -> str:
+        path = self._target(row).manifest.as_posix()
+        name = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:16]
+        return joined(self.out, f"{self.model.folder}/{PARTIAL}/{name}")
+
+    def _deaths(self, row: Row) -> int:
+        text = places.read(self._journal(row))
+        return int(text) if text and text.isdigit() else 0
+
+    def _begun(self, row: Row) -> Result | None:
+        """Enter an attempt, unless there were too many."""
+        deaths = self._deaths(row)
+        if deaths >= self.max_deaths:
+            result = failed(row, self.model, f"its process died {deaths} times", "other")
+            return replace(result, status="quarantined")
+        journal = self._journal(row)
+        places.write(journal, str(deaths + 1))
+        take_back = partial(places.write, journal, str(deaths))
+        blame((self.out, row.path), take_back if deaths else partial(places.remove, journal))
+        return None
+
+    def interrupt(self, visit: Visit) -> None:
+        """Its separation was given up, and that is not its fault."""
+        forgive((self.out, visit.row.path))
+        visit.leave()
+
+    # ── afterwards ──
+
+    def scores(self, visit: Visit, result: Result) -> Mapping[str, float]:
+        """SDR in decibels of every stem whose truth is known: `vocals` -> 7.1.
+
+        They are kept beside the stems: what is asked again of the same files is not measured again.
+        """
+        row = visit.row
+        if not row.references or not result.is_good:
+            return {}
+        kept = self._place(self._target(row).scores)
+        asked = {"key": result.key, "references": places.fingerprint(row.references)}
+        # What cannot be understood is made anew.
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = json.loads(places.read(kept) or "{}")
+            if found.get("of") == asked:
+                return {str(stem): float(score) for stem, score in found["scores"].items()}
+        try:
+            scores = self._measured(row.references, visit, result)
+        except (DemucsError, OSError, ValueError) as error:
+            raise DemucsError(f"cannot be scored: {error}") from error
+        places.write(kept, json.dumps({"of": asked, "scores": scores}, indent=1) + "\n")
+        return scores
+
+    def _measured(self, references: str, visit: Visit, result: Result) -> Mapping[str, float]:
+        assert visit.job
+        with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
+            truth, stems = places.local(references), Path(folder, "stems")
+            stems.mkdir()
+            if is_remote(references):
+                truth = Path(folder, "references")
+                places.fetch(references, truth)
+            # Only what this track has now, whatever lies beside it.
+            for stem, path in result.stems.items():
+                copy = stems / f"{stem}{path.suffix}"
+                if self.is_far and visit.job.known:  # they were made by an earlier run
+                    places.fetch(self._place(path), copy)
+                else:
+                    _link(path.absolute(), copy)
+            rows = [score.rounded() for score in evaluate(truth, stems).scores]
+        return {str(one["stem"]): float(one["sdr"]) for one in rows if one["sdr"] is not None}
+
+    def deliver(self, visit: Visit, result: Result) -> Result:
+        """Put the stems where they belong, the manifest last; says where that is."""
+        if not self.is_far or visit.job is None or visit.job.known or visit.scratch is None:
+            return result
+        top = visit.scratch / "stems"
+        if result.is_good and result.manifest:
+            manifest = result.manifest.relative_to(top)
+            stems = {stem: path.relative_to(top) for stem, path in result.stems.items()}
+            places.remove(self._place(manifest))
+            for path in stems.values():
+                places.put(top / path, self._place(path))
+            places.put(top / manifest, self._place(manifest))
+            result = replace(result, stems=stems, manifest=manifest)
+        settle((self.out, visit.row.path))
+        places.remove(self._journal(visit.row))
+        return result
+
+    def named(self, result: Result) -> Mapping[str, object]:
+        """Where stems and manifest are, as people outside know it."""
+        if not self.is_far:
+            return {}
+        return {
+            "stems": {stem: self._place(path) for stem, path in result.stems.items()},
+            "manifest": self._place(result.manifest) if result.manifest else None,
+        }
+
+
+def _link(path: Path, name: Path) -> None:
+    try:
+        name.symlink_to(path)
+    except OSError:  # not everybody may
+        shutil.copyfile(path, name)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise AudioReadError(f"cannot be read: {error.strerror or error}") from error
+
+
+def failed(row: Row, model: Model, error: str, fault: Fault) -> Result:
+    """The result of a row that came to nothing."""
+    return Result(track=row.path, status="failed", model=model.name, error=error, fault=fault)

@@ -1,0 +1,139 @@
+"""Turn a loaded network into its fast form; the caller's own is left as it was."""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from demucs_infer.demucs import Demucs
+from demucs_infer.hdemucs import Hybrid
+from demucs_infer.layers import DecoderLayer, EncoderLayer
+from demucs_infer.optimized import attention as transformer
+from demucs_infer.optimized import istft as spectra
+from demucs_infer.optimized import unet as ladder
+from demucs_infer.optimized.attention import FastTransformer
+from demucs_infer.optimized.autocast import Reduced
+from demucs_infer.optimized.istft import ToWave
+from demucs_infer.optimized.unet import (
+    FastDecoder,
+    FastEncoder,
+    FastPointwise,
+    FastWaveDecoder,
+    FastWaveEncoder,
+)
+from demucs_infer.transformer import CrossTransformer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+_LADDERS = ("encoder", "tencoder", "decoder", "tdecoder")
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """What `precision` means on `device`; a `ValueError` says what to ask for instead.
+
+    On a processor, half the bits pay only where its instructions know them: everywhere else the
+    answer would be worse and later.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"{precision = } must be one of {', '.join(PRECISIONS)}.")
+    if device.type != "cpu":
+        return "fp16" if precision == "auto" else precision
+    if precision == "auto":
+        return "bf16" if _processor_has_bf16() else "fp32"
+    if precision == "fp16":
+        raise ValueError("precision='fp16' needs a GPU; on a processor ask for 'bf16' or 'auto'.")
+    if precision == "bf16" and not _processor_has_bf16():
+        raise ValueError(
+            "precision='bf16' would be slower on this processor, which has no instructions for "
+            "it: ask for 'fp32' or 'auto'."
+        )
+    return precision
+
+
+def _processor_has_bf16() -> bool:
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(known()) if known is not None else False
+
+
+def optimize(
+    network: Any,
+    precision: str = "fp32",
+    *,
+    device: str | torch.device = "cpu",
+    spends: bool = False,
+) -> Any:
+    """A network that answers the same, faster; itself, where there is nothing to gain.
+
+    "fp32" is exact up to the order of sums. "bf16" and "fp16" compute products and convolutions in
+    half the bits, and keep norms, residual streams, softmax and spectra in float32.
+
+    `spends` lets go of every weight of which the fast form has its own copy: `network` itself
+    cannot run any more. In half the bits it is still needed, for windows that overflow.
+    """
+    is_known = isinstance(network, Hybrid | Demucs)
+    if is_known and not all(parameter.numel() for parameter in network.parameters()):
+        raise ValueError("this network has spent its weights on a fast form; load it again")
+    device = torch.device(device)
+    precision = choose_precision(precision, device)
+    if device.type != "cpu":
+        return network if precision == "fp32" else Reduced(network, DTYPES[precision])
+    if not is_known:
+        return network if precision == "fp32" else Reduced(network, DTYPES[precision])
+    return _on_processor(network, DTYPES[precision], spends=spends and precision == "fp32")
+
+
+def _on_processor(network: Hybrid | Demucs, dtype: torch.dtype, *, spends: bool) -> nn.Module:
+    fast = copy.copy(network)
+    fast._modules = dict(network._modules)
+    for name, module in network.named_children():
+        if name in _LADDERS:
+            layers = (_layer(layer, dtype) for layer in cast(nn.ModuleList, module))
+            setattr(fast, name, nn.ModuleList(layers))
+        elif isinstance(module, nn.Conv1d):
+            setattr(fast, name, FastPointwise(module, dtype))
+        elif isinstance(module, CrossTransformer) and transformer.fits(module):
+            setattr(fast, name, FastTransformer(module, dtype))
+    if isinstance(fast, Hybrid):
+        _fold_embedding(fast)
+        if spectra.fits(fast):
+            object.__setattr__(fast, "to_wave", ToWave(fast))
+    if spends:
+        for name, module in network.named_children():
+            _spend(module, fast._modules[name])
+    return fast.eval()
+
+
+def _fold_embedding(fast: Hybrid) -> None:
+    """What tells the bins apart is constant: the outermost layer can add it while it is at it."""
+    first = fast.encoder[0]
+    if fast.freq_emb is None or not isinstance(first, FastEncoder) or first.over_bins is None:
+        return
+    bins = fast.freq_emb.embedding.num_embeddings
+    offsets = (fast.config.freq_emb * fast.freq_emb(bins)).t()
+    first.over_bins.offset = offsets.detach()
+    fast.freq_emb = None
+
+
+def _spend(module: nn.Module, fast: nn.Module | None) -> None:
+    """Norms and biases stay: they are small, and some fast forms read them in place."""
+    if fast is module:
+        return
+    if isinstance(module, nn.ModuleList) and isinstance(fast, nn.ModuleList):
+        for layer, its in zip(module, fast, strict=True):
+            _spend(layer, its)
+        return
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            parameter.data = parameter.new_empty(0)
+
+
+def _layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if isinstance(layer, EncoderLayer) and ladder.fits(layer):
+        return FastEncoder(layer, dtype)
+    if isinstance(layer, DecoderLayer) and ladder.fits(layer):
+        return FastDecoder(layer, dtype)
+    if isinstance(layer, nn.Sequential) and ladder.fits_waveform(layer):
+        up = any(isinstance(module, nn.ConvTranspose1d) for module in layer)
+        return (FastWaveDecoder if up else FastWaveEncoder)(layer, dtype)
+    return layer

@@ -1,0 +1,384 @@
+"""Files that are cut off, mislabelled, lying or no sound at all: a defined result or one error."""
+
+import io
+import json
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from demucs_infer.audio import decode
+from demucs_infer.audio.reader import AudioReader, probe
+from demucs_infer.errors import AudioReadError
+from tests.helpers import networks as kit
+from tests.helpers.audio_corpus import Corpus, corpus
+
+__all__ = ["corpus"]  # a fixture
+
+ROOT = Path(__file__).parents[2]
+KINDS = ["wav-24", "rf64", "w64", "flac", "aiff-16", "caf-16", "mp3-cbr", "ogg", "opus"]
+KINDS += ["m4a", "m4a-fast", "alac-16", "mkv-flac", "webm", "mkv-aac", "aac"]
+CUTS = [1, 4, 11, 12, 30, 44, 45, 90, 300, 0.5, 0.9, -1]
+
+# Reads every file; nothing but our own error may come out, and little memory go in.
+READ_ALL = """
+import json, resource, sys, torch
+from demucs_infer.audio.reader import Track
+from demucs_infer.errors import AudioReadError
+torch.set_num_threads(1)
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 30), size + (1 << 30)))
+def read(path):
+    try:
+        track = Track(path, sample_rate=44100, channels=2)
+        finite = all(bool(torch.isfinite(block).all()) for block in track.blocks())
+        return ["ok" if finite else "not finite", list(track.warnings)]
+    except (AudioReadError, ValueError) as error:
+        return [type(error).__name__, [str(error)]]
+peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
+before = None
+results = {}
+for path in sys.stdin.read().split("\\n"):
+    results[path] = read(path)
+    before = before or peak()
+print(json.dumps([results, (peak() - before) / 1024]))
+"""
+
+
+def read_all(paths: list[Path]) -> tuple[dict[str, list[object]], float]:
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ALL],
+        input="\n".join(map(str, paths)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    results, grown = json.loads(done.stdout)
+    return results, grown
+
+
+def test_cut_and_corrupted_files_have_a_defined_result(corpus: Corpus, tmp_path: Path) -> None:
+    paths = [corpus.clip("wav-16").path]
+    rng = np.random.default_rng(0)
+    for name in KINDS:
+        rate = 48000 if name in ("webm", "opus") else 44100
+        original = corpus.clip(name, 2, rate).path
+        data = original.read_bytes()
+        for cut in CUTS:
+            path = tmp_path / f"{name}-cut-{cut}{original.suffix}"
+            path.write_bytes(data[: int(cut * len(data)) if 0 < cut < 1 else int(cut)])
+            paths.append(path)
+        for seed, places in enumerate((3, 30, 300)):
+            spoilt = np.frombuffer(data, np.uint8).copy()
+            # The first is all in the header; the others everywhere.
+            end = min(len(data), 400) if seed == 0 else len(data)
+            spoilt[rng.integers(0, end, places)] = rng.integers(0, 256, places)
+            path = tmp_path / f"{name}-spoilt-{places}{original.suffix}"
+            path.write_bytes(spoilt.tobytes())
+            paths.append(path)
+    assert len(paths) > 200
+    results, grown = read_all(paths)
+    for path, (outcome, said) in results.items():
+        # A spoilt header may honestly say three channels, which are no two.
+        assert outcome in ("ok", "AudioReadError") or "cannot become 2" in str(said), (path, said)
+        assert all(len(line) < 400 for line in said), path  # one sentence, no dump
+    assert results[str(paths[0])] == ["ok", []]
+    # What is longest here is 1.5 s: decoders and blocks, and no more.
+    assert grown < 100
+
+
+# Many channels, each so coded; a layout that FFmpeg has no name for is written with an order of
+# its own, and planes that are more than eight lie apart.
+CROWDED = {
+    "wav": "-c:a pcm_s16le",
+    "aiff": "-c:a pcm_s16be",
+    "caf": "-c:a pcm_s16be",
+    "mov": "-c:a pcm_s24le",
+    "mkv": "-c:a pcm_f32le",
+    "au": "-c:a pcm_f64be",
+    "flac": "-c:a flac",
+    "m4a": "-c:a aac",
+    "mp4": "-c:a alac",
+    "ogg": "-c:a libvorbis",
+    "opus": "-c:a libopus -mapping_family 255",
+    "wv": "-c:a wavpack",
+    "tta": "-c:a tta",
+    "mka": "-c:a truehd -strict -2",
+}
+
+
+def test_any_number_of_channels_is_read_or_refused(corpus: Corpus, tmp_path: Path) -> None:
+    paths = [corpus.clip("wav-16").path]
+    counts = {}
+    for channels in (8, 9, 64):
+        levels = 1000 * np.arange(1, channels + 1, dtype=np.int16)
+        source = tmp_path / f"{channels}.wav"
+        soundfile.write(source, np.tile(levels // 2, (20_000, 1)), 48000)
+        for suffix, codec in CROWDED.items():
+            path = source.with_name(f"{channels}-{suffix}.{suffix}")
+            command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(source), *codec.split(), path]
+            kit.need("ffmpeg")
+            if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+                paths.append(path)
+                counts[path] = channels
+    assert len(paths) > 20  # not every coder takes every number
+    results, _ = read_all(paths * 2)  # memory that is freed twice is found out later
+    for path, channels in counts.items():
+        outcome, said = results[str(path)]
+        assert outcome in ("ok", "AudioReadError") or "cannot become 2" in str(said), (path, said)
+        if path.suffix in (".wav", ".mkv", ".aiff", ".caf", ".mov", ".au") and channels < 9:
+            read = torch.cat(list(AudioReader(path).blocks()), dim=-1)
+            assert np.array_equal(read[:, 0] * 2**15, 1000 * np.arange(1, channels + 1) // 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "owns"),
+    [
+        ("stereo", False),
+        ("6.1(back)", False),
+        ("9 channels", False),
+        ("FR+FL", True),
+        ("FL+FL+FR", True),
+    ],
+)
+def test_only_layouts_with_an_order_of_their_own_are_taken_away(name: str, owns: bool) -> None:
+    assert decode._owns_memory(av.AudioLayout(name)) == owns
+
+
+# What the first half of each says of the other; None: nothing in the file tells.
+HALVES = {
+    "wav-24": "seconds are missing",
+    "rf64": "seconds are missing",
+    "w64": "seconds are missing",
+    "flac": "seconds are missing",
+    "aiff-16": "seconds are missing",
+    "caf-16": "seconds are missing",
+    "mp3-cbr": "seconds are missing",
+    "ogg": "end mark is missing",
+    "m4a-fast": "seconds are missing",
+    "mkv-flac": "seconds are missing",
+    "webm": "seconds are missing",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), HALVES.items())
+def test_a_file_that_was_cut_off_says_so(corpus: Corpus, name: str, said: str) -> None:
+    data = corpus.clip(name, 2, 48000).path.read_bytes()
+    half = data[: int((0.8 if name == "ogg" else 0.6) * len(data))]  # pages of Ogg are long
+    reader = AudioReader(half)
+    assert sum(block.shape[-1] for block in reader.blocks()) == reader.frames
+    assert any(said in line for line in reader.warnings)
+    with pytest.raises(AudioReadError, match="fetch it again"):
+        list(AudioReader(half, strict=True).blocks())
+    # A part that is all there is no damage.
+    part = AudioReader(half, duration_seconds=0.1, strict=True)
+    assert sum(block.shape[-1] for block in part.blocks()) == 4800
+    assert list(AudioReader(data, strict=True).blocks())
+
+
+WHOLE = [
+    "x.w64 -c:a pcm_s24le",
+    "x.avi -c:a pcm_s16le -af asetnsamples=n=64:p=0",
+    "x.wav -c:a adpcm_ms",
+]
+
+
+@pytest.mark.parametrize("words", WHOLE)
+@pytest.mark.parametrize("frames", [57_070, 57_071])
+def test_a_whole_file_whose_length_is_an_estimate_is_not_called_cut_off(
+    words: str, frames: int, tmp_path: Path
+) -> None:
+    name, *arguments = words.split()
+    soundfile.write(tmp_path / "of.wav", kit.noise(2, frames).T.numpy(), 8000)
+    command = [kit.need("ffmpeg"), "-v", "error", "-i", "of.wav", *arguments, name]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    reader = AudioReader(tmp_path / name, strict=True)
+    read = sum(block.shape[-1] for block in reader.blocks())
+    assert 0 <= read - frames < 1024, (
+        "what fills the last block: a byte is a sample of both channels"
+    )
+    assert reader.warnings == ()
+
+
+NO_SOUND = {
+    b"": "is empty",
+    b"Dear all,\nplease find attached": "looks like text",
+    b"<!DOCTYPE html><html>404": "a web page",
+    b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n": "a playlist",
+    b"ffconcat version 1.0\nfile /etc/passwd\n": "a playlist",
+    b"PK\3\4" + bytes(100): "a zip archive",
+    b"MThd\0\0\0\6\0\1\0\1": "a MIDI file",
+    b"%PDF-1.4": "a PDF",
+    b"\0\0\0\x20ftypM4A " + bytes(100): "an MP4 or M4A file that was cut off",
+    b"fLaC\0\0": "a FLAC file that was cut off",
+    bytes(5000): "no kind of recording",
+    np.random.default_rng(0).bytes(5000): "no kind of recording",
+}
+
+
+@pytest.mark.parametrize(("data", "said"), NO_SOUND.items(), ids=lambda value: str(value)[:20])
+def test_what_is_no_sound_is_said_to_be_what_it_looks_like(data: bytes, said: str) -> None:
+    with pytest.raises(AudioReadError, match=said):
+        list(AudioReader(data).blocks())
+
+
+# What FFmpeg would open other files or addresses for, if it were let.
+PLAYLISTS = {
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n",
+    "concat": "ffconcat version 1.0\nfile '{url}'\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" '
+    'profiles="urn:mpeg:dash:profile:isoff-live:2011" type="static"><Period><AdaptationSet '
+    'contentType="audio"><Representation id="1" bandwidth="1"><BaseURL>{url}</BaseURL>'
+    "</Representation></AdaptationSet></Period></MPD>",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio {port} "
+    "RTP/AVP 0\n",
+}
+
+
+@pytest.mark.parametrize("kind", PLAYLISTS)
+@pytest.mark.parametrize("name", ["song.mp3", "song.m3u8", "song.ffconcat"])
+def test_a_playlist_opens_no_other_file_and_no_connection(
+    corpus: Corpus, tmp_path: Path, kind: str, name: str
+) -> None:
+    secret = corpus.clip("wav-16").path
+    song = tmp_path / name
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        port = server.getsockname()[1]
+        for url in (str(secret), f"file:{secret}", f"http://127.0.0.1:{port}/song.wav"):
+            song.write_text(PLAYLISTS[kind].format(url=url, port=port))
+            with pytest.raises(AudioReadError, match=r"it looks like|cannot read"):
+                list(AudioReader(song).blocks())
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+@pytest.mark.parametrize("guard", ["format_whitelist", "protocol_whitelist"])
+def test_ffmpeg_is_told_twice_to_stay_inside(corpus: Corpus, guard: str) -> None:
+    """Either guard alone keeps a playlist shut; without both, it opens a file of ours."""
+    playlist = PLAYLISTS["concat"].format(url=corpus.clip("wav-16").path).encode()
+    rest = {name: text for name, text in decode._OPTIONS.items() if name != guard}
+
+    def heard(options: dict[str, str]) -> int:
+        with av.open(io.BytesIO(playlist), options={"safe": "0", **options}) as container:
+            return sum(frame.samples for frame in container.decode(audio=0))
+
+    assert heard({"protocol_whitelist": "file"}) > 0  # what it would do
+    with pytest.raises(av.FFmpegError):
+        heard(rest)
+
+
+def test_what_is_no_file_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(AudioReadError, match=r"gone\.wav: there is no such file"):
+        probe(tmp_path / "gone.wav")
+    with pytest.raises(AudioReadError, match="it is a folder"):
+        probe(tmp_path)
+    with pytest.raises(AudioReadError, match="no such file"):
+        probe("http://127.0.0.1:9/song.wav")  # a name is never an address
+    with (tmp_path / "a.wav").open("wb+") as file:
+        file.write(b"RIFF")
+        with pytest.raises(AudioReadError, match="seek to its beginning"):
+            probe(file)
+
+
+def wav(
+    data: bytes,
+    *,
+    rate: int = 44100,
+    channels: int = 1,
+    code: int = 1,
+    bits: int = 16,
+    size: int | None = None,
+) -> bytes:
+    """A WAV whose header says what it is told to."""
+    width = channels * bits // 8
+    head = struct.pack("<HHIIHH", code, channels, rate, rate * width & 0xFFFFFFFF, width, bits)
+    size = len(data) if size is None else size
+    body = b"WAVEfmt " + struct.pack("<I", 16) + head + b"data" + struct.pack("<I", size) + data
+    return b"RIFF" + struct.pack("<I", len(body) & 0xFFFFFFFF) + body
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (wav(bytes(1000), rate=0), "0 samples a second|cut off or damaged"),
+        (wav(bytes(1000), rate=2**31 - 1), "samples a second|cut off or damaged"),
+        (wav(bytes(1000), channels=255), "255 channels"),
+        (wav(bytes(1000), channels=0), "0 channels|cut off or damaged"),
+        (wav(b""), "holds no samples|cut off or damaged"),
+    ],
+)
+def test_headers_that_no_recording_has(data: bytes, said: str) -> None:
+    with pytest.raises(AudioReadError, match=said):
+        list(AudioReader(data).blocks())
+
+
+def test_a_header_of_ten_hours_is_no_promise_of_memory() -> None:
+    data = wav(bytes(1000), size=36000 * 44100 * 2 & 0xFFFFFFFE)
+    reader = AudioReader(data)
+    assert reader.info.duration_seconds == pytest.approx(36000)
+    assert sum(block.shape[-1] for block in reader.blocks()) == 500
+    assert "35999.989 seconds are missing" in reader.warnings[0]
+
+
+def test_a_writer_that_did_not_know_the_length_told_no_lie() -> None:
+    for size in (0, 0xFFFFFFFF):
+        reader = AudioReader(wav(bytes(1000), size=size), strict=True)
+        assert sum(block.shape[-1] for block in reader.blocks()) == 500
+
+
+def test_flac_may_say_any_length(corpus: Corpus) -> None:
+    data = bytearray(corpus.clip("flac").path.read_bytes())
+    data[21] |= 0x0F  # the 36 bits of its count of samples
+    data[22:26] = b"\xff\xff\xff\xff"
+    reader = AudioReader(bytes(data))
+    assert sum(block.shape[-1] for block in reader.blocks()) == 22073
+    assert "seconds are missing" in reader.warnings[0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_becomes_silence_and_is_told(bad: float, tmp_path: Path) -> None:
+    samples = np.full((100_000, 2), 0.5, np.float32)
+    samples[70_000, 1] = bad
+    path = tmp_path / "bad.wav"
+    soundfile.write(path, samples, 44100, subtype="FLOAT")
+    reader = AudioReader(path)
+    read = torch.cat(list(reader.blocks()), dim=-1)
+    samples[70_000, 1] = 0
+    assert torch.equal(read, torch.from_numpy(samples.T.copy()))
+    assert "not finite numbers, the first at 1.5873 s" in reader.warnings[0]
+    with pytest.raises(AudioReadError, match=r"1\.5873 s"):
+        list(AudioReader(path, strict=True).blocks())
+
+
+def test_a_double_beyond_float32_is_no_number_either(tmp_path: Path) -> None:
+    path = tmp_path / "huge.wav"
+    soundfile.write(path, np.array([0.1, 1e300, 0.2]), 44100, subtype="DOUBLE")
+    reader = AudioReader(path)
+    read = torch.cat(list(reader.blocks()), dim=-1)
+    assert torch.equal(read, torch.tensor([[0.1, 0.0, 0.2]]))
+    assert "not finite" in reader.warnings[0]
+
+
+def test_a_damaged_place_moves_nothing_behind_it(corpus: Corpus) -> None:
+    clip = corpus.clip("flac", 2, 48000)
+    data = bytearray(clip.path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 3000] = bytes(3000)
+    reader = AudioReader(bytes(data))
+    read = torch.cat(list(reader.blocks()), dim=-1)
+    original = torch.from_numpy(clip.floats)
+    assert read.shape == original.shape
+    assert torch.equal(read[:, -4000:], original[:, -4000:])
+    assert "damaged" in reader.warnings[0]

@@ -1,0 +1,398 @@
+"""Every format comes back as it went in: its samples, its length, its place in time."""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from demucs_infer.audio.channels import convert_audio, resample
+from demucs_infer.audio.reader import AudioFile, AudioReader, Track, load_track, probe
+from demucs_infer.errors import AudioReadError
+from tests.helpers.audio_corpus import KINDS, LOSSLESS, LOSSY, Clip, Corpus, cases, corpus, signal
+
+__all__ = ["corpus"]  # a fixture
+
+
+def whole(reader: AudioReader | Track) -> Tensor:
+    return torch.cat(list(reader.blocks()), dim=-1)
+
+
+@pytest.mark.parametrize(("name", "channels", "rate"), cases(LOSSLESS))
+def test_what_has_no_loss_is_exact(corpus: Corpus, name: str, channels: int, rate: int) -> None:
+    clip = corpus.clip(name, channels, rate)
+    reader = AudioReader(clip.path)
+    read = whole(reader)
+    if clip.kind.by_soundfile:
+        there, _ = soundfile.read(clip.path, dtype="float32", always_2d=True)
+        assert torch.equal(read, torch.from_numpy(there.T.copy()))
+    if name == "w64":  # ffmpeg pads its chunk to eight bytes and counts that as sound
+        assert 0 <= (read.shape[-1] - len(clip.samples)) * 4 * channels < 8
+        assert np.array_equal(read[:, : len(clip.samples)].numpy(), clip.floats)
+    elif clip.kind.bits > 8:  # eight bits are coarser
+        assert np.array_equal(read.numpy(), clip.floats)
+    assert (reader.info.sample_rate, reader.info.channels) == (rate, channels)
+    assert reader.frames == read.shape[-1]
+    assert reader.warnings == ()
+    if reader.info.frames is not None:
+        assert reader.info.frames == read.shape[-1]
+
+
+def lag_of(read: np.ndarray, original: np.ndarray) -> tuple[int, float]:
+    """By how many samples `read` is late, and how alike the two then are."""
+    size = 1 << (len(read) + len(original)).bit_length()
+    spectrum = np.fft.rfft(read, size) * np.conj(np.fft.rfft(original, size))
+    correlation = np.fft.irfft(spectrum, size)
+    lag = int(np.argmax(correlation))
+    alike = correlation[lag] / np.sqrt((read**2).sum() * (original**2).sum())
+    return (lag - size if lag > size // 2 else lag), float(alike)
+
+
+@pytest.mark.parametrize(("name", "channels", "rate"), cases(LOSSY))
+def test_what_is_lossy_has_its_length_and_its_place(
+    corpus: Corpus, name: str, channels: int, rate: int
+) -> None:
+    clip = corpus.clip(name, channels, rate)
+    reader = AudioReader(clip.path)
+    read = whole(reader)
+    original = torch.from_numpy(clip.floats)
+    out_rate = clip.kind.out_rate or rate
+    original = resample(original, rate, out_rate)
+    assert reader.info.sample_rate == out_rate
+    assert read.shape[0] == channels
+    # An Opus file of another rate ends where its encoder's resampler rounds to.
+    slack = 1 if out_rate != rate else 0
+    extra = read.shape[-1] - original.shape[-1]
+    assert min(clip.kind.lag, 0) - slack <= extra <= clip.kind.extra + clip.kind.lag + slack
+    for channel in range(channels):
+        if channel == 3 and channels == 6:
+            continue  # the LFE channel keeps only what is below 120 Hz
+        lag, alike = lag_of(read[channel].numpy(), original[channel].numpy())
+        # Vorbis' and Opus' own resampling and AAC's noise stay above this likeness.
+        assert (lag, alike > 0.8) == (clip.kind.lag, True)
+    assert reader.warnings == ()
+
+
+def test_an_ogg_file_of_one_page_ends_where_its_mark_says(corpus: Corpus) -> None:
+    source = corpus.wav("page", signal(2, 44100, 16), 44100, 16)
+    command = "ffmpeg -nostdin -v error -y -i {src} -c:a libvorbis {out}"
+    path = corpus.run(command, source, corpus.folder / "page.ogg")
+    there, _ = soundfile.read(path, dtype="float32")
+    assert whole(AudioReader(path)).shape == there.T.shape == (2, 22073)
+
+
+EACH = ["wav-24", "flac", "aiff-16", "caf-16", "alac-16", "mp3-cbr", "ogg", "opus", "m4a", "webm"]
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_part_is_a_slice_of_the_whole(corpus: Corpus, name: str) -> None:
+    rate = KINDS[name].out_rate or 44100
+    path = corpus.clip(name, 2, rate).path
+    everything = whole(AudioReader(path))
+    for start, length in [(0, 1), (0, 5000), (1, 4096), (5003, 9000), (17000, 10**6)]:
+        part = AudioReader(path, start_seconds=start / rate, duration_seconds=length / rate)
+        assert torch.equal(whole(part), everything[:, start : start + length])
+        assert part.warnings == ()
+    with pytest.raises(AudioReadError, match=r"ends at [01].50 s, before the start"):
+        whole(AudioReader(path, start_seconds=30))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_path_bytes_a_file_and_a_pipe_are_the_same(corpus: Corpus, name: str) -> None:
+    path = corpus.clip(name, 2, KINDS[name].out_rate or 44100).path
+    expected = whole(AudioReader(path))
+    data = path.read_bytes()
+    assert torch.equal(whole(AudioReader(data)), expected)
+    assert torch.equal(whole(AudioReader(str(path))), expected)
+    with path.open("rb") as file:
+        assert torch.equal(whole(AudioReader(file)), expected)
+        assert not file.closed
+    inside = io.BytesIO(b"something else" + data)
+    inside.seek(14)
+    assert torch.equal(whole(AudioReader(inside)), expected)
+    disguised = path.with_suffix(".txt")
+    disguised.write_bytes(data)
+    assert torch.equal(whole(AudioReader(disguised)), expected)
+
+
+class Pipe(io.RawIOBase):
+    """What cannot seek: standard input, a download."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.rest = data
+
+    def read(self, size: int = -1, /) -> bytes:
+        size = len(self.rest) if size < 0 else size
+        part, self.rest = self.rest[:size], self.rest[size:]
+        return part
+
+    def readable(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", ["wav-16", "m4a", "mp3-cbr"])
+def test_a_pipe_is_read_twice(corpus: Corpus, name: str) -> None:
+    clip = corpus.clip(name)
+    reader = AudioReader(Pipe(clip.path.read_bytes()))
+    assert torch.equal(whole(reader), whole(AudioReader(clip.path)))
+    assert torch.equal(whole(reader), whole(AudioReader(clip.path)))
+
+
+def test_a_fifo_is_read_twice(corpus: Corpus, tmp_path: Path) -> None:
+    data = corpus.clip("m4a").path.read_bytes()
+    fifo = tmp_path / "fifo.m4a"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=lambda: fifo.write_bytes(data))
+    writer.start()
+    reader = AudioReader(fifo)
+    writer.join()
+    assert torch.equal(whole(reader), whole(AudioReader(data)))
+    assert torch.equal(whole(reader), whole(AudioReader(data)))
+
+
+@pytest.mark.parametrize("frames", [1000, 4096, 65536])
+def test_blocks_have_the_size_asked_for(corpus: Corpus, frames: int) -> None:
+    reader = AudioReader(corpus.clip("mp3-cbr").path)
+    blocks = list(reader.blocks(frames))
+    assert all(block.shape[-1] == frames for block in blocks[:-1])
+    assert torch.equal(torch.cat(blocks, dim=-1), whole(reader))
+
+
+def test_two_passes_over_one_file_do_not_disturb_each_other(corpus: Corpus) -> None:
+    path = corpus.clip("flac").path
+    expected = whole(AudioReader(path))
+    with path.open("rb") as file:
+        reader = AudioReader(file)
+        pairs = list(zip(reader.blocks(1000), reader.blocks(1000)))
+    for k in (0, 1):
+        assert torch.equal(torch.cat([pair[k] for pair in pairs], dim=-1), expected)
+
+
+@pytest.mark.parametrize("name", ["mp3-cbr", "m4a", "ogg", "flac"])
+def test_no_program_on_the_machine_has_a_say(
+    corpus: Corpus, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = corpus.clip(name).path
+    with_it = hashlib.sha256(whole(AudioReader(path)).numpy().tobytes()).hexdigest()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    without = hashlib.sha256(whole(AudioReader(path)).numpy().tobytes()).hexdigest()
+    assert with_it == without
+
+
+BITS = {
+    "wav-u8": 8,
+    "wav-16": 16,
+    "wav-24": 24,
+    "wav-32": 32,
+    "wav-float32": 32,
+    "wav-float64": 64,
+    "wav-mulaw": 16,
+    "flac": 24,
+    "flac-ffmpeg": 16,
+    "alac-24": 24,
+    "alac-16": 16,
+    "aiff-24": 24,
+    "mp3-cbr": None,
+    "m4a": None,
+}
+
+
+@pytest.mark.parametrize(("name", "bits"), BITS.items())
+def test_probe_says_what_is_inside(corpus: Corpus, name: str, bits: int | None) -> None:
+    clip = corpus.clip(name)
+    info = probe(clip.path)
+    assert info.bits == bits
+    assert info.is_float == ("float" in name)
+    # An M4A's length is rounded to its film's milliseconds.
+    assert info.duration_seconds == pytest.approx(len(clip.samples) / 44100, abs=1e-3)
+
+
+PICTURE = ["-f", "lavfi", "-i", "color=c=red:size=600x600:duration=1:rate=1"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp3", "libmp3lame"), ("flac", "flac"), ("m4a", "aac")]
+)
+def test_tags_and_the_picture_are_read(corpus: Corpus, suffix: str, codec: str) -> None:
+    wave = corpus.wav("tagged", signal(2, 44100, 16), 44100, 16)
+    tags = {"title": "Ünïted", "artist": "A", "album": "B", "track": "3", "date": "1999"}
+    tags["comment"] = "two words"
+    words = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", str(wave), *PICTURE]
+    words += ["-map", "0:a", "-map", "1:v", "-c:a", codec, "-c:v", "mjpeg", "-frames:v", "1"]
+    words += ["-disposition:v", "attached_pic", "-id3v2_version", "3"]
+    words += [word for name, text in tags.items() for word in ("-metadata", f"{name}={text}")]
+    path = corpus.folder / f"tagged.{suffix}"
+    subprocess.run([*words, str(path)], check=True, timeout=60, capture_output=True)
+    info = probe(path)
+    assert tags.items() <= dict(info.tags).items()
+    assert info.cover is not None
+    assert info.cover.startswith(b"\xff\xd8\xff") and info.cover.endswith(b"\xff\xd9")
+    assert info.cover_mime == "image/jpeg"
+    assert whole(AudioReader(path)).shape == (2, 22073)
+
+
+def test_an_mp3_behind_megabytes_of_picture_is_still_an_mp3(corpus: Corpus) -> None:
+    picture = b"\0image/jpeg\0\3\0\xff\xd8\xff" + b"\0" * (3 << 20)
+    frame = b"APIC" + len(picture).to_bytes(4, "big") + b"\0\0" + picture
+    size = bytes((len(frame) >> shift) & 0x7F for shift in (21, 14, 7, 0))
+    plain = corpus.clip("mp3-cbr").path.read_bytes()
+    reader = AudioReader(b"ID3\3\0\0" + size + frame + plain)
+    assert torch.equal(whole(reader), whole(AudioReader(plain)))
+    assert reader.warnings == ()
+    assert reader.info.cover is not None and len(reader.info.cover) > 3 << 20
+
+
+def test_of_several_streams_the_default_is_read(corpus: Corpus) -> None:
+    waves = [corpus.wav(f"part{k}", signal(2, 44100, 16) // (k + 1), 44100, 16) for k in range(3)]
+    path = corpus.folder / "several.m4a"
+    words = ["ffmpeg", "-nostdin", "-v", "error", "-y"]
+    words += [word for wave in waves for word in ("-i", str(wave))]
+    words += ["-map", "0", "-map", "1", "-map", "2", "-c:a", "alac"]
+    words += ["-disposition:a:0", "0", "-disposition:a:1", "default", "-disposition:a:2", "0"]
+    subprocess.run([*words, str(path)], check=True, timeout=60, capture_output=True)
+    reader = AudioReader(path)
+    expected = [whole(AudioReader(wave)) for wave in waves]
+    assert torch.equal(whole(reader), expected[1])
+    assert "3 audio streams" in reader.warnings[0]
+    assert torch.equal(whole(AudioReader(path, stream=2)), expected[2])
+    file = AudioFile(path)
+    assert len(file) == 3
+    assert torch.equal(file.read(), torch.stack(expected))
+    assert torch.equal(file.read(streams=0, channels=1), expected[0].mean(dim=0, keepdim=True))
+    with pytest.raises(AudioReadError, match="no number 3"):
+        AudioReader(path, stream=3)
+
+
+def itunes(data: bytes, note: str) -> bytes:
+    """An M4A (index last) with that iTunSMPB note in its tags."""
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return (8 + len(content)).to_bytes(4, "big") + kind + content
+
+    text = b"\0\0\0\1\0\0\0\0" + note.encode()
+    note_box = box(b"mean", b"\0\0\0\0com.apple.iTunes") + box(b"name", b"\0\0\0\0iTunSMPB")
+    note_box = box(b"----", note_box + box(b"data", text))
+    handler = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
+    udta = box(b"udta", box(b"meta", bytes(4) + handler + box(b"ilst", note_box)))
+    moov = data.rindex(b"moov") - 4
+    size = int.from_bytes(data[moov : moov + 4], "big")
+    assert moov + size == len(data)
+    return data[:moov] + (size + len(udta)).to_bytes(4, "big") + data[moov + 4 :] + udta
+
+
+def test_what_itunes_notes_of_delay_and_length_is_obeyed(corpus: Corpus) -> None:
+    source = corpus.wav("itunes", signal(2, 44100, 16), 44100, 16)
+    command = "ffmpeg -nostdin -v error -y -i {src} -c:a aac -b:a 256k -use_editlist 0 {out}"
+    plain = corpus.run(command, source, corpus.folder / "noedit.m4a").read_bytes()
+    length = len(signal(2, 44100, 16))
+    padding = -(length + 1024) % 1024
+    noted = itunes(plain, f" 00000000 00000400 {padding:08X} {length:016X} 00000000")
+    reader = AudioReader(noted)
+    read = whole(reader)
+    assert read.shape[-1] == length == reader.info.frames
+    lag, alike = lag_of(read[0].numpy(), signal(2, 44100, 16).T[0] / 2.0**31)
+    assert (lag, alike > 0.9) == (0, True)
+
+
+def test_a_track_is_upstreams_conversion_of_the_whole(corpus: Corpus) -> None:
+    for name, channels, rate in [("wav-24", 1, 48000), ("flac", 2, 96000), ("ogg", 2, 22050)]:
+        path = corpus.clip(name, channels, rate).path
+        track = Track(path, sample_rate=44100, channels=2)
+        expected = convert_audio(whole(AudioReader(path)), rate, 44100, 2)
+        for _ in range(2):  # the level, then the separation
+            assert torch.equal(whole(track), expected)
+        assert track.frames == expected.shape[-1]
+        assert (track.channels, track.sample_rate, track.warnings) == (2, 44100, ())
+        assert torch.equal(load_track(path, 2, 44100), expected)
+
+
+def test_extra_channels_are_never_dropped_silently(corpus: Corpus) -> None:
+    path = corpus.clip("wav-24", 6, 44100).path
+    expected = whole(AudioReader(path))
+    first = Track(path, channels=2)
+    assert torch.equal(whole(first), expected[:2])
+    assert "has 6 channels: the first 2" in first.warnings[0]
+    with pytest.raises(AudioReadError, match="6 channels and 2 are wanted"):
+        Track(path, channels=2, extra_channels="error")
+    pairs = [Track(path, channels=2, extra_channels="pairs", group=group) for group in range(3)]
+    assert pairs[0].num_groups == 3
+    assert torch.equal(torch.cat([whole(pair) for pair in pairs]), expected)
+    with pytest.raises(ValueError, match="group = 3 must be one of 3"):
+        Track(path, channels=2, extra_channels="pairs", group=3)
+    assert torch.equal(whole(Track(path, channels=1)), expected.mean(dim=0, keepdim=True))
+
+
+MEMORY = """
+import resource, sys, torch
+from demucs_infer.audio.file_set import FileSet
+from demucs_infer.audio.formats import Encoding
+from demucs_infer.audio.reader import Track
+from tests.helpers.networks import peak_kilobytes
+torch.set_num_threads(1)
+short, long, rate, out = sys.argv[1:]
+def peak(path):
+    track = Track(path, sample_rate=int(rate), channels=2)
+    with FileSet({"x": out}, int(rate), 2, Encoding("wav")) as files:
+        for block in track.blocks():
+            files.write({"x": block})
+    return track.frames, peak_kilobytes()
+_, before = peak(short)
+frames, after = peak(long)
+print(frames, (after - before) / 1024)
+"""
+
+
+def silent_wav(path: Path, rate: int, channels: int, seconds: int) -> Path:
+    """A WAV full of silence that takes no room on the disk."""
+    soundfile.write(path, np.zeros((1, channels), np.int16), rate)
+    size = seconds * rate * channels * 2
+    with path.open("r+b") as file:
+        file.seek(4)
+        file.write((36 + size).to_bytes(4, "little"))
+        file.seek(40)
+        file.write(size.to_bytes(4, "little"))
+        file.truncate(44 + size)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "to_rate"),
+    [(1500, 1, 1000), pytest.param(48000, 2, 44100, marks=pytest.mark.slow)],
+)
+def test_reading_resampling_and_writing_three_hours_take_no_more_memory_than_a_second(
+    tmp_path: Path, rate: int, channels: int, to_rate: int
+) -> None:
+    short = silent_wav(tmp_path / "short.wav", rate, channels, 1)
+    long = silent_wav(tmp_path / "long.wav", rate, channels, 3 * 3600)
+    out = tmp_path / "out.wav"  # integers: floats wait in a spool until the peak is known
+    words = [sys.executable, "-c", MEMORY, str(short), str(long), str(to_rate), str(out)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(words, check=True, cwd=root, capture_output=True, text=True)
+    frames, grown = done.stdout.split()
+    assert int(frames) == 3 * 3600 * to_rate == soundfile.info(out).frames
+    # Mebibytes above what a second took: blocks, the caches of the convolution, and what waits
+    # for the encoder. The floats of the shorter case are 82, those of the longer 3600.
+    assert float(grown) < 64
+    out.unlink()
+
+
+def test_wrong_arguments_are_told_apart_from_wrong_files(corpus: Corpus) -> None:
+    clip: Clip = corpus.clip("wav-16")
+    for wrong in ({"start_seconds": -1.0}, {"start_seconds": float("nan")}):
+        with pytest.raises(ValueError, match="start_seconds"):
+            AudioReader(clip.path, **wrong)
+    with pytest.raises(ValueError, match="duration_seconds"):
+        AudioReader(clip.path, duration_seconds=0.0)
+    with pytest.raises(ValueError, match="give a path, bytes, or a file"):
+        AudioReader(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="binary mode"), clip.path.open(encoding="latin1") as file:
+        AudioReader(file)  # type: ignore[arg-type]

@@ -1,0 +1,528 @@
+"""What is written is what was given: bit for bit, in place, complete or not at all."""
+
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+import wave
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_depth
+from demucs_infer.audio.tags import Cover, carried
+from demucs_infer.audio.writer import AudioWriter, save_audio
+from demucs_infer.errors import AudioWriteError
+from tests.helpers import networks as kit
+
+RATE = 44100
+LOSSLESS = [
+    (name, bits, channels)
+    for name, kind in FORMATS.items()
+    for bits in kind.depths
+    for channels in (1, 2, len(kind.layouts))
+]
+
+
+def sound(channels: int, length: int, bits: int = 24, seed: int = 0) -> Tensor:
+    """Noise on the grid of so many bits, both ends of the scale included."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = 1 << (min(bits, 24) - 1)
+    ints = torch.randint(-scale, scale, (channels, length), generator=generator)
+    ints[:, 0], ints[:, 1] = -scale, scale - 1
+    return ints.float() / scale
+
+
+def by_ffmpeg(path: Path, channels: int, stream: int = 0) -> Tensor:
+    """What Debian's ffmpeg hears (C T), no channel and no rate changed."""
+    command = [kit.need("ffmpeg"), "-v", "error", "-i", str(path), "-map", f"0:a:{stream}"]
+    raw = subprocess.run([*command, "-f", "f32le", "-"], check=True, capture_output=True).stdout
+    return torch.from_numpy(np.frombuffer(raw, "<f4").copy()).view(-1, channels).T
+
+
+def by_soundfile(path: Path) -> Tensor:
+    """What libsndfile hears (C T)."""
+    return torch.from_numpy(soundfile.read(path, dtype="float32", always_2d=True)[0]).T
+
+
+def write(path: Path, wav: Tensor, rate: int = RATE, **options: object) -> Path:
+    """In blocks of awkward sizes."""
+    with AudioWriter(path, rate, len(wav), **options) as out:  # type: ignore[arg-type]
+        for start, stop in [(0, 1), (1, 1), (1, 777), (777, wav.shape[-1])]:
+            out.write(wav[:, start:stop])
+    return path
+
+
+def lag(heard: Tensor, told: Tensor) -> int:
+    """By how many samples `heard` comes late, from the peak of the cross-correlation."""
+    size = 2 * max(heard.shape[-1], told.shape[-1])
+    spectrum = torch.fft.rfft(heard[0], size) * torch.fft.rfft(told[0], size).conj()
+    place = int(torch.fft.irfft(spectrum, size).argmax())
+    return place if place < size // 2 else place - size
+
+
+@pytest.mark.parametrize(("name", "bits", "channels"), LOSSLESS)
+def test_what_fits_the_grid_comes_back_bit_for_bit(
+    name: str, bits: int, channels: int, tmp_path: Path
+) -> None:
+    wav = sound(channels, 9001, bits)
+    if bits == 32:
+        wav = wav * 3.7  # floats beyond full scale are kept as they are
+    path = write(tmp_path / f"x{FORMATS[name].suffixes[0]}", wav, format=name, bits=bits)
+    assert torch.equal(by_ffmpeg(path, channels), wav)
+    if name != "alac":  # libsndfile reads no MPEG-4
+        assert torch.equal(by_soundfile(path), wav)
+        subtype = {16: "PCM_16", 24: "PCM_24", 32: "FLOAT"}[bits]
+        assert soundfile.info(path).subtype == subtype
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("bits", [16, 24])
+def test_samples_are_rounded_to_the_nearest_and_saturate(bits: int, tmp_path: Path) -> None:
+    step = 2.0 ** (1 - bits)
+    told = torch.tensor([[0.4, 0.6, -0.4, -0.6, 2.0**bits, -(2.0**bits)]]) * step
+    heard = by_soundfile(write_one(tmp_path / "x.wav", told, bits))
+    top = 2 ** (bits - 1)
+    assert (heard / step).tolist() == [[0, 1, 0, -1, top - 1, -top]]
+
+
+def write_one(path: Path, wav: Tensor, bits: int) -> Path:
+    with AudioWriter(path, RATE, len(wav), bits=bits) as out:
+        out.write(wav)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "rate", "channels"),
+    [
+        ("x.mp3", {}, 44100, 2),
+        ("x.mp3", {"bitrate": 128, "preset": 7}, 48000, 1),
+        ("x.mp3", {"quality": 2}, 44100, 2),
+        ("x.mp3", {}, 22050, 2),
+        ("x.ogg", {}, 44100, 2),
+        ("x.ogg", {"quality": 3}, 22050, 1),
+        ("x.opus", {}, 48000, 2),
+        ("x.opus", {}, 48000, 4),
+    ],
+)
+def test_lossy_files_keep_length_and_place_in_two_decoders(
+    name: str, options: dict[str, int], rate: int, channels: int, tmp_path: Path
+) -> None:
+    # A slowly moving noise, so that every coder keeps its shape.
+    noise = kit.noise(channels, 70_001)
+    wav = torch.nn.functional.avg_pool1d(noise, 5, stride=1, padding=2) * 2
+    path = write(tmp_path / name, wav, rate, **options)
+    for told, heard in [(wav, by_ffmpeg(path, channels)), (wav, by_soundfile(path))]:
+        assert heard.shape == told.shape
+        assert lag(heard, told) == 0
+        # 10 dB below the signal: a coder's error, where a wrong gain or order would be as loud.
+        assert (heard - told).square().mean() < 0.1 * told.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        (name, channels)
+        for name, kind in FORMATS.items()
+        if kind.is_lossy
+        for channels in range(3, len(kind.layouts) + 1)
+    ],
+)
+def test_lossy_files_keep_every_channel_in_its_place(
+    name: str, channels: int, tmp_path: Path
+) -> None:
+    # A low tone, which the channel for low tones carries as well, a tenth louder in each.
+    tone = torch.sin(2 * torch.pi * 60 * torch.arange(24_000) / 48_000)
+    loudness = 0.1 + 0.1 * torch.arange(channels)
+    path = write(
+        tmp_path / f"x{FORMATS[name].suffixes[0]}", loudness[:, None] * tone, 48_000, format=name
+    )
+    heard = by_ffmpeg(path, channels)[:, 8_000:16_000].square().mean(-1).mul(2).sqrt()
+    # Half of what tells neighbours apart; libvorbis is off by more in its channel of low tones.
+    exact = [c for c in range(channels) if not (name == "ogg" and channels == 6 and c == 3)]
+    assert (heard - loudness)[exact].abs().max() < 0.05
+
+
+def test_mp3_keeps_length_and_place_in_lame(tmp_path: Path) -> None:
+    told = kit.noise(2, 50_003)
+    path = write(tmp_path / "x.mp3", told)
+    decoded = tmp_path / "x.wav"
+    subprocess.run([kit.need("lame"), "--quiet", "--decode", path, decoded], check=True)
+    with wave.open(str(decoded)) as file:
+        data = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)
+    heard = torch.from_numpy(data.T / 32768).float()
+    assert heard.shape == told.shape
+    assert lag(heard, told) == 0
+
+
+def test_mp3_is_coded_at_the_rate_that_was_asked_for(tmp_path: Path) -> None:
+    wav = kit.noise(2, RATE)
+    for bitrate in (320, 128):
+        path = write(tmp_path / "x.mp3", wav, bitrate=bitrate)
+        # One second; tags, delay and the last frame add less than a tenth.
+        assert bitrate * 125 <= path.stat().st_size < bitrate * 125 * 1.1
+    sizes = [write(tmp_path / "x.mp3", wav, quality=q).stat().st_size for q in (0, 4, 9)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 1.5 * sizes[2]
+
+
+def test_aac_keeps_place_and_says_its_length(tmp_path: Path) -> None:
+    told = kit.noise(2, 70_001)
+    path = write(tmp_path / "x.m4a", told)
+    heard = by_ffmpeg(path, 2)
+    # The last frame of 1024 is decoded whole; the length stands in the header.
+    assert 0 <= heard.shape[-1] - told.shape[-1] < 1024
+    assert lag(heard, told) == 0
+    with av.open(str(path)) as file:
+        stream = file.streams.audio[0]
+        assert stream.duration is not None
+        assert stream.duration * stream.time_base == pytest.approx(70_001 / RATE, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "kept"), [("x.opus", 44100, 48000), ("x.mp3", 96000, 48000)]
+)
+def test_a_rate_that_the_format_lacks_is_resampled(
+    name: str, rate: int, kept: int, tmp_path: Path
+) -> None:
+    seconds = torch.arange(rate) / rate
+    tone = 0.5 * torch.sin(2 * torch.pi * 1000 * seconds)[None]
+    path = write(tmp_path / name, tone, rate)
+    heard = by_soundfile(path)
+    assert soundfile.info(path).samplerate == kept
+    assert abs(heard.shape[-1] - kept) <= 1  # one second; the kernel may end a sample early
+    told = 0.5 * torch.sin(2 * torch.pi * 1000 * torch.arange(kept) / kept)
+    middle = slice(kept // 4, kept // 2)
+    # 30 dB: what is left is the coder's noise; a shift of one sample would be 18 dB.
+    error = (heard[0, middle] - told[middle]).square().mean() / told[middle].square().mean()
+    assert error < 1e-3
+
+
+def test_an_empty_track_is_a_file_without_samples(tmp_path: Path) -> None:
+    for name, kind in FORMATS.items():
+        path = tmp_path / f"x{kind.suffixes[0]}"
+        with AudioWriter(path, 48000, 2, format=name):
+            pass
+        if name in ("wav", "flac", "aiff", "caf"):  # the others cannot be opened without a frame
+            with av.open(str(path)) as file:
+                assert sum(frame.samples for frame in file.decode(audio=0)) == 0
+
+
+def test_a_file_object_gets_the_bytes_when_they_are_complete(tmp_path: Path) -> None:
+    wav = sound(2, 5000, 16)
+    target = io.BytesIO()
+    target.write(b"before")
+    with AudioWriter(target, RATE, 2, format="flac") as out:
+        out.write(wav)
+        assert target.getvalue() == b"before"
+    on_disk = write(tmp_path / "x.flac", wav)
+    assert torch.equal(torch.from_numpy(_decode(target.getvalue()[6:])), by_soundfile(on_disk))
+
+
+def _decode(data: bytes) -> np.ndarray:
+    return soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)[0].T
+
+
+def png() -> bytes:
+    """A picture of one pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    header = (1).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    pixel = zlib.compress(b"\0\x10\x20\x30")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", header), chunk(b"IDAT", pixel), chunk(b"IEND", b"")]
+    )
+
+
+TAGS = {
+    "title": "Größe (vocals)",
+    "artist": "Ärztin",
+    "album": "A/B",
+    "date": "1999",
+    "genre": "Pop",
+    "comment": "日本",
+}
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_tags_are_carried(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{FORMATS[name].suffixes[0]}"
+    write(path, sound(2, 3000), format=name, tags={**TAGS, "track": "3"}, cover=png())
+    with av.open(str(path)) as file:
+        found = {**file.metadata, **file.streams.audio[0].metadata}
+        found = {key.lower(): value for key, value in found.items()}
+        pictures = [bytes(packet) for s in file.streams.video for packet in file.demux(s)]
+    for key, value in TAGS.items():
+        assert found[key] == value, key
+    assert any(found.get(key) == "3" for key in ("track", "tracknumber"))
+    assert (png() in pictures) == FORMATS[name].cover
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.cover])
+def test_a_cover_changes_no_sample_and_no_length(name: str, tmp_path: Path) -> None:
+    suffix = FORMATS[name].suffixes[0]
+    wav = sound(2, 30_001, 16)
+    plain = write(tmp_path / f"plain{suffix}", wav, format=name)
+    covered = write(tmp_path / f"cover{suffix}", wav, format=name, cover=png(), tags=TAGS)
+    assert torch.equal(by_ffmpeg(plain, 2), by_ffmpeg(covered, 2))
+
+
+def jpeg(width: int, height: int) -> bytes:
+    """A grey picture."""
+    context = av.CodecContext.create("mjpeg", "w")
+    context.width, context.height, context.pix_fmt = width, height, "yuvj420p"
+    context.time_base = Fraction(1, 1)
+    frame = av.VideoFrame(width, height, "yuvj420p")
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.cover])
+def test_a_jpeg_is_carried_as_it_came(name: str, tmp_path: Path) -> None:
+    picture = jpeg(48, 32)
+    path = tmp_path / f"x{FORMATS[name].suffixes[0]}"
+    write(path, sound(2, 3000), format=name, cover=picture)
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        assert (stream.width, stream.height) == (48, 32)
+        assert bytes(next(file.demux(stream))) == picture
+    assert Cover(picture).size == (48, 32)
+
+
+def test_tags_that_stay_true_are_kept() -> None:
+    found = carried(
+        {"TITLE": "Song", "artist": "X", "iTunSMPB": "0 1", "REPLAYGAIN_TRACK_GAIN": "-3 dB"},
+        title_suffix=" (vocals)",
+    )
+    assert found == {"title": "Song (vocals)", "artist": "X"}
+    assert carried({"artist": "X"}, title_suffix=" (vocals)") == {"artist": "X"}
+
+
+def test_what_is_no_picture_is_left_out(tmp_path: Path) -> None:
+    for cover in (b"", b"GIF89a", b"\xff\xd8\xff broken", b"\x89PNG\r\n\x1a\n", b"x" * 99):
+        path = write(tmp_path / "x.flac", sound(2, 3000, 16), cover=cover)
+        assert torch.equal(by_soundfile(path), sound(2, 3000, 16))
+
+
+@contextmanager
+def largest_file(limit: int) -> Iterator[None]:
+    """No file may grow beyond `limit` bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("limit", [100, 30_000])
+def test_a_full_disk_leaves_nothing(name: str, limit: int, tmp_path: Path) -> None:
+    suffix = FORMATS[name].suffixes[0]
+    with (
+        largest_file(limit),
+        pytest.raises(AudioWriteError, match=rf"cannot write .*x{suffix}: "),
+        AudioWriter(tmp_path / f"x{suffix}", 48000, 2, format=name) as out,
+    ):
+        for seed in range(8):
+            out.write(sound(2, 48_000, seed=seed))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_without_room_says_what_to_do() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full on this system")
+    with (
+        full.open("wb", buffering=0) as target,
+        pytest.raises(AudioWriteError, match="free some space"),
+        AudioWriter(target, RATE, 1, format="wav") as out,
+    ):
+        out.write(sound(1, 10))
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Without the rights of the superuser, who may write everywhere."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.wav").mkdir()
+    with nobody(), pytest.raises(AudioWriteError, match="Permission denied; choose a folder"):
+        AudioWriter(closed / "x.wav", RATE, 1)
+    with pytest.raises(AudioWriteError, match="create the folder"):
+        AudioWriter(tmp_path / "missing" / "x.wav", RATE, 1)
+    with pytest.raises(AudioWriteError, match="Not a directory"):
+        AudioWriter(tmp_path / "file" / "x.wav", RATE, 1)
+    with pytest.raises(AudioWriteError, match="is a folder"):
+        AudioWriter(tmp_path / "folder.wav", RATE, 1)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["closed", "file", "folder.wav"]
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_an_error_leaves_what_was_there(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{FORMATS[name].suffixes[0]}"
+    path.write_bytes(b"precious")
+    with pytest.raises(KeyError), AudioWriter(path, 48000, 2, format=name) as out:
+        out.write(sound(2, 5000))
+        raise KeyError
+    out.abort()
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        with (
+            pytest.raises(AudioWriteError, match="not a finite number"),
+            AudioWriter(path, 48000, 2, format=name) as out,
+        ):
+            out.write(sound(2, 5000))
+            out.write(torch.tensor([[0.0, 0.1], [bad, 0.2]]))
+    assert path.read_bytes() == b"precious"
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_killed_writer_leaves_no_file_of_that_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    code = (
+        "import sys, torch\n"
+        "from demucs_infer.audio.writer import AudioWriter\n"
+        "out = AudioWriter(sys.argv[1], 44100, 2)\n"
+        "while True:\n    out.write(torch.zeros(2, 44100)); print(flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        writer.send_signal(signal.SIGKILL)
+    assert not path.exists()
+    assert len(list(tmp_path.glob(".*.part"))) == 1  # hidden, and no one takes it for music
+
+
+def test_an_existing_file_is_kept_when_asked(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.wav", sound(1, 1000))
+    before = path.read_bytes()
+    with pytest.raises(AudioWriteError, match="exists already"):
+        AudioWriter(path, RATE, 1, overwrite=False)
+    with (
+        pytest.raises(AudioWriteError, match="exists already"),
+        AudioWriter(tmp_path / "y.wav", RATE, 1, overwrite=False) as out,
+    ):
+        (tmp_path / "y.wav").write_bytes(b"faster")
+    assert out.name.endswith("y.wav")
+    assert path.read_bytes() == before
+    assert (tmp_path / "y.wav").read_bytes() == b"faster"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_name_as_long_as_names_can_be(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 251 + ".wav")
+    write(path, sound(1, 1000))
+    assert path.exists()
+
+
+def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AudioWriteError, match=r"'x\.xyz' .*\.wav"):
+        AudioWriter(tmp_path / "x.xyz", RATE, 2)
+    with pytest.raises(AudioWriteError, match="1 to 2 channels, not 6"):
+        AudioWriter(tmp_path / "x.mp3", RATE, 6)
+    with pytest.raises(AudioWriteError, match="0 Hz"):
+        AudioWriter(tmp_path / "x.wav", 0, 2)
+    for options in ({"bits": 32}, {"bitrate": 320}, {"preset": 13}, {"quality": 1}):
+        with pytest.raises(ValueError, match="flac|0 to 12"):
+            AudioWriter(tmp_path / "x.flac", RATE, 2, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not both"):
+        AudioWriter(tmp_path / "x.mp3", RATE, 2, bitrate=320, quality=2)
+    with pytest.raises(ValueError, match="no suffix"):
+        AudioWriter(io.BytesIO(), RATE, 2)
+    with (
+        pytest.raises(ValueError, match="2 channels"),
+        AudioWriter(tmp_path / "x.wav", 8000, 2) as out,
+    ):
+        out.write(torch.zeros(1, 5))
+    with pytest.raises(ValueError, match="int16"), AudioWriter(tmp_path / "x.wav", 8000, 2) as out:
+        out.write(torch.zeros(2, 5, dtype=torch.int16))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_source_depth_keeps_what_the_source_has() -> None:
+    assert source_depth(16, is_float=False) == 16
+    assert source_depth(8, is_float=False) == 16
+    assert source_depth(20, is_float=False) == 24
+    assert source_depth(32, is_float=False) == 32
+    assert source_depth(32, is_float=True) == 32
+    assert source_depth(32, is_float=True, format="flac") == 24
+    assert source_depth(None, is_float=False) is None
+    assert source_depth(24, is_float=False, format="mp3") is None
+    assert Encoding("flac", bits=source_depth(None, is_float=False)).depth == 16
+
+
+def test_every_suffix_names_a_format() -> None:
+    for name, kind in FORMATS.items():
+        for suffix in kind.suffixes:
+            assert format_of(Path(f"x{suffix.upper()}")) == ("m4a" if name == "alac" else name)
+
+
+def test_aiff_is_refused_where_its_header_would_lie(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AudioWriteError, match="longer than aiff can say; choose wav"),
+        AudioWriter(tmp_path / "x.aiff", RATE, 2) as out,
+    ):
+        out.write(torch.zeros(1, 1).expand(2, 1 << 30))  # 4 GiB of samples in two floats
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_save_audio_with_upstreams_signature(tmp_path: Path) -> None:
+    wav = 1.5 * sound(2, 20_000)
+    before = wav.clone()
+    save_audio(wav, tmp_path / "x.wav", RATE)
+    # Half a step of 16 bits.
+    assert (by_soundfile(tmp_path / "x.wav") - wav / (1.01 * 1.5)).abs().max() <= 2**-16 + 1e-7
+    save_audio(wav, tmp_path / "x.wav", RATE, clip="none", as_float=True)
+    assert torch.equal(by_soundfile(tmp_path / "x.wav"), wav)
+    save_audio(wav, tmp_path / "x.flac", RATE, clip="clamp", bits_per_sample=24)
+    assert by_soundfile(tmp_path / "x.flac").abs().max() <= 0.99 + 2**-24
+    save_audio(wav, str(tmp_path / "x.mp3"), RATE, 128, preset=7)
+    assert soundfile.info(tmp_path / "x.mp3").frames == 20_000
+    assert torch.equal(wav, before)
+    wav[0, 7] = float("nan")
+    with pytest.raises(AudioWriteError, match="not a finite number"):
+        save_audio(wav, tmp_path / "new.wav", RATE)
+    assert not (tmp_path / "new.wav").exists()
+
+
+@pytest.mark.slow
+def test_five_hours_of_floats_read_back_whole(tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    minute = torch.zeros(2, 60 * RATE)
+    with AudioWriter(path, RATE, 2, bits=32) as out:
+        for _ in range(300):
+            out.write(minute)
+    frames = 300 * 60 * RATE
+    try:
+        assert path.stat().st_size > 6e9
+        assert soundfile.info(path).frames == frames
+        with av.open(str(path)) as file:
+            stream = file.streams.audio[0]
+            assert stream.duration is not None
+            assert stream.duration * stream.time_base == frames / RATE
+    finally:
+        path.unlink()

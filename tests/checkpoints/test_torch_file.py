@@ -1,0 +1,250 @@
+"""Files are data: what torch writes is read as it reads it, what is hostile does nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import subprocess
+import sys
+from collections import OrderedDict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from demucs_infer.checkpoints.lazy_tensor import Weight
+from demucs_infer.checkpoints.torch_file import Inert, read_torch_file
+from demucs_infer.errors import CheckpointError
+from tests.helpers import malicious_checkpoints as hostile
+
+MAX_BYTES = 1.5e9
+
+LOAD_ALL = """
+import json, resource, sys, warnings
+from pathlib import Path
+from demucs_infer.errors import CheckpointError
+from demucs_infer.states import load_model
+warnings.simplefilter("ignore")
+found = {}
+for path in map(Path, sys.argv[1:]):
+    try:
+        load_model(path)
+    except CheckpointError as error:
+        found[path.name] = str(error)
+    except BaseException as error:
+        found[path.name] = f"!! {type(error).__name__}: {error}"
+    else:
+        found[path.name] = "!! loaded"
+peak = int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024
+print(json.dumps({"found": found, "peak": peak}))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one fresh process has to say about all hostile files."""
+    folder = tmp_path_factory.mktemp("hostile")
+    canary = folder / "canary"
+    files = hostile.write(folder, canary)
+    command = [sys.executable, "-c", LOAD_ALL, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {**json.loads(done.stdout), "canary": canary.exists()}
+
+
+def test_there_are_many_hostile_files() -> None:
+    assert len(hostile.FILES) > 60
+
+
+@pytest.mark.parametrize("name", hostile.FILES)
+def test_a_hostile_file_is_one_clear_error(name: str, outcome: dict[str, Any]) -> None:
+    message = outcome["found"][name]
+    assert not message.startswith("!!"), message
+    assert name in message, "the error names the file"
+    assert "\n" not in message
+    assert len(message) < 1000
+
+
+def test_no_hostile_file_executes_anything(outcome: dict[str, Any]) -> None:
+    assert not outcome["canary"]
+
+
+def test_no_hostile_file_takes_much_memory(outcome: dict[str, Any]) -> None:
+    assert outcome["peak"] < MAX_BYTES
+
+
+def test_the_name_that_a_file_asks_for_is_in_the_error(outcome: dict[str, Any]) -> None:
+    for name in ("call_klass.th", "call_kwargs.th", "call_state.th", "klass_system.th"):
+        assert "system" in outcome["found"][name]
+    assert "subprocess.Popen" in outcome["found"]["klass.safetensors"]
+
+
+REASONS = {
+    "shape.th": "does not fit",
+    "stride.th": "does not fit",
+    "offset.th": "does not fit",
+    "stride_negative.th": "does not fit",
+    "storage.th": "announces",
+    "bomb.th": "compressed",
+    "method.th": "compressed",
+    "unpacked.th": "compressed",
+    "outside.th": "lies outside the file",
+    "nested_known.th": "nested more than 16 deep",
+    "nested_json.safetensors": "nested deeper",
+    "depth.th": "out of all range",
+    "shared.th": "again and again",
+    "steps.th": "steps",
+    "laughs.th": "more than 4096 values",
+    "nested_key.th": "key of a dictionary",
+    "overlap.safetensors": "overlap",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_each_defence_is_the_one_that_speaks(name: str, outcome: dict[str, Any]) -> None:
+    """Refused for what is wrong with it, not because something later happened to fail."""
+    assert REASONS[name] in outcome["found"][name]
+
+
+def test_the_canary_would_have_died(tmp_path: Path) -> None:
+    """The files are not harmless by accident: Python's own reader does execute them."""
+    canary = tmp_path / "canary"
+    code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))"
+    file = tmp_path / "call.pkl"
+    file.write_bytes(hostile.FILES["call_bare.th"](canary))
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True)
+    assert canary.exists()
+
+
+def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path: Path) -> None:
+    base = torch.randn(6, 5)
+    content = {
+        "plain": base,
+        "turned": base.t(),
+        "slice": base[2:5, 1:3],
+        "half": base.half(),
+        "bfloat": base.bfloat16(),
+        "whole": torch.arange(7),
+        "bool": torch.tensor([True, False]),
+        "scalar": torch.tensor(2.5),
+        "none": torch.empty(0, 3),
+        "parameter": torch.nn.Parameter(base),
+    }
+    torch.save(content, tmp_path / "x.th")
+    found = read_torch_file(tmp_path / "x.th")
+    assert isinstance(found, dict)
+    for name, expected in content.items():
+        weight = found[name]
+        assert isinstance(weight, Weight)
+        assert torch.equal(weight.read(), expected.detach()), name
+        assert weight.dtype == expected.dtype
+
+
+VALUES = {
+    "numbers": [0, 1, -1, 255, 256, 2**31, -(2**63), 10**30, 1.5, -0.0],
+    "words": ["", "é", "x" * 300, b"abc"],
+    "nothing": [None, True, False],
+    "tuples": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
+    "fraction": Fraction(39, 5),
+    "ordered": OrderedDict(a=1, b=[{}]),
+    "size": torch.Size([2, 3]),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_plain_values_survive(tmp_path: Path, protocol: int, legacy: bool) -> None:
+    same = VALUES["words"]
+    content = {**VALUES, "again": same}
+    path = tmp_path / "x.th"
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    found = read_torch_file(path)
+    if protocol < 3:  # bytes were text in disguise then; nothing in a checkpoint is either
+        assert isinstance(found, dict)
+        found["words"][-1] = b"abc"
+        found["again"][-1] = b"abc"
+    assert found == content
+
+
+def test_the_format_before_torch_1_6_is_read(tmp_path: Path) -> None:
+    base = torch.randn(50)
+    content = {"a": base[:10], "b": base.half(), "c": base[20:]}
+    path = tmp_path / "x.th"
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    found = read_torch_file(path)
+    assert isinstance(found, dict)
+    for name, expected in content.items():
+        assert torch.equal(found[name].read(), expected)
+
+
+def test_an_object_nobody_knows_is_a_label(tmp_path: Path) -> None:
+    class Config:
+        pass
+
+    Config.__module__, Config.__qualname__ = "omegaconf.dictconfig", "DictConfig"
+    program = hostile.dumps(
+        {"x": hostile.Calls(hostile.Named("omegaconf.dictconfig", "DictConfig"), {"a": 1})}
+    )
+    (tmp_path / "x.th").write_bytes(hostile.archive(program))
+    found = read_torch_file(tmp_path / "x.th")
+    assert isinstance(found, dict)
+    assert isinstance(found["x"], Inert)
+    assert found["x"].name == "omegaconf.dictconfig.DictConfig"
+    assert "omegaconf" not in sys.modules
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_damage_is_always_one_kind_of_error(tmp_path: Path, data: st.DataObject) -> None:
+    """Any byte may be wrong: the answer is a value or a `CheckpointError`, never anything else."""
+    file = io.BytesIO()
+    content = {"w": torch.zeros(3), "l": [1, "a", (2.0, None)], "f": Fraction(1, 3)}
+    torch.save(content, file, _use_new_zipfile_serialization=data.draw(st.booleans()))
+    raw = bytearray(file.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "damaged.th"
+    path.write_bytes(raw[: data.draw(st.sampled_from([len(raw), len(raw) // 2, 40]))])
+    with contextlib.suppress(CheckpointError):
+        read_torch_file(path)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.binary(max_size=40))
+def test_any_opcodes_are_one_kind_of_error(tmp_path: Path, program: bytes) -> None:
+    path = tmp_path / "any.th"
+    path.write_bytes(hostile.archive(b"\x80\x02" + program + b"."))
+    with contextlib.suppress(CheckpointError):
+        read_torch_file(path)
+
+
+def test_pickle_itself_is_never_asked() -> None:
+    """Nothing of the package uses a reader that can execute, except where trust is given."""
+    root = Path(__file__).parents[2] / "demucs_infer"
+    for path in root.rglob("*.py"):
+        text = path.read_text("utf-8")
+        assert "sys.modules[" not in text
+        assert "pickle.load" not in text
+        if path != root / "checkpoints/reader.py":
+            assert "torch.load" not in text
+            assert "weights_only=False" not in text
+    trusted = (root / "checkpoints/reader.py").read_text("utf-8")
+    assert trusted.count("weights_only=False") == trusted.count("torch.load(") == 1
+    assert "def _unpickle_trusted" in trusted.split("torch.load(")[0].split("\n\n\n")[-1]
+    for path in (root / "states.py", *(root / "checkpoints").glob("*.py")):
+        assert "importlib" not in path.read_text("utf-8")
+
+
+def test_a_pickle_that_python_would_run_is_only_read(tmp_path: Path) -> None:
+    program = pickle.dumps(hostile.Calls(print, "hello"), protocol=4)
+    (tmp_path / "x.th").write_bytes(hostile.archive(program))
+    found = read_torch_file(tmp_path / "x.th")
+    assert isinstance(found, Inert)
+    assert found.is_call
+    assert found.name == "builtins.print"

@@ -1,0 +1,65 @@
+"""A track of hours is separated in the memory of one of minutes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# One pass over a track that never exists as a whole, through a network that changes nothing;
+# prints the peak resident memory of the process in kB, and what came out.
+PROGRAM = """
+import resource, sys
+import torch
+from demucs_infer.options import Options
+from demucs_infer.engine.pipeline import Block
+from demucs_infer.engine.pipeline import separate
+from tests.helpers.networks import ScaleModel
+
+torch.set_num_threads(1)
+seconds, rate = int(sys.argv[1]), 16000
+piece = 0.1 * torch.randn(2, 10 * rate, generator=torch.Generator().manual_seed(0))
+
+class Long:
+    channels = 2
+
+    def blocks(self):
+        for _ in range(seconds // 10):
+            yield piece
+
+network = ScaleModel(["mix"], [1.0], samplerate=rate, segment=10.0)
+at, error = 0, 0.0
+for item in separate(Long(), network, options=Options(shifts=int(sys.argv[2]))):
+    if isinstance(item, Block):
+        assert item.start == at
+        first = at % (10 * rate)
+        count = min(item.stems.shape[-1], 10 * rate - first)
+        here = item.stems[0, :, :count] - piece[:, first : first + count]
+        error = max(error, float(here.abs().max()))
+        at += item.stems.shape[-1]
+print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]), at, error)
+"""
+
+
+def peak(seconds: int, shifts: int) -> tuple[int, int, float]:
+    """(kB at the peak, samples handed out, largest error)."""
+    command = [sys.executable, "-c", PROGRAM, str(seconds), str(shifts)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    kilobytes, samples, error = done.stdout.split()
+    return int(kilobytes), int(samples), float(error)
+
+
+def test_three_hours_take_the_memory_of_five_minutes() -> None:
+    short, samples, error = peak(300, shifts=1)
+    assert samples == 300 * 16_000
+    long, samples, error = peak(3 * 3600, shifts=1)
+    assert samples == 3 * 3600 * 16_000
+    assert error <= 1e-6  # weights and level divided out again
+    # Three hours of one stem alone would be 1.4 GB more; 5 % is what the allocator varies by.
+    assert long <= 1.05 * short, f"{short} kB for five minutes, {long} kB for three hours"
+
+
+def test_passes_stream_too() -> None:
+    short, _, _ = peak(300, shifts=3)
+    long, _, _ = peak(1800, shifts=3)
+    assert long <= 1.05 * short, f"{short} kB for five minutes, {long} kB for half an hour"

@@ -1,0 +1,644 @@
+"""Blocks of final samples, in order, the same however they were read, batched or shared."""
+
+import dataclasses
+import gc
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from demucs_infer.apply import BagOfModels, apply_model
+from demucs_infer.demucs import Demucs
+from demucs_infer.engine import pipeline
+from demucs_infer.engine.pipeline import (
+    Block,
+    Failed,
+    Over,
+    TensorTrack,
+    separate,
+    separate_many,
+)
+from demucs_infer.engine.plan import Chunk, plan_chunks
+from demucs_infer.engine.runner import Runner
+from demucs_infer.engine.stems import choose_stems
+from demucs_infer.errors import AudioReadError, SeparationError
+from demucs_infer.events import ChunkProcessed, ChunkStarted, Progress, Stage
+from demucs_infer.options import Options
+from tests.helpers.networks import TINY, OomModel, RecordingModel, ScaleModel, noise, randomise
+
+RATE = 8000
+IDENTITY = {"sources": ["mix"], "gains": [1.0]}
+
+
+class Blocks:
+    """A track in blocks of any sizes, without a length, that counts how often it is read."""
+
+    def __init__(self, samples: Tensor, *sizes: int) -> None:
+        self.samples = samples
+        self.sizes = sizes
+        self.channels = samples.shape[-2]
+        self.reads = 0
+
+    def blocks(self) -> Iterator[Tensor]:
+        self.reads += 1
+        at = 0
+        while at < self.samples.shape[-1]:
+            for size in self.sizes:
+                yield self.samples[..., at : at + size]
+                at += size
+
+
+def joined(items: Any) -> Tensor:
+    """The stems, after checking that each block begins where the last one ended."""
+    parts, at = [], 0
+    for item in items:
+        if isinstance(item, Block):
+            assert item.start == at
+            assert item.stems.shape[-1] > 0
+            at += item.stems.shape[-1]
+            parts.append(item.stems)
+    return torch.cat(parts, dim=-1)
+
+
+def digest(samples: Tensor) -> str:
+    return hashlib.sha256(samples.contiguous().numpy().tobytes()).hexdigest()
+
+
+def tiny(seed: int = 0) -> Demucs:
+    network = Demucs(**TINY["Demucs"])
+    randomise(network, seed)
+    return network
+
+
+@pytest.mark.parametrize("profile", ["demucs", "padded"])
+@pytest.mark.parametrize("overlap", [0, 0.1, 0.25, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("length", [1, 2, 999, 1000, 1001, 3007])
+def test_a_network_that_changes_nothing_gives_the_track_back(
+    profile: Any, overlap: float, length: int
+) -> None:
+    track = noise(2, length)
+    network = ScaleModel(**IDENTITY, segment=1000 / RATE)
+    shapes = [("triangle", "constant")]
+    if profile == "padded":
+        shapes += [("hann", "reflect"), ("linear_fade", "replicate"), ("hamming", "constant")]
+    for window, padding in shapes:
+        for shifts in (0, 2):
+            options = Options(
+                shifts=shifts,
+                overlap=overlap,
+                profile=profile,
+                window=window,
+                padding=padding,
+                normalize=False,
+                batch_size=7,
+            )
+            stems = joined(separate(TensorTrack(track), network, options=options))
+            # Weights are divided out again: a sum of products over the sum of the weights.
+            torch.testing.assert_close(stems[0], track, rtol=0, atol=1e-6)
+
+
+def test_a_segment_beyond_all_memory_is_one_window_of_the_track() -> None:
+    track = TensorTrack(noise(2, 5000))
+    options = Options(segment_seconds=1e9, shifts=0)
+    stems = joined(separate(track, tiny(), options=options))
+    # The weights of the only window are divided out again.
+    whole = joined(separate(track, tiny(), options=Options(split=False, shifts=0)))
+    torch.testing.assert_close(stems, whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_levels_are_taken_and_given_back(normalize: bool) -> None:
+    track = 0.3 + noise(2, 20_000)
+    network = ScaleModel(["half"], [0.5])
+    stems = joined(separate(TensorTrack(track), network, options=Options(normalize=normalize)))
+    # Upstream gives the mean to every stem whole, whatever share of the track it is.
+    mean = float(track.mean()) if normalize else 0.0
+    torch.testing.assert_close(stems[0], 0.5 * (track - mean) + mean, rtol=0, atol=1e-6)
+
+
+def lose_the_first(chunks: list[Chunk]) -> None:
+    chunks[0] = dataclasses.replace(chunks[0], start=chunks[0].start + 1)
+
+
+def lose_the_last(chunks: list[Chunk]) -> None:
+    chunks[-1] = dataclasses.replace(chunks[-1], stop=chunks[-1].stop - 1)
+
+
+def leave_a_gap(chunks: list[Chunk]) -> None:
+    chunks[2] = dataclasses.replace(chunks[2], start=chunks[2].start + 1)
+
+
+def shift_what_is_owned(chunks: list[Chunk]) -> None:
+    # Not a valid chunk of that window: it owns what the sample before it was answered for.
+    object.__setattr__(chunks[2], "read", chunks[2].read - 1)
+
+
+@pytest.mark.parametrize("wrong", [lose_the_first, lose_the_last, leave_a_gap, shift_what_is_owned])
+def test_a_plan_that_is_off_by_one_sample_does_not_give_the_track_back(
+    wrong: Callable[[list[Chunk]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The identity is a check only if mistakes of one sample fail it."""
+    track = TensorTrack(noise(2, 5000))
+    network = ScaleModel(**IDENTITY, segment=1000 / RATE)
+    options = Options(shifts=0, overlap=0, normalize=False)
+
+    def mistaken(*args: Any, **kwargs: Any) -> tuple[Chunk, ...]:
+        chunks = list(plan_chunks(*args, **kwargs))
+        wrong(chunks)
+        return tuple(chunks)
+
+    monkeypatch.setattr(pipeline, "plan_chunks", mistaken)
+    try:
+        stems = joined(separate(track, network, options=options))
+    except (ValueError, RuntimeError, SeparationError, AssertionError):
+        return  # noticed before a sample is compared
+    assert stems.shape[-1] != 5000 or not torch.allclose(stems[0], track.samples, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(1, 4000),
+    sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=4),
+    segment=st.integers(40, 1500),
+    overlap=st.sampled_from([0.0, 0.25, 0.49]),
+    shifts=st.integers(0, 3),
+    batch_size=st.integers(1, 9),
+    workers=st.sampled_from([0, 0, 2]),
+)
+def test_how_it_is_read_and_run_changes_no_bit(
+    length: int,
+    sizes: list[int],
+    segment: int,
+    overlap: float,
+    shifts: int,
+    batch_size: int,
+    workers: int,
+) -> None:
+    track = 0.1 + noise(2, length)
+    network = BagOfModels(
+        [ScaleModel(segment=segment / RATE), ScaleModel(gains=[0.5, 2.0], segment=900 / RATE)],
+        [[1.0, 0.3], [0.7, 1.0]],
+    )
+    plain = Options(shifts=shifts, overlap=overlap)
+    fancy = Options(shifts=shifts, overlap=overlap, batch_size=batch_size, workers=workers)
+    expected = joined(separate(TensorTrack(track), network, options=plain))
+    stream = Blocks(track, *sizes)
+    assert torch.equal(joined(separate(stream, network, options=fancy)), expected)
+    assert stream.reads == 2
+    assert expected.shape == (2, 2, length)
+
+
+def names(items: Any) -> list[str]:
+    return [
+        f"{item.stage} {type(item).__name__}"
+        if isinstance(item, Stage.Started | Stage.Completed)
+        else type(item).__name__
+        for item in items
+        if not isinstance(item, Block)
+    ]
+
+
+def stages(*wanted: str) -> list[str]:
+    return [f"{stage} {word}" for stage in wanted for word in ("Started", "Completed")]
+
+
+def test_events_come_in_their_order() -> None:
+    track, network = TensorTrack(noise(2, 20_000)), ScaleModel()
+    options = Options(shifts=0)
+    chunks = ["ChunkProcessed"] * 4
+    end = stages("stitch", "collect_outputs")
+    items = list(separate(track, network, options=options))
+    assert names(items) == stages("normalize") + chunks + end
+    ruled = choose_stems(network.sources, derive=["rest=mixture-bass"])
+    items = list(separate(track, network, options=options, stems=ruled))
+    assert names(items) == stages("normalize") + chunks + end + stages("derive_stems")
+    items = list(separate(track, network, options=Options(shifts=0, normalize=False)))
+    assert names(items) == chunks + end
+    mono = ScaleModel(audio_channels=1)
+    items = list(separate(track, mono, options=options))
+    assert names(items) == stages("normalize", "downmix_to_mono") + chunks + end
+    items = list(separate(track, network, options=options, announce=True))
+    assert names(items)[2:10] == ["ChunkStarted", "ChunkProcessed"] * 4
+
+
+def test_channels_become_those_of_the_network() -> None:
+    track = noise(2, 9000)
+    stems = joined(separate(TensorTrack(track), ScaleModel(**IDENTITY, audio_channels=1)))
+    assert stems.shape == (1, 1, 9000)
+    torch.testing.assert_close(stems[0], track.mean(0, keepdim=True), rtol=0, atol=1e-6)
+    stems = joined(separate(TensorTrack(track[:1]), ScaleModel(**IDENTITY)))
+    assert torch.equal(stems[0, 0], stems[0, 1])
+    torch.testing.assert_close(stems[0, :1], track[:1], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="has 3 channels and the networks take 2"):
+        list(separate(TensorTrack(noise(3, 100)), ScaleModel()))
+
+
+@pytest.mark.parametrize("shifts", [0, 1, 3])
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("members", [1, 3])
+def test_totals_are_known_and_the_fraction_ends_at_one(
+    shifts: int, batch_size: int, members: int
+) -> None:
+    length, network = 30_000, BagOfModels([RecordingModel() for _ in range(members)])
+    options = Options(shifts=shifts, batch_size=batch_size, seed=3)
+    items = list(separate(TensorTrack(noise(2, length)), network, options=options))
+    events = [item for item in items if isinstance(item, ChunkProcessed)]
+    total = events[0].total_batches
+    assert [event.batch_index for event in events] == list(range(1, total + 1))
+    assert {event.total_batches for event in events} == {total}
+    fractions = [event.fraction for event in events]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert events[-1].seconds_done == length / RATE
+    forwards = sum(len(model.seen) for model in network.models)
+    windows = sum(shape[0] for model in network.models for shape in model.seen)
+    assert forwards == total
+    positions = [position for event in events for position in event.positions]
+    assert len(positions) == len(set(positions)) == windows
+    if not shifts:
+        assert windows == members * -(-length // 6000)
+    if batch_size == 1:
+        assert total == windows
+
+
+def one_hot() -> BagOfModels:
+    """Four networks that each answer for one stem, as htdemucs_ft has it."""
+    stems = ["drums", "bass", "other", "vocals"]
+    members = [RecordingModel(stems, [1.0, 2.0, 3.0, 4.0 + seed]) for seed in range(4)]
+    return BagOfModels(members, [[float(i == j) for j in range(4)] for i in range(4)])
+
+
+@pytest.mark.parametrize("stem", ["drums", "vocals"])
+@pytest.mark.parametrize("shifts", [1, 2])
+def test_one_stem_of_a_one_hot_bag_costs_a_quarter(stem: str, shifts: int) -> None:
+    track, options = TensorTrack(noise(2, 50_000)), Options(shifts=shifts, seed=9)
+    bag = one_hot()
+    everything = joined(separate(track, bag, options=options))
+    forwards = [len(model.seen) for model in bag.models]
+    alone = one_hot()
+    plan = choose_stems(alone.sources, stems=[stem])
+    only = joined(separate(track, alone, options=options, stems=plan))
+    at = bag.sources.index(stem)
+    assert [len(model.seen) for model in alone.models] == [
+        count if i == at else 0 for i, count in enumerate(forwards)
+    ]
+    assert torch.equal(only[0], everything[at])
+    # The complement by subtraction needs no other network either.
+    minus = choose_stems(alone.sources, two_stems=stem, other_method="minus")
+    both = joined(separate(track, alone, options=options, stems=minus))
+    assert sum(len(model.seen) for model in alone.models) == 2 * forwards[at]
+    assert torch.equal(both[0], only[0])
+    torch.testing.assert_close(both[1], track.samples - only[0], rtol=0, atol=0)
+
+
+def test_one_stem_of_a_real_bag_is_bit_identical() -> None:
+    bag = BagOfModels([tiny(0), tiny(1)], [[1, 0, 0.5, 1], [0, 1, 0.5, 1]])
+    track, options = TensorTrack(noise(2, 20_000)), Options(shifts=2)
+    everything = joined(separate(track, bag, options=options))
+    for at, stem in enumerate(bag.sources):
+        plan = choose_stems(bag.sources, stems=[stem])
+        only = joined(separate(track, bag, options=options, stems=plan))
+        assert torch.equal(only[0], everything[at])
+
+
+def test_rules_are_applied_to_final_samples() -> None:
+    track, network = TensorTrack(0.2 + noise(2, 20_000)), ScaleModel()
+    rules = ["rest=mixture-bass", "both=drums+bass", "twice=2*rest"]
+    plan = choose_stems(network.sources, derive=rules)
+    stems = dict(zip(plan.outputs, joined(separate(track, network, stems=plan))))
+    assert torch.equal(stems["rest"], track.samples - stems["bass"])
+    assert torch.equal(stems["both"], stems["drums"] + stems["bass"])
+    assert torch.equal(stems["twice"], 2 * stems["rest"])
+    with pytest.raises(ValueError, match="chosen from a, and the model has drums, bass"):
+        list(separate(track, network, stems=choose_stems(["a"])))
+
+
+def test_closing_cancels_within_a_batch_and_gives_everything_back() -> None:
+    network = RecordingModel()
+    network.train()
+    threads = threading.active_count()
+    for workers in (0, 2):
+        network.seen.clear()
+        stream = separate(TensorTrack(noise(2, 200_000)), network, options=Options(workers=workers))
+        for item in stream:
+            if isinstance(item, ChunkProcessed):
+                break
+        stream.close()
+        assert len(network.seen) <= 1 + workers
+        assert network.training
+        assert threading.active_count() == threads
+        assert not torch.is_inference_mode_enabled()
+    stream = separate(TensorTrack(noise(2, 200_000)), network)
+    next(stream)
+    assert not network.training
+    del stream  # abandoned, not closed
+    gc.collect()
+    assert network.training
+
+
+def test_an_error_gives_everything_back_too() -> None:
+    network = OomModel(limit=0)
+    network.train()
+    with pytest.raises(torch.OutOfMemoryError):
+        list(separate(TensorTrack(noise(2, 9000)), network, options=Options(workers=2)))
+    assert network.training
+
+
+def test_stems_can_be_used_in_autograd() -> None:
+    for item in separate(TensorTrack(noise(2, 9000)), ScaleModel()):
+        if isinstance(item, Block):
+            scale = torch.ones((), requires_grad=True)
+            (item.stems * scale).sum().backward()
+            assert scale.grad is not None
+
+
+def test_the_callers_tensor_is_only_read() -> None:
+    track = noise(1, 9000).expand(2, 9000)  # writing to this would raise
+    before = track.clone()
+    plan = choose_stems(["drums", "bass"], derive=["all=mixture"])
+    stems = joined(separate(TensorTrack(track), ScaleModel(), stems=plan))
+    stems += 1
+    assert torch.equal(track, before)
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    bag = BagOfModels([tiny(0), tiny(1)])
+    tracks = [TensorTrack(noise(2, 9000 + 1000 * seed, seed)) for seed in range(4)]
+
+    def run(order: list[int], **options: Any) -> dict[int, str]:
+        runner = Runner()
+        return {
+            i: digest(joined(separate(tracks[i], bag, options=Options(**options), runner=runner)))
+            for i in order
+        }
+
+    first = run([0, 1, 2, 3])
+    assert run([3, 1, 0, 2]) == first
+    assert run([0, 1, 2, 3], workers=1) == first
+    assert run([0, 1, 2, 3], workers=3) == first
+    assert run([0, 1, 2, 3], seed=1) != first
+
+
+def test_eight_threads_share_a_model_and_a_runner() -> None:
+    bag, runner = BagOfModels([tiny(0), tiny(1)]), Runner()
+    bag.train()
+    tracks = [TensorTrack(noise(2, 4000 + 701 * seed, seed)) for seed in range(16)]
+
+    def run(track: TensorTrack) -> str:
+        return digest(joined(separate(track, bag, runner=runner, options=Options(batch_size=2))))
+
+    serial = [run(track) for track in tracks]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(run, tracks)) == serial
+    assert bag.training
+
+
+def collect_many(items: Any, count: int) -> list[Tensor]:
+    per_track: list[list[Any]] = [[] for _ in range(count)]
+    for index, item in items:
+        per_track[index].append(item)
+    return [joined(items) for items in per_track]
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_short_tracks_share_batches(members: int, batch_size: int) -> None:
+    models = [RecordingModel(gains=[1.0, seed + 1.0]) for seed in range(members)]
+    for model in models:
+        model.valid_length = lambda length: 8000  # type: ignore[assignment]
+    bag = BagOfModels(models)
+    tracks = [TensorTrack(noise(2, 3000 + 2000 * (i % 4), i)) for i in range(10)]
+    options = Options(shifts=0, batch_size=batch_size)
+    got = collect_many(separate_many(tracks, bag, options=options), len(tracks))
+    windows = sum(-(-track.length // 6000) for track in tracks)
+    for model in models:
+        assert sum(shape[0] for shape in model.seen) == windows
+        if members == 1 and batch_size > 1:
+            # Fewer forwards than one for each track, though a track of two windows that finds
+            # a single place left in a batch begins another.
+            assert len(model.seen) <= -(-windows // (batch_size - 1))
+            assert len(model.seen) < len(tracks)
+    for track, stems in zip(tracks, got):
+        assert torch.equal(stems, joined(separate(track, bag, options=options)))
+
+
+def test_many_tracks_run_apart_where_nothing_is_shared() -> None:
+    tracks = [TensorTrack(noise(2, 3000, i)) for i in range(3)]
+    order = [index for index, _ in separate_many(tracks, ScaleModel(), together=1)]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_network_that_fails_on_one_track_serves_its_neighbours(workers: int) -> None:
+    class Picky(RecordingModel):
+        def forward(self, mix: Tensor) -> Tensor:
+            answer = super().forward(mix)
+            if mix.abs().max() > 50:
+                raise RuntimeError("too loud")
+            return answer
+
+    tracks = [TensorTrack(noise(2, 6000, i)) for i in range(5)]
+    tracks[2].samples[0, 100] = 1e9  # a peak that no level takes away
+    model = Picky()
+    model.valid_length = lambda length: 8000  # type: ignore[assignment]
+    options = Options(shifts=0, batch_size=16, workers=workers)
+    items: list[list[Any]] = [[] for _ in tracks]
+    for index, item in separate_many(tracks, model, options=options):
+        items[index].append(item)
+    assert [shape[0] for shape in model.seen] == [5, 1, 1, 1, 1, 1]
+    assert isinstance(items[2][-1], Failed) and "too loud" in str(items[2][-1].error)
+    for index in (0, 1, 3, 4):
+        assert isinstance(items[index][-1], Over)
+        alone = joined(separate(tracks[index], model, options=options))
+        assert torch.equal(joined(items[index]), alone)
+
+
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_no_more_tracks_are_open_than_may_be(together: int) -> None:
+    """Whatever their lengths: a window of a size of its own could wait for another for ever."""
+    begun: list[int] = []
+
+    def tracks() -> Iterator[TensorTrack | Exception]:
+        for index in range(40):
+            begun.append(index)
+            # Without `valid_length`, a network reads the rest of a track as it is.
+            yield (
+                AudioReadError("") if index % 7 == 3 else TensorTrack(noise(2, 1000 + index, index))
+            )
+
+    over: list[int] = []
+    most = 0
+    for index, item in separate_many(
+        tracks(), ScaleModel(), options=Options(shifts=0, batch_size=16), together=together
+    ):
+        if isinstance(item, Over | Failed):
+            over.append(index)
+        else:
+            most = max(most, len(begun) - len(over))
+    assert sorted(over) == list(range(40))
+    # And the one that is being begun.
+    assert most == min(together + 1, 40) or together == 1
+
+
+def test_a_track_that_cannot_be_read_does_not_stop_the_others() -> None:
+    class Broken(Blocks):
+        def blocks(self) -> Iterator[Tensor]:
+            for number, block in enumerate(super().blocks()):
+                if self.reads == self.fails and number == 2:
+                    raise AudioReadError("broken")
+                yield block
+
+        fails = 1
+
+    early, late = Broken(noise(2, 40_000), 9000), Broken(noise(2, 40_000), 9000)
+    late.fails = 2
+    bad = noise(2, 100)
+    bad[0, 3] = float("nan")
+    tracks = [
+        TensorTrack(noise(2, 9000, 1)),
+        early,
+        TensorTrack(bad),
+        late,
+        TensorTrack(torch.zeros(2, 0)),
+        TensorTrack(noise(2, 9000, 2)),
+    ]
+    failed: dict[int, Exception] = {}
+    good: dict[int, list[Any]] = {0: [], 5: []}
+    progress, seen = Progress(len(tracks)), []
+    for index, item in separate_many(tracks, ScaleModel(), options=Options(batch_size=3)):
+        if isinstance(item, Failed):
+            failed[index] = item.error
+            seen.append(progress.finish(index))
+        elif index in good:
+            good[index].append(item)
+        seen.append(progress.update(index, item))
+    assert {index: type(error) for index, error in failed.items()} == {
+        1: AudioReadError,
+        2: SeparationError,
+        3: AudioReadError,
+        4: ValueError,
+    }
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    for index, items in good.items():
+        alone = joined(separate(tracks[index], ScaleModel()))
+        assert torch.equal(joined(items), alone)
+    with pytest.raises(AudioReadError, match="broken"):
+        list(separate(Broken(noise(2, 40_000), 9000), ScaleModel()))
+
+
+@pytest.mark.parametrize("samples", [torch.zeros(9), torch.zeros(2, 9, dtype=torch.int16)])
+def test_what_is_no_track_is_refused(samples: Tensor) -> None:
+    with pytest.raises(ValueError, match="floating-point tensor"):
+        TensorTrack(samples)
+
+
+def test_an_empty_track_is_refused() -> None:
+    for options in (Options(), Options(normalize=False)):
+        with pytest.raises(ValueError, match="no samples"):
+            list(separate(TensorTrack(torch.zeros(2, 0)), ScaleModel(), options=options))
+
+
+@pytest.mark.parametrize("signal", ["silence", "constant", "antiphase", "one sample"])
+def test_tracks_without_a_level_come_back(signal: str) -> None:
+    track = {
+        "silence": torch.zeros(2, 9000),
+        "constant": torch.full((2, 9000), 0.5),
+        "antiphase": torch.cat([noise(1, 9000), -noise(1, 9000)]),
+        "one sample": torch.full((2, 1), 0.25),
+    }[signal]
+    stems = joined(separate(TensorTrack(track), ScaleModel(**IDENTITY)))
+    torch.testing.assert_close(stems[0], track, rtol=0, atol=1e-6)
+
+
+def test_the_pipeline_and_apply_model_are_one() -> None:
+    network, mix = tiny(), noise(2, 20_000)
+    options = Options(shifts=2, normalize=False, seed=4)
+    stems = joined(separate(TensorTrack(mix), network, options=options))
+    assert torch.equal(apply_model(network, mix[None], 2, seed=4)[0], stems)
+
+
+def test_announcements_name_what_is_done_next() -> None:
+    items = list(separate(TensorTrack(noise(2, 30_000)), ScaleModel(), announce=True))
+    started = [item for item in items if isinstance(item, ChunkStarted)]
+    done = [item for item in items if isinstance(item, ChunkProcessed)]
+    assert [e.positions for e in started] == [e.positions for e in done]
+    assert [e.batch_index for e in started] == [e.batch_index for e in done]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("overlap", 1.5, r"overlap = 1\.5 must be in \[0, 1\)"),
+        ("overlap", float("nan"), r"overlap = nan must be in"),
+        ("overlap", "0.25", r"overlap = '0\.25' must be"),
+        ("shifts", -1, r"shifts = -1 must be an integer, 0 or more"),
+        ("shifts", 1.0, r"shifts = 1\.0 must be an integer"),
+        ("shifts", True, r"shifts = True must be an integer"),
+        ("batch_size", 0, r"batch_size = 0 must be 'auto' or an integer, 1 or more"),
+        ("batch_size", "many", r"batch_size = 'many' must be 'auto' or"),
+        ("segment_seconds", 0, r"segment_seconds = 0 must be above 0"),
+        ("segment_seconds", float("inf"), r"segment_seconds = inf must be above 0"),
+        ("transition_power", 0.5, r"transition_power = 0\.5 must be 1 or more"),
+        ("seed", 1.5, r"seed = 1\.5 must be an integer or None"),
+        ("oom", "pray", r"oom = 'pray' must be one of retry, raise"),
+        ("precision", "fp8", r"precision = 'fp8' must be one of fp32, bf16, fp16"),
+        ("profile", "x", r"profile = 'x' must be one of demucs, padded"),
+        ("window", "x", r"window = 'x' must be one of triangle, hann"),
+        ("padding", "x", r"padding = 'x' must be one of constant, reflect, replicate"),
+        ("split", 1, r"split = 1 must be True or False"),
+        ("workers", -1, r"workers = -1 must be an integer, 0 or more"),
+    ],
+)
+def test_options_are_valid_if_they_exist(name: str, value: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Options(**{name: value})  # type: ignore[arg-type]
+
+
+class Later(Blocks):
+    """A track of which only what follows `first` is wanted."""
+
+    def __init__(self, samples: Tensor, *sizes: int, first: int) -> None:
+        super().__init__(samples, *sizes)
+        self.first = first
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(1, 6000),
+    share=st.floats(0, 0.999),
+    overlap=st.sampled_from([0.0, 0.25, 0.6]),
+    shifts=st.integers(0, 2),
+    batch_size=st.integers(1, 4),
+    profile=st.sampled_from(["demucs", "padded"]),
+    padding=st.sampled_from(["constant", "reflect"]),
+)
+def test_what_begins_in_the_middle_holds_the_same_bits(
+    length: int,
+    share: float,
+    overlap: float,
+    shifts: int,
+    batch_size: int,
+    profile: Any,
+    padding: Any,
+) -> None:
+    first = int(share * length)
+    network = BagOfModels([ScaleModel(segment=0.1), ScaleModel(gains=[0.5, 2.0], segment=0.17)])
+    options = Options(
+        shifts=shifts, overlap=overlap, batch_size=batch_size, profile=profile, padding=padding
+    )
+    track = 0.1 + noise(2, length)
+    expected = joined(separate(TensorTrack(track), network, options=options))
+    items = list(separate(Later(track, 700, first=first), network, options=options))
+    blocks = [item for item in items if isinstance(item, Block)]
+    assert blocks[0].start == first
+    assert torch.equal(torch.cat([b.stems for b in blocks], -1), expected[..., first:])
+    last = [item for item in items if isinstance(item, ChunkProcessed)][-1]
+    assert (last.fraction, last.batch_index) == (1.0, last.total_batches)

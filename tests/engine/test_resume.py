@@ -1,0 +1,118 @@
+"""A track that is begun in the middle gives, from there on, the bits that it would have given."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from demucs_infer.engine.level import Level, measure
+from demucs_infer.engine.pipeline import Block, separate
+from demucs_infer.engine.stems import choose_stems
+from demucs_infer.engine.stitch import Tape
+from demucs_infer.events import ChunkProcessed
+from demucs_infer.options import Options
+from tests.helpers.networks import RecordingModel, noise
+
+
+class RampModel(RecordingModel):
+    """Its answer depends on where in the window a sample lies, so no other grid gives the same."""
+
+    def forward(self, mix: Tensor) -> Tensor:
+        ramp = torch.linspace(0.5, 1.5, mix.shape[-1])
+        return super().forward(mix * ramp)
+
+
+class Bag(nn.Module):
+    """Two networks, each with its say in every stem."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.models = nn.ModuleList([RampModel(segment=1.0), RampModel(segment=0.7)])
+        self.weights = [[1.0, 0.25], [0.5, 1.0]]
+
+
+@dataclass(frozen=True)
+class Middle:
+    """A track of which only the samples from `first` on are wanted."""
+
+    samples: Tensor
+    first: int = 0
+    level: Level | None = None
+    channels: int = 2
+
+    def blocks(self) -> Iterator[Tensor]:
+        yield from self.samples.split(777, dim=-1)
+
+
+def run(
+    track: Middle, model: object, options: Options, rule: str
+) -> tuple[int, Tensor, list[float]]:
+    stems = choose_stems(["drums", "bass"], derive=[rule])
+    items = list(separate(track, model, options=options, stems=stems))
+    blocks = [item for item in items if isinstance(item, Block)]
+    fractions = [item.fraction for item in items if isinstance(item, ChunkProcessed)]
+    return blocks[0].start, torch.cat([block.stems for block in blocks], dim=-1), fractions
+
+
+@pytest.mark.parametrize("first", [1, 6000, 7999, 8000, 20_000, 40_001, 43_999])
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(shifts=2, overlap=0.6),
+        Options(shifts=0, batch_size=3),
+        Options(profile="padded", padding="reflect", window="hann", overlap=0.5),
+        Options(split=False),
+    ],
+    ids=str,
+)
+def test_the_rest_of_a_track_is_bit_equal(first: int, options: Options) -> None:
+    track = noise(2, 44_000)
+    # A single member is enough for the grid; the bag adds passes that end at different samples.
+    for model in (RampModel(segment=1.0), Bag()):
+        start, whole, _ = run(Middle(track), model, options, "rest=mixture-drums")
+        assert start == 0
+        start, rest, fractions = run(Middle(track, first), model, options, "rest=mixture-drums")
+        assert start == first
+        assert torch.equal(rest, whole[..., first:])
+        assert fractions == sorted(fractions) and fractions[-1] == 1
+
+
+def test_only_what_is_needed_runs() -> None:
+    model, track = RampModel(segment=1.0), noise(2, 80_000)
+    run(Middle(track), model, Options(shifts=0), "rest=mixture-drums")
+    num_all = len(model.seen)
+    _, _, fractions = run(Middle(track, 60_000), model, Options(shifts=0), "rest=mixture-drums")
+    # Windows of 8000 every 6000 samples: those that end beyond 60 000 begin at 54 000 or later.
+    assert (num_all, len(model.seen) - num_all) == (14, 5)
+    # The first of them is the tenth: nine and itself are done when it is.
+    assert fractions[0] == pytest.approx(10 * 8000 / (13 * 8000 + 2000), abs=1e-12)
+
+
+def test_a_level_that_is_known_is_not_taken_again() -> None:
+    track = noise(2, 9000)
+    options, rule = Options(), "rest=mixture-drums"
+    _, expected, _ = run(Middle(track), RampModel(), options, rule)
+    _, found, _ = run(Middle(track, level=measure([track])), RampModel(), options, rule)
+    assert torch.equal(found, expected)
+    _, other, _ = run(Middle(track, level=Level(0.0, 2.0, 9000)), nn_with_floor(), options, rule)
+    assert not torch.equal(other, expected)
+
+
+def nn_with_floor() -> RampModel:
+    """A network that hears how loud it is played to."""
+
+    class Floor(RampModel):
+        def forward(self, mix: Tensor) -> Tensor:
+            return super().forward(mix.round())
+
+    return Floor()
+
+
+def test_what_lies_before_is_not_held() -> None:
+    blocks = (torch.zeros(1, 1000) for _ in range(1000))
+    tape = Tape(blocks, 1_000_000, start=900_000)
+    tape.read(900_000, 900_001)
+    assert sum(piece.shape[-1] for piece in tape._pieces) <= 2 * 65_536

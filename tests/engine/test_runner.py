@@ -1,0 +1,396 @@
+"""Batches fit the memory there is, networks are given back as they were, answers are audio."""
+
+import copy
+import threading
+import time
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from demucs_infer.apply import BagOfModels
+from demucs_infer.engine.pipeline import Block, TensorTrack, separate
+from demucs_infer.engine.runner import (
+    Ensemble,
+    Network,
+    Queried,
+    Runner,
+    as_tensor,
+    borrowed,
+    device_of,
+    window_rule,
+)
+from demucs_infer.engine.stems import choose_stems
+from demucs_infer.errors import SeparationError, is_out_of_memory
+from demucs_infer.events import BatchSizeReduced, ChunkProcessed, Warned
+from demucs_infer.options import Options
+from tests.helpers.networks import OomModel, RecordingModel, ScaleModel, noise
+
+PLAIN = Options(shifts=0, normalize=False)
+
+
+def whole(*args: Any, **kwargs: Any) -> Tensor:
+    blocks = [item.stems for item in separate(*args, **kwargs) if isinstance(item, Block)]
+    return torch.cat(blocks, dim=-1)
+
+
+class Fixed(OomModel):
+    """Windows that are all alike, so that every batch but the last is full."""
+
+    def valid_length(self, length: int) -> int:
+        return 8000
+
+
+def test_out_of_memory_halves_the_batch_and_retries_only_what_failed() -> None:
+    track = TensorTrack(noise(2, 16 * 6000))
+    network, runner = Fixed(limit=3), Runner()
+    options = Options(shifts=0, normalize=False, batch_size=8)
+    items = list(separate(track, network, options=options, runner=runner))
+    reduced = [item for item in items if isinstance(item, BatchSizeReduced)]
+    assert [(event.old, event.new) for event in reduced] == [(8, 4), (4, 2)]
+    assert "out of memory" in reduced[0].reason
+    assert network.tried == [8, 4, *[2] * 8]
+    assert sum(shape[0] for shape in network.seen) == 16, "no window ran twice to its end"
+    # What was planned is what is counted, whatever became of the batches.
+    counts = [i.batch_index for i in items if isinstance(i, ChunkProcessed)]
+    assert counts == [1, 2]
+    expected = whole(track, Fixed(limit=100), options=options)
+    assert torch.equal(torch.cat([i.stems for i in items if isinstance(i, Block)], -1), expected)
+    # Remembered: the next track starts where this one ended.
+    network.tried.clear()
+    list(separate(track, network, options=options, runner=runner))
+    assert network.tried == [2] * 8
+    # And forgotten with the runner.
+    network.tried.clear()
+    list(separate(track, network, options=options))
+    assert network.tried[0] == 8
+
+
+@pytest.mark.parametrize("oom", ["retry", "raise"])
+def test_when_nothing_helps_the_original_error_is_raised(oom: Any) -> None:
+    network = Fixed(limit=0)
+    options = Options(shifts=0, normalize=False, batch_size=4, oom=oom)
+    with pytest.raises(torch.OutOfMemoryError, match="pretended") as caught:
+        list(separate(TensorTrack(noise(2, 30_000)), network, options=options))
+    assert network.tried == ([4, 2, 1] if oom == "retry" else [4])
+    assert caught.traceback[-1].name == "forward", "the traceback leads to where it happened"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("a shape"), SystemExit])
+def test_other_errors_pass_at_once(error: Any) -> None:
+    class Broken(ScaleModel):
+        def forward(self, mix: Tensor) -> Tensor:
+            calls.append(1)
+            raise error
+
+    calls: list[int] = []
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        list(separate(TensorTrack(noise(2, 30_000)), Broken(), options=PLAIN))
+    assert calls == [1]
+
+
+def test_memory_of_a_failed_batch_is_free_when_it_is_tried_again() -> None:
+    class Held:
+        """What a frame holds, which lives as long as a traceback leads to that frame."""
+
+    class Hungry(Fixed):
+        def forward(self, mix: Tensor) -> Tensor:
+            alive.append(sum(ref() is not None for ref in held))
+            mine = Held()
+            held.append(weakref.ref(mine))
+            return super().forward(mix)
+
+    held: list[weakref.ref[Held]] = []
+    alive: list[int] = []
+    options = Options(shifts=0, normalize=False, batch_size=8)
+    list(separate(TensorTrack(noise(2, 8 * 6000)), Hungry(limit=1), options=options))
+    assert alive == [0] * (3 + 8)
+
+
+class Accelerated(ScaleModel):
+    """Pretends to be on a device that is too small: its weights stay, its windows must not."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        return self
+
+    def forward(self, mix: Tensor) -> Tensor:
+        if mix.device.type == "meta":
+            raise torch.OutOfMemoryError("meta out of memory")
+        return super().forward(mix)
+
+
+def test_when_one_window_does_not_fit_the_cpu_takes_over() -> None:
+    track, network, runner = TensorTrack(noise(2, 30_000)), Accelerated(), Runner("meta")
+    options = Options(shifts=0, normalize=False, batch_size=2)
+    items = list(separate(track, network, options=options, runner=runner))
+    said = [item for item in items if isinstance(item, BatchSizeReduced | Warned)]
+    assert said[0] == BatchSizeReduced(2, 1, "meta out of memory")
+    assert isinstance(said[1], Warned)
+    assert "on the CPU" in said[1].message
+    assert len(said) == 2, "said once, and remembered"
+    blocks = torch.cat([item.stems for item in items if isinstance(item, Block)], -1)
+    assert torch.equal(blocks, whole(track, ScaleModel(), options=options))
+    forbidden = Options(shifts=0, normalize=False, batch_size=2, cpu_fallback=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(separate(track, network, options=forbidden, runner=Runner("meta")))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("x"), True),
+        (MemoryError(), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: ...)"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to ..."), True),
+        (RuntimeError("size mismatch"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: BaseException, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_forwards_run_in_inference_mode_and_nothing_else_does() -> None:
+    network = RecordingModel()
+    for item in separate(TensorTrack(noise(2, 30_000)), network):
+        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+        if isinstance(item, Block):
+            assert not item.stems.is_inference()
+    assert set(network.modes) == {True}
+
+
+def test_a_network_is_borrowed_and_given_back() -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+    network.train()
+    network[1].eval()
+    with borrowed(network, torch.device("cpu")):
+        assert not any(module.training for module in network.modules())
+        with borrowed(network, None):
+            pass
+        assert not network.training, "still borrowed by the first"
+    assert [m.training for m in network.modules()] == [True, True, False]
+    with pytest.raises(RuntimeError, match="mine"), borrowed(network, None):
+        raise RuntimeError("mine")
+    assert network.training
+
+
+def test_a_borrowed_network_does_not_move() -> None:
+    network = ScaleModel()
+    with (
+        borrowed(network, torch.device("cpu")),
+        pytest.raises(ValueError, match=r"in use on cpu and cannot move to cuda"),
+        borrowed(network, torch.device("cuda")),
+    ):
+        pass
+    assert device_of(network) == torch.device("cpu")
+    assert device_of(nn.ReLU()) is None
+    assert device_of(lambda x: x) is None
+
+
+def test_threads_share_a_network_that_is_in_training_mode() -> None:
+    network = ScaleModel()
+    network.train()
+    seen: list[bool] = []
+    barrier = threading.Barrier(4)
+
+    def use() -> None:
+        for _ in range(200):
+            with borrowed(network, None):
+                seen.append(network.training)
+        barrier.wait()
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(seen) == {False}
+    assert network.training
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"a": torch.ones(1, 2, 5), "b": torch.zeros(1, 2, 5)},
+        {"b": torch.zeros(1, 2, 5), "a": torch.ones(1, 2, 5)},
+        [torch.ones(1, 2, 5), torch.zeros(1, 2, 5)],
+        (torch.ones(1, 2, 5), torch.zeros(1, 2, 5)),
+        torch.stack([torch.ones(1, 2, 5), torch.zeros(1, 2, 5)], dim=1),
+    ],
+)
+def test_answers_of_any_form_are_the_same(answer: object) -> None:
+    expected = torch.stack([torch.ones(1, 2, 5), torch.zeros(1, 2, 5)], dim=1)
+    assert torch.equal(as_tensor(answer, ["a", "b"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"a": torch.ones(1, 2, 5)}, r"stems \['a'\], not \['a', 'b'\]"),
+        ([torch.ones(1, 2, 5)], "answered 1, not"),
+        (torch.ones(1, 3, 2, 5), r"answered \(1, 3, 2, 5\)"),
+        (torch.ones(2, 2, 5), r"with 2 stems: a, b"),
+        (None, "answered None"),
+    ],
+)
+def test_answers_that_are_not_stems_are_refused(answer: object, words: str) -> None:
+    with pytest.raises(SeparationError, match=words):
+        as_tensor(answer, ["a", "b"])
+
+
+def test_an_answer_of_another_length_is_refused() -> None:
+    class Short(ScaleModel):
+        def forward(self, mix: Tensor) -> Tensor:
+            return super().forward(mix)[..., 1:]
+
+    with pytest.raises(SeparationError, match="must stay what they were"):
+        list(separate(TensorTrack(noise(2, 9000)), Short(), options=PLAIN))
+
+
+class Overflowing(ScaleModel):
+    def forward(self, mix: Tensor) -> Tensor:
+        answer = super().forward(mix)
+        answer[-1, 0, 0, 0] = float("inf")
+        return answer
+
+
+def test_an_answer_that_is_not_finite_is_an_error_in_float32() -> None:
+    with pytest.raises(SeparationError, match="NaN or infinity"):
+        list(separate(TensorTrack(noise(2, 9000)), Overflowing(), options=PLAIN))
+    # What is not asked for is not looked at.
+    from demucs_infer.engine.stems import choose_stems
+
+    only = choose_stems(["drums", "bass"], stems=["bass"])
+    assert list(separate(TensorTrack(noise(2, 9000)), Overflowing(), options=PLAIN, stems=only))
+
+
+def test_windows_that_overflow_in_low_precision_are_redone_in_float32() -> None:
+    prepared: list[tuple[Network, str]] = []
+
+    def prepare(network: Network, precision: str) -> Network:
+        prepared.append((network, precision))
+        return Overflowing() if precision == "fp16" else network
+
+    network, runner = RecordingModel(), Runner(prepare=prepare)
+    options = Options(shifts=0, normalize=False, precision="fp16", batch_size=3)
+    track = TensorTrack(noise(2, 30_000))
+    items = list(separate(track, network, options=options, runner=runner))
+    warned = [item for item in items if isinstance(item, Warned)]
+    assert "overflowed in fp16" in warned[0].message
+    assert all(shape[0] == 1 for shape in network.seen), "only the window that overflowed"
+    blocks = torch.cat([item.stems for item in items if isinstance(item, Block)], -1)
+    assert torch.equal(blocks, whole(track, ScaleModel(), options=PLAIN))
+    assert prepared == [(network, "fp16")], "prepared once"
+    assert whole(track, network, options=PLAIN, runner=runner).isfinite().all()
+    with pytest.raises(ValueError, match="precision = 'bf16' needs a runner that prepares"):
+        list(separate(track, network, options=Options(precision="bf16")))
+
+
+def test_the_batch_of_a_cpu_is_fixed() -> None:
+    runner, network = Runner("cpu"), ScaleModel()
+    assert runner.batch_size(network, 10**12, Options()) == 1
+    assert runner.batch_size(network, 10**12, Options(batch_size=64)) == 64
+
+
+def test_windows_are_what_the_network_says() -> None:
+    fixed = ScaleModel(segment=2.0)
+    assert window_rule(fixed, None)(17) == 17
+    fixed.valid_length = lambda length: length + 3  # type: ignore[assignment]
+    assert window_rule(fixed, 1.0)(17) == 20
+    fixed.use_train_segment = True  # type: ignore[assignment]
+    assert window_rule(fixed, 1.0)(17) == 8000
+    with pytest.raises(ValueError, match="longer than the 2 s"):
+        window_rule(fixed, 2.001)
+    assert window_rule(fixed, 2.0)(17) == 16_000, "its own length is not too long"
+    fixed.use_train_segment = False  # type: ignore[assignment]
+    assert window_rule(fixed, 3.0)(17) == 24_000
+
+
+def test_a_queried_network_says_what_its_network_says() -> None:
+    network = Fixed(segment=2.0, limit=9)
+    asked = Queried(network, {"": {}})
+    assert asked.sources == network.sources
+    assert asked.valid_length(3) == 8000
+    assert not hasattr(asked, "use_train_segment")
+    with pytest.raises(ValueError, match="queries is empty"):
+        Queried(network, {})
+
+
+def test_an_ensemble_is_one_network_or_a_bag() -> None:
+    one = ScaleModel()
+    assert Ensemble.of(one).weights is None
+    bag = BagOfModels([one, copy.deepcopy(one)], [[1, 0], [0, 1]])
+    assert Ensemble.of(bag).weights == ((1.0, 0.0), (0.0, 1.0))
+    assert Ensemble.of(Ensemble.of(bag)).members == tuple(bag.models)
+    with pytest.raises(ValueError, match="has no sources, samplerate, audio_channels, segment"):
+        Ensemble.of(print)
+
+
+def test_an_ensemble_agrees_and_leaves_no_stem_to_nobody() -> None:
+    one = ScaleModel()
+    with pytest.raises(ValueError, match="differ in samplerate: 8000, 16000"):
+        Ensemble((one, ScaleModel(samplerate=16_000)), ((1.0, 1.0), (1.0, 1.0)))
+    with pytest.raises(ValueError, match="the weights of stem 'bass' add up to 0"):
+        Ensemble((one, ScaleModel()), ((1.0, 1.0), (1.0, -1.0)))
+
+
+def test_workers_are_given_little_at_a_time_and_are_done_when_the_stream_is_closed() -> None:
+    class Counting(ThreadPoolExecutor):
+        def submit(self, *args: Any, **kwargs: Any) -> Any:
+            futures.append(super().submit(*args, **kwargs))
+            return futures[-1]
+
+    class Slow(ScaleModel):
+        def forward(self, mix: Tensor) -> Tensor:
+            time.sleep(0.02)
+            return super().forward(mix)
+
+    futures: list[Future[Any]] = []
+    options = Options(shifts=0, normalize=False, workers=3)
+    with Counting(1) as pool:
+        track = TensorTrack(noise(2, 200_000))
+        stream = separate(track, Slow(), options=options, pool=pool)
+        next(item for item in stream if isinstance(item, ChunkProcessed))
+        assert len(futures) == 4, "three in flight, and the one that is back"
+        stream.close()
+        assert all(future.done() for future in futures)
+        assert futures[-1].cancelled(), "what had not begun never runs"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_the_stems_are_those_of_the_cpu() -> None:
+    network, track = RecordingModel(), TensorTrack(noise(2, 30_000))
+    expected = whole(track, network)
+    got = whole(track, network, runner=Runner("cuda"), options=Options(batch_size=3, workers=1))
+    # The same products and sums, one rounding each, perhaps fused on one of the two.
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    assert device_of(network) == torch.device("cpu")
+
+
+class Sparing(ScaleModel):
+    """Answers twice as loud where it is asked for some stems, so that one can tell."""
+
+    def answer_only(self, mix: Tensor, stems: Any) -> Tensor:
+        return 2 * super().forward(mix)[:, list(stems)]
+
+
+class Overruled(Sparing):
+    def forward(self, mix: Tensor) -> Tensor:
+        return super().forward(mix)
+
+
+def test_some_stems_are_asked_for_where_a_network_can_spare_the_others() -> None:
+    track, network = TensorTrack(noise(2, 9000)), Sparing()
+    everything = whole(track, network, options=PLAIN)
+    one = choose_stems(network.sources, stems=[network.sources[1]])
+    assert torch.equal(whole(track, network, options=PLAIN, stems=one), 2 * everything[[1]])
+    # Not where somebody listens to every call, and not past another `forward`.
+    assert torch.equal(whole(track, Overruled(), options=PLAIN, stems=one), everything[[1]])
+    network.register_forward_hook(lambda *_: None)
+    assert torch.equal(whole(track, network, options=PLAIN, stems=one), everything[[1]])

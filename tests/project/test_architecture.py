@@ -1,0 +1,98 @@
+"""Imports point down the layers, never up, never sideways inside braces."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "demucs_infer"
+
+# A room may import from itself and from rooms above it in this list, never from one below.
+LADDER = {
+    "errors": "errors",
+    "events": "events",
+    "system": "system log",
+    "options": "options",
+    "audio": "audio",
+    "networks": "demucs hdemucs htdemucs wdemucs transformer layers spec wiener",
+    "engine": "engine devices",
+    "optimized": "optimized",
+    "checkpoints": "checkpoints states",
+    "apply": "apply settings",
+    "custom": "custom",
+    "pretrained": "pretrained repo",
+    "metrics": "metrics",
+    "api": "api sources results",
+    "demo": "demo",
+    "batch": "batch",
+    "server": "server",
+    "distributed": "distributed",
+    "command line": "cli separate",
+}
+RANK = {room: rank for rank, room in enumerate(LADDER)}
+APART = [{"audio", "networks"}, {"audio", "checkpoints"}, {"server", "distributed"}]
+
+
+def owner(module: str) -> str | None:
+    """Return the room of a module: `demucs_infer.audio.reader` -> `audio`; the root has none."""
+    name = module.removeprefix("demucs_infer").removeprefix(".").partition(".")[0]
+    return next((room for room, modules in LADDER.items() if name in modules.split()), None)
+
+
+def module_name(path: Path) -> str:
+    dotted = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+    return dotted.removesuffix(".__init__")
+
+
+def edges() -> list[tuple[str, str]]:
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                assert node.level == 0, f"relative import in {path}"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found += [(module_name(path), name) for name in names]
+            elif isinstance(node, ast.Import):
+                found += [(module_name(path), alias.name) for alias in node.names]
+    ours = {edge for edge in found if edge[1].startswith("demucs_infer")}
+    return sorted(ours)
+
+
+def test_every_module_has_a_room() -> None:
+    roots = {"demucs_infer", "demucs_infer.__main__"}
+    modules = {module_name(path) for path in ROOT.rglob("*.py")} - roots
+    assert [name for name in sorted(modules) if owner(name) is None] == []
+
+
+@pytest.mark.parametrize(("importer", "imported"), edges())
+def test_imports_point_down(importer: str, imported: str) -> None:
+    above, below = owner(importer), owner(imported)
+    if above is None or below is None or above == below:
+        return
+    assert RANK[below] <= RANK[above]
+    assert not any({above, below} <= group for group in APART)
+    if below == "networks":
+        assert above != "engine", "the engine sees a network only as a protocol"
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, demucs_infer; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["errors", "log", "events", "options", "engine.plan"])
+def test_integers_and_words_need_no_torch(module: str) -> None:
+    code = f"import sys, demucs_infer.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent).returncode == 0
+
+
+def test_nobody_prints_but_the_command_line() -> None:
+    talkers = {ROOT / "log.py", *(ROOT / "cli").glob("*.py")}
+    for path in ROOT.rglob("*.py"):
+        calls = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        ]
+        names = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+        assert path in talkers or "print" not in names, path

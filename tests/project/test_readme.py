@@ -1,0 +1,145 @@
+"""What the README says is so: its commands and snippets run, its tables are those of the code."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from demucs_infer.cli.main import main
+from demucs_infer.cli.models import parser as models_parser
+from demucs_infer.cli.parser import parser
+from demucs_infer.cli.serve import parser as serve_parser
+from demucs_infer.pretrained import model_info
+from tests.helpers.cli_process import ROOT, environment, make_repo, save, write_song
+from tests.helpers.networks import noise
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+LINES = [
+    line.split("  #")[0].strip()
+    for kind, text in BLOCKS
+    for line in text.splitlines()
+    if kind == "sh" and line.strip()
+]
+SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the README talks about; its models are small ones of these names."""
+    folder = tmp_path_factory.mktemp("readme")
+    repo = make_repo(folder / "models")
+    (repo / "bag.yaml").rename(repo / "htdemucs_ft.yaml")
+    (repo / "htdemucs.yaml").write_text("models: ['4f2b8e3d']\n")
+    for name in ("song.wav", "music/deep/x.flac", "music/y.wav", "a/song.wav", "b/song.wav"):
+        write_song(folder / name, 32 if name == "song.wav" else 1)
+    for name in ("song", "a/song", "b/song"):
+        (folder / f"{name}.wav").rename(folder / f"{name}.mp3")  # told by what is inside
+    for stem in ("drums", "bass", "other", "vocals"):
+        (folder / "truth/song").mkdir(parents=True, exist_ok=True)
+        save(folder / f"truth/song/{stem}.wav", noise(2, 32 * 8000))
+    words = [str(folder / "song.mp3"), "--repo", str(repo), "-o", str(folder / "separated"), "-q"]
+    assert main(words) == 0  # for those commands that begin where another ended
+    shim = folder / "bin/demucs-infer"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} -m demucs_infer --repo models "$@"\n')
+    shim.chmod(0o755)
+    return folder
+
+
+def test_the_set_up_commands_come_first() -> None:
+    assert "demucs-infer song.wav -n tiny" in LINES[0] and "pytest" in LINES[1]
+    assert LINES[1].split("&&")[0] in LINES[0] and "pip install -c constraints.txt" in LINES[1]
+    assert "pip install" in (ROOT / ".ci/run").read_text()  # where they are run
+
+
+@pytest.mark.parametrize("line", LINES[2:])
+def test_commands(line: str, studio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(studio)
+    words = shlex.split(line)
+    if "|" in words or ">" in words:
+        path = f"{studio / 'bin'}:{environment()['PATH']}"
+        done = subprocess.run(
+            ["bash", "-ec", line],
+            cwd=studio,
+            env={**environment(), "PATH": path},
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return
+    assert words[0] == "demucs-infer"
+    if words[1:3] == ["models", "pull"]:  # there is no network here: its words are right
+        assert models_parser().parse_args(words[2:]).to == Path("models")
+        return
+    if words[1] == "--help":
+        with pytest.raises(SystemExit) as left:
+            main(words[1:])
+        assert left.value.code == 0
+        return
+    own = ["--repo", "models"] if words[1] not in ("doctor", "eval") else []
+    assert main([*words[1:], *own]) == 0
+
+
+def test_what_the_first_command_leaves(studio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(studio)
+    assert main(["song.mp3", "--repo", "models"]) == 0
+    found = {path.name for path in Path("separated/htdemucs/song").iterdir()}
+    assert {"drums.wav", "bass.wav", "other.wav", "vocals.wav", "stems.json"} <= found
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets(
+    snippet: str, studio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(studio)
+    small = snippet.replace('Separator("htdemucs"', 'Separator("htdemucs", "models"')
+    assert small != snippet
+    names: dict[str, object] = {}
+    exec(compile(small, "README.md", "exec"), names)
+    assert "InferenceOutput" in capsys.readouterr().out
+    assert Path("stems/vocals.flac").is_file() and Path("out/vocals.mp3").is_file()
+
+
+def rows(head: str) -> list[list[str]]:
+    """The rows of the table that begins with that head."""
+    table = README[README.index(f"| {head} |") :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+
+
+def test_the_table_of_models(tmp_path: Path) -> None:
+    table = rows("model")
+    assert len(table) > 8
+    for name, count, stems, size, licence in table:
+        info = model_info(name, cache_dir=tmp_path)
+        assert size == ("not known" if info.size is None else f"{info.size / 1e6:.0f} MB")
+        assert int(count) == len(info.files)
+        assert stems == ", ".join(info.stems or ())
+        assert info.licence.startswith(licence)
+
+
+def test_the_table_of_packages() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    needed = project[project.index("\ndependencies = [") :].split("]\n")[0]
+    used = {name for name, answer, _ in rows("package") if answer == "yes"}
+    unused = {name for name, answer, _ in rows("package") if answer == "no"}
+    assert all(f'"{name}>=' in needed for name in used)
+    assert not any(f'"{name}' in needed.replace('"torch>=', "") for name in unused)
+    assert {"torchaudio", "julius", "einops", "openunmix", "diffq"} <= unused
+
+
+def test_exit_codes_and_flags() -> None:
+    from demucs_infer.cli import main as separate
+
+    codes = {int(code) for cell, _ in rows("exit code") for code in cell.split(",")}
+    assert codes == {
+        separate.OK, separate.SOME_FAILED, separate.USAGE, separate.NO_INPUT, separate.NO_MODEL,
+        separate.INTERRUPTED, separate.TERMINATED,
+    }  # fmt: skip
+    known = {word for action in parser()._actions for word in action.option_strings}
+    known |= {word for action in serve_parser()._actions for word in action.option_strings}
+    known |= {"--to"}  # of `models pull`
+    outside = README.replace(LINES[0], "").replace(LINES[1], "")
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", outside)) <= known

@@ -1,0 +1,320 @@
+"""The page in a real browser: upload, progress, stems in step, saving; keys alone; a phone."""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from demucs_infer.cli.main import main
+from tests.helpers.cli_process import make_repo
+from tests.helpers.networks import need
+from tests.helpers.server_process import FAST, Server, running, song, until
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-background-networking",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("page")
+    repo = make_repo(folder / "repo")
+    words = ["--repo", repo, "--models", f"bag,{FAST}", "--data-dir", folder / "data"]
+    with running(*words, "--max-duration-seconds", "60") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = need("chromium")
+    with playwright.sync_playwright() as play:
+        found = play.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Server) -> Iterator[Any]:
+    """The page; it may ask nobody but its own server, and nothing may go wrong unseen."""
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    context.set_default_timeout(60_000)
+    found = context.new_page()
+    wrong: list[str] = []
+    found.on("pageerror", lambda error: wrong.append(str(error)))
+    found.on(
+        "request",
+        lambda one: (
+            None if one.url.startswith((server.url, "blob:", "data:")) else wrong.append(one.url)
+        ),
+    )
+    found.goto(server.url)
+    found.wait_for_selector("#model option", state="attached")
+    yield found
+    context.close()
+    assert wrong == []
+
+
+def file(name: str = "my song.wav", seconds: float = 3.0, seed: int = 0) -> dict[str, Any]:
+    return {"name": name, "mimeType": "audio/wav", "buffer": song(seconds, seed)}
+
+
+def separate(page: Any, *files: dict[str, Any]) -> None:
+    page.set_input_files("#files", list(files))
+    page.wait_for_selector(".stems canvas")
+
+
+def ask(page: Any, question: str) -> Any:
+    """A question about the sound of the player that is open."""
+    player = "document.querySelector('.player .transport').parentNode"
+    return page.evaluate(f"(t => {question})({player}.transport)")
+
+
+def levels(page: Any) -> list[float]:
+    found: list[float] = ask(page, "t.tracks.map(track => t.level(track))")
+    return found
+
+
+def saved(page: Any, selector: str) -> tuple[str, bytes]:
+    with page.expect_download() as waiting:
+        page.click(selector)
+    return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
+
+
+def test_from_a_file_to_stems_that_play_in_step(page: Any) -> None:
+    page.evaluate(
+        """() => { window.seen = [];
+        const bar = new MutationObserver(() => seen.push(document.querySelector('progress').value));
+        bar.observe(document.querySelector('#songs'), {subtree: true, attributes: true}); }"""
+    )
+    separate(page, file(seconds=8))
+    shares = [share for share in page.evaluate("seen") if 0 < share < 1]
+    assert shares, "progress was seen on the way"
+    assert "4 stems" in page.inner_text(".song .status")
+    page.click(".play")
+    until(lambda: ask(page, "t.position") > 0.3)
+    # One moment and one place for all: they are scheduled to the sample.
+    assert ask(page, "new Set(t.tracks.map(x => x.startedAt + ' ' + x.startedFrom)).size") == 1
+    assert ask(page, "t.tracks.every(x => x.source.context === t.context)")
+    page.click("[aria-label='Mute drums']")
+    assert levels(page) == [0, 1, 1, 1]
+    page.click("[aria-label='Solo vocals']")
+    assert levels(page) == [0, 0, 0, 1]
+    page.click("[aria-label='Solo vocals']")
+    page.locator("[aria-label='Volume of bass']").fill("0.5")
+    assert levels(page) == [0, 0.5, 1, 1]
+    page.click(".stem canvas >> nth=2", position={"x": 5, "y": 20})
+    assert ask(page, "t.position") < 1
+    assert ask(page, "new Set(t.tracks.map(x => x.startedAt + ' ' + x.startedFrom)).size") == 1
+    page.click("[aria-label='Loop']")
+    assert ask(page, "t.loop && t.isPlaying && t.tracks.every(x => x.source.loop)")
+    page.click(".play")
+    assert not ask(page, "t.isPlaying")
+
+
+def test_one_stem_all_stems_and_a_mix_can_be_saved(page: Any) -> None:
+    page.select_option("#format", "wav")
+    separate(page, file(seconds=2, seed=1))
+    name, stem = saved(page, "[aria-label='Save vocals']")
+    assert name == "my song (vocals).wav"
+    name, archive = saved(page, "text=Save all (zip)")
+    assert name == "my song.zip"
+    with zipfile.ZipFile(io.BytesIO(archive)) as found:
+        assert found.read("vocals.wav") == stem
+    for other in ("drums", "bass", "other"):
+        page.click(f"[aria-label='Mute {other}']")
+    name, mix = saved(page, "text=Save this mix")
+    assert name == "my song (mix).wav"
+    wav, rate = soundfile.read(io.BytesIO(mix))
+    alone, low = soundfile.read(io.BytesIO(stem))
+    assert abs(len(wav) / rate - len(alone) / low) < 0.01
+    assert 0.5 < abs(wav).mean() / abs(alone).mean() < 2  # the browser's own resampler
+
+
+def test_everything_can_be_done_with_keys_alone(page: Any) -> None:
+    separate(page, file(seconds=12, seed=2))
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Space")
+    until(lambda: ask(page, "t.isPlaying"))
+    page.keyboard.press("2")
+    page.keyboard.press("4")
+    assert levels(page) == [1, 0, 1, 0]
+    page.keyboard.press("4")
+    page.keyboard.press("Shift+3")
+    assert levels(page) == [0, 0, 1, 0]
+    page.keyboard.press("ArrowRight")
+    assert ask(page, "t.position") >= 5
+    page.keyboard.press("ArrowLeft")
+    assert ask(page, "t.position") < 5
+    page.keyboard.press("l")
+    assert ask(page, "t.loop")
+    page.keyboard.press("Space")
+    page.keyboard.press("Home")
+    assert ask(page, "[t.isPlaying, t.position]") == [False, 0]
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(
+                """() => { const e = document.activeElement;
+                return e.id || e.getAttribute('aria-label') || e.textContent.trim(); }"""
+            )
+        )
+    form = {"files", "model", "format", "Play", "Position", "Loop"}
+    stem = {"Mute bass", "Solo other", "Volume of vocals", "Save drums"}
+    assert form | stem | {"Save all (zip)", "Save this mix"} <= reached
+
+
+def test_every_control_has_a_name_for_a_screen_reader(page: Any) -> None:
+    separate(page, file(seconds=1, seed=3))
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('button, a, input, select, canvas, progress')]
+        .filter(e => e.checkVisibility() && e.getAttribute('aria-hidden') !== 'true'
+            && !(e.getAttribute('aria-label') || e.textContent.trim()
+                 || [...(e.labels ?? [])].some(l => l.textContent.trim())))
+        .map(e => e.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.get_attribute("html", "lang") == "en"
+
+
+def test_stems_and_models_are_chosen(page: Any) -> None:
+    page.select_option("#model", FAST)
+    # What this model makes is not known before it has run once.
+    separate(page, file(seconds=1, seed=4))
+    page.wait_for_selector(".chips label")
+    for stem in ("drums", "bass", "other"):
+        page.uncheck(f".chips input[value={stem}]")
+    page.check("#rest")
+    page.set_input_files("#files", file("karaoke.wav", 1, 5))
+    page.wait_for_selector(".song:first-child .status:has-text('2 stems')")
+    page.click(".song:first-child .listen")
+    page.wait_for_selector("[aria-label='Mute no vocals']")
+    assert page.locator(".player canvas").count() == 2  # the other player has made room
+    page.uncheck(".chips input[value=vocals]")
+    page.set_input_files("#files", file())
+    assert "one stem at least" in page.inner_text("#notice")
+
+
+def test_several_songs_at_once(page: Any) -> None:
+    page.set_input_files("#files", [file(f"song {n}.wav", 1, 20 + n) for n in range(3)])
+    until(lambda: page.locator(".status:has-text('4 stems')").count() == 3)
+    page.locator(".song >> text=Remove").first.click()
+    assert page.locator(".song").count() == 2
+
+
+def test_an_error_says_what_to_do_and_can_be_tried_again(page: Any, server: Server) -> None:
+    bad = {"name": "<b>no song</b>.mp3", "mimeType": "audio/mpeg", "buffer": b"no music at all"}
+    page.set_input_files("#files", bad)
+    page.wait_for_selector(".song.failed")
+    assert "Choose another file" in page.inner_text(".song .status")
+    assert page.inner_text(".song h2") == "<b>no song</b>.mp3"
+    page.click(".song .cancel")
+    page.route("**/v1/jobs?*", lambda route: route.abort())
+    page.set_input_files("#files", file(seconds=1, seed=6))
+    page.wait_for_selector(".song.failed")
+    page.unroute("**/v1/jobs?*")
+    page.click("text=Try again")
+    page.wait_for_selector(".stems canvas")
+    assert page.locator(".song.failed").count() == 0
+
+
+def test_a_song_is_cancelled(page: Any, server: Server) -> None:
+    page.set_input_files("#files", file(seconds=50, seed=7))
+    page.wait_for_selector(".status:has-text('Separating')")
+    page.click(".song .cancel")
+    assert page.locator(".song").count() == 0
+    until(lambda: b"demucs_jobs_running 0.0" in server.call("GET", "/metrics")[1])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_can_be_read(page: Any, scheme: str) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme=scheme)
+    separate(page, file("a song with a rather long name that has to go somewhere.wav", 1, 8))
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    small = page.evaluate(
+        """() => [...document.querySelectorAll('button, select, a.get, .chips label')]
+        .filter(e => e.checkVisibility()).map(e => e.getBoundingClientRect())
+        .filter(r => r.height < 36 || r.width < 36).length"""
+    )
+    assert small == 0
+    pairs = page.evaluate(
+        """() => ['body', '.card', '.top p', '.status', '.plain', '.primary', '.stem .name']
+        .map(s => document.querySelector(s)).map(e => {
+            let under = e;
+            const clear = c => /, 0\\)$|transparent|\\/ 0/.test(c);
+            while (clear(getComputedStyle(under).backgroundColor)) under = under.parentElement;
+            return [getComputedStyle(e).color, getComputedStyle(under).backgroundColor]; })"""
+    )
+    for ink, paper in pairs:
+        if paper.startswith("rgb("):  # tints of a stem lie on a card, and are nearly as it is
+            assert contrast(ink, paper) >= 4.5, (ink, paper)  # WCAG 2 AA
+
+
+def contrast(one: str, two: str) -> float:
+    def light(colour: str) -> float:
+        parts = [int(x) / 255 for x in colour[4:-1].split(",")]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, bright = sorted((light(one), light(two)))
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def test_it_asks_for_a_key_where_one_is_needed(browser: Any, tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    words = ["--repo", repo, "--models", FAST, "--data-dir", tmp_path / "data"]
+    with running(*words, "--api-key", "open sesame", "--base-path", "/here") as locked:
+        page = browser.new_page()
+        page.goto(f"{locked.url}/here")
+        page.fill("#key", "a wrong one")
+        page.click("text=Come in")
+        page.wait_for_selector("text=not known here")
+        page.fill("#key", "open sesame")
+        page.click("text=Come in")
+        page.wait_for_selector("#model option", state="attached")
+        separate(page, file(seconds=1))
+        name, stem = saved(page, "[aria-label='Save bass']")
+        assert name == "my song (bass).flac" and stem[:4] == b"fLaC"
+        page.close()
+
+
+def test_a_page_beside_the_stems_plays_them_without_a_server(browser: Any, tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    (tmp_path / "a & b.wav").write_bytes(song(2.0, 3))
+    words = ["--repo", repo, "-n", FAST, "-d", "cpu", "-q", "-o", tmp_path, "--page"]
+    assert main([*map(str, words), str(tmp_path / "a & b.wav")]) == 0
+    folder = tmp_path / FAST / "a & b"
+    assert sorted(path.suffix for path in folder.iterdir()) == [".html", ".json", *[".wav"] * 4]
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url))
+    page.goto((folder / "stems.html").as_uri())
+    page.wait_for_selector(".stems canvas")
+    assert page.title() == "a & b"
+    page.click(".play")
+    until(lambda: ask(page, "t.position") > 0.1)
+    name, stem = saved(page, "[aria-label='Save bass']")
+    assert (name, stem) == ("bass.wav", (folder / "bass.wav").read_bytes())
+    assert all(url.startswith(("file:", "blob:")) for url in asked)
+    page.close()
+
+
+def test_the_documentation_lists_every_address(page: Any, server: Server) -> None:
+    page.goto(f"{server.url}/docs")
+    page.wait_for_selector(".route")
+    paths = json.loads(server.call("GET", "/openapi.json")[1])["paths"]
+    assert page.locator(".route").count() == sum(map(len, paths.values()))

@@ -1,0 +1,124 @@
+"""Flag > environment > file > default, and every bad setting by its name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demucs_infer.cli import serve
+from demucs_infer.cli.main import main
+from demucs_infer.errors import ConfigError
+from demucs_infer.server.settings import ServerSettings, load_settings
+
+
+def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("max_bytes = 1\nmax_queue = 1\nmax_instances = 1\nmodels = ['a', 'b']\n")
+    environ = {"DEMUCS_INFER_MAX_BYTES": "2", "DEMUCS_INFER_MAX_QUEUE": "2"}
+    found = load_settings({"max_bytes": 3, "port": None}, environ, file)
+    assert (found.max_bytes, found.max_queue, found.max_instances) == (3, 2, 1)
+    assert found.port == ServerSettings().port and found.models == ("a", "b")
+
+
+def test_vertex_speaks_its_own_words_and_flags_go_before_them(tmp_path: Path) -> None:
+    environ = {
+        "AIP_HTTP_PORT": "7080",
+        "AIP_PREDICT_ROUTE": "/a",
+        "AIP_HEALTH_ROUTE": "/b",
+        "AIP_STORAGE_URI": "",
+    }
+    found = load_settings({"predict_route": "/mine"}, environ)
+    assert (found.host, found.port) == ("0.0.0.0", 7080)
+    assert (found.predict_route, found.health_route) == ("/mine", "/b")
+    assert not found.is_exposed and found.repo is None
+    bucket = {**environ, "AIP_STORAGE_URI": "gs://bucket/models"}
+    with pytest.raises(ConfigError, match="AIP_STORAGE_URI.*mount"):
+        load_settings({}, bucket)
+    assert load_settings({"repo": tmp_path}, bucket).repo == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_BYTES", "abc"),
+        ("MAX_BYTES", "0"),
+        ("MAX_BYTES", "1.5"),
+        ("PORT", "70000"),
+        ("MAX_DURATION_SECONDS", "nan"),
+        ("MAX_DURATION_SECONDS", "inf"),
+        ("WARMUP", "perhaps"),
+        ("REPO", "/there/is/no/such/folder"),
+        ("REPO", "gs://bucket/models"),
+        ("API_KEYS", "short"),
+        ("CORS_ORIGINS", "*"),
+        ("PREDICT_ROUTE", "predict"),
+        ("PREDICT_ROUTE", "/{id}"),
+        ("HEALTH_ROUTE", "/predict"),
+        ("DATA_DIR", __file__),
+        ("CACHE_DIR", f"{__file__}/below"),
+        ("BASE_PATH", "stems/"),
+        ("DEVICES", ","),
+    ],
+)
+def test_a_bad_variable_is_named(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?i){name}"):
+        load_settings({}, {f"DEMUCS_INFER_{name}": value})
+
+
+def test_a_bad_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    for text in ("max_byte = 1", "max_bytes = 'x'", "max_bytes = "):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"server\.toml"):
+            load_settings({}, {}, file)
+    with pytest.raises(ConfigError, match="missing"):
+        load_settings({}, {}, tmp_path / "missing.toml")
+
+
+def test_bad_settings_end_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEMUCS_INFER_MAX_BYTES", "abc")
+    assert main(["serve"]) != 0
+    assert "DEMUCS_INFER_MAX_BYTES" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--port", "x"], ["--max-queue", "many"], ["--wrong"], ["--api-key", ""]]
+)
+def test_bad_flags_are_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        serve.parser().parse_args(words)
+    assert caught.value.code == 2
+    assert words[0] in capsys.readouterr().err
+
+
+def test_every_setting_is_a_flag_that_says_what_it_is_for() -> None:
+    text = serve.parser().format_help()
+    from dataclasses import fields
+
+    for one in fields(ServerSettings):
+        flag = "--api-key" if one.name == "api_keys" else f"--{one.name.replace('_', '-')}"
+        assert flag in text
+    assert "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "exposed"),
+    [
+        ({"host": "127.0.0.1"}, False),
+        ({"host": "::1"}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "10.1.2.3"}, True),
+        ({"host": "my.host"}, True),
+        ({"host": "0.0.0.0", "api_keys": ("12345678",)}, False),
+        ({"host": "0.0.0.0", "public": True}, False),
+    ],
+)
+def test_an_open_door_is_noticed(settings: dict[str, Any], exposed: bool) -> None:
+    assert ServerSettings(**settings).is_exposed is exposed
+
+
+def test_keys_are_not_shown() -> None:
+    assert "12345678" not in repr(ServerSettings(api_keys=("12345678",)))
