@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from demucs_infer.events import BatchSizeReduced as BatchSizeReduced
     from demucs_infer.events import ChunkProcessed as ChunkProcessed
     from demucs_infer.events import Stage as Stage
-    from demucs_infer.events import Warned as Warned
+    from demucs_infer.events import WarningEvent as WarningEvent
     from demucs_infer.pretrained import get_model as get_model
     from demucs_infer.pretrained import list_models as list_models
     from demucs_infer.pretrained import model_info as model_info
     from demucs_infer.results import InferenceOutput as InferenceOutput
-    from demucs_infer.results import Saving as Saving
+    from demucs_infer.results import OutputOptions as OutputOptions
     from demucs_infer.results import SeparatedFiles as SeparatedFiles
     from demucs_infer.sources import Audio as Audio
     from demucs_infer.states import load_weights as load_weights
@@ -61,12 +61,12 @@ _HOME = {
     "ModelMetadata": "demucs_infer.custom.metadata",
     "ModelNotFound": "demucs_infer.errors",
     "ModelParamsLike": "demucs_infer.custom.metadata",
-    "Saving": "demucs_infer.results",
+    "OutputOptions": "demucs_infer.results",
     "SeparatedFiles": "demucs_infer.results",
     "SeparationError": "demucs_infer.errors",
     "Separator": "demucs_infer.api",
     "Stage": "demucs_infer.events",
-    "Warned": "demucs_infer.events",
+    "WarningEvent": "demucs_infer.events",
     "apply_model": "demucs_infer.apply",
     "derive_stems": "demucs_infer.engine.stems",
     "get_model": "demucs_infer.pretrained",
@@ -97,12 +97,12 @@ __all__ = [
     "ModelMetadata",
     "ModelNotFound",
     "ModelParamsLike",
-    "Saving",
+    "OutputOptions",
     "SeparatedFiles",
     "SeparationError",
     "Separator",
     "Stage",
-    "Warned",
+    "WarningEvent",
     "__version__",
     "apply_model",
     "derive_stems",

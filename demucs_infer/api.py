@@ -30,26 +30,26 @@ from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
 from demucs_infer.engine.pipeline import (
     Block,
-    Item,
     TensorTrack,
     Track,
+    TrackEvent,
     separate,
     separate_many,
 )
-from demucs_infer.engine.runner import Ensemble, Network, Queried, Runner
+from demucs_infer.engine.runner import Ensemble, Network, QueryAdapter, Runner
 from demucs_infer.engine.stems import StemPlan
 from demucs_infer.errors import AudioReadError as LoadAudioError
 from demucs_infer.errors import ModelLoadingError as LoadModelError
-from demucs_infer.events import ChunkStarted, Event, Stage, Warned, call_back
+from demucs_infer.events import ChunkStarted, Event, Stage, WarningEvent, call_back
 from demucs_infer.optimized.compiled import compiled
 from demucs_infer.optimized.optimize import optimize
 from demucs_infer.pretrained import get_model, list_models
 from demucs_infer.results import (
     InferenceOutput,
-    Outlet,
-    Saving,
+    OutputOptions,
     SeparatedFiles,
-    folders_for,
+    StemResampler,
+    make_folders,
 )
 from demucs_infer.settings import (
     BatchSize,
@@ -61,7 +61,7 @@ from demucs_infer.settings import (
     Settings,
     Stems,
 )
-from demucs_infer.sources import Audio, AudioInput, FileRecording, Hearing, Recording, record
+from demucs_infer.sources import Audio, AudioInput, AudioSource, FileSource, ReadOptions, open_audio
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -71,7 +71,7 @@ __all__ = [
     "InferenceOutput",
     "LoadAudioError",
     "LoadModelError",
-    "Saving",
+    "OutputOptions",
     "SeparatedFiles",
     "Separator",
     "list_models",
@@ -93,7 +93,7 @@ NotProvided = _NotProvided.NotProvided
 Events: TypeAlias = "Generator[Event | InferenceOutput, None, None]"
 FileEvents: TypeAlias = "Generator[Event | SeparatedFiles, None, None]"
 BlockEvents: TypeAlias = "Generator[Event | Block, None, None]"
-TrackEvents: TypeAlias = "Generator[tuple[int, Item], None, None]"
+TrackEvents: TypeAlias = "Generator[tuple[int, TrackEvent], None, None]"
 
 
 class Separator:
@@ -197,7 +197,7 @@ class Separator:
         separator = cls.__new__(cls)
         told: Parameters = {**known.parameters, **parameters}
         separator._adopt(network, is_ours=True, **told)
-        separator._saving = Saving(encoding=known.output.encoding, clip=known.output.clip)
+        separator._saving = OutputOptions(encoding=known.output.encoding, clip=known.output.clip)
         return separator
 
     def _adopt(self, model: nn.Module, *, is_ours: bool, **parameters: Unpack[Parameters]) -> None:
@@ -207,7 +207,7 @@ class Separator:
         self._lock = Lock()
         self._is_closed = False
         self._is_ours = is_ours
-        self._saving = Saving()
+        self._saving = OutputOptions()
         """How files are written where nobody says how."""
         self._home = ExitStack()
         """What keeps a network of ours on its device from one track to the next."""
@@ -305,7 +305,7 @@ class Separator:
         """(The track as the model hears it, its stems by name), each (C T)."""
         return _pair(self.run(file))
 
-    def record(
+    def open_audio(
         self,
         audio: AudioInput,
         sample_rate: float | None = None,
@@ -316,13 +316,13 @@ class Separator:
         extra_channels: ExtraChannels = "first",
         group: int = 0,
         strict: bool = False,
-    ) -> Recording:
+    ) -> AudioSource:
         """A part of a track, or one that needs care; `run` and the others take it as they do paths.
 
         `extra_channels` and `group` say what becomes of more channels than the model takes,
         `strict` makes an error of a damaged file.
         """
-        hearing = Hearing(
+        hearing = ReadOptions(
             sample_rate=self.samplerate,
             channels=self.audio_channels,
             device=self._settings.track_device,
@@ -333,7 +333,7 @@ class Separator:
             group=group,
             strict=strict,
         )
-        return record(audio, sample_rate, hearing=hearing)
+        return open_audio(audio, sample_rate, hearing=hearing)
 
     def run(
         self,
@@ -366,7 +366,7 @@ class Separator:
         Closing the generator ends the work within a batch.
         """
         task = self._task(model_kwargs, queries)
-        return _in_memory(task, self.record(audio, sample_rate))
+        return _in_memory(task, self.open_audio(audio, sample_rate))
 
     def separate_to(
         self,
@@ -392,7 +392,7 @@ class Separator:
         encoding = self._saving.encoding
         if (format, bits, bitrate) != (None, None, None):
             encoding = Encoding(format or encoding.format, bits=bits, bitrate=bitrate)
-        saving = Saving(encoding=encoding, clip=clip or self._saving.clip, template=template)
+        saving = OutputOptions(encoding=encoding, clip=clip or self._saving.clip, template=template)
         for item in self.stream_to(audio, out, saving, sample_rate=sample_rate):
             if isinstance(item, SeparatedFiles):
                 return item
@@ -402,7 +402,7 @@ class Separator:
         self,
         audio: AudioInput,
         out: str | os.PathLike[str] | Mapping[str, Target],
-        saving: Saving | None = None,
+        saving: OutputOptions | None = None,
         *,
         sample_rate: float | None = None,
     ) -> FileEvents:
@@ -411,20 +411,25 @@ class Separator:
         `saving` says all that can be said about the files. Closing the generator ends the work
         within a batch, and leaves no file.
         """
-        return _to_files(self._task(), self.record(audio, sample_rate), out, saving or self._saving)
+        return _to_files(
+            self._task(), self.open_audio(audio, sample_rate), out, saving or self._saving
+        )
 
-    def blocks(self, track: Track) -> BlockEvents:
+    def stream_blocks(self, track: Track) -> BlockEvents:
         """Final samples of the stems in order, and events, for a track at the model's rate.
 
-        This is the level below files and results: `record` makes such a track of anything.
+        This is the level below files and results: `open_audio` makes such a track of anything.
         """
         return self._task().run(track)
 
-    def blocks_of(self, tracks: Iterable[Track | Exception], *, together: int = 1) -> TrackEvents:
-        """As `blocks`, for one track after the other: (its number, what there is of it).
+    def stream_blocks_many(
+        self, tracks: Iterable[Track | Exception], *, max_tracks_per_batch: int = 1
+    ) -> TrackEvents:
+        """As `stream_blocks`, for one track after the other: (its number, what there is of it).
 
-        Windows of up to `together` tracks in a row run as one batch. A track ends with `Over`, or
-        with `Failed`, as an exception in place of one does. No callback hears of it.
+        Windows of up to `max_tracks_per_batch` tracks in a row run as one batch. A track ends
+        with `TrackFinished`, or with `TrackFailed`, as an exception in place of one does. No
+        callback hears of it.
         """
         task = self._task()
         return separate_many(
@@ -433,10 +438,10 @@ class Separator:
             options=task.settings.options,
             stems=task.plan,
             runner=task.runner,
-            together=together,
+            max_tracks_per_batch=max_tracks_per_batch,
         )
 
-    def lighten(self) -> None:
+    def free_original_weights(self) -> None:
         """Keep one copy of the weights instead of two, before the first track.
 
         For a process that only separates, in one precision: on a processor, networks hand their
@@ -446,7 +451,7 @@ class Separator:
             raise ValueError("the network of from_model is its owner's: its weights stay")
         with self._lock:
             device, compile = self._settings.network_device, self._settings.compile
-            self._runner = _runner(device, compile=compile, spends=True)
+            self._runner = _runner(device, compile=compile, consume_weights=True)
 
     def close(self) -> None:
         """Give the memory of the device back; the separator cannot be used any more."""
@@ -472,7 +477,7 @@ class Separator:
         self,
         model_kwargs: Mapping[str, object] | None = None,
         queries: Mapping[str, Mapping[str, object]] | None = None,
-    ) -> _Task:
+    ) -> _TrackSeparation:
         with self._lock:
             if self._is_closed:
                 raise ValueError("this Separator is closed; make another")
@@ -481,18 +486,20 @@ class Separator:
             # Its owner may change the weights, and a fast form of them would not follow.
             runner = _runner(settings.network_device, compile=settings.compile)
         if not model_kwargs and queries is None:
-            return _Task(self._ensemble, settings.plan, settings, runner)
+            return _TrackSeparation(self._ensemble, settings.plan, settings, runner)
         ensemble = _asked(self._ensemble, model_kwargs or {}, queries)
         # A runner remembers every network it has seen, and this one is gone after the track.
         runner = _runner(settings.network_device, compile=settings.compile)
-        return _Task(ensemble, settings.plan_for(ensemble.sources), settings, runner)
+        return _TrackSeparation(ensemble, settings.plan_for(ensemble.sources), settings, runner)
 
 
-def _runner(device: torch.device, *, compile: bool | str, spends: bool = False) -> Runner:
+def _runner(device: torch.device, *, compile: bool | str, consume_weights: bool = False) -> Runner:
     """What runs networks on `device`, in their fast form."""
 
     def prepare(network: Network, precision: str) -> Network:
-        fast = optimize(cast(nn.Module, network), precision, device=device, spends=spends)
+        fast = optimize(
+            cast(nn.Module, network), precision, device=device, consume_weights=consume_weights
+        )
         backend = "inductor" if compile is True else compile
         return cast(Network, compiled(fast, backend) if backend else fast)
 
@@ -515,12 +522,12 @@ def _asked(
     elif ensemble.weights is not None:
         raise ValueError("queries are for a single network; a bag weighs stems that it knows")
     all_queries = {name: {**model_kwargs, **query} for name, query in queries.items()}
-    members = [Queried(cast(nn.Module, member), all_queries) for member in ensemble.members]
+    members = [QueryAdapter(cast(nn.Module, member), all_queries) for member in ensemble.members]
     return Ensemble(tuple(cast(Network, member) for member in members), ensemble.weights)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Task:
+class _TrackSeparation:
     """How one track is separated, whatever happens to the separator meanwhile."""
 
     ensemble: Ensemble
@@ -565,13 +572,13 @@ def _with_length(
         yield item
 
 
-def _in_memory(task: _Task, recording: Recording) -> Events:
-    is_file = isinstance(recording, FileRecording)
+def _in_memory(task: _TrackSeparation, recording: AudioSource) -> Events:
+    is_file = isinstance(recording, FileSource)
     if is_file:
         yield Stage.Started("load")
     wav = torch.cat(list(recording.blocks()), dim=-1)
     for message in recording.warnings:
-        yield Warned(message)
+        yield WarningEvent(message)
     if is_file:
         yield Stage.Completed("load")
     shape = (task.ensemble.audio_channels, wav.shape[-1])
@@ -592,19 +599,19 @@ def _in_memory(task: _Task, recording: Recording) -> Events:
 
 
 def _to_files(
-    task: _Task,
-    recording: Recording,
+    task: _TrackSeparation,
+    recording: AudioSource,
     out: str | os.PathLike[str] | Mapping[str, Target],
-    saving: Saving,
+    saving: OutputOptions,
 ) -> FileEvents:
     began = perf_counter()
     model = task.ensemble
     targets = saving.paths(out, task.plan.outputs, recording.name)
     rate, channels = saving.layout(recording, model.samplerate, model.audio_channels)
-    outlet = Outlet(task.plan.outputs, model.samplerate, rate, channels)
+    outlet = StemResampler(task.plan.outputs, model.samplerate, rate, channels)
     warnings: list[str] = []
     with (
-        folders_for(targets, recording.path),
+        make_folders(targets, recording.path),
         saving.files(targets, rate, channels, recording) as files,
     ):
         with closing(task.run(recording)) as stream:
@@ -612,7 +619,7 @@ def _to_files(
                 if isinstance(item, Block):
                     files.write(outlet.push(item.stems))
                     continue
-                if isinstance(item, Warned):
+                if isinstance(item, WarningEvent):
                     warnings.append(item.message)
                 yield item
         files.write(outlet.finish(recording.frames if rate == recording.sample_rate else None))
@@ -620,7 +627,7 @@ def _to_files(
         levels = files.close()
         yield Stage.Completed("save")
     for message in recording.warnings:
-        yield Warned(message)
+        yield WarningEvent(message)
     yield SeparatedFiles(
         paths={
             name: Path(target) if isinstance(target, str | os.PathLike) else None

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
-from demucs_infer.engine.runner import Ensemble, Network, Queried, Runner, check_weights
-from demucs_infer.events import BatchSizeReduced, ChunkProcessed, Event, Warned, call_back
+from demucs_infer.engine.runner import Ensemble, Network, QueryAdapter, Runner, check_weights
+from demucs_infer.events import BatchSizeReduced, ChunkProcessed, Event, WarningEvent, call_back
 from demucs_infer.options import Options
 
 _logger = logging.getLogger(__name__)
@@ -145,7 +145,9 @@ def _check_mix(model: nn.Module, mix: Tensor) -> None:
 def _with_arguments(ensemble: Ensemble, arguments: Mapping[str, object] | None) -> Ensemble:
     if not arguments:
         return ensemble
-    members = [Queried(cast(nn.Module, member), {"": arguments}) for member in ensemble.members]
+    members = [
+        QueryAdapter(cast(nn.Module, member), {"": arguments}) for member in ensemble.members
+    ]
     return Ensemble(tuple(cast(Network, member) for member in members), ensemble.weights)
 
 
@@ -178,6 +180,6 @@ def _collect(stream: Iterator[Event | Block], mix: Tensor, num_stems: int) -> Te
     for item in stream:
         if isinstance(item, Block):
             out[..., item.start : item.start + item.stems.shape[-1]] = item.stems
-        elif isinstance(item, BatchSizeReduced | Warned):
+        elif isinstance(item, BatchSizeReduced | WarningEvent):
             _logger.warning("%s", item)
     return out

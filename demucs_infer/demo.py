@@ -61,7 +61,7 @@ def song(seconds: float = 20.0, seed: int = 0) -> Song:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Score:
+class _Sheet:
     """What is played; a step is a sixteenth, a bar has sixteen."""
 
     rng: Generator
@@ -104,10 +104,10 @@ class _Score:
         return self.cache[key]
 
 
-def _compose(seconds: float, rng: Generator) -> _Score:
+def _compose(seconds: float, rng: Generator) -> _Sheet:
     step = int(60 / rng.uniform(90, 126) / 4 * SAMPLE_RATE)
     names = {"kick": _KICKS, "snare": _SNARES, "hat": _HATS, "bass": _BASSES, "chord": _CHORDS}
-    return _Score(
+    return _Sheet(
         rng=rng,
         step=step,
         bars=int(np.ceil(seconds * SAMPLE_RATE / (16 * step))),
@@ -164,7 +164,7 @@ def _ends(sound: Wave, seconds: float = 0.006) -> Wave:
     return sound
 
 
-def _drums(score: _Score) -> Wave:
+def _drums(score: _Sheet) -> Wave:
     rng, out = score.rng, np.zeros((2, score.length), np.float32)
     time = _time(SAMPLE_RATE // 2)
     low, sweep = rng.uniform(42, 58), rng.uniform(90, 200)
@@ -183,7 +183,7 @@ def _drums(score: _Score) -> Wave:
     return out
 
 
-def _bass(score: _Score) -> Wave:
+def _bass(score: _Sheet) -> Wave:
     rng, out = score.rng, np.zeros((2, score.length), np.float32)
     cutoff, decay = rng.uniform(180, 700), rng.uniform(0.5, 3)
 
@@ -198,7 +198,7 @@ def _bass(score: _Score) -> Wave:
     return out
 
 
-def _other(score: _Score) -> Wave:
+def _other(score: _Sheet) -> Wave:
     """Plucked chords on one side, a pad around them."""
     rng, out = score.rng, np.zeros((2, score.length), np.float32)
     cutoff, decay, side = rng.uniform(1200, 4000), rng.uniform(2, 5), rng.uniform(-0.6, 0.6)
@@ -229,7 +229,7 @@ def _other(score: _Score) -> Wave:
     return out
 
 
-def _melody(score: _Score) -> list[tuple[int, int, int]]:
+def _melody(score: _Sheet) -> list[tuple[int, int, int]]:
     """(start, stop, pitch) of each sung note; every second bar ends with a breath."""
     rng, low = score.rng, int(score.rng.choice([48, 52, 57]))
     rhythm = [int(rng.choice([2, 2, 4, 4, 6])) for _ in range(16)]
@@ -249,7 +249,7 @@ def _melody(score: _Score) -> list[tuple[int, int, int]]:
     return notes
 
 
-def _vocals(score: _Score) -> Wave:
+def _vocals(score: _Sheet) -> Wave:
     rng, out = score.rng, np.zeros((2, score.length), np.float32)
     tract = rng.uniform(0.95, 1.2)  # a shorter throat has higher resonances
     before = 0.0

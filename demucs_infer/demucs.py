@@ -63,7 +63,7 @@ def _centre(x: Tensor, length: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Level:
+class _WaveLevel:
     """One level of the ladder: what its encoder and its decoder have in common."""
 
     fine: int
@@ -155,7 +155,7 @@ class Demucs(nn.Module):
         self.normalize = normalize
         self.resample = resample
 
-        levels: list[_Level] = []
+        levels: list[_WaveLevel] = []
         fine, coarse = audio_channels, channels
         for index in range(depth):
             dconv = DConvConfig(
@@ -166,7 +166,7 @@ class Demucs(nn.Module):
                 attn=index >= dconv_attn,
             )
             levels.append(
-                _Level(
+                _WaveLevel(
                     fine=fine,
                     coarse=coarse,
                     kernel_size=kernel_size,

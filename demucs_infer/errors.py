@@ -104,7 +104,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def in_words(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """What is told to people, who did not ask for the name of a class where we can do better."""
     if is_out_of_memory(error):
         told = "out of memory: a shorter segment or a smaller batch size needs less"

@@ -72,24 +72,31 @@ class BatchSizeReduced:
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
+class WarningEvent:
     """Something the listener should know, and that did not stop the work."""
 
     message: str
 
 
-Event = Stage.Started | Stage.Completed | ChunkStarted | ChunkProcessed | BatchSizeReduced | Warned
+Event = (
+    Stage.Started
+    | Stage.Completed
+    | ChunkStarted
+    | ChunkProcessed
+    | BatchSizeReduced
+    | WarningEvent
+)
 
-Item = TypeVar("Item")
+TrackEvent = TypeVar("TrackEvent")
 
 
 def call_back(
-    stream: Iterable[Item],
+    stream: Iterable[TrackEvent],
     callback: Callable[[dict[str, object]], object],
     *,
     models: int = 1,
     extra: Mapping[str, object] | None = None,
-) -> Iterator[Item]:
+) -> Iterator[TrackEvent]:
     """The same stream, reported on its way to upstream's kind of callback.
 
     One call with `state="start"` before a window runs and one with `state="end"` after it,

@@ -80,7 +80,7 @@ class HybridConfig:
         """Channels of one spectrogram as the network sees it: real and imaginary ones apart."""
         return self.audio_channels * (2 if self.cac else 1)
 
-    def levels(self) -> Iterator[Level]:
+    def levels(self) -> Iterator[UNetLevel]:
         """What happens at every level of the two ladders, from the outermost inwards."""
         bins = self.nfft // 2
         width, width_time = self.channels, self.channels_time or self.channels
@@ -89,7 +89,7 @@ class HybridConfig:
             merges = 1 < bins <= self.kernel_size
             if merges:
                 width = width_time = max(width, width_time)
-            yield Level(
+            yield UNetLevel(
                 freq=self._layer(index, bins),
                 time=self._layer(index, None) if self.hybrid and bins > 1 else None,
                 merges=merges,
@@ -145,7 +145,7 @@ class HybridConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
+class UNetLevel:
     """One level of the two ladders: the fine side is towards the audio, the coarse side deeper."""
 
     freq: LayerConfig
@@ -200,7 +200,7 @@ class Scale:
 
 
 @dataclass(slots=True, eq=False)
-class Trail:
+class SkipConnections:
     """What the way up needs from the way down, of one branch; the outermost level first."""
 
     skips: list[Tensor] = field(default_factory=list)
@@ -264,9 +264,9 @@ class Hybrid(nn.Module):
 
     def forward(self, mix: Tensor) -> Tensor:
         """(B C W) -> (B S C W)."""
-        return self.answer_only(mix, range(len(self.sources)))
+        return self.forward_stems(mix, range(len(self.sources)))
 
-    def answer_only(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
+    def forward_stems(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
         """As `forward`, for these stems: what the others would say is not made into samples."""
         length = mix.shape[-1]
         z = self.analyse(mix)
@@ -287,7 +287,7 @@ class Hybrid(nn.Module):
 
     def estimate(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The two U-Nets: (B P F T) and (B C W) -> (B S*P F T) and (B S*C W), P planes."""
-        trail, trail_time = Trail(), Trail()
+        trail, trail_time = SkipConnections(), SkipConnections()
         for index, encode in enumerate(self.encoder):
             trail.lengths.append(x.shape[-1])
             inject = None
@@ -307,7 +307,7 @@ class Hybrid(nn.Module):
         return self._up(*self.bottom(x, xt), trail, trail_time)
 
     def _up(
-        self, x: Tensor, xt: Tensor | None, trail: Trail, trail_time: Trail
+        self, x: Tensor, xt: Tensor | None, trail: SkipConnections, trail_time: SkipConnections
     ) -> tuple[Tensor, Tensor | None]:
         first_time = len(self.decoder) - len(self.tdecoder)
         for index, decode in enumerate(self.decoder):

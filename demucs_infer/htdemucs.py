@@ -175,13 +175,13 @@ class HTDemucs(Hybrid):
             )
         return training_length
 
-    def answer_only(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
+    def forward_stems(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
         """As `forward`, for these stems: (B C W) -> (B S C W)."""
         length = mix.shape[-1]
         missing = self.valid_length(length) - length
         if not missing:
-            return super().answer_only(mix, stems)
-        return super().answer_only(F.pad(mix, (0, missing)), stems)[..., :length]
+            return super().forward_stems(mix, stems)
+        return super().forward_stems(F.pad(mix, (0, missing)), stems)[..., :length]
 
     def bottom(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Through the transformer."""

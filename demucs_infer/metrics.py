@@ -162,7 +162,7 @@ def _middle(values: Tensor) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Evaluation:
     """The scores of all tracks, and ways to write them down."""
 
     scores: tuple[Score, ...]
@@ -230,7 +230,7 @@ def evaluate(
     stems: Sequence[str] | None = None,
     framewise: bool = False,
     progress: Callable[[str], None] | None = None,
-) -> Report:
+) -> Evaluation:
     """Score a folder of tracks, `ROOT/track/stem.wav` or `ROOT/stem.wav` for one track.
 
     `estimates` is a folder of the same form, or a function that separates: it is given the mix
@@ -256,7 +256,7 @@ def evaluate(
                     "write the estimates without a lossy codec's padding."
                 )
         scores += score(name, truth, guess, frames=rate if framewise else None)
-    return Report(tuple(scores))
+    return Evaluation(tuple(scores))
 
 
 def _tracks(root: Path) -> list[tuple[str, Path]]:

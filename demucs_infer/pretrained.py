@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demucs_infer.checkpoints.cache import Store
-from demucs_infer.checkpoints.catalog import NOT_STATED, Checkpoint, known
+from demucs_infer.checkpoints.cache import CheckpointStore
+from demucs_infer.checkpoints.catalog import NOT_STATED, Checkpoint, load_catalog
 from demucs_infer.checkpoints.download import Progress, sha256_of
-from demucs_infer.custom.registry import offered_by, offered_models, offered_network
+from demucs_infer.custom.registry import find_package, list_offered_models, load_offered_network
 from demucs_infer.errors import CheckpointError, ModelLoadingError
 from demucs_infer.repo import (
     AnyModelRepo,
@@ -101,20 +101,20 @@ def get_model(
     if repo is not None:
         return _local(Path(repo), trust=trust).get_model(text)
     if text.startswith("hf://"):
-        hub = HubRepo(text, Store.of(cache_dir, offline, progress), trust=trust)
+        hub = HubRepo(text, CheckpointStore.of(cache_dir, offline, progress), trust=trust)
         hub.fetch()
         return build_bag(hub.bag(), hub)
     if _is_path(text):
         from demucs_infer.states import load_model
 
         return load_model(text, trust=trust)
-    if text not in known().bags and text not in known().checkpoints:
-        return offered_network(text)
-    store = Store.of(cache_dir, offline, progress)
-    for checkpoint in known().files(text):  # all of them before the first one is built
+    if text not in load_catalog().bags and text not in load_catalog().checkpoints:
+        return load_offered_network(text)
+    store = CheckpointStore.of(cache_dir, offline, progress)
+    for checkpoint in load_catalog().files(text):  # all of them before the first one is built
         store.obtain(checkpoint)
     single = RemoteRepo(store, trust=trust)
-    return AnyModelRepo(single, BagOnlyRepo(known(), single)).get_model(text)
+    return AnyModelRepo(single, BagOnlyRepo(load_catalog(), single)).get_model(text)
 
 
 def list_models(repo: AnyPath | None = None) -> dict[str, Places]:
@@ -123,14 +123,14 @@ def list_models(repo: AnyPath | None = None) -> dict[str, Places]:
         found = _local(Path(repo))
         return {"single": found.model_repo.list_model(), "bag": found.bag_repo.list_model()}
     single = RemoteRepo()
-    networks = {**single.list_model(), **offered_models()}
-    return {"single": networks, "bag": BagOnlyRepo(known(), single).list_model()}
+    networks = {**single.list_model(), **list_offered_models()}
+    return {"single": networks, "bag": BagOnlyRepo(load_catalog(), single).list_model()}
 
 
 def model_info(name: str, *, cache_dir: AnyPath | None = None) -> ModelInfo:
     """What the catalogue, or another package, says about a name; nothing is fetched."""
-    catalog, store = known(), Store.of(cache_dir, offline=True)
-    if name not in {*catalog.bags, *catalog.checkpoints} and name in offered_models():
+    catalog, store = load_catalog(), CheckpointStore.of(cache_dir, offline=True)
+    if name not in {*catalog.bags, *catalog.checkpoints} and name in list_offered_models():
         return _offered_info(name)
     bag, checkpoints = catalog.bag(name), catalog.files(name)
     stems = {checkpoint.stems for checkpoint in checkpoints}
@@ -162,25 +162,25 @@ def pull(
 
     `to` also copies it into a folder that `get_model(name, repo=folder)` reads, bag file included.
     """
-    store = Store.of(cache_dir, offline, progress)
+    store = CheckpointStore.of(cache_dir, offline, progress)
     if name.startswith("hf://"):
         return _copies(HubRepo(name, store).fetch(), to)
-    paths = [store.obtain(checkpoint) for checkpoint in known().files(name)]
-    if to is not None and name in known().bags:
+    paths = [store.obtain(checkpoint) for checkpoint in load_catalog().files(name)]
+    if to is not None and name in load_catalog().bags:
         _write_bag(name, Path(to))
     return _copies(paths, to)
 
 
 def paths(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
     """Where the files of `name` are, or would be."""
-    store = Store.of(cache_dir)
-    return [store.path(checkpoint) for checkpoint in known().files(name)]
+    store = CheckpointStore.of(cache_dir)
+    return [store.path(checkpoint) for checkpoint in load_catalog().files(name)]
 
 
 def verify(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
     """Take the full sha256 of every file of `name`; `CheckpointError` if one is not right."""
-    store = Store.of(cache_dir)
-    checkpoints = known().files(name)
+    store = CheckpointStore.of(cache_dir)
+    checkpoints = load_catalog().files(name)
     for checkpoint in checkpoints:
         store.verify(checkpoint)
     return [store.path(checkpoint) for checkpoint in checkpoints]
@@ -188,7 +188,7 @@ def verify(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
 
 def remove(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
     """Delete the downloaded files of `name` that no other bag shares; says which were there."""
-    store, catalog = Store.of(cache_dir), known()
+    store, catalog = CheckpointStore.of(cache_dir), load_catalog()
     shared = {
         signature
         for bag in catalog.bags.values()
@@ -200,14 +200,14 @@ def remove(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
     return [store.path(one) for one in alone or wanted if store.remove(one)]
 
 
-def import_file(source: AnyPath, *, cache_dir: AnyPath | None = None) -> list[Path]:
+def add_checkpoint(source: AnyPath, *, cache_dir: AnyPath | None = None) -> list[Path]:
     """Take a file, or every file of a folder, into the cache: for machines without a network.
 
     What a file is is told by its sha256, not by its name.
     """
-    origin, store = Path(source), Store.of(cache_dir)
+    origin, store = Path(source), CheckpointStore.of(cache_dir)
     files = sorted(origin.iterdir()) if origin.is_dir() else [origin]
-    by_digest = {one.sha256: one for one in known().checkpoints.values()}
+    by_digest = {one.sha256: one for one in load_catalog().checkpoints.values()}
     taken, others = [], []
     for file in files:
         if file.suffix not in _SUFFIXES or not file.is_file():
@@ -216,7 +216,7 @@ def import_file(source: AnyPath, *, cache_dir: AnyPath | None = None) -> list[Pa
         if checkpoint is None:
             others.append(file.name)
         else:
-            taken.append(store.take_in(file, checkpoint))
+            taken.append(store.add_file(file, checkpoint))
     if not taken:
         raise CheckpointError(
             f"{origin} holds no file of the catalogue, by sha256"
@@ -246,7 +246,7 @@ def _offered_info(name: str) -> ModelInfo:
         segment=None,
         weights=None,
         licence=NOT_STATED,
-        source=offered_by(name) or offered_models()[name],
+        source=find_package(name) or list_offered_models()[name],
         note=None,
         ships=False,
         files=(),
@@ -258,7 +258,7 @@ def _agreed(rates: Iterable[int | None]) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _file_info(checkpoint: Checkpoint, store: Store) -> FileInfo:
+def _file_info(checkpoint: Checkpoint, store: CheckpointStore) -> FileInfo:
     path = store.path(checkpoint)
     return FileInfo(
         signature=checkpoint.signature,
@@ -275,7 +275,7 @@ def _file_info(checkpoint: Checkpoint, store: Store) -> FileInfo:
 
 def _write_bag(name: str, folder: Path) -> None:
     """The bag as a YAML file, JSON being the part of YAML that both know."""
-    bag = known().bags[name]
+    bag = load_catalog().bags[name]
     fields = {"models": bag.models, "weights": bag.weights, "segment": bag.segment}
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({key: value for key, value in fields.items() if value is not None}, indent=1)

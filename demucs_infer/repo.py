@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from demucs_infer.checkpoints.cache import Store
-from demucs_infer.checkpoints.catalog import Bag, Catalog, Checkpoint, bag_of, known
+from demucs_infer.checkpoints.cache import CheckpointStore
+from demucs_infer.checkpoints.catalog import Bag, Catalog, Checkpoint, bag_of, load_catalog
 from demucs_infer.checkpoints.download import sha256_of
 from demucs_infer.errors import (
     CheckpointError,
@@ -55,10 +55,14 @@ class RemoteRepo:
     """The checkpoints of the catalogue, downloaded when they are asked for."""
 
     def __init__(
-        self, store: Store | None = None, catalog: Catalog | None = None, *, trust: bool = False
+        self,
+        store: CheckpointStore | None = None,
+        catalog: Catalog | None = None,
+        *,
+        trust: bool = False,
     ) -> None:
-        self._store = store or Store.of()
-        self._catalog = catalog or known()
+        self._store = store or CheckpointStore.of()
+        self._catalog = catalog or load_catalog()
         self._trust = trust
 
     def has_model(self, sig: str) -> bool:
@@ -185,7 +189,7 @@ class HubRepo:
     is asked for by `hf://`; what came is recorded, and must be the same ever after.
     """
 
-    def __init__(self, name: str, store: Store, *, trust: bool = False) -> None:
+    def __init__(self, name: str, store: CheckpointStore, *, trust: bool = False) -> None:
         namespace, slash, rest = name.removeprefix("hf://").rpartition("/")
         self.name = rest
         self.namespace = namespace if slash else DEFAULT_NAMESPACE

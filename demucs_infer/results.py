@@ -15,17 +15,17 @@ from torch.nn import functional as F
 
 from demucs_infer.audio.channels import StreamResampler, convert_channels
 from demucs_infer.audio.encoders.pyav import PIECE
-from demucs_infer.audio.file_set import FileSet
+from demucs_infer.audio.file_set import StemFileSet
 from demucs_infer.audio.filenames import stem_paths, valid_template
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.gain import Clip, explained, peak_of, track_gain
-from demucs_infer.audio.tags import carried
+from demucs_infer.audio.gain import Clip, peak_of, track_gain, translate_os_errors
+from demucs_infer.audio.tags import portable_tags
 from demucs_infer.audio.writer import Target
-from demucs_infer.sources import Recording
+from demucs_infer.sources import AudioSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saving:
+class OutputOptions:
     """How stems become files; one that exists can be carried out."""
 
     encoding: Encoding = field(default_factory=Encoding)
@@ -78,7 +78,7 @@ class Saving:
             )
         return {stem: out[stem] for stem in stems}
 
-    def layout(self, recording: Recording, sample_rate: int, channels: int) -> tuple[int, int]:
+    def layout(self, recording: AudioSource, sample_rate: int, channels: int) -> tuple[int, int]:
         """(sample rate, channels) of the files, for a model that has the ones given."""
         known = {"model": (sample_rate, channels)}
         known["source"] = (recording.sample_rate, recording.num_channels)
@@ -90,11 +90,11 @@ class Saving:
         return rate, count
 
     def files(
-        self, targets: Mapping[str, Target], sample_rate: int, channels: int, recording: Recording
-    ) -> FileSet:
+        self, targets: Mapping[str, Target], sample_rate: int, channels: int, recording: AudioSource
+    ) -> StemFileSet:
         """The files, open, with what the recording says about its music."""
-        names = {stem: carried(recording.tags, f" ({stem})") for stem in targets}
-        return FileSet(
+        names = {stem: portable_tags(recording.tags, f" ({stem})") for stem in targets}
+        return StemFileSet(
             targets,
             sample_rate,
             channels,
@@ -108,7 +108,7 @@ class Saving:
 
 
 @contextmanager
-def folders_for(targets: Mapping[str, Target], source: Path | None = None) -> Iterator[None]:
+def make_folders(targets: Mapping[str, Target], source: Path | None = None) -> Iterator[None]:
     """The folders that the files will lie in; those that had to be made go with a failure.
 
     None of the files may be the `source` itself.
@@ -120,7 +120,7 @@ def folders_for(targets: Mapping[str, Target], source: Path | None = None) -> It
     made: set[Path] = set()
     try:
         for folder in {path.parent for path in paths}:
-            with explained(str(folder)):
+            with translate_os_errors(str(folder)):
                 made.update(one for one in (folder, *folder.parents) if not one.exists())
                 folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -191,11 +191,11 @@ class InferenceOutput:
         its own, as `clip="rescale"` does.
         """
         encoding = Encoding(format, bits=bits, bitrate=bitrate)
-        saving = Saving(encoding=encoding, clip=clip, template=template)
+        saving = OutputOptions(encoding=encoding, clip=clip, template=template)
         return self.save_as(saving, folder, track=track)
 
     def save_as(
-        self, saving: Saving, folder: str | os.PathLike[str], *, track: str = "track"
+        self, saving: OutputOptions, folder: str | os.PathLike[str], *, track: str = "track"
     ) -> dict[str, Path]:
         """The same, from one value that says how."""
         paths = stem_paths(
@@ -207,8 +207,8 @@ class InferenceOutput:
         )
         channels, length = next(iter(self.outputs.values())).shape
         with (
-            folders_for(dict(paths)),
-            FileSet(
+            make_folders(dict(paths)),
+            StemFileSet(
                 dict(paths),
                 self.sample_rate,
                 channels,
@@ -253,7 +253,7 @@ class SeparatedFiles:
         return min(self.gains.values(), default=1.0)
 
 
-class Outlet:
+class StemResampler:
     """Blocks of stems, brought to the rate and the channels of the files they go to.
 
     With as many samples as `frames` in the end: resampling there and back may be off by one.

@@ -111,11 +111,13 @@ class Settings:
     @classmethod
     def of(cls, members: Sequence[object], parameters: Parameters) -> "Settings":
         """Those for networks, which may have `preferences` where a parameter is not given."""
-        wishes = [dict(getattr(member, "preferences", {})) for member in members]
-        if any(wish != wishes[0] for wish in wishes):
-            raise ValueError(f"the networks of a bag differ in how they are to be run: {wishes}")
+        preferences = [dict(getattr(member, "preferences", {})) for member in members]
+        if any(wish != preferences[0] for wish in preferences):
+            raise ValueError(
+                f"the networks of a bag differ in how they are to be run: {preferences}"
+            )
         sources: tuple[str, ...] = tuple(members[0].sources)  # type: ignore[attr-defined]  # networks
-        return cls(sources=sources, **{**wishes[0], **parameters})
+        return cls(sources=sources, **{**preferences[0], **parameters})
 
     @classmethod
     def check(cls, parameters: Parameters) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from demucs_infer.audio.channels import ExtraChannels, Method, convert_audio
 from demucs_infer.audio.formats import RATES
-from demucs_infer.audio.reader import Track
+from demucs_infer.audio.reader import TrackReader
 from demucs_infer.audio.source import Source
 from demucs_infer.errors import AudioInputError
 
@@ -57,7 +57,7 @@ def valid_rate(sample_rate: float) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hearing:
+class ReadOptions:
     """How a model hears a recording, and which part of it."""
 
     sample_rate: int
@@ -68,7 +68,7 @@ class Hearing:
     """None: to the end."""
     resampler: Method = "julius"
     extra_channels: ExtraChannels = "first"
-    """What becomes of channels that the model does not take: see `audio.read.Track`."""
+    """What becomes of channels that the model does not take: see `audio.read.TrackReader`."""
     group: int = 0
     """Which pair of channels, where `extra_channels` is "pairs"."""
     strict: bool = False
@@ -96,7 +96,7 @@ class Hearing:
         return wav[:, start:stop]
 
 
-class ArrayRecording:
+class ArraySource:
     """An array as a track: converted as a whole, in memory of its own."""
 
     name = "track"
@@ -104,7 +104,7 @@ class ArrayRecording:
     tags: Mapping[str, str] = {}
     cover = None
 
-    def __init__(self, wav: Tensor, sample_rate: int, hearing: Hearing) -> None:
+    def __init__(self, wav: Tensor, sample_rate: int, hearing: ReadOptions) -> None:
         self.hearing = hearing
         self.num_channels = wav.shape[0]
         self.sample_rate = sample_rate
@@ -132,12 +132,12 @@ class ArrayRecording:
         return (f"the audio has {self.num_channels} channels: the first {self.channels} are used",)
 
 
-class FileRecording:
+class FileSource:
     """A file as a track: decoded anew every time it is read, and never held whole."""
 
-    def __init__(self, source: Source, hearing: Hearing) -> None:
+    def __init__(self, source: Source, hearing: ReadOptions) -> None:
         self.hearing = hearing
-        self._track = Track(
+        self._track = TrackReader(
             source,
             sample_rate=hearing.sample_rate,
             channels=None if hearing.channels == 1 else hearing.channels,
@@ -180,20 +180,22 @@ class FileRecording:
             yield block.to(self._device)
 
 
-Recording: TypeAlias = ArrayRecording | FileRecording
+AudioSource: TypeAlias = ArraySource | FileSource
 """A track for the engine, at the rate and with the channels of a model, and where it is from.
 
 `channels` and `length` are as the engine reads it, `num_channels`, `sample_rate` and `frames` as
 it came in. Lengths and `warnings` are complete when it has been read once.
 """
 
-AudioInput: TypeAlias = Audio | Samples | Source | Recording
+AudioInput: TypeAlias = Audio | Samples | Source | AudioSource
 """A path, the bytes of a file, an open file, an array, an array with its rate, or a recording."""
 
 
-def record(audio: AudioInput, sample_rate: float | None = None, *, hearing: Hearing) -> Recording:
+def open_audio(
+    audio: AudioInput, sample_rate: float | None = None, *, hearing: ReadOptions
+) -> AudioSource:
     """Ready to be read at the rate of a model; arrays are checked and copied here."""
-    if isinstance(audio, ArrayRecording | FileRecording):
+    if isinstance(audio, ArraySource | FileSource):
         if sample_rate is not None:
             raise AudioInputError(f"{sample_rate=} is for arrays; a recording knows its own")
         theirs, ours = (
@@ -205,13 +207,13 @@ def record(audio: AudioInput, sample_rate: float | None = None, *, hearing: Hear
     if isinstance(audio, Audio):
         if sample_rate is not None and sample_rate != audio.sample_rate:
             raise AudioInputError(f"{sample_rate=}, but the audio says {audio.sample_rate}")
-        return ArrayRecording(samples(audio.data), audio.sample_rate, hearing)
+        return ArraySource(samples(audio.data), audio.sample_rate, hearing)
     if isinstance(audio, Tensor | np.ndarray) or not is_file(audio):
         rate = hearing.sample_rate if sample_rate is None else valid_rate(sample_rate)
-        return ArrayRecording(samples(audio), rate, hearing)
+        return ArraySource(samples(audio), rate, hearing)
     if sample_rate is not None:
         raise AudioInputError(f"{sample_rate=} is for arrays; a file says its own")
-    return FileRecording(audio, hearing)
+    return FileSource(audio, hearing)
 
 
 def is_file(audio: object) -> TypeGuard[Source]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from demucs_infer.checkpoints.diffq import decode
-from demucs_infer.checkpoints.lazy_tensor import Weight, quoted
+from demucs_infer.checkpoints.lazy_tensor import LazyTensor, short_repr
 from demucs_infer.checkpoints.reader import Architecture, Package, read_package
 from demucs_infer.checkpoints.torchaudio_names import architecture as torchaudio_architecture
 from demucs_infer.checkpoints.torchaudio_names import is_torchaudio, to_ours
@@ -112,17 +112,17 @@ def build(architecture: Architecture) -> nn.Module:
     for name, value in arguments.items():
         _check(name, value)
     try:
-        with torch.device("meta"), _Undrawn():
+        with torch.device("meta"), _SkipRandomInit():
             return klass(**arguments).requires_grad_(False)
     except DemucsError:
         raise
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(
-            f"no {klass.__name__} can be built of its arguments: {quoted(e, 300)}"
+            f"no {klass.__name__} can be built of its arguments: {short_repr(e, 300)}"
         ) from e
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipRandomInit(TorchFunctionMode):
     """No random numbers for weights that are about to be replaced.
 
     Not only is there no memory to draw them into: a meta tensor's `normal_` also makes torch import
@@ -149,7 +149,9 @@ def _class(name: str) -> type[nn.Module]:
         if klass == rest and module in ("", f"demucs.{package}", f"demucs_infer.{package}"):
             return found
     names = ", ".join(f"demucs.{known}" for known in _CLASSES)
-    raise CheckpointError(f"its network is {quoted(name)}; the ones that can be built are {names}")
+    raise CheckpointError(
+        f"its network is {short_repr(name)}; the ones that can be built are {names}"
+    )
 
 
 def _arguments(klass: type[nn.Module], architecture: Architecture) -> dict[str, Any]:
@@ -160,12 +162,12 @@ def _arguments(klass: type[nn.Module], architecture: Architecture) -> dict[str, 
     arguments = dict(zip(parameters, architecture.args))
     twice = sorted(arguments.keys() & architecture.kwargs.keys())
     if twice:
-        raise CheckpointError(f"its arguments are given twice: {quoted(twice)}")
+        raise CheckpointError(f"its arguments are given twice: {short_repr(twice)}")
     unknown = sorted(architecture.kwargs.keys() - parameters.keys())
     if unknown:
         warnings.warn(
             f"{klass.__name__} no longer has these arguments of the checkpoint, which are "
-            f"dropped: {', '.join(quoted(name) for name in unknown)}",
+            f"dropped: {', '.join(short_repr(name) for name in unknown)}",
             stacklevel=6,
         )
     kept = {name: value for name, value in architecture.kwargs.items() if name in parameters}
@@ -188,7 +190,9 @@ def _check(name: str, value: object) -> None:
     else:
         fine = all(_is_reasonable(name, one) for one in _flat(value))
     if not fine:
-        raise CheckpointError(f"its argument {name} is {quoted(value)}, which is out of all range")
+        raise CheckpointError(
+            f"its argument {name} is {short_repr(value)}, which is out of all range"
+        )
 
 
 def _flat(value: object) -> Iterable[object]:
@@ -211,7 +215,7 @@ def _is_reasonable(name: str, value: object) -> bool:
 # ── weights into a network ──
 
 
-def _without_prefix(state: Mapping[str, Weight], model: nn.Module) -> Mapping[str, Weight]:
+def _without_prefix(state: Mapping[str, LazyTensor], model: nn.Module) -> Mapping[str, LazyTensor]:
     """Names as the network has them, where wrappers put their own in front."""
     wanted = model.state_dict().keys()
     for prefix in ("module.", "model.") * 2:
@@ -221,7 +225,9 @@ def _without_prefix(state: Mapping[str, Weight], model: nn.Module) -> Mapping[st
     return state
 
 
-def _fill(model: nn.Module, state: Mapping[str, Weight], size: int, *, strict: bool = True) -> None:
+def _fill(
+    model: nn.Module, state: Mapping[str, LazyTensor], size: int, *, strict: bool = True
+) -> None:
     wanted = model.state_dict()
     problems = _differences(wanted, state)
     if problems and strict:
@@ -258,16 +264,16 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             raise CheckpointError(f"the network's {name} is not in the file")
 
 
-def _number(name: str, weight: Weight, wanted: Tensor) -> Tensor:
+def _number(name: str, weight: LazyTensor, wanted: Tensor) -> Tensor:
     # What is counted in a network (batches that a norm has seen, say) is no weight.
     if weight.dtype == wanted.dtype and not wanted.is_floating_point():
         return weight.read()
     if not weight.dtype.is_floating_point:
-        raise CheckpointError(f"its weight {quoted(name)} is {weight.dtype}, not a real number")
+        raise CheckpointError(f"its weight {short_repr(name)} is {weight.dtype}, not a real number")
     return weight.read().float()
 
 
-def _differences(wanted: Mapping[str, Tensor], state: Mapping[str, Weight]) -> list[str]:
+def _differences(wanted: Mapping[str, Tensor], state: Mapping[str, LazyTensor]) -> list[str]:
     missing = sorted(wanted.keys() - state.keys())
     unexpected = sorted(state.keys() - wanted.keys())
     shapes = [
@@ -276,7 +282,7 @@ def _differences(wanted: Mapping[str, Tensor], state: Mapping[str, Weight]) -> l
         if state[name].shape != wanted[name].shape
     ]
     return [
-        f"{len(found)} {kind} ({', '.join(quoted(name, 200) for name in found[:5])}"
+        f"{len(found)} {kind} ({', '.join(short_repr(name, 200) for name in found[:5])}"
         f"{', …' if len(found) > 5 else ''})"
         for kind, found in (("missing", missing), ("unexpected", unexpected), ("differ", shapes))
         if found

@@ -82,7 +82,7 @@ class Outcome:
     idle: float
     """Share of the workers' time after the queue was empty."""
 
-    deaths: int
+    crash_count: int
     lost: float
     """Work that was done twice."""
 
@@ -95,7 +95,7 @@ def simulate(lengths: Lengths, bench: Benchmark, world: World) -> Outcome:
     free = [(bench.start_seconds, worker) for worker in range(world.workers)]
     heapq.heapify(free)
     ends = np.full(world.workers, float(bench.start_seconds))
-    deaths, lost = 0, 0.0
+    crash_count, lost = 0, 0.0
     mean_life = 3600 / world.deaths_per_hour if world.deaths_per_hour else np.inf
     while free:
         now, worker = heapq.heappop(free)
@@ -114,7 +114,7 @@ def simulate(lengths: Lengths, bench: Benchmark, world: World) -> Outcome:
             continue
         finished = int(np.searchsorted(done, death))
         queue.appendleft(task[finished:])
-        deaths += 1
+        crash_count += 1
         lost += death - (done[finished - 1] if finished else now)
         ends[worker] = death
         back = death + bench.start_seconds
@@ -127,7 +127,7 @@ def simulate(lengths: Lengths, bench: Benchmark, world: World) -> Outcome:
         makespan=makespan / 3600,
         ideal=(bench.start_seconds + work / world.workers) / 3600,
         idle=float((makespan - ends).mean() / makespan),
-        deaths=deaths,
+        crash_count=crash_count,
         lost=lost / 3600,
     )
 
@@ -158,7 +158,7 @@ def tables(tracks: int, world: World) -> None:
             over = found.makespan / found.ideal - 1
             print(
                 f"| {'shards' if shards else 'queue'} | {size} | {order} | {found.makespan:.2f} h "
-                f"| {over:.1%} | {found.idle:.1%} | {found.deaths} | {found.lost:.1f} h |"
+                f"| {over:.1%} | {found.idle:.1%} | {found.crash_count} | {found.lost:.1f} h |"
             )
         files = lengths.sum() * (bench.bytes_in + bench.bytes_out)
         sound = files + lengths.sum() * PCM * 5
@@ -172,7 +172,7 @@ def measured(seconds: float) -> Benchmark:
     import torch
 
     from demucs_infer.api import Separator
-    from demucs_infer.batch.request import Order
+    from demucs_infer.batch.request import SeparationRequest
     from demucs_infer.distributed.benchmark import measure
     from demucs_infer.htdemucs import HTDemucs
     from tests.bench.shapes import TRANSFORMER
@@ -180,7 +180,7 @@ def measured(seconds: float) -> Benchmark:
     torch.set_num_threads(1)
     network = HTDemucs(**TRANSFORMER).eval()  # random weights take as long as any
     separator = Separator.from_model(network, device="cpu")
-    order = Order(format="flac")
+    order = SeparationRequest(format="flac")
     return measure(separator, order, name="measured", seconds=seconds, clock=process_time)
 
 

@@ -42,7 +42,7 @@ _FOREIGN = (av.FFmpegError, OSError, ValueError, RuntimeError, MemoryError, Asse
 
 
 @contextlib.contextmanager
-def opened(file: BinaryIO, name: str) -> Iterator[InputContainer]:
+def open_container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
     """The file as a container, closed afterwards with the file."""
     with contextlib.closing(file):
         head = file.read(512)
@@ -58,7 +58,7 @@ def opened(file: BinaryIO, name: str) -> Iterator[InputContainer]:
                 buffer_size=1 << 16,
             )
         except _FOREIGN as error:
-            raise AudioReadError(f"cannot read {name}: {looks(head)}") from error
+            raise AudioReadError(f"cannot read {name}: {describe_header(head)}") from error
         with contextlib.closing(container):
             yield container
 
@@ -102,7 +102,7 @@ _SOUND = {
 }
 
 
-def looks(head: bytes) -> str:
+def describe_header(head: bytes) -> str:
     """What a file that no decoder takes seems to be, and what to do, from its first bytes."""
     lowered = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for mark, what in _LOOKS.items():

@@ -15,13 +15,13 @@ from demucs_infer.audio.encoders.pyav import pieces
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.gain import Clip, LevelWriter
 from demucs_infer.audio.writer import AudioWriter, Target
-from demucs_infer.system.threads import compute_alone
+from demucs_infer.system.threads import limit_to_one_thread
 
 _AHEAD = 4  # pieces that may wait for one encoder; then whoever brings more waits for it
 
 
-class FileSet(LevelWriter):
-    """One file a name: `with FileSet({"vocals": "v.flac", ...}, 44100, 2, Encoding("flac"))`.
+class StemFileSet(LevelWriter):
+    """One file a name: `with StemFileSet({"vocals": "v.flac", ...}, 44100, 2, Encoding("flac"))`.
 
     `write({"vocals": block, ...})` takes the next samples of all; `close()` says the levels.
     `clip` and `exact_sum` are explained at `CLIP_MODES` and `round_together`.
@@ -40,7 +40,7 @@ class FileSet(LevelWriter):
         cover: bytes | None = None,
         overwrite: bool = True,
     ) -> None:
-        sink = _SideBySide()
+        sink = _ParallelSink()
         try:
             for name, path in paths.items():
                 writer = AudioWriter(
@@ -73,12 +73,12 @@ class FileSet(LevelWriter):
         )
 
 
-class _Lane:
+class _EncoderThread:
     """A writer and the one thread that feeds it."""
 
     def __init__(self, writer: AudioWriter) -> None:
         self.writer = writer
-        self._thread = ThreadPoolExecutor(1, initializer=compute_alone)
+        self._thread = ThreadPoolExecutor(1, initializer=limit_to_one_thread)
         self._waiting: deque[Future[None]] = deque()
 
     def put(self, piece: Tensor) -> None:
@@ -103,11 +103,11 @@ class _Lane:
         self.writer.abort()
 
 
-class _SideBySide:
-    """The sink of a `FileSet`: one lane a file."""
+class _ParallelSink:
+    """The sink of a `StemFileSet`: one lane a file."""
 
     def __init__(self) -> None:
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, _EncoderThread] = {}
 
     @property
     def name(self) -> str:
@@ -116,7 +116,7 @@ class _SideBySide:
 
     def add(self, name: str, writer: AudioWriter) -> None:
         """One more file."""
-        self._lanes[name] = _Lane(writer)
+        self._lanes[name] = _EncoderThread(writer)
 
     def write(self, blocks: Mapping[str, Tensor]) -> None:
         """The next samples of every file, encoded at the same time."""

@@ -121,7 +121,7 @@ _HINTS = {
 }
 
 
-def not_written(name: str, error: OSError | av.FFmpegError) -> AudioWriteError:
+def write_error(name: str, error: OSError | av.FFmpegError) -> AudioWriteError:
     """An error of the system or of FFmpeg, as one sentence about that file or folder."""
     hint = _HINTS.get(error.errno or 0)
     reason = error.strerror or str(error)
@@ -129,12 +129,12 @@ def not_written(name: str, error: OSError | av.FFmpegError) -> AudioWriteError:
 
 
 @contextmanager
-def explained(name: str) -> Iterator[None]:
+def translate_os_errors(name: str) -> Iterator[None]:
     """Errors of the system and of FFmpeg, as one sentence about that file."""
     try:
         yield
     except (OSError, av.FFmpegError) as error:
-        raise not_written(name, error) from error
+        raise write_error(name, error) from error
 
 
 class Sink(Protocol):
@@ -194,12 +194,12 @@ class LevelWriter:
         self._exact_sum = exact_sum and encoding.is_integer and clip in ("track", "none")
         self._peaks = dict.fromkeys(names, 0.0)
         self._is_open = True
-        self._spool: _Spool | None = None
+        self._spool: _FloatSpool | None = None
         with self._or_nothing():
             if clip not in CLIP_MODES:
                 raise ValueError(f"{clip = } must be one of: {', '.join(CLIP_MODES)}")
             if clip == "rescale" or (clip == "track" and encoding.can_clip):
-                self._spool = _Spool(self._names, channels, spool_folder)
+                self._spool = _FloatSpool(self._names, channels, spool_folder)
 
     def write(self, blocks: Mapping[str, Tensor]) -> None:
         """The next samples of every file: name -> (C T), all equally long."""
@@ -256,7 +256,7 @@ class LevelWriter:
     def _or_nothing(self) -> Iterator[None]:
         """Any error inside leaves no file; those of the system are explained."""
         try:
-            with explained(self._sink.name):
+            with translate_os_errors(self._sink.name):
                 yield
         except BaseException:
             self.abort()
@@ -282,7 +282,7 @@ def _scaled(block: Tensor, gain: float) -> Tensor:
     return block if gain == 1 else block.double() * gain
 
 
-class _Spool:
+class _FloatSpool:
     """Floats of several files on disk: written once in order, read once in order."""
 
     def __init__(self, names: Sequence[str], channels: int, folder: Path | None) -> None:

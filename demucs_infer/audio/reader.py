@@ -18,9 +18,9 @@ from torch import Tensor
 
 from demucs_infer.audio import container_headers as declared
 from demucs_infer.audio.channels import ExtraChannels, convert_channels
-from demucs_infer.audio.decode import Damage, Decoder, check, choose, cover_of, opened
+from demucs_infer.audio.decode import Damage, Decoder, check, choose, cover_of, open_container
 from demucs_infer.audio.resample import Method, StreamResampler, resample
-from demucs_infer.audio.source import Input, Source
+from demucs_infer.audio.source import ReopenableFile, Source
 from demucs_infer.errors import AudioReadError
 
 BLOCK = 65536
@@ -85,13 +85,13 @@ class AudioReader:
             raise ValueError(f"{start_seconds = } must be 0 or more")
         if duration_seconds is not None and not duration_seconds > 0:
             raise ValueError(f"{duration_seconds = } must be more than 0")
-        self._input = Input(source)
+        self._input = ReopenableFile(source)
         self._stream_index = stream
         self._strict = strict
-        self._promise: _Promise
+        self._declared_length: _DeclaredLength
         with self._opened() as (container, chosen):
-            self._promise = _promise(container, chosen, self._input)
-            self.info = _info(container, chosen, self._promise)
+            self._declared_length = _declared_length(container, chosen, self._input)
+            self.info = _info(container, chosen, self._declared_length)
         rate = self.info.sample_rate
         self._start = round(start_seconds * rate)
         self._stop = None
@@ -104,7 +104,7 @@ class AudioReader:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, AudioStream]]:
         name = self._input.name
-        with opened(self._input.open(), name) as container:
+        with open_container(self._input.open(), name) as container:
             stream = choose(container, name, self._stream_index)
             check(stream, name)
             yield container, stream
@@ -115,7 +115,7 @@ class AudioReader:
             raise ValueError(f"{frames = } must be at least 1")
         self.frames, self.warnings = None, ()
         count = 0
-        watch = _Watch(self.name, self.info.sample_rate, self._strict)
+        watch = _Integrity(self.name, self.info.sample_rate, self._strict)
         with self._opened() as (container, stream):
             decoder = Decoder(container, stream, self.name)
             parts = _window(self._trimmed(decoder), self._start, self._stop)
@@ -125,7 +125,7 @@ class AudioReader:
         is_whole = self._stop is None or decoder.count < self._stop
         watch.damage(decoder.damage)
         if is_whole:
-            watch.length(decoder.count, self._promise)
+            watch.length(decoder.count, self._declared_length)
         if not count:
             raise AudioReadError(self._nothing(decoder.count))
         self.frames = count
@@ -141,7 +141,7 @@ class AudioReader:
             held = block
         if held is None:
             return
-        excess = self._promise.excess(decoder.count, held.shape[-1], decoder.last_duration)
+        excess = self._declared_length.excess(decoder.count, held.shape[-1], decoder.last_duration)
         decoder.count -= excess
         yield held[:, : held.shape[-1] - excess]
 
@@ -162,7 +162,7 @@ class AudioReader:
 
 
 @dataclass(frozen=True, slots=True)
-class _Promise:
+class _DeclaredLength:
     """How long a file says it is."""
 
     frames: int | None = None
@@ -196,7 +196,9 @@ class _Promise:
         return excess
 
 
-def _promise(container: InputContainer, stream: AudioStream, source: Input) -> _Promise:
+def _declared_length(
+    container: InputContainer, stream: AudioStream, source: ReopenableFile
+) -> _DeclaredLength:
     kind = container.format.name.partition(",")[0]
     rate = int(stream.codec_context.sample_rate)
     seconds = container.duration / 1e6 if container.duration else None
@@ -212,15 +214,19 @@ def _promise(container: InputContainer, stream: AudioStream, source: Input) -> _
         seconds = int(hours) * 3600 + int(minutes) * 60 + float(rest)
     has_film = any(other.type == "video" for other in container.streams)
     if kind in _ESTIMATED or seconds is None or (has_film and not tag):
-        return _Promise(seconds=seconds)
+        return _DeclaredLength(seconds=seconds)
     # The tag counts in milliseconds, and ends where the sound does, not the last packet.
     mark = math.ceil((seconds + 0.001) * rate) if tag else None
-    return _Promise(round(seconds * rate), slack=rate // 10, seconds=seconds, mark=mark)
+    return _DeclaredLength(round(seconds * rate), slack=rate // 10, seconds=seconds, mark=mark)
 
 
 def _counted(
-    kind: str, container: InputContainer, stream: AudioStream, source: Input, seconds: float
-) -> _Promise:
+    kind: str,
+    container: InputContainer,
+    stream: AudioStream,
+    source: ReopenableFile,
+    seconds: float,
+) -> _DeclaredLength:
     rate = int(stream.codec_context.sample_rate)
     frames = round(seconds * rate)
     if kind == "mov":
@@ -228,7 +234,7 @@ def _counted(
         shown = frames if original is None else original
         # A lossy stream's length here is rounded to ticks of the film.
         is_exact = original is not None or _bits(stream) is not None
-        return _Promise(
+        return _DeclaredLength(
             shown,
             rate // 600 + 1,
             shown / rate,
@@ -238,7 +244,7 @@ def _counted(
         )
     with contextlib.closing(source.open()) as file:
         if kind == "mp3" and not declared.counts_frames(file):
-            return _Promise(seconds=seconds)
+            return _DeclaredLength(seconds=seconds)
         held = declared.data_bytes(file, kind)
     width = _sample_bytes(stream.codec_context.name)
     if held is not None and width:
@@ -248,10 +254,10 @@ def _counted(
         slack = _LARGEST_PACKET  # of what is compressed, packets are counted whole
     elif kind == "w64":
         slack = 7 // (width * stream.codec_context.channels)  # writers count what fills eight bytes
-    return _Promise(frames, slack, frames / rate, is_exact=not slack)
+    return _DeclaredLength(frames, slack, frames / rate, is_exact=not slack)
 
 
-def _marked(stream: AudioStream, source: Input, seconds: float | None) -> _Promise:
+def _marked(stream: AudioStream, source: ReopenableFile, seconds: float | None) -> _DeclaredLength:
     """An Ogg stream: its last page says where it ends, if it was begun at its beginning."""
     head = stream.codec_context.extradata or b""
     skipped = int.from_bytes(head[10:12], "little") if head.startswith(b"OpusHead") else 0
@@ -261,8 +267,8 @@ def _marked(stream: AudioStream, source: Input, seconds: float | None) -> _Promi
     with contextlib.closing(source.open()) as file:
         mark = declared.end_mark(file)
     if mark is None or seconds is None or abs(mark - skipped - seconds * rate) > _LARGEST_PACKET:
-        return _Promise(seconds=seconds, is_torn=mark is None)
-    return _Promise(mark - skipped, _LARGEST_PACKET, seconds, mark=mark - skipped)
+        return _DeclaredLength(seconds=seconds, is_torn=mark is None)
+    return _DeclaredLength(mark - skipped, _LARGEST_PACKET, seconds, mark=mark - skipped)
 
 
 def _itunes_samples(container: InputContainer) -> int | None:
@@ -287,7 +293,7 @@ def _tag(stream: AudioStream, name: str) -> str:
     return str(stream.metadata.get(name, ""))
 
 
-def _info(container: InputContainer, stream: AudioStream, promise: _Promise) -> Info:
+def _info(container: InputContainer, stream: AudioStream, promise: _DeclaredLength) -> Info:
     context = stream.codec_context
     cover = cover_of(container)
     if cover is not None and len(cover) > _LARGEST_COVER:
@@ -364,7 +370,7 @@ def _rebuffer(parts: Iterator[Tensor], channels: int, frames: int) -> Iterator[T
         yield torch.cat(held, dim=-1)
 
 
-class _Watch:
+class _Integrity:
     """What is wrong with a recording: said, or raised when that is asked for."""
 
     def __init__(self, name: str, rate: int, strict: bool) -> None:
@@ -402,7 +408,7 @@ class _Watch:
         if damage.broke_off:
             self._say(f"{self._name} breaks off: what follows could not be read")
 
-    def length(self, count: int, promise: _Promise) -> None:
+    def length(self, count: int, promise: _DeclaredLength) -> None:
         if promise.is_torn:
             self._say(
                 f"{self._name} was cut off: its end mark is missing, and with it an unknown number "
@@ -423,7 +429,7 @@ class _Watch:
             )
 
 
-class Track:
+class TrackReader:
     """A recording at the rate and with the channels that a network wants: the engine's track.
 
     `sample_rate` and `channels` of None are the recording's own. `extra_channels` says what becomes
@@ -568,5 +574,5 @@ class AudioFile:
 
 def load_track(track: Source, audio_channels: int, samplerate: int) -> Tensor:
     """A whole recording in memory, as a network wants it: (C T) float32."""
-    reader = Track(track, sample_rate=samplerate, channels=audio_channels)
+    reader = TrackReader(track, sample_rate=samplerate, channels=audio_channels)
     return torch.cat(list(reader.blocks()), dim=-1)

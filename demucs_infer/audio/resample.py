@@ -34,7 +34,7 @@ _SPLIT = 1 << 17
 """Samples of one push in `resample`."""
 
 
-class _Stream(Protocol):
+class _ResampleStream(Protocol):
     def push(self, block: Tensor) -> Tensor: ...
 
     def finish(self) -> Tensor: ...
@@ -59,7 +59,7 @@ class StreamResampler:
         if method not in ("julius", "soxr"):
             raise ValueError(f"{method = } must be 'julius' or 'soxr'")
         self._channels = channels
-        self._stream: _Stream
+        self._stream: _ResampleStream
         if from_rate == to_rate:
             self._stream = _Unchanged(channels)
         elif method == "soxr":

@@ -22,7 +22,7 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Readable
 """A path, the bytes of a file, or a binary file object read from where it stands."""
 
 
-class Input:
+class ReopenableFile:
     """A recording that can be opened as often as it takes; openings do not disturb each other."""
 
     def __init__(self, source: Source) -> None:

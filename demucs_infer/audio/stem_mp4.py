@@ -16,13 +16,13 @@ from torch import Tensor
 
 from demucs_infer.audio.encoders.pyav import Muxer, pieces
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.gain import Clip, LevelWriter, explained, round_together
+from demucs_infer.audio.gain import Clip, LevelWriter, round_together, translate_os_errors
 from demucs_infer.audio.tags import cover_of
-from demucs_infer.audio.writer import Draft, Target, check_shape
+from demucs_infer.audio.writer import AtomicFile, Target, check_shape
 from demucs_infer.errors import AudioWriteError
 
 MIX = "mix"
-"""The name of the first track in `StemFile.write`."""
+"""The name of the first track in `StemMp4.write`."""
 
 NUM_STEMS = 4  # what the format, and every player of it, expects
 _COLOURS = {"drums": "#009E73", "bass": "#D55E00", "other": "#CC79A7", "vocals": "#56B4E9"}
@@ -42,8 +42,8 @@ _MASTERING = {  # players apply this to the sum of the stems; all of it is switc
 }
 
 
-class StemFile(LevelWriter):
-    """A `.stem.mp4`: `with StemFile("song.stem.mp4", 44100, 2, ["drums", ...]) as file`.
+class StemMp4(LevelWriter):
+    """A `.stem.mp4`: `with StemMp4("song.stem.mp4", 44100, 2, ["drums", ...]) as file`.
 
     `write({"mix": block, "drums": block, ...})` takes the next samples of all five; `close()`
     says the levels. AAC unless `Encoding("alac")` is asked for, which some players refuse.
@@ -75,9 +75,9 @@ class StemFile(LevelWriter):
         check_shape(encoding, sample_rate, channels)
         if encoding.kind.rate_for(sample_rate) != sample_rate:
             raise AudioWriteError(f"AAC knows no rate of {sample_rate} Hz; resample to 44100")
-        draft = Draft(path, overwrite=overwrite)
+        draft = AtomicFile(path, overwrite=overwrite)
         try:
-            with explained(draft.name):
+            with translate_os_errors(draft.name):
                 muxer = Muxer(
                     draft.file,
                     encoding,
@@ -115,11 +115,11 @@ def _manifest(stems: Sequence[str], colours: Mapping[str, str]) -> bytes:
 
 
 class _OneFile:
-    """The sink of a `StemFile`: five tracks of one container."""
+    """The sink of a `StemMp4`: five tracks of one container."""
 
     def __init__(
         self,
-        draft: Draft,
+        draft: AtomicFile,
         muxer: Muxer,
         encoding: Encoding,
         stems: Sequence[str],

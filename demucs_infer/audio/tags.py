@@ -73,7 +73,7 @@ def cover_of(data: bytes | None) -> Cover | None:
         return None
 
 
-def carried(tags: Mapping[str, str], title_suffix: str = "") -> dict[str, str]:
+def portable_tags(tags: Mapping[str, str], title_suffix: str = "") -> dict[str, str]:
     """The tags that stay true of a file made from the one that had them.
 
     `title_suffix`, such as `" (vocals)"`, is added to the title, if there is one.

@@ -19,14 +19,14 @@ from demucs_infer.audio.channels import StreamResampler
 from demucs_infer.audio.encoders.lame import LameEncoder, has_lame
 from demucs_infer.audio.encoders.pyav import Encoder, Muxer, SndfileEncoder, pieces
 from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_depth
-from demucs_infer.audio.gain import check_block, explained, peak_of, prevent_clip
+from demucs_infer.audio.gain import check_block, peak_of, prevent_clip, translate_os_errors
 from demucs_infer.audio.tags import Cover, cover_of
 from demucs_infer.errors import AudioWriteError
 
 __all__ = [
     "FORMATS",
     "AudioWriter",
-    "Draft",
+    "AtomicFile",
     "Encoding",
     "format_of",
     "prevent_clip",
@@ -37,7 +37,7 @@ __all__ = [
 Target: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 
 
-class Draft:
+class AtomicFile:
     """A file under a temporary name in the same folder, until `commit` renames it.
 
     A file object instead of a path gets the bytes at `commit`, from a nameless temporary file;
@@ -52,15 +52,15 @@ class Draft:
         if isinstance(target, (str, os.PathLike)):
             self.final = Path(target)
             self._overwrite = overwrite
-            with explained(self.name):
+            with translate_os_errors(self.name):
                 self._check_free()
             # Its own short name: the final one may already be as long as a name can be.
             self._temporary = self.final.parent / f".{secrets.token_hex(8)}.part"
-            with explained(self.name):
+            with translate_os_errors(self.name):
                 self.file = self._temporary.open("x+b")
         else:
             self._sink = target
-            with explained(self.name):
+            with translate_os_errors(self.name):
                 self.file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by discard)
 
     @property
@@ -78,7 +78,7 @@ class Draft:
     def commit(self) -> None:
         """Give the file its name, in one step."""
         try:
-            with explained(self.name):
+            with translate_os_errors(self.name):
                 if self._sink is not None:
                     self.file.seek(0)
                     shutil.copyfileobj(self.file, self._sink)
@@ -136,7 +136,7 @@ class AudioWriter:
         kind = self.encoding.kind
         rate = kind.rate_for(sample_rate)
         self._resampler = _resampler(sample_rate, rate, channels)
-        self._draft = Draft(path, overwrite=overwrite)
+        self._draft = AtomicFile(path, overwrite=overwrite)
         self._is_open = True
         self._encoder: Encoder | None = None
         with self._or_nothing():
@@ -201,7 +201,7 @@ class AudioWriter:
     def _or_nothing(self) -> Iterator[None]:
         """Any error inside leaves no file; those of the system are explained."""
         try:
-            with explained(self._draft.name):
+            with translate_os_errors(self._draft.name):
                 yield
         except BaseException:
             self.abort()

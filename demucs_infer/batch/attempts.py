@@ -12,19 +12,19 @@ _at_work: dict[Hashable, Callable[[], None]] = {}
 _leaving = threading.Event()
 
 
-def blame(key: Hashable, take_back: Callable[[], None]) -> None:
+def register(key: Hashable, take_back: Callable[[], None]) -> None:
     """An attempt was counted; `take_back` undoes that."""
     _at_work[key] = take_back
     if _leaving.is_set():  # begun by a thread that has not heard of it
-        forgive(key)
+        withdraw(key)
 
 
-def settle(key: Hashable) -> None:
+def complete(key: Hashable) -> None:
     """It is over, one way or another."""
     _at_work.pop(key, None)
 
 
-def forgive(key: Hashable) -> None:
+def withdraw(key: Hashable) -> None:
     """Take it back, if it is not over."""
     take_back = _at_work.pop(key, None)
     if take_back:
@@ -32,8 +32,8 @@ def forgive(key: Hashable) -> None:
             take_back()
 
 
-def forgive_all() -> None:
+def withdraw_all() -> None:
     """The process is about to end, and so is whatever it still begins."""
     _leaving.set()
     for key in tuple(_at_work):
-        forgive(key)
+        withdraw(key)

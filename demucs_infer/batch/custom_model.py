@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demucs_infer.batch.request import Model, Order
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.checkpoints.download import sha256_of
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnModel(Model):
+class CustomModelSpec(ModelSpec):
     """What `--config`, `--checkpoint`, `--set`, `--module` and `--class` say."""
 
     config: Config
@@ -63,7 +63,7 @@ class OwnModel(Model):
         path = Path(found.origin) if found and found.has_location and found.origin else None
         return sha256_of(path) if path and path.is_file() else None
 
-    def open(self, order: Order, *, device: str = "auto", jobs: int = 0) -> Separator:
+    def open(self, order: SeparationRequest, *, device: str = "auto", jobs: int = 0) -> Separator:
         """The network, ready for an order, with all of its own stems."""
         from demucs_infer.api import Separator  # brings torch, which what is done does not need
 

@@ -15,7 +15,7 @@ from torch import Tensor
 _PIECE = 65_536  # samples that are read at a time
 
 
-class Decoded:
+class DecodedCache:
     """A file in `folder` that is written by `kept`, read once by `blocks`, and gone after it."""
 
     def __init__(self, folder: Path, channels: int) -> None:

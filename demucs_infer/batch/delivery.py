@@ -12,26 +12,26 @@ import torch
 from torch import Tensor
 
 from demucs_infer.audio.channels import StreamResampler, convert_channels
-from demucs_infer.audio.file_set import FileSet
+from demucs_infer.audio.file_set import StemFileSet
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.gain import Clip, clip_gains, explained
+from demucs_infer.audio.gain import Clip, clip_gains, translate_os_errors
 from demucs_infer.batch.manifest import Manifest, Stem, sha256_file
 from demucs_infer.batch.spool import Spool
-from demucs_infer.batch.workdir import Workplace
+from demucs_infer.batch.workdir import WorkDir
 
 
-class _TooLoud(Exception):
+class _NeedsGain(Exception):
     """A gain will be needed, and is known only when the last sample is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Delivery:
+class StemWriter:
     """How the samples in a spool become files; nothing appears before `commit`."""
 
     paths: Mapping[str, Path]
     """Where each stem goes, in the order of the spool."""
 
-    workplace: Workplace
+    workplace: WorkDir
     spool: Spool
     encoding: Encoding
     clip: Clip
@@ -62,7 +62,7 @@ class Delivery:
             return unity
         try:
             self._write(self._watched(dict(silent), gives_up=True), unity)
-        except _TooLoud:
+        except _NeedsGain:
             peaks = dict(silent)
             for _ in self._watched(peaks, gives_up=False):
                 pass
@@ -72,7 +72,7 @@ class Delivery:
         return unity
 
     def _write(self, blocks: Iterator[dict[str, Tensor]], gains: Mapping[str, float]) -> None:
-        with FileSet(
+        with StemFileSet(
             {stem: self.part(stem) for stem in self.paths},
             self.rate,
             self.channels,
@@ -92,7 +92,7 @@ class Delivery:
             for stem, samples in block.items():
                 peaks[stem] = max(peaks[stem], float(samples.abs().max()))
             if gives_up and set(clip_gains(peaks, self.clip, self.encoding).values()) != {1.0}:
-                raise _TooLoud
+                raise _NeedsGain
             yield block
 
     def _blocks(self) -> Iterator[dict[str, Tensor]]:
@@ -117,7 +117,7 @@ class Delivery:
 
     def commit(self, manifest: Manifest | None, where: Path) -> None:
         """Give all files their names; the manifest comes last, so that it vouches for the rest."""
-        with explained(str(where.parent)):
+        with translate_os_errors(str(where.parent)):
             where.unlink(missing_ok=True)
             for stem, path in self.paths.items():
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -108,10 +108,10 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return understood(found)
+    return parse_manifest(found)
 
 
-def understood(found: Any) -> dict[str, Any] | None:
+def parse_manifest(found: Any) -> dict[str, Any] | None:
     """What was read as JSON, if it is a manifest."""
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         return None

@@ -20,7 +20,7 @@ def model_folder(model: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class OutputPaths:
     """Where the stems of one track go; one that exists cannot leave its folder."""
 
     folder: Path
@@ -48,11 +48,11 @@ class Target:
         """Where a stem named `stems` would lie, as JSON: `song/stems.json`."""
         return self._json("stems")
 
-    def numbered(self, number: int) -> "Target":
+    def numbered(self, number: int) -> "OutputPaths":
         """The same for another track of that name: `song-2`."""
         return self.called(f"-{number}")
 
-    def called(self, addition: str) -> "Target":
+    def called(self, addition: str) -> "OutputPaths":
         """The same with something added to what a template calls the track."""
         name, *suffix = self.track.rsplit(".", 1)  # as templates are filled
         return replace(self, track=".".join([f"{name}{addition}", *suffix]))
@@ -94,8 +94,8 @@ def collisions(
 
 
 def without_collisions(
-    inputs: Iterable[str], targets: Mapping[str, Target], stems: Iterable[str]
-) -> dict[str, Target]:
+    inputs: Iterable[str], targets: Mapping[str, OutputPaths], stems: Iterable[str]
+) -> dict[str, OutputPaths]:
     """The same targets, with `-2`, `-3`, ... added to the name of a track that is taken."""
     taken = {_key(Path(source)) for source in inputs}
     stems = tuple(stems)

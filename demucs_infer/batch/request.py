@@ -12,10 +12,10 @@ from demucs_infer.audio.filenames import valid_template
 from demucs_infer.audio.formats import FORMATS, RATES, Encoding
 from demucs_infer.batch.manifest import Recipe
 from demucs_infer.batch.output_paths import DEFAULT_TEMPLATE, model_folder
-from demucs_infer.checkpoints.cache import Store
-from demucs_infer.checkpoints.catalog import known
+from demucs_infer.checkpoints.cache import CheckpointStore
+from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.checkpoints.download import sha256_of
-from demucs_infer.custom.registry import offered_by
+from demucs_infer.custom.registry import find_package
 from demucs_infer.errors import DownloadError
 from demucs_infer.options import Options
 from demucs_infer.repo import BagOnlyRepo, HubRepo, LocalRepo
@@ -24,7 +24,7 @@ Clip = Literal["track", "rescale", "clamp", "tanh", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class ModelSpec:
     """Which model, and where it comes from."""
 
     name: str = "htdemucs"
@@ -41,7 +41,7 @@ class Model:
     @property
     def is_remote(self) -> bool:
         """Whether it has to be fetched, unless it was before; not so a folder's or a file's."""
-        is_known = self.name in {*known().bags, *known().checkpoints}
+        is_known = self.name in {*load_catalog().bags, *load_catalog().checkpoints}
         return self.repo is None and (is_known or self.name.startswith("hf://"))
 
     def weights(self) -> tuple[str, ...] | None:
@@ -53,12 +53,12 @@ class Model:
             return self._local_weights(self.repo)
         if self.name.startswith("hf://"):
             return self._hub_weights()
-        if self.name in {*known().bags, *known().checkpoints}:
-            return tuple(file.sha256 for file in known().files(self.name))
+        if self.name in {*load_catalog().bags, *load_catalog().checkpoints}:
+            return tuple(file.sha256 for file in load_catalog().files(self.name))
         path = Path(self.name)
         if path.is_file():
             return (sha256_of(path),)
-        package = offered_by(self.name)
+        package = find_package(self.name)
         return None if package is None else (package,)
 
     def _local_weights(self, repo: Path) -> tuple[str, ...] | None:
@@ -75,14 +75,14 @@ class Model:
 
     def _hub_weights(self) -> tuple[str, ...] | None:
         try:
-            files = HubRepo(self.name, Store.of(self.cache_dir, offline=True)).fetch()
+            files = HubRepo(self.name, CheckpointStore.of(self.cache_dir, offline=True)).fetch()
         except DownloadError:
             return None
         return tuple(map(sha256_of, files))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class SeparationRequest:
     """Everything that decides the samples of the stems, apart from the track and the model."""
 
     shifts: int = 1
@@ -148,7 +148,7 @@ class Order:
         """Of the files, without the dot."""
         return FORMATS[self.format].suffixes[0].removeprefix(".")
 
-    def recipe(self, input_sha256: str, model: Model, weights: tuple[str, ...]) -> Recipe:
+    def recipe(self, input_sha256: str, model: ModelSpec, weights: tuple[str, ...]) -> Recipe:
         """What decides the bytes of the stems of one track."""
         return Recipe(
             input_sha256=input_sha256,

@@ -22,7 +22,7 @@ def fault_of(error: Exception) -> Fault:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class TrackResult:
     """The end of a track: every track has one, and none of them is an exception."""
 
     track: str
@@ -53,7 +53,7 @@ class Result:
     """Where the error lies: in the input, the model, a disk that is full, or elsewhere."""
 
     @classmethod
-    def done(cls, track: str, where: Path, manifest: Manifest, is_written: bool) -> "Result":
+    def done(cls, track: str, where: Path, manifest: Manifest, is_written: bool) -> "TrackResult":
         """A track that was separated now."""
         return cls(
             track=track,
@@ -70,7 +70,7 @@ class Result:
         )
 
     @classmethod
-    def skipped(cls, track: str, where: Path, found: Mapping[str, Any]) -> "Result":
+    def skipped(cls, track: str, where: Path, found: Mapping[str, Any]) -> "TrackResult":
         """A track whose manifest was found to match: all is as it was when it was done."""
         return cls(
             track=track,
@@ -87,7 +87,7 @@ class Result:
         )
 
     @property
-    def is_good(self) -> bool:
+    def ok(self) -> bool:
         """Whether the stems are there."""
         return self.status in ("done", "skipped")
 

@@ -1,7 +1,7 @@
 """Many tracks: decode ‖ separate ‖ encode, skip what is done, resume what was interrupted.
 
-A track is never an exception: it ends as a `Result`. Nothing is seen under its final name before
-all of it is complete; a manifest beside the stems is written last.
+A track is never an exception: it ends as a `TrackResult`. Nothing is seen under its final name
+before all of it is complete; a manifest beside the stems is written last.
 
 Shapes: C channels, t samples of a block.
 """
@@ -24,32 +24,32 @@ from torch import Tensor
 from demucs_infer.api import Separator
 from demucs_infer.audio.channels import convert_channels
 from demucs_infer.audio.formats import source_depth
-from demucs_infer.audio.gain import not_written
-from demucs_infer.audio.reader import Track
-from demucs_infer.audio.tags import carried
-from demucs_infer.batch.custom_model import OwnModel
-from demucs_infer.batch.decoded_cache import Decoded
-from demucs_infer.batch.delivery import Delivery
+from demucs_infer.audio.gain import write_error
+from demucs_infer.audio.reader import TrackReader
+from demucs_infer.audio.tags import portable_tags
+from demucs_infer.batch.custom_model import CustomModelSpec
+from demucs_infer.batch.decoded_cache import DecodedCache
+from demucs_infer.batch.delivery import StemWriter
 from demucs_infer.batch.discovery import is_stream
 from demucs_infer.batch.manifest import Manifest, Recipe, matches, sha256_file
-from demucs_infer.batch.output_paths import Target
-from demucs_infer.batch.request import Model, Order
-from demucs_infer.batch.result import Fault, Result, fault_of
+from demucs_infer.batch.output_paths import OutputPaths
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.result import Fault, TrackResult, fault_of
 from demucs_infer.batch.spool import Abandoned, Spool
-from demucs_infer.batch.workdir import Workplace
+from demucs_infer.batch.workdir import WorkDir
 from demucs_infer.engine.level import Level, measure
-from demucs_infer.engine.pipeline import Block, Failed, Item, Over
+from demucs_infer.engine.pipeline import Block, TrackEvent, TrackFailed, TrackFinished
 from demucs_infer.engine.pipeline import Track as EngineTrack
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import (
     AudioReadError,
     AudioWriteError,
     DemucsError,
-    in_words,
+    format_error,
     is_disk_full,
 )
 from demucs_infer.events import Event
-from demucs_infer.system.threads import compute_alone
+from demucs_infer.system.threads import limit_to_one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +60,15 @@ _WRITE_BEHIND = 2  # tracks whose files may still be written while others are se
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class TrackJob:
     """A track, and where its stems go."""
 
     source: Path
-    target: Target
+    target: OutputPaths
     track: str
     """What to call it in a result."""
 
-    known: Result | None = None
+    known: TrackResult | None = None
     """What has become of it already: then nothing is done but to say so when it is its turn."""
 
     sha256: str | None = None
@@ -76,13 +76,13 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class _Ready:
+class _PreparedTrack:
     """A track that was read once: all is known that its separation needs."""
 
-    job: Job
+    job: TrackJob
     recipe: Recipe
-    track: "_Prepared"
-    delivery: Delivery
+    track: "_DecodedTrack"
+    delivery: StemWriter
     resumed: int
     """Samples that an earlier run left in the spool."""
 
@@ -90,9 +90,11 @@ class _Ready:
     begun: float
 
 
-def open_separator(model: Model, order: Order, *, device: str = "auto", jobs: int = 0) -> Separator:
+def open_separator(
+    model: ModelSpec, order: SeparationRequest, *, device: str = "auto", jobs: int = 0
+) -> Separator:
     """The model, ready for the tracks of an order; every mistake about stems is found here."""
-    if isinstance(model, OwnModel):
+    if isinstance(model, CustomModelSpec):
         separator = model.open(order, device=device, jobs=jobs)
     else:
         separator = Separator(
@@ -119,36 +121,37 @@ def open_separator(model: Model, order: Order, *, device: str = "auto", jobs: in
         other_method=order.other_method,
     )
     separator.update_parameter(stems=plan)
-    separator.lighten()
+    separator.free_original_weights()
     return separator
 
 
-class Batch:
+class BatchRunner:
     """Separates tracks with one model, one after the other; files are read and written beside it.
 
-    `weights` are the digests of the model's files, as `Model.weights` gives them. `skip` says what
-    counts as done: stems with a manifest that tells of the same recipe ("same"), any files of
+    `weights` are the digests of the model's files, as `ModelSpec.weights` gives them. `skip` says
+    what counts as done: stems with a manifest that tells of the same recipe ("same"), any files of
     those names ("existing"), or nothing ("nothing"). A track during which the process died
-    `max_deaths` times in the same place ends as `quarantined`; None tries for ever. Tracks that
+    `max_crashes` times in the same place ends as `quarantined`; None tries for ever. Tracks that
     were at work when it died come after all others, each alone: only one of them is to blame.
 
-    Windows of up to `together` tracks share batches of the network. A track at which another is at
-    work comes last too; with `waits_for_others`, when they have ended, and then there may be
-    nothing left to do. Otherwise it ends as `failed`. What was computed when the disk was full
-    stays for the next attempt, if it `keeps_when_full`: where there will be one, in that place.
+    Windows of up to `max_tracks_per_batch` tracks share batches of the network. A track at which
+    another is at work comes last too; with `waits_for_others`, when they have ended, and then
+    there may be nothing left to do. Otherwise it ends as `failed`. What was computed when the disk
+    was full stays for the next attempt, if it `keeps_when_full`: where there will be one, in that
+    place.
     """
 
     def __init__(
         self,
         separator: Separator,
-        model: Model,
-        order: Order,
+        model: ModelSpec,
+        order: SeparationRequest,
         *,
         weights: tuple[str, ...] = (),
         skip: Skip = "same",
         writes_manifest: bool = True,
-        max_deaths: int | None = None,
-        together: int = 1,
+        max_crashes: int | None = None,
+        max_tracks_per_batch: int = 1,
         waits_for_others: bool = False,
         keeps_when_full: bool = True,
     ) -> None:
@@ -159,48 +162,50 @@ class Batch:
         self._skip = skip
         self._made: set[Path] = set()
         self._writes_manifest = writes_manifest
-        self._max_deaths = max_deaths
-        self._tracks_together = together
+        self._max_deaths = max_crashes
+        self._tracks_together = max_tracks_per_batch
         self._waits_for_others = waits_for_others
         self._keeps_when_full = keeps_when_full
 
-    def one(self, job: Job) -> Result:
+    def one(self, job: TrackJob) -> TrackResult:
         """What becomes of one track: never an exception, and little work if it is done already."""
         with closing(self.run([job])) as items:
-            return next(item for _, item in items if isinstance(item, Result))
+            return next(item for _, item in items if isinstance(item, TrackResult))
 
-    def run(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Event | Result], None, None]:
+    def run(
+        self, jobs: Iterable[TrackJob]
+    ) -> Generator[tuple[TrackJob, Event | TrackResult], None, None]:
         """Events, and one result for every track; closing the generator ends the work.
 
         What was separated by then stays in the spool, and the next run continues there.
         """
-        suspects: list[Job] = []
-        taken: list[Job] = []
+        suspects: list[TrackJob] = []
+        taken: list[TrackJob] = []
         yield from self._together(self._trusted(jobs, suspects), taken)
         for job in suspects:
             yield from self._together([job], taken)
         for job in taken:  # whoever waits holds nothing that another waits for
             yield from self._together([job], None)
 
-    def _trusted(self, jobs: Iterable[Job], suspects: list[Job]) -> Iterator[Job]:
+    def _trusted(self, jobs: Iterable[TrackJob], suspects: list[TrackJob]) -> Iterator[TrackJob]:
         """Those during which no process has died; the others become `suspects`."""
         for job in jobs:
             may_kill = self._max_deaths is not None and job.known is None
-            if may_kill and self._workplace(job).was_left_at_work:
+            if may_kill and self._workplace(job).has_stale_attempt:
                 suspects.append(job)
             else:
                 yield job
 
     def _together(
-        self, jobs: Iterable[Job], taken: list[Job] | None
-    ) -> Generator[tuple[Job, Event | Result], None, None]:
+        self, jobs: Iterable[TrackJob], taken: list[TrackJob] | None
+    ) -> Generator[tuple[TrackJob, Event | TrackResult], None, None]:
         """One is read, one separated and one written at any time, or a few of each.
 
         Jobs at which another process or thread is at work are put to `taken`; without such a list
         they are waited for, or fail.
         """
         stop = threading.Event()
-        waiting: deque[_Ready] = deque()
+        waiting: deque[_PreparedTrack] = deque()
         try:
             yield from self._in_threads(jobs, stop, waiting, taken)
         finally:
@@ -211,31 +216,31 @@ class Batch:
 
     def _in_threads(
         self,
-        jobs: Iterable[Job],
+        jobs: Iterable[TrackJob],
         stop: threading.Event,
-        waiting: "deque[_Ready]",
-        taken: list[Job] | None,
-    ) -> Generator[tuple[Job, Event | Result], None, None]:
+        waiting: "deque[_PreparedTrack]",
+        taken: list[TrackJob] | None,
+    ) -> Generator[tuple[TrackJob, Event | TrackResult], None, None]:
         """In `waiting` are tracks that were read and are not separated yet."""
-        writing: deque[_Ending] = deque()
-        running: dict[int, _Ready] = {}
+        writing: deque[_PendingResult] = deque()
+        running: dict[int, _PreparedTrack] = {}
 
-        def prepare(job: Job) -> _Ready | _Ending | None:
+        def prepare(job: TrackJob) -> _PreparedTrack | _PendingResult | None:
             ready = self._prepare(job, stop, taken)
-            if isinstance(ready, _Ready):
+            if isinstance(ready, _PreparedTrack):
                 waiting.append(ready)
             return ready
 
         def tracks() -> Iterator[EngineTrack | Exception]:
             """What the network has to hear; of others only that it was their turn."""
             for number, ready in enumerate(ahead(reader, prepare, jobs)):
-                if not isinstance(ready, _Ready):
+                if not isinstance(ready, _PreparedTrack):
                     writing.extend([ready] if ready else [])
                     yield Abandoned()
                     continue
                 waiting.popleft()
                 spool, files = ready.delivery.spool, writers.submit(self._write, ready)
-                writing.append(_Ending(ready.job, files, spool))
+                writing.append(_PendingResult(ready.job, files, spool))
                 if spool.frames < ready.track.level.length:
                     running[number] = ready
                     yield ready.track
@@ -247,11 +252,13 @@ class Batch:
         # of those that are complete waits for a thread.
         threads = _WRITE_BEHIND + self._tracks_together + self._separator.jobs
         with (
-            ThreadPoolExecutor(1, "demucs-read", compute_alone) as reader,
-            ThreadPoolExecutor(threads, "demucs-write", compute_alone) as writers,
+            ThreadPoolExecutor(1, "demucs-read", limit_to_one_thread) as reader,
+            ThreadPoolExecutor(threads, "demucs-write", limit_to_one_thread) as writers,
         ):
             try:
-                stream = self._separator.blocks_of(tracks(), together=self._tracks_together)
+                stream = self._separator.stream_blocks_many(
+                    tracks(), max_tracks_per_batch=self._tracks_together
+                )
                 with closing(stream):
                     for number, item in stream:
                         yield from self._heard(number, item, running)
@@ -266,35 +273,37 @@ class Batch:
     # ── before the network ──
 
     def _prepare(
-        self, job: Job, stop: threading.Event, taken: list[Job] | None
-    ) -> "_Ready | _Ending | None":
+        self, job: TrackJob, stop: threading.Event, taken: list[TrackJob] | None
+    ) -> "_PreparedTrack | _PendingResult | None":
         """All that can be known beforehand, or the end of the track; None: it went to `taken`."""
         begun = perf_counter()
         try:
             if job.known:
-                raise _Settled(job.known)
+                raise _AlreadyDone(job.known)
             return self._opened(job, stop, begun, may_wait=taken is None)
-        except _Settled as settled:
+        except _AlreadyDone as settled:
             result = settled.result
-        except _Taken as error:
+        except _Locked as error:
             if taken is not None:
                 taken.append(job)
                 return None
             result = self._failed(job, error, begun)
         except Exception as error:  # noqa: BLE001 (a track is never an exception)
             result = self._failed(job, error, begun)
-        known: Future[Result] = Future()
+        known: Future[TrackResult] = Future()
         known.set_result(result)
-        return _Ending(job, known)
+        return _PendingResult(job, known)
 
-    def _opened(self, job: Job, stop: threading.Event, begun: float, *, may_wait: bool) -> _Ready:
+    def _opened(
+        self, job: TrackJob, stop: threading.Event, begun: float, *, may_wait: bool
+    ) -> _PreparedTrack:
         stamp = _stamp(job.source)
         recipe = self._new_recipe(job, stop)
         self._refuse_folders(job)
         workplace = self._entered(job, recipe, stop, may_wait=may_wait)
         spool: Spool | None = None
         try:
-            decoded = Decoded(workplace.folder, self._separator.audio_channels)
+            decoded = DecodedCache(workplace.folder, self._separator.audio_channels)
             decoded.remove()  # what an attempt left that died, whether another one follows or not
             # From here on the journal knows: a decoder can kill its process as a network can.
             spool = self._begun(job, workplace)
@@ -307,32 +316,32 @@ class Batch:
         except Exception as error:
             if spool:
                 spool.abandon()
-            if isinstance(error, _Settled):
+            if isinstance(error, _AlreadyDone):
                 workplace.close()
             elif isinstance(error, Abandoned):
                 workplace.leave()
             else:
                 error = self._given_up(job, workplace, spool, error)
             raise error
-        return _Ready(
+        return _PreparedTrack(
             job=job,
             recipe=recipe,
-            track=_Prepared(decoded, level, track.channels, spool.frames),
+            track=_DecodedTrack(decoded, level, track.channels, spool.frames),
             delivery=delivery,
             resumed=spool.frames,
             warnings=(*track.warnings, *self._another_rate(delivery)),
             begun=begun,
         )
 
-    def _another_rate(self, delivery: Delivery) -> Iterator[str]:
+    def _another_rate(self, delivery: StemWriter) -> Iterator[str]:
         """A warning, if a rate was asked for that the format has not."""
         written = delivery.encoding.kind.rate_for(delivery.rate)
         if isinstance(self._order.rate, int) and written != delivery.rate:
             yield f"{delivery.encoding.format} has no {delivery.rate} Hz: written with {written} Hz"
 
-    def _track(self, job: Job) -> Track:
+    def _track(self, job: TrackJob) -> TrackReader:
         order, separator = self._order, self._separator
-        return Track(
+        return TrackReader(
             job.source,
             sample_rate=separator.samplerate,
             channels=separator.audio_channels,
@@ -341,27 +350,29 @@ class Batch:
             strict=order.strict,
         )
 
-    def _begun(self, job: Job, workplace: Workplace) -> Spool:
+    def _begun(self, job: TrackJob, workplace: WorkDir) -> Spool:
         """What earlier attempts left, and the next one in the journal, unless it is one too many.
 
         A track that is left out stays so, until its folder in `.partial` is removed.
         """
         separator = self._separator
         spool = Spool(workplace.folder, len(separator.stems), separator.audio_channels)
-        deaths = workplace.deaths(spool.frames)
-        if self._max_deaths is not None and deaths >= self._max_deaths:
+        crash_count = workplace.crash_count(spool.frames)
+        if self._max_deaths is not None and crash_count >= self._max_deaths:
             spool.abandon()
-            times = f"{deaths} times" if deaths > 1 else "once"
-            raise _Settled(self._bad(job, "quarantined", f"its process died {times}", "other"))
+            times = f"{crash_count} times" if crash_count > 1 else "once"
+            raise _AlreadyDone(self._bad(job, "quarantined", f"its process died {times}", "other"))
         workplace.begin(spool.frames)
         return spool
 
-    def _new_recipe(self, job: Job, stop: threading.Event) -> Recipe:
+    def _new_recipe(self, job: TrackJob, stop: threading.Event) -> Recipe:
         """The recipe of what is not done yet; otherwise the track is settled."""
         paths = job.target.stems(self._separator.stems)
         if self._skip == "existing" and all(path.is_file() for path in paths.values()):
-            result = Result(track=job.track, status="skipped", model=self._model.name, stems=paths)
-            raise _Settled(result)
+            result = TrackResult(
+                track=job.track, status="skipped", model=self._model.name, stems=paths
+            )
+            raise _AlreadyDone(result)
         if is_stream(job.source):
             raise AudioReadError(
                 "cannot be read: it is a pipe or a device; save it as a file first"
@@ -376,38 +387,40 @@ class Batch:
         done = self._done(job, recipe)
         if done:
             self._workplace(job).clear()
-            raise _Settled(done)
+            raise _AlreadyDone(done)
         return recipe
 
-    def _refuse_folders(self, job: Job) -> None:
+    def _refuse_folders(self, job: TrackJob) -> None:
         """Before any work: a file cannot take the name of a folder, and half a commit is none."""
         for path in (*job.target.stems(self._separator.stems).values(), job.target.manifest):
             if path.is_dir():
                 raise AudioWriteError(f"cannot write {path}: there is a folder; move it away")
 
-    def _done(self, job: Job, recipe: Recipe) -> Result | None:
+    def _done(self, job: TrackJob, recipe: Recipe) -> TrackResult | None:
         found = matches(job.target.manifest, recipe) if self._skip == "same" else None
-        return Result.skipped(job.track, job.target.manifest, found) if found else None
+        return TrackResult.skipped(job.track, job.target.manifest, found) if found else None
 
-    def _workplace(self, job: Job) -> Workplace:
-        return Workplace(job.target.folder, job.target.manifest, self._made)
+    def _workplace(self, job: TrackJob) -> WorkDir:
+        return WorkDir(job.target.folder, job.target.manifest, self._made)
 
     def _entered(
-        self, job: Job, recipe: Recipe, stop: threading.Event, *, may_wait: bool
-    ) -> Workplace:
+        self, job: TrackJob, recipe: Recipe, stop: threading.Event, *, may_wait: bool
+    ) -> WorkDir:
         workplace = self._workplace(job)
         while not workplace.enter(recipe.key):
             if not (may_wait and self._waits_for_others):
-                raise _Taken("another process is at work on this track: let it finish")
+                raise _Locked("another process is at work on this track: let it finish")
             if stop.wait(_PATIENCE):
                 raise Abandoned
         done = self._done(job, recipe)  # by whoever was here before
         if done:
             workplace.remove()
-            raise _Settled(done)
+            raise _AlreadyDone(done)
         return workplace
 
-    def _delivery(self, job: Job, track: Track, workplace: Workplace, spool: Spool) -> Delivery:
+    def _delivery(
+        self, job: TrackJob, track: TrackReader, workplace: WorkDir, spool: Spool
+    ) -> StemWriter:
         order, info, separator = self._order, track.info, self._separator
         rates = {"model": separator.samplerate, "source": info.sample_rate}
         counts = {"model": separator.audio_channels, "source": info.channels}
@@ -419,7 +432,7 @@ class Batch:
             raise ValueError(f"{asked} {separator.audio_channels}: {error}") from error
         bits = source_depth(info.bits, is_float=info.is_float, format=order.format)
         stems = separator.stems
-        return Delivery(
+        return StemWriter(
             paths=job.target.stems(stems),
             workplace=workplace,
             spool=spool,
@@ -429,23 +442,25 @@ class Batch:
             rate=_chosen(order.rate, rates),
             channels=channels,
             frames=track.reader.frames if order.rate == "source" else None,
-            tags={stem: carried(info.tags, f" ({stem})") for stem in stems} if order.tags else {},
+            tags={stem: portable_tags(info.tags, f" ({stem})") for stem in stems}
+            if order.tags
+            else {},
             cover=info.cover if order.tags else None,
         )
 
     # ── the network ──
 
     def _heard(
-        self, number: int, item: Item, running: dict[int, _Ready]
-    ) -> Iterator[tuple[Job, Event | Result]]:
+        self, number: int, item: TrackEvent, running: dict[int, _PreparedTrack]
+    ) -> Iterator[tuple[TrackJob, Event | TrackResult]]:
         """Put what came from the network into the spool; whoever writes the files follows."""
         ready = running.get(number)
         if ready is None:
             return
         spool = ready.delivery.spool
-        if isinstance(item, Over | Failed):
+        if isinstance(item, TrackFinished | TrackFailed):
             del running[number]
-            spool.finish() if isinstance(item, Over) else spool.fail(item.error)
+            spool.finish() if isinstance(item, TrackFinished) else spool.fail(item.error)
         elif not isinstance(item, Block):
             yield ready.job, item
         elif spool.is_over:  # the files could not be written
@@ -458,14 +473,14 @@ class Batch:
 
     # ── after it ──
 
-    def _write(self, ready: _Ready) -> Result:
+    def _write(self, ready: _PreparedTrack) -> TrackResult:
         """The files of a track whose spool is being filled, and what to say of it."""
         job, delivery = ready.job, ready.delivery
         try:
             gains = delivery.encode()
             manifest = self._manifest(ready, gains)
             delivery.commit(manifest if self._writes_manifest else None, job.target.manifest)
-            return Result.done(job.track, job.target.manifest, manifest, self._writes_manifest)
+            return TrackResult.done(job.track, job.target.manifest, manifest, self._writes_manifest)
         except Abandoned:
             delivery.workplace.leave()
             return self._bad(job, "failed", "interrupted", "other")
@@ -474,7 +489,7 @@ class Batch:
             told = self._given_up(job, delivery.workplace, delivery.spool, error)
             return self._failed(job, told, ready.begun)
 
-    def _manifest(self, ready: _Ready, gains: dict[str, float]) -> Manifest:
+    def _manifest(self, ready: _PreparedTrack, gains: dict[str, float]) -> Manifest:
         delivery, rate = ready.delivery, self._separator.samplerate
         return Manifest(
             input=str(ready.job.source),
@@ -490,15 +505,15 @@ class Batch:
             device=str(self._separator.device),
         )
 
-    def _failed(self, job: Job, error: Exception, begun: float) -> Result:
+    def _failed(self, job: TrackJob, error: Exception, begun: float) -> TrackResult:
         logger.debug("%s failed", job.track, exc_info=error)
         fault = fault_of(error)
         if isinstance(error, OSError):  # what was read is an AudioReadError, whatever went wrong
-            error = not_written(str(job.target.folder), error)
-        return self._bad(job, "failed", in_words(error), fault, perf_counter() - begun)
+            error = write_error(str(job.target.folder), error)
+        return self._bad(job, "failed", format_error(error), fault, perf_counter() - begun)
 
     def _given_up(
-        self, job: Job, workplace: Workplace, spool: Spool | None, error: Exception
+        self, job: TrackJob, workplace: WorkDir, spool: Spool | None, error: Exception
     ) -> Exception:
         """Clear up after an error; a full disk is no reason to lose hours of work."""
         is_worth_it = self._keeps_when_full and spool is not None and spool.frames > 0
@@ -506,20 +521,20 @@ class Batch:
             workplace.remove()
             return error
         workplace.leave()
-        told = not_written(str(job.target.folder), error) if isinstance(error, OSError) else error
+        told = write_error(str(job.target.folder), error) if isinstance(error, OSError) else error
         kept = AudioWriteError(f"{told}; the next attempt goes on from here")
         kept.__cause__ = error
         return kept
 
     def _bad(
         self,
-        job: Job,
+        job: TrackJob,
         status: Literal["failed", "quarantined"],
         error: str,
         fault: Fault,
         seconds: float = 0.0,
-    ) -> Result:
-        return Result(
+    ) -> TrackResult:
+        return TrackResult(
             track=job.track,
             status=status,
             model=self._model.name,
@@ -530,11 +545,11 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Ending:
+class _PendingResult:
     """A track that the network is done with, or never has to see."""
 
-    job: Job
-    result: Future[Result]
+    job: TrackJob
+    result: Future[TrackResult]
     spool: Spool | None = None
 
     @property
@@ -552,22 +567,22 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-class _Taken(DemucsError):
+class _Locked(DemucsError):
     """Another process, or another thread, is at work on the track."""
 
 
-class _Settled(Exception):
+class _AlreadyDone(Exception):
     """A track is over before it began."""
 
-    def __init__(self, result: Result) -> None:
+    def __init__(self, result: TrackResult) -> None:
         super().__init__(result.status)
         self.result = result
 
 
-class _Prepared:
+class _DecodedTrack:
     """The engine's track: decoded before, its level known, what was separated before left out."""
 
-    def __init__(self, decoded: Decoded, level: Level, channels: int, first: int) -> None:
+    def __init__(self, decoded: DecodedCache, level: Level, channels: int, first: int) -> None:
         self.channels = channels
         self.level = level
         self.length = level.length
@@ -606,7 +621,9 @@ def ahead(
         yield future.result()
 
 
-def _written(writing: deque[_Ending], *, leave: int) -> Iterator[tuple[Job, Result]]:
+def _written(
+    writing: deque[_PendingResult], *, leave: int
+) -> Iterator[tuple[TrackJob, TrackResult]]:
     """The results that are there, in order of the tracks' beginning.
 
     Waits for them while the network is done with more than `leave` tracks that have none.

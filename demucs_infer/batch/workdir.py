@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
-from demucs_infer.batch.attempts import blame, forgive, settle
+from demucs_infer.batch.attempts import complete, register, withdraw
 
 if sys.platform == "win32":
     import msvcrt
@@ -21,7 +21,7 @@ PARTIAL = ".partial"
 _TRIES = 100  # to enter a folder that others remove meanwhile
 
 
-class Workplace:
+class WorkDir:
     """Belongs to one process at a time, and to one recipe.
 
     What a process that was interrupted left behind is found by the next one that makes the same.
@@ -72,31 +72,31 @@ class Workplace:
         """Whether the lock that is ours is still the one that others find."""
         return self._lock is not None and os.fstat(self._lock.fileno()).st_nlink > 0
 
-    def deaths(self, frames: int) -> int:
+    def crash_count(self, frames: int) -> int:
         """How often a process ended here in the middle of its work, without getting further.
 
         `frames` is how far they came.
         """
         try:
-            deaths, before = map(int, self._attempts.read_text("ascii").split())
+            crash_count, before = map(int, self._attempts.read_text("ascii").split())
         except (OSError, ValueError):
             return 0
-        return deaths if frames <= before else 0
+        return crash_count if frames <= before else 0
 
     def begin(self, frames: int) -> None:
         """Enter an attempt in the journal."""
-        deaths = self.deaths(frames)
-        self._attempts.write_text(f"{deaths + 1} {frames}", "ascii")
-        blame(self, partial(self._take_back, deaths, frames))
+        crash_count = self.crash_count(frames)
+        self._attempts.write_text(f"{crash_count + 1} {frames}", "ascii")
+        register(self, partial(self._take_back, crash_count, frames))
 
-    def _take_back(self, deaths: int, frames: int) -> None:
-        if deaths:
-            self._attempts.write_text(f"{deaths} {frames}", "ascii")
+    def _take_back(self, crash_count: int, frames: int) -> None:
+        if crash_count:
+            self._attempts.write_text(f"{crash_count} {frames}", "ascii")
         else:
             self._attempts.unlink(missing_ok=True)
 
     @property
-    def was_left_at_work(self) -> bool:
+    def has_stale_attempt(self) -> bool:
         """Whether a process died here, unless one is at work here now."""
         return self._attempts.exists()
 
@@ -106,7 +106,7 @@ class Workplace:
 
     def leave(self) -> None:
         """Go in peace, everything stays: this attempt was no death."""
-        forgive(self)
+        withdraw(self)
         self._unlock()
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class Workplace:
 
     def remove(self) -> None:
         """Nothing is needed any more."""
-        settle(self)
+        complete(self)
         if sys.platform == "win32":  # where open files cannot be removed
             self._unlock()
         shutil.rmtree(self.folder, ignore_errors=True)

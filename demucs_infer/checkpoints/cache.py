@@ -15,8 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from demucs_infer.checkpoints.catalog import Checkpoint, known
-from demucs_infer.checkpoints.download import MAX_BYTES, Progress, Wanted, fetch, locked, sha256_of
+from demucs_infer.checkpoints.catalog import Checkpoint, load_catalog
+from demucs_infer.checkpoints.download import (
+    MAX_BYTES,
+    DownloadRequest,
+    Progress,
+    fetch,
+    locked,
+    sha256_of,
+)
 from demucs_infer.errors import CheckpointError, DownloadError
 
 _YES = frozenset({"1", "true", "yes", "on"})
@@ -38,7 +45,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class CheckpointStore:
     """The cache, and whether it may reach the network."""
 
     folder: Path
@@ -51,7 +58,7 @@ class Store:
         cache_dir: str | os.PathLike[str] | None = None,
         offline: bool | None = None,
         progress: Progress | None = None,
-    ) -> Store:
+    ) -> CheckpointStore:
         """The store that arguments, and where they say nothing the environment, ask for."""
         if offline is None:
             offline = os.environ.get("DEMUCS_INFER_OFFLINE", "").strip().lower() in _YES
@@ -78,7 +85,7 @@ class Store:
             raise DownloadError(_missing(path, checkpoint.urls, checkpoint.sha256))
         urls = (*_mirrored(checkpoint.file), *checkpoint.urls)
         limit = checkpoint.size or MAX_BYTES
-        digest = fetch(Wanted(urls, path, checkpoint.sha256, limit), self.progress)
+        digest = fetch(DownloadRequest(urls, path, checkpoint.sha256, limit), self.progress)
         if digest != checkpoint.sha256:  # another process put it there
             raise CheckpointError(_wrong(path, digest, checkpoint.sha256))
         _stamp(path, digest)
@@ -93,7 +100,7 @@ class Store:
             return path
         if self.offline:
             raise DownloadError(_missing(path, (url,), None))
-        _stamp(path, fetch(Wanted((url,), path, None, max_bytes), self.progress))
+        _stamp(path, fetch(DownloadRequest((url,), path, None, max_bytes), self.progress))
         return path
 
     def verify(self, checkpoint: Checkpoint) -> None:
@@ -115,7 +122,7 @@ class Store:
         _stamp_file(path).unlink(missing_ok=True)
         return True
 
-    def take_in(self, source: Path, checkpoint: Checkpoint) -> Path:
+    def add_file(self, source: Path, checkpoint: Checkpoint) -> Path:
         """Copy a file whose digest is known to be right into the cache."""
         path = self.path(checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +149,7 @@ def _mirrored(file: str) -> tuple[str, ...]:
 
 
 def _missing(path: Path, urls: tuple[str, ...], sha256: str | None) -> str:
-    ships = [name for name, checkpoint in known().checkpoints.items() if checkpoint.ships]
+    ships = [name for name, checkpoint in load_catalog().checkpoints.items() if checkpoint.ships]
     instead = f", or take a model that ships with the package: -n {ships[0]}" if ships else ""
     return (
         f"{path.name}{f' (sha256 {sha256})' if sha256 else ''} is not in the cache and downloads "

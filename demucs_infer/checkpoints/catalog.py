@@ -99,7 +99,7 @@ class Catalog:
 
 
 @cache
-def known() -> Catalog:
+def load_catalog() -> Catalog:
     """The catalogue of this package."""
     return read_catalog(CATALOG_FILE)
 

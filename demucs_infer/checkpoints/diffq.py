@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demucs_infer.checkpoints.lazy_tensor import Weight, quoted
-from demucs_infer.checkpoints.torch_file import Inert
+from demucs_infer.checkpoints.lazy_tensor import LazyTensor, short_repr
+from demucs_infer.checkpoints.torch_file import Placeholder
 from demucs_infer.errors import CheckpointError
 
 MAX_BITS = 14
@@ -71,30 +71,30 @@ def decode(state: Mapping[str, Any], shapes: Shapes) -> Iterator[tuple[str, Tens
     plain = _sequence(state, "float16" if scheme.float16 else "others", len(kept))
     entries = _sequence(state, "quantized", len(coded))
     for name, weight in zip(kept, plain):
-        if not isinstance(weight, Weight) or weight.shape != tuple(shapes[name]):
-            raise CheckpointError(f"the weights of {quoted(name)} have another shape")
+        if not isinstance(weight, LazyTensor) or weight.shape != tuple(shapes[name]):
+            raise CheckpointError(f"the weights of {short_repr(name)} have another shape")
         yield name, weight.read().float()
     unpack = _diffq if scheme.is_diffq else _uniform
     for name, entry in zip(coded, entries):
         if not isinstance(entry, tuple | list):
-            raise CheckpointError(f"the quantised weights of {quoted(name)} are not described")
+            raise CheckpointError(f"the quantised weights of {short_repr(name)} are not described")
         numel = math.prod(shapes[name])
         yield name, unpack(tuple(entry), numel, scheme).reshape(tuple(shapes[name]))
 
 
 def _scheme(meta: object) -> Scheme:
     match meta:
-        case {"klass": Inert(name=name, is_call=False), "init_kwargs": dict(options), **rest}:
+        case {"klass": Placeholder(name=name, is_call=False), "init_kwargs": dict(options), **rest}:
             pass
         case _:
             raise CheckpointError("the quantised state does not say how it was made")
     if name not in _QUANTIZERS:
-        raise CheckpointError(f"it was quantised by {quoted(name)}, which is not known here")
+        raise CheckpointError(f"it was quantised by {short_repr(name)}, which is not known here")
     if rest.get("torch_pack"):
         raise CheckpointError("it was packed with torch_pack=True, which no release was")
     exclude = options.get("exclude") or ()
     if not isinstance(exclude, list | tuple) or not all(isinstance(one, str) for one in exclude):
-        raise CheckpointError(f"its quantiser's exclude is {quoted(exclude)}")
+        raise CheckpointError(f"its quantiser's exclude is {short_repr(exclude)}")
     return Scheme(
         is_diffq=_QUANTIZERS[name],
         is_packed=bool(rest.get("packed", False)),
@@ -110,14 +110,14 @@ def _scheme(meta: object) -> Scheme:
 def _number(options: Mapping[Any, object], key: str, default: float) -> float:
     value = options.get(key, default)
     if not isinstance(value, int | float) or not -(2**40) <= value <= 2**40:
-        raise CheckpointError(f"its quantiser's {key} is {quoted(value)}")
+        raise CheckpointError(f"its quantiser's {key} is {short_repr(value)}")
     return value
 
 
 def _whole(options: Mapping[Any, object], key: str, default: int) -> int:
     value = _number(options, key, default)
     if value != int(value):
-        raise CheckpointError(f"its quantiser's {key} is {quoted(value)}")
+        raise CheckpointError(f"its quantiser's {key} is {short_repr(value)}")
     return int(value)
 
 
@@ -131,7 +131,7 @@ def _sequence(state: Mapping[str, Any], key: str, count: int) -> Sequence[object
 
 def _uniform(entry: tuple[object, ...], numel: int, scheme: Scheme) -> Tensor:
     match entry:
-        case (Weight() as stored, [*limits]):
+        case (LazyTensor() as stored, [*limits]):
             packed = scheme.is_packed
             levels = _unpack(stored, numel) if packed else _numbers(stored, numel)
             return _restore(levels, torch.tensor(float(scheme.bits)), limits)
@@ -144,9 +144,9 @@ def _diffq(entry: tuple[object, ...], numel: int, scheme: Scheme) -> Tensor:
         raise CheckpointError(f"{numel} weights do not divide into groups of {size}")
     groups = numel // size
     match entry:
-        case (Weight() as stored, [*limits], Weight() as widths) if not scheme.is_packed:
+        case (LazyTensor() as stored, [*limits], LazyTensor() as widths) if not scheme.is_packed:
             levels, bits = _numbers(stored, numel), _numbers(widths, groups)
-        case ([*planes], [*limits], Weight() as widths) if scheme.is_packed:
+        case ([*planes], [*limits], LazyTensor() as widths) if scheme.is_packed:
             bits = _unpack(widths, groups) + scheme.min_bits
             levels = _gather(planes, bits, size)
         case _:
@@ -159,19 +159,19 @@ def _gather(planes: Sequence[object], bits: Tensor, size: int) -> Tensor:
     levels = torch.empty(len(bits), size, dtype=torch.int16)
     for width in sorted(set(bits.tolist())):
         stored = planes[width - 1] if 1 <= width <= min(MAX_BITS, len(planes)) else None
-        if not isinstance(stored, Weight):
+        if not isinstance(stored, LazyTensor):
             raise CheckpointError(f"it has groups on {width} bits but not their weights")
         chosen = bits == width
         levels[chosen] = _unpack(stored, int(chosen.sum()) * size).view(-1, size)
     return levels
 
 
-def _unpack(stored: Weight, count: int) -> Tensor:
+def _unpack(stored: LazyTensor, count: int) -> Tensor:
     """The first `count` values of packed planes (L P 32) -> (count) int16."""
     shape = stored.shape
-    fits = len(shape) == 3 and shape[1] <= MAX_BITS + 1 and shape[2] == _WORDS
-    if not fits or stored.dtype != torch.int64 or shape[0] != math.ceil(count / _LINE):
-        raise CheckpointError(f"packed weights of shape {quoted(shape)} for {count} values")
+    supports = len(shape) == 3 and shape[1] <= MAX_BITS + 1 and shape[2] == _WORDS
+    if not supports or stored.dtype != torch.int64 or shape[0] != math.ceil(count / _LINE):
+        raise CheckpointError(f"packed weights of shape {short_repr(shape)} for {count} values")
     lines, planes, _ = shape
     words = stored.read().numpy().astype("<i8", copy=False)
     values = np.zeros((lines, _WORD_BITS, _WORDS), dtype=np.int16)
@@ -182,9 +182,9 @@ def _unpack(stored: Weight, count: int) -> Tensor:
     return torch.from_numpy(values.reshape(-1)[:count])
 
 
-def _numbers(stored: Weight, count: int) -> Tensor:
+def _numbers(stored: LazyTensor, count: int) -> Tensor:
     if stored.dtype not in (torch.uint8, torch.int16) or stored.numel != count:
-        raise CheckpointError(f"quantised weights of shape {quoted(stored.shape)} for {count}")
+        raise CheckpointError(f"quantised weights of shape {short_repr(stored.shape)} for {count}")
     return stored.read().reshape(-1)
 
 
@@ -194,4 +194,4 @@ def _restore(levels: Tensor, bits: Tensor, limits: Sequence[object]) -> Tensor:
         case (float() | int() as low, float() | int() as high) if -1e30 < low <= high < 1e30:
             unit = 1 / (2 ** bits.float() - 1)
             return levels.float() * unit * (high - low) + low
-    raise CheckpointError(f"quantised weights between {quoted(limits)}")
+    raise CheckpointError(f"quantised weights between {short_repr(limits)}")

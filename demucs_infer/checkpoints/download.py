@@ -40,7 +40,7 @@ _CUT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class DownloadRequest:
     """A file to fetch."""
 
     urls: Sequence[str]
@@ -50,7 +50,7 @@ class Wanted:
     max_bytes: int = MAX_BYTES
 
 
-class _Unfit(Exception):
+class _RejectedError(Exception):
     """What this address offers is not the file; asking it again will not help."""
 
 
@@ -59,7 +59,7 @@ class _Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
-def fetch(wanted: Wanted, progress: Progress | None = None) -> str:
+def fetch(wanted: DownloadRequest, progress: Progress | None = None) -> str:
     """Bring `wanted.path` into being, from the first address that has it; returns its sha256.
 
     Only one process fetches a file at a time: a second one waits, and finds it there.
@@ -72,7 +72,7 @@ def fetch(wanted: Wanted, progress: Progress | None = None) -> str:
         for url in wanted.urls:
             try:
                 return _fetch_from(url, wanted, progress or _silent)
-            except _Unfit as problem:
+            except _RejectedError as problem:
                 problems.append(f"{url}: {problem}")
         raise DownloadError(
             f"could not download {wanted.path.name}. Tried {'; '.join(problems) or 'no address'}. "
@@ -120,7 +120,7 @@ def _feed(digest: _Hash, file: IO[bytes]) -> None:
         digest.update(block)
 
 
-def _fetch_from(url: str, wanted: Wanted, progress: Progress) -> str:
+def _fetch_from(url: str, wanted: DownloadRequest, progress: Progress) -> str:
     """All of the file from one address, with a new attempt after each cut."""
     part = wanted.path.with_name(wanted.path.name + ".part")
     for attempt in range(ATTEMPTS):
@@ -131,7 +131,7 @@ def _fetch_from(url: str, wanted: Wanted, progress: Progress) -> str:
             if error.code == 416:  # the part is not a beginning of what is there now
                 _discard(part)
             elif error.code < 500 and error.code != 429:
-                raise _Unfit(f"HTTP {error.code} {error.reason}") from error
+                raise _RejectedError(f"HTTP {error.code} {error.reason}") from error
             cut: Exception = error
         except _CUT as error:
             cut = error
@@ -139,10 +139,10 @@ def _fetch_from(url: str, wanted: Wanted, progress: Progress) -> str:
             return _finish(part, digest, wanted)
         if attempt < ATTEMPTS - 1:
             time.sleep(0.2 * 2**attempt)
-    raise _Unfit(str(getattr(cut, "reason", cut)) or type(cut).__name__) from cut
+    raise _RejectedError(str(getattr(cut, "reason", cut)) or type(cut).__name__) from cut
 
 
-def _attempt(url: str, part: Path, wanted: Wanted, progress: Progress) -> str:
+def _attempt(url: str, part: Path, wanted: DownloadRequest, progress: Progress) -> str:
     """What one connection brings, added to `part`; the digest of the whole."""
     done = part.stat().st_size if part.exists() else 0
     tag = _tag_file(part)
@@ -159,7 +159,7 @@ def _attempt(url: str, part: Path, wanted: Wanted, progress: Progress) -> str:
             raise ConnectionError(f"asked from byte {done} on, it sent another part of the file")
         total = _total(answer, done)
         if total is not None and total > wanted.max_bytes:
-            raise _Unfit(f"it is {total} bytes, more than the {wanted.max_bytes} allowed")
+            raise _RejectedError(f"it is {total} bytes, more than the {wanted.max_bytes} allowed")
         etag = answer.headers.get("ETag", "")
         if etag.startswith('"') and etag.isascii():
             tag.write_text(etag, "ascii")
@@ -185,17 +185,17 @@ def _receive(
             digest.update(block)
             done += len(block)
             if done > limit:
-                raise _Unfit(f"it is more than the {limit} bytes allowed")
+                raise _RejectedError(f"it is more than the {limit} bytes allowed")
             progress(done, total)
     if total is not None and done != total:
         raise ConnectionError(f"the connection was cut after {done} of {total} bytes")
     return digest.hexdigest()
 
 
-def _finish(part: Path, digest: str, wanted: Wanted) -> str:
+def _finish(part: Path, digest: str, wanted: DownloadRequest) -> str:
     if wanted.sha256 is not None and digest != wanted.sha256:
         _discard(part)
-        raise _Unfit(f"what it sends has the sha256 {digest} and not {wanted.sha256}")
+        raise _RejectedError(f"what it sends has the sha256 {digest} and not {wanted.sha256}")
     part.replace(wanted.path)
     _tag_file(part).unlink(missing_ok=True)
     return digest
@@ -242,14 +242,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https":
-            raise _Unfit(f"it leads from https to {newurl}")
+            raise _RejectedError(f"it leads from https to {newurl}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
     """Ask over http or https alone; proxies and certificates as the environment has them."""
     if request.type not in ("http", "https"):
-        raise _Unfit("only http and https addresses are used")
+        raise _RejectedError("only http and https addresses are used")
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,

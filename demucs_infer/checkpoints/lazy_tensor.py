@@ -19,7 +19,7 @@ _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxtuple, _BRIEF.maxlist, _BRIEF.maxdict = 2, 4, 4, 4
 
 
-def quoted(value: object, limit: int = 80) -> str:
+def short_repr(value: object, limit: int = 80) -> str:
     """A value from a file, fit for one line of a message; never long to make, whatever it is."""
     if isinstance(value, Exception):
         value = str(value)
@@ -50,7 +50,7 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
+class LazyTensor:
     """A view into a storage, valid if it exists: nothing outside the storage, nothing repeated."""
 
     storage: Storage
@@ -68,12 +68,13 @@ class Weight:
         )
         if not sane:
             raise CheckpointError(
-                f"a tensor of shape {quoted(self.shape)} and strides {quoted(self.strides)} does "
-                f"not fit into its {self.storage.numel} stored numbers"
+                f"a tensor of shape {short_repr(self.shape)} and strides "
+                f"{short_repr(self.strides)} does not fit into its "
+                f"{self.storage.numel} stored numbers"
             )
 
     @classmethod
-    def whole(cls, storage: Storage, shape: Sequence[int]) -> Weight:
+    def whole(cls, storage: Storage, shape: Sequence[int]) -> LazyTensor:
         """All of `storage`, in row-major order."""
         strides, step = [], 1
         for size in reversed(shape):

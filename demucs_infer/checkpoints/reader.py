@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from demucs_infer.checkpoints.lazy_tensor import Storage, Weight, quoted
-from demucs_infer.checkpoints.torch_file import Inert, map_file, read_torch_file
+from demucs_infer.checkpoints.lazy_tensor import LazyTensor, Storage, short_repr
+from demucs_infer.checkpoints.torch_file import Placeholder, map_file, read_torch_file
 from demucs_infer.errors import CheckpointError, ModelLoadingError
 
 MAX_HEADER_BYTES = 8 * 2**20
@@ -70,13 +70,13 @@ def read_package(path: Path, *, trust: bool = False) -> Package:
 
 
 def _from_pickle(content: object, size: int) -> Package:
-    if isinstance(content, Inert):
-        raise CheckpointError(f"it is a {quoted(content.name)}, where a dictionary is expected")
+    if isinstance(content, Placeholder):
+        raise CheckpointError(f"it is a {short_repr(content.name)}, where a dictionary is expected")
     if not isinstance(content, dict):
         raise CheckpointError(f"it is a {type(content).__name__}, where a dictionary is expected")
     if "klass" in content:
         klass, state = content["klass"], content.get("state")
-        if not isinstance(klass, Inert) or klass.is_call:
+        if not isinstance(klass, Placeholder) or klass.is_call:
             raise CheckpointError(f"its klass is no class but {_shown(klass)}")
         args, kwargs = content.get("args", ()), content.get("kwargs", {})
         return Package(_architecture(klass.name, args, kwargs), _state(state), size)
@@ -101,16 +101,18 @@ def _state(state: object) -> Mapping[str, Any]:
     if "__quantized" in state:
         return state
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Weight):
-            raise CheckpointError(f"its state holds {_shown(value)} as {quoted(name)}, no tensor")
+        if not isinstance(name, str) or not isinstance(value, LazyTensor):
+            raise CheckpointError(
+                f"its state holds {_shown(value)} as {short_repr(name)}, no tensor"
+            )
     return state
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, Inert):
-        return f"a {'call of ' if value.is_call else ''}{quoted(value.name)}"
+    if isinstance(value, Placeholder):
+        return f"a {'call of ' if value.is_call else ''}{short_repr(value.name)}"
     if isinstance(value, str | int | float | None):
-        return quoted(value)
+        return short_repr(value)
     return f"a {type(value).__name__}"
 
 
@@ -178,7 +180,7 @@ def _json(text: object) -> Any:
         raise CheckpointError("its header is not the JSON that it should be") from error
 
 
-def _weights(header: dict[str, Any], data: memoryview) -> dict[str, Weight]:
+def _weights(header: dict[str, Any], data: memoryview) -> dict[str, LazyTensor]:
     """The tensors of a header; together they are the rest of the file, without a gap."""
     found = {}
     end = 0
@@ -188,15 +190,17 @@ def _weights(header: dict[str, Any], data: memoryview) -> dict[str, Weight]:
             case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(stop)]}:
                 numbers = all(type(part) is int and 0 <= part < 2**48 for part in shape)
             case _:
-                raise CheckpointError(f"its tensor {quoted(name)} is not described as one")
+                raise CheckpointError(f"its tensor {short_repr(name)} is not described as one")
         dtype = _DTYPES.get(kind)
         if dtype is None or not numbers or len(shape) > 8:
-            raise CheckpointError(f"its tensor {quoted(name)} is {quoted(kind)} {quoted(shape)}")
+            raise CheckpointError(
+                f"its tensor {short_repr(name)} is {short_repr(kind)} {short_repr(shape)}"
+            )
         numel = math.prod(shape)
         if not 0 <= start <= stop <= len(data) or stop - start != numel * dtype.itemsize:
-            raise CheckpointError(f"its tensor {quoted(name)} lies outside the file")
+            raise CheckpointError(f"its tensor {short_repr(name)} lies outside the file")
         places.append((start, stop))
-        found[name] = Weight.whole(Storage(dtype, numel, data[start:stop]), shape)
+        found[name] = LazyTensor.whole(Storage(dtype, numel, data[start:stop]), shape)
     for start, stop in sorted(places):
         if start != end:
             raise CheckpointError("its tensors overlap, or leave a gap")
@@ -220,7 +224,7 @@ def _argument(value: object) -> object:
     return {key: _argument(item) for key, item in value.items()}
 
 
-def _unfold(node: object, weights: Mapping[str, Weight]) -> object:
+def _unfold(node: object, weights: Mapping[str, LazyTensor]) -> object:
     """A nested state from its JSON description; a class in it is a name and nothing more."""
     match node:
         case {"_tensor": str(key)} if key in weights:
@@ -232,7 +236,7 @@ def _unfold(node: object, weights: Mapping[str, Weight]) -> object:
         case {"_tuple": [*items]}:
             return tuple(_unfold(item, weights) for item in items)
         case {"_class": str(name)}:
-            return Inert(name[:200])
+            return Placeholder(name[:200])
         case None | bool() | int() | float() | str():
             return node
     raise CheckpointError("the structure of its state is not one that upstream writes")
@@ -249,7 +253,7 @@ def _unpickle_trusted(path: Path) -> object:
     try:
         content = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:
-        raise CheckpointError(f"unpickling it failed ({quoted(error)})") from error
+        raise CheckpointError(f"unpickling it failed ({short_repr(error)})") from error
     return _described(content)
 
 
@@ -258,9 +262,9 @@ def _described(value: object) -> object:
     if isinstance(value, Tensor):
         flat = value.detach().contiguous().reshape(-1)
         data = memoryview(flat.view(torch.uint8).numpy().data)
-        return Weight.whole(Storage(value.dtype, value.numel(), data), value.shape)
+        return LazyTensor.whole(Storage(value.dtype, value.numel(), data), value.shape)
     if isinstance(value, type):
-        return Inert(f"{value.__module__}.{value.__qualname__}")
+        return Placeholder(f"{value.__module__}.{value.__qualname__}")
     if isinstance(value, dict):
         return {key: _described(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,9 +1,9 @@
 """Read a `.th`, `.pt` or `.ckpt` file as data: a pickle is a program, and this never runs one.
 
 The opcodes are only taken apart (`pickletools.genops`) and a stack of plain values is kept. A name
-in the file becomes an `Inert`, an object that does nothing; a handful of names that torch itself
-writes (tensors, ordered dictionaries, fractions) are understood, all others stay inert whatever
-the file asks to do with them.
+in the file becomes a `Placeholder`, an object that does nothing; a handful of names that torch
+itself writes (tensors, ordered dictionaries, fractions) are understood, all others stay inert
+whatever the file asks to do with them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from demucs_infer.checkpoints.lazy_tensor import Storage, Weight, quoted
+from demucs_infer.checkpoints.lazy_tensor import LazyTensor, Storage, short_repr
 from demucs_infer.checkpoints.zip_index import entries, is_zip
 from demucs_infer.errors import CheckpointError
 
@@ -33,7 +33,7 @@ FindStorage = Callable[[str, torch.dtype, int], Storage]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Inert:
+class Placeholder:
     """Something that a file names (`posix.system`) or asks for: a label, never the thing."""
 
     name: str
@@ -41,7 +41,7 @@ class Inert:
 
 
 def read_torch_file(path: Path) -> object:
-    """What `torch.save` wrote to `path`: containers, numbers, strings, `Weight` and `Inert`."""
+    """What `torch.save` wrote: containers, numbers, strings, `LazyTensor` and `Placeholder`."""
     data = map_file(path)
     if is_zip(data):
         return _read_zip(data)
@@ -171,7 +171,7 @@ class _Machine:
                     return self._stack.pop()
                 self._step(opcode.name, argument)
         except (ValueError, IndexError, KeyError, ArithmeticError, struct.error) as error:
-            raise CheckpointError(f"its pickle is damaged ({quoted(error)})") from error
+            raise CheckpointError(f"its pickle is damaged ({short_repr(error)})") from error
         raise CheckpointError("its pickle has no end")
 
     def _spend(self, amount: int) -> None:
@@ -227,7 +227,7 @@ class _Machine:
         self._set_items(found)
 
     def _inert(self, name: str, *, is_call: bool = False) -> None:
-        self._push(Inert(name[:200], is_call))
+        self._push(Placeholder(name[:200], is_call))
 
     def _instance(self, name: str) -> None:
         self._to_mark()
@@ -248,9 +248,11 @@ class _Machine:
         self._call(self._stack.pop(), ())
 
     def _call(self, function: object, arguments: object) -> None:
-        """The value of the few calls that torch writes; any other becomes an `Inert`."""
-        name = function.name if isinstance(function, Inert) else type(function).__name__
-        known = _CALLS.get(name) if isinstance(function, Inert) and not function.is_call else None
+        """The value of the few calls that torch writes; any other becomes an `Placeholder`."""
+        name = function.name if isinstance(function, Placeholder) else type(function).__name__
+        known = (
+            _CALLS.get(name) if isinstance(function, Placeholder) and not function.is_call else None
+        )
         if known is None or not isinstance(arguments, tuple):
             self._inert(name, is_call=True)
         else:
@@ -262,7 +264,7 @@ class _Machine:
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
             raise ValueError("a persistent object that is not a storage")
         _, kind, key, _, numel = identity[:5]
-        dtype = _STORAGES.get(kind.name) if isinstance(kind, Inert) else None
+        dtype = _STORAGES.get(kind.name) if isinstance(kind, Placeholder) else None
         if dtype is None or not isinstance(key, str) or type(numel) is not int or numel < 0:
             raise ValueError("a storage of an unknown kind")
         if any(part is not None for part in identity[5:]):
@@ -282,7 +284,7 @@ class _Machine:
 
 def _key(value: object) -> object:
     """A dictionary's key, if hashing it is harmless (a deep tuple can exhaust the stack)."""
-    scalar = (str, int, float, bool, bytes, Inert, type(None))
+    scalar = (str, int, float, bool, bytes, Placeholder, type(None))
     parts = value if isinstance(value, tuple) else (value,)
     if len(parts) > 16 or not all(isinstance(part, scalar) for part in parts):
         raise ValueError(f"a {type(value).__name__} as the key of a dictionary")
@@ -298,10 +300,10 @@ def _ordered_dict(arguments: tuple[object, ...]) -> dict[object, object]:
     raise ValueError("an ordered dictionary of something else than pairs")
 
 
-def _tensor(arguments: tuple[object, ...]) -> Weight:
+def _tensor(arguments: tuple[object, ...]) -> LazyTensor:
     match arguments:
         case (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_):
-            return Weight(storage, offset, shape, strides)
+            return LazyTensor(storage, offset, shape, strides)
     raise ValueError("a tensor that is not described as one")
 
 
@@ -350,7 +352,7 @@ _CONSTANTS: dict[str, Callable[[], object]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
-    "EMPTY_SET": lambda: Inert("builtins.set", is_call=True),
+    "EMPTY_SET": lambda: Placeholder("builtins.set", is_call=True),
 }
 
 _STEPS: dict[str, Callable[[_Machine, object], None]] = {
@@ -377,7 +379,9 @@ _STEPS: dict[str, Callable[[_Machine, object], None]] = {
     "REDUCE": lambda self, _: self._reduce(),
     "NEWOBJ": lambda self, _: self._reduce(),
     "NEWOBJ_EX": lambda self, _: self._new_object_ex(),
-    "BUILD": lambda self, _: self._drop(),  # `_metadata` of a state dict, or an `Inert`'s state
+    "BUILD": lambda self, _: (
+        self._drop()
+    ),  # `_metadata` of a state dict, or an `Placeholder`'s state
     "BINPERSID": lambda self, _: self._persistent(self._stack.pop()),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine._put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine._get),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from demucs_infer.checkpoints.lazy_tensor import Weight
+from demucs_infer.checkpoints.lazy_tensor import LazyTensor
 from demucs_infer.checkpoints.reader import Architecture
 from demucs_infer.errors import CheckpointError
 
@@ -22,12 +22,12 @@ _PARTS = {
 }
 
 
-def is_torchaudio(state: Mapping[str, Weight]) -> bool:
+def is_torchaudio(state: Mapping[str, LazyTensor]) -> bool:
     """Whether a state dict is one of torchaudio's HDemucs."""
     return "freq_encoder.0.conv.weight" in state and "time_encoder.0.conv.weight" in state
 
 
-def to_ours(state: Mapping[str, Weight]) -> dict[str, Weight]:
+def to_ours(state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The same weights under the names that the released checkpoints use.
 
     A layer that only takes a stride (it has no `rewrite`) carries a norm there that is never used.
@@ -41,7 +41,7 @@ def to_ours(state: Mapping[str, Weight]) -> dict[str, Weight]:
     return renamed
 
 
-def architecture(state: Mapping[str, Weight]) -> Architecture:
+def architecture(state: Mapping[str, LazyTensor]) -> Architecture:
     """The HDemucs that a state of torchaudio's belongs to."""
     try:
         depth = len({name.split(".")[1] for name in state if name.startswith("freq_encoder.")})

@@ -17,27 +17,27 @@ from tqdm import tqdm
 from demucs_infer.batch.discovery import STDIN
 from demucs_infer.cli.custom_model import with_config
 from demucs_infer.cli.models import fetch
-from demucs_infer.cli.parser import EXIT_CODES, at_least, number, order_flags
+from demucs_infer.cli.parser import EXIT_CODES, add_request_flags, at_least, number
 from demucs_infer.cli.separate import (
     ALL_DONE,
     NO_INPUT,
     NO_MODEL,
     SOME_FAILED,
+    check_out_folder,
     model_of,
     order_of,
-    refuse_file,
 )
-from demucs_infer.distributed.conflicts import Claims
-from demucs_infer.distributed.manifest import Answer, Catalogue
-from demucs_infer.distributed.storage import check_reach, is_remote, joined, local
+from demucs_infer.distributed.conflicts import OutputConflicts
+from demucs_infer.distributed.manifest import ResultRow, TrackManifest
+from demucs_infer.distributed.storage import check_driver, is_remote, joined, local
 from demucs_infer.errors import ModelLoadingError
-from demucs_infer.system.malloc import never_collected, share_one_heap
+from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 
 if TYPE_CHECKING:
     from demucs_infer.distributed.planner import Benchmark
     from demucs_infer.distributed.ray_engine import Cluster
-    from demucs_infer.distributed.results_table import Tally
-    from demucs_infer.distributed.worker import Assignment
+    from demucs_infer.distributed.results_table import Summary
+    from demucs_infer.distributed.worker import WorkerConfig
 
 _TEMPLATE = "{track}-{trackext}/{stem}.{ext}"  # song.mp3 and song.flac are two tracks
 _TOLD = 10  # inputs that are named, of those that would be lost
@@ -47,7 +47,7 @@ _EVERY = 60.0  # seconds between two lines of progress in a log
 def run(words: Sequence[str]) -> int:
     """Separate every track of the manifest, or say what that would take."""
     args = with_config(_parser(), words)
-    catalogue = Catalogue(
+    catalogue = TrackManifest(
         manifest=_anywhere(args.manifest_file),
         root=args.root and _anywhere(args.root),
         shard=args.shard or (0, 1),
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a path a line, or .csv, .jsonl or .parquet with the column `path`, and perhaps "
         "`duration` (seconds), `references` (folder of true stems), `sha256`; a path or a URI",
     )
-    order_flags(top)
+    add_request_flags(top)
     top.set_defaults(filename=_TEMPLATE)
     top.add_argument(
         "-o", "--out", default="separated", help="folder for the stems, or its URI (%(default)s)"
@@ -139,10 +139,10 @@ def _benchmark(args: argparse.Namespace) -> "Benchmark":
 
     if args.bench:
         return Benchmark.read_file(args.bench)
-    from demucs_infer.distributed.benchmark import measured_here
+    from demucs_infer.distributed.benchmark import measure_here
 
     model = replace(model_of(args), offline=True)
-    return measured_here(model, order_of(args), device=args.device, jobs=args.jobs)
+    return measure_here(model, order_of(args), device=args.device, jobs=args.jobs)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -158,37 +158,37 @@ def _anywhere(place: str) -> str:
     return place if is_remote(place) else str(local(place).absolute())
 
 
-def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
+def _separate(args: argparse.Namespace, catalogue: TrackManifest) -> int:
     if args.engine == "local" and args.workers > 1:
         raise ValueError(
             f"--workers {args.workers} needs --engine ray; without Ray, run as many commands "
             f"side by side, with --shard 0/{args.workers} and so on"
         )
-    from demucs_infer.distributed.results_table import Tally, check_table, open_table
+    from demucs_infer.distributed.results_table import Summary, check_table, open_table
 
     _check(args, catalogue)
     check_table(_results(args, catalogue))
     args.repo = args.repo and args.repo.absolute()
     model, order, out = model_of(args), order_of(args), _anywhere(args.out)
-    disputed, total = _surveyed(args, catalogue, Claims.of(model, order), out)
-    share_one_heap()
-    with never_collected():
-        from demucs_infer.distributed.worker import Assignment
-    assignment = Assignment(
+    conflicting, total = _surveyed(args, catalogue, OutputConflicts.of(model, order), out)
+    use_single_arena()
+    with exempt_imports_from_gc():
+        from demucs_infer.distributed.worker import WorkerConfig
+    assignment = WorkerConfig(
         model=model,
         order=order,
         out=out,
-        disputed=disputed,
+        conflicting=conflicting,
         device=args.device,
         jobs=args.jobs,
         skip="nothing" if args.force else "same",
         together=args.together or 0,
     )
-    tally = Tally()
+    tally = Summary()
     with ExitStack() as stack:
         answers = stack.enter_context(closing(_answers(args, catalogue, assignment)))
         table = stack.enter_context(open_table(_results(args, catalogue)))
-        say = stack.enter_context(_Progress(args, tally, total))
+        say = stack.enter_context(_BatchProgress(args, tally, total))
         for answer in tally.counted(answers):
             if answer["fault"] == "model":  # so it would go with all the others
                 raise ModelLoadingError(answer["error"])
@@ -201,7 +201,7 @@ def _separate(args: argparse.Namespace, catalogue: Catalogue) -> int:
     return _exit_code(tally)
 
 
-def _check(args: argparse.Namespace, catalogue: Catalogue) -> None:
+def _check(args: argparse.Namespace, catalogue: TrackManifest) -> None:
     """A `ValueError` for what could only go wrong, or would do something else than is asked for."""
     unheard = {"--page": args.page, "--no-manifest": not args.manifest}
     unheard["--list-models"] = args.list_models
@@ -212,20 +212,20 @@ def _check(args: argparse.Namespace, catalogue: Catalogue) -> None:
         raise ValueError(f"--results would replace the manifest {catalogue.manifest}")
     if args.out == STDIN:
         raise ValueError("--out names a folder, and - is none; write ./- if it is called that")
-    check_reach(args.out)
+    check_driver(args.out)
     if not is_remote(args.out):
-        refuse_file(local(args.out))
+        check_out_folder(local(args.out))
 
 
 def _surveyed(
-    args: argparse.Namespace, catalogue: Catalogue, claims: Claims, out: str
+    args: argparse.Namespace, catalogue: TrackManifest, claims: OutputConflicts, out: str
 ) -> tuple[frozenset[int], int]:
     """What is disputed, and how many rows there are; whatever would be lost is an error here.
 
     The shards of a catalogue agree, for each looks at all of it.
     """
     whole = replace(catalogue, shard=(0, 1))
-    disputed, rows = claims.disputes(whole)
+    conflicting, rows = claims.find(whole)
     which, count = catalogue.shard
     lost = list(islice(claims.overwritten(whole, out), _TOLD))
     if lost:
@@ -233,16 +233,17 @@ def _surveyed(
             "stems could be written over the tracks themselves; use another --out or --filename:"
             + "".join(f"\n  {path}" for path in lost)
         )
-    if disputed and (args.collisions == "error" or "{track}" not in claims.template):
-        quarrels = claims.quarrels(whole, disputed)
+    if conflicting and (args.collisions == "error" or "{track}" not in claims.template):
+        describe_conflicts = claims.describe_conflicts(whole, conflicting)
         raise ValueError(
-            f"tracks get in each other's way, in {len(disputed)} places; use --collisions digest, "
-            "and {track} in --filename:" + "".join(f"\n  {quarrel}" for quarrel in quarrels)
+            f"tracks get in each other's way, in {len(conflicting)} places; "
+            "use --collisions digest, and {track} in --filename:"
+            + "".join(f"\n  {quarrel}" for quarrel in describe_conflicts)
         )
-    return disputed, len(range(which, rows, count))
+    return conflicting, len(range(which, rows, count))
 
 
-def _results(args: argparse.Namespace, catalogue: Catalogue) -> str:
+def _results(args: argparse.Namespace, catalogue: TrackManifest) -> str:
     which, count = catalogue.shard
     name = "results.jsonl" if count == 1 else f"results-{which}-of-{count}.jsonl"
     found: str = args.results or joined(args.out, name)
@@ -250,19 +251,19 @@ def _results(args: argparse.Namespace, catalogue: Catalogue) -> str:
 
 
 def _answers(
-    args: argparse.Namespace, catalogue: Catalogue, assignment: "Assignment"
-) -> Generator["Answer", None, None]:
-    from demucs_infer.distributed.worker import Worker
+    args: argparse.Namespace, catalogue: TrackManifest, assignment: "WorkerConfig"
+) -> Generator["ResultRow", None, None]:
+    from demucs_infer.distributed.worker import TrackWorker
 
     if args.engine == "ray":
         from demucs_infer.distributed.ray_engine import run
 
-        yield from run(catalogue, partial(Worker, assignment), _cluster(args))
+        yield from run(catalogue, partial(TrackWorker, assignment), _cluster(args))
         return
     model = assignment.model
     if model.is_remote:
         fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
-    worker = Worker(assignment)
+    worker = TrackWorker(assignment)
     worker.open()
     yield from worker(catalogue)
 
@@ -279,10 +280,10 @@ def _cluster(args: argparse.Namespace) -> "Cluster":
     )
 
 
-class _Progress:
+class _BatchProgress:
     """A bar, a line now and then, or a line of JSON for every track; errors are always said."""
 
-    def __init__(self, args: argparse.Namespace, tally: "Tally", total: int) -> None:
+    def __init__(self, args: argparse.Namespace, tally: "Summary", total: int) -> None:
         is_bar = args.progress == "bar" or (args.progress == "auto" and sys.stderr.isatty())
         self._bar = tqdm(total=total, unit=" tracks") if is_bar and not args.quiet else None
         self._is_json = args.progress == "json"
@@ -290,7 +291,7 @@ class _Progress:
         self._tally = tally
         self._last = monotonic()
 
-    def answer(self, answer: "Answer") -> None:
+    def answer(self, answer: "ResultRow") -> None:
         """A track is over."""
         if self._is_json:
             self._say(json.dumps(answer, ensure_ascii=False))
@@ -308,7 +309,7 @@ class _Progress:
         else:
             sys.stderr.write(f"{text}\n")
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "_BatchProgress":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -316,7 +317,7 @@ class _Progress:
             self._bar.close()
 
 
-def _exit_code(tally: "Tally") -> int:
+def _exit_code(tally: "Summary") -> int:
     """As for single tracks."""
     bad = tally.counts["failed"] + tally.counts["quarantined"]
     if tally.faults["model"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from demucs_infer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from demucs_infer.batch.custom_model import OwnModel
+    from demucs_infer.batch.custom_model import CustomModelSpec
     from demucs_infer.custom.config import Config
 
 
@@ -38,12 +38,12 @@ def with_config(top: argparse.ArgumentParser, words: Sequence[str]) -> argparse.
     return args
 
 
-def own_model(args: argparse.Namespace) -> OwnModel:
+def own_model(args: argparse.Namespace) -> CustomModelSpec:
     """The network that the words name."""
-    from demucs_infer.batch.custom_model import OwnModel
+    from demucs_infer.batch.custom_model import CustomModelSpec
 
     config = _config(args)
-    return OwnModel(
+    return CustomModelSpec(
         name=config.identifier or config.model_type,
         config=config,
         checkpoint=args.checkpoint,

@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from demucs_infer.batch.result import Result
+from demucs_infer.batch.result import TrackResult
 
 
 def compose(folder: Path) -> Path:
@@ -18,11 +18,11 @@ def compose(folder: Path) -> Path:
     return path
 
 
-def keep_and_score(result: Result, source: Path) -> None:
+def save_and_score(result: TrackResult, source: Path) -> None:
     """The song beside its stems; what they score goes to the error stream."""
     from demucs_infer.audio.reader import load_track
     from demucs_infer.demo import STEMS, song
-    from demucs_infer.metrics import Report, score
+    from demucs_infer.metrics import Evaluation, score
 
     first = next(iter(result.stems.values()))
     shutil.copyfile(source, first.with_name("mixture.wav"))
@@ -32,5 +32,5 @@ def keep_and_score(result: Result, source: Path) -> None:
     guess = {name: load_track(path, 2, made.sample_rate) for name, path in known.items()}
     same = {name: stem for name, stem in guess.items() if stem.shape == truth[name].shape}
     if same:
-        report = Report(tuple(score("demo", {name: truth[name] for name in same}, same)))
+        report = Evaluation(tuple(score("demo", {name: truth[name] for name in same}, same)))
         sys.stderr.write(f"{report.table()}\n")

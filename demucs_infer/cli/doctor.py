@@ -13,7 +13,7 @@ from typing import Any
 
 from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS
-from demucs_infer.checkpoints.cache import Store
+from demucs_infer.checkpoints.cache import CheckpointStore
 from demucs_infer.pretrained import list_models, model_info
 
 _PACKAGES = ("torch", "numpy", "av", "lameenc", "pyyaml", "tqdm")
@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> int:
 
 def examine(cache_dir: Path | None = None) -> dict[str, Any]:
     """Everything that a report of a problem should tell."""
-    store = Store.of(cache_dir)
+    store = CheckpointStore.of(cache_dir)
     names = list_models()["bag"]
     return {
         "demucs_infer": __version__,

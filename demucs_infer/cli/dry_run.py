@@ -12,22 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.manifest import matches, read_manifest, sha256_file
-from demucs_infer.batch.request import Model, Order
-from demucs_infer.checkpoints.catalog import known
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.errors import DemucsError
 from demucs_infer.pretrained import model_info
-from demucs_infer.system.malloc import highest_memory
+from demucs_infer.system.malloc import peak_memory
 
 if TYPE_CHECKING:
     from demucs_infer.api import Separator
-    from demucs_infer.cli.separate import Task
+    from demucs_infer.cli.separate import InputTrack
 
 _FLOAT = 4
 _LOSSLESS = 0.6
 """How much of its samples a file without loss takes; of music it is rarely more."""
 
 
-def forecast(args: argparse.Namespace, model: Model, order: Order, tasks: Sequence["Task"]) -> int:
+def forecast(
+    args: argparse.Namespace,
+    model: ModelSpec,
+    order: SeparationRequest,
+    tasks: Sequence["InputTrack"],
+) -> int:
     """Say what would be done; that no two tracks get in each other's way is known by now."""
     tracks = [_track(task, model, order, force=args.force) for task in tasks]
     todo = [track["seconds"] for track in tracks if track["state"] == "to do"]
@@ -44,7 +49,9 @@ def forecast(args: argparse.Namespace, model: Model, order: Order, tasks: Sequen
     return 0
 
 
-def _track(task: "Task", model: Model, order: Order, *, force: bool) -> dict[str, Any]:
+def _track(
+    task: "InputTrack", model: ModelSpec, order: SeparationRequest, *, force: bool
+) -> dict[str, Any]:
     from demucs_infer.audio.reader import probe
 
     where = task.target.manifest
@@ -62,16 +69,21 @@ def _track(task: "Task", model: Model, order: Order, *, force: bool) -> dict[str
     return {**row, "state": "to do"}
 
 
-def _files(model: Model) -> dict[str, Any]:
+def _files(model: ModelSpec) -> dict[str, Any]:
     """The model's files, and which of them are not here yet."""
-    if model.repo is not None or model.name not in {*known().bags, *known().checkpoints}:
+    if model.repo is not None or model.name not in {
+        *load_catalog().bags,
+        *load_catalog().checkpoints,
+    }:
         return {"to_download": []}
     info = model_info(model.name, cache_dir=model.cache_dir)
     missing = [file for file in info.files if not file.is_cached]
     return {"to_download": [{"file": file.file, "bytes": file.size} for file in missing]}
 
 
-def _cost(separator: "Separator", order: Order, todo: Sequence[float]) -> dict[str, Any]:
+def _cost(
+    separator: "Separator", order: SeparationRequest, todo: Sequence[float]
+) -> dict[str, Any]:
     """Time and memory as one window takes them here and now, and what the disk has to hold."""
     import torch
 
@@ -82,7 +94,7 @@ def _cost(separator: "Separator", order: Order, todo: Sequence[float]) -> dict[s
     shape = separator.audio_channels, max(1, int(seconds * separator.samplerate))
     track = TensorTrack(0.1 * torch.randn(shape, generator=generator))
     begun = perf_counter()
-    for _ in separator.blocks(track):
+    for _ in separator.stream_blocks(track):
         pass
     per_second = (perf_counter() - begun) / seconds
     stems = len(separator.stems)
@@ -96,7 +108,7 @@ def _cost(separator: "Separator", order: Order, todo: Sequence[float]) -> dict[s
     decoded, spool = second * sum(sorted(todo)[-2:]), second * max(todo)
     return {
         "run_seconds": round(per_second * sum(todo), 1),
-        "memory_bytes": highest_memory(),
+        "memory_bytes": peak_memory(),
         "disk_bytes": int(decoded + stems * (size * sum(todo) + spool)),
     }
 

@@ -15,12 +15,12 @@ from importlib import import_module
 
 from demucs_infer.cli.custom_model import with_config
 from demucs_infer.cli.parser import COMMANDS, parser
-from demucs_infer.cli.signals import INTERRUPTED, TERMINATED, Terminated, ends_soon
+from demucs_infer.cli.signals import INTERRUPTED, TERMINATED, Terminated, exit_on_signal
 from demucs_infer.errors import (
     ConfigError,
     DemucsError,
     ModelLoadingError,
-    in_words,
+    format_error,
     is_out_of_memory,
 )
 
@@ -42,11 +42,11 @@ def main(opts: Sequence[str] | None = None) -> int:
     is_debug = "--debug" in words
     try:
         if words and words[0] == "batch" and opts is None:
-            with ends_soon(_INTERRUPTED_WORDS, _BATCH_GRACE_SECONDS):
+            with exit_on_signal(_INTERRUPTED_WORDS, _BATCH_GRACE_SECONDS):
                 return _command(words)
         if words and words[0] in COMMANDS:
             return _command(words)
-        with ends_soon(_INTERRUPTED_WORDS) if opts is None else nullcontext():
+        with exit_on_signal(_INTERRUPTED_WORDS) if opts is None else nullcontext():
             return _tracks(words)
     except KeyboardInterrupt as error:
         print(_INTERRUPTED_WORDS, file=sys.stderr)
@@ -82,9 +82,11 @@ def _explained(error: Exception) -> int:
     if isinstance(error, OSError) and error.filename and error.strerror:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
     elif isinstance(error, DemucsError | ValueError | OSError) or is_out_of_memory(error):
-        print(f"error: {in_words(error)}", file=sys.stderr)
+        print(f"error: {format_error(error)}", file=sys.stderr)
     else:
-        print(f"error: {in_words(error)} (--debug shows where; please report it)", file=sys.stderr)
+        print(
+            f"error: {format_error(error)} (--debug shows where; please report it)", file=sys.stderr
+        )
     if isinstance(error, ModelLoadingError | ConfigError):
         return NO_MODEL
     return USAGE if isinstance(error, ValueError) else SOME_FAILED

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demucs_infer import pretrained
-from demucs_infer.checkpoints.catalog import known
+from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.checkpoints.download import shown
 from demucs_infer.pretrained import ModelInfo, list_models, model_info
 
@@ -72,7 +72,7 @@ def _list(args: argparse.Namespace) -> None:
                 for name, path in found[kind].items()]  # fmt: skip
         lines = [f"{row['name']:24} {row['kind']:7} {row['path']}" for row in rows]
     else:
-        catalog = known()
+        catalog = load_catalog()
         shipped = [one.signature for one in catalog.checkpoints.values() if one.ships]
         names = [*catalog.bags, *(catalog.checkpoints if args.all else shipped)]
         infos = [model_info(name, cache_dir=args.cache_dir) for name in dict.fromkeys(names)]
@@ -128,7 +128,7 @@ def _remove(args: argparse.Namespace) -> None:
 
 def _import(args: argparse.Namespace) -> None:
     for file in args.file:
-        _files(args, pretrained.import_file(file, cache_dir=args.cache_dir))
+        _files(args, pretrained.add_checkpoint(file, cache_dir=args.cache_dir))
 
 
 def _files(args: argparse.Namespace, paths: Sequence[Path]) -> None:

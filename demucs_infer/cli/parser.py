@@ -47,12 +47,12 @@ def parser() -> argparse.ArgumentParser:
         help="files, folders (searched for audio files, mirrored in the output), patterns such as "
         "'**/*.flac', or - for standard input",
     )
-    order_flags(top)
+    add_request_flags(top)
     _run_flags(top.add_argument_group("what to do, and what to say"))
     return top
 
 
-def order_flags(top: argparse.ArgumentParser) -> None:
+def add_request_flags(top: argparse.ArgumentParser) -> None:
     """Which model, and what is asked of every track."""
     _model_flags(top.add_argument_group("model"))
     _separation_flags(top.add_argument_group("separation"))

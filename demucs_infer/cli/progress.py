@@ -10,8 +10,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from demucs_infer.batch.result import Result
-from demucs_infer.events import BatchSizeReduced, ChunkProcessed, Warned
+from demucs_infer.batch.result import TrackResult
+from demucs_infer.events import BatchSizeReduced, ChunkProcessed, WarningEvent
 
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
 _NAME_WIDTH = 24
@@ -19,17 +19,17 @@ _NAME_WIDTH = 24
 
 def choose_report(
     progress: str, *, quiet: bool, is_piped: bool = False, stream: TextIO | None = None
-) -> "Report":
+) -> "Reporter":
     """What `--progress` asks for; `auto` is a bar at a terminal, and results alone elsewhere."""
     stream = stream or sys.stderr
     if progress == "json":
-        return JsonReport(stream)
+        return JsonReporter(stream)
     if progress == "bar" or (progress == "auto" and stream.isatty() and not quiet):
-        return BarReport(stream, quiet=quiet, is_piped=is_piped)
-    return Report(stream, quiet=quiet or progress == "none", is_piped=is_piped)
+        return BarReporter(stream, quiet=quiet, is_piped=is_piped)
+    return Reporter(stream, quiet=quiet or progress == "none", is_piped=is_piped)
 
 
-class Report:
+class Reporter:
     """One line for every track that is over; when quiet, for those that failed."""
 
     def __init__(self, stream: TextIO, *, quiet: bool = False, is_piped: bool = False) -> None:
@@ -39,17 +39,17 @@ class Report:
 
     def event(self, track: str, event: object) -> None:
         """Something happened to `track`."""
-        if isinstance(event, Warned):
+        if isinstance(event, WarningEvent):
             self.note(f"warning: {track}: {event.message}")
         elif isinstance(event, BatchSizeReduced):
             self.note(f"warning: {track}: out of memory, {event.new} windows at a time from here")
 
-    def result(self, result: Result) -> None:
+    def result(self, result: TrackResult) -> None:
         """A track is over."""
         for warning in result.warnings:
             if result.status != "skipped":  # then it was said when the track was done
                 self.note(f"warning: {result.track}: {warning}")
-        if not result.is_good:
+        if not result.ok:
             self.say(f"error: {result.track}: {result.error}")
         elif result.status == "skipped":
             self.note(f"{result.track}: done before, skipped")
@@ -70,7 +70,7 @@ class Report:
         """Nothing more will come."""
 
 
-class BarReport(Report):
+class BarReporter(Reporter):
     """The same, and a bar for the track at work."""
 
     def __init__(self, stream: TextIO, *, quiet: bool = False, is_piped: bool = False) -> None:
@@ -118,7 +118,7 @@ class BarReport(Report):
             self._bar = None
 
 
-class JsonReport(Report):
+class JsonReporter(Reporter):
     """One JSON object a line for everything that happens, whatever happens."""
 
     def event(self, track: str, event: object) -> None:
@@ -129,9 +129,9 @@ class JsonReport(Report):
             values["seconds_done"] = event.seconds_done
         self._line({"event": type(event).__qualname__, "track": track, **values})
 
-    def result(self, result: Result) -> None:
+    def result(self, result: TrackResult) -> None:
         """The row of the summary."""
-        name = "InferenceOutput" if result.is_good else "Failed"
+        name = "InferenceOutput" if result.ok else "TrackFailed"
         self._line({"event": name, **result.row()})
 
     def note(self, text: str) -> None:
@@ -142,7 +142,7 @@ class JsonReport(Report):
         self.say(json.dumps(values, ensure_ascii=False))
 
 
-def _summary(result: Result, is_piped: bool) -> str:
+def _summary(result: TrackResult, is_piped: bool) -> str:
     folders = {path.parent for path in result.stems.values()}
     where = f" in {next(iter(folders))}" if len(folders) == 1 else ""
     if is_piped:

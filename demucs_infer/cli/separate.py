@@ -16,29 +16,29 @@ from pathlib import Path
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.discovery import STDIN, Found, find_tracks
 from demucs_infer.batch.manifest import matches, read_manifest, sha256_file
-from demucs_infer.batch.output_paths import Target, collisions, without_collisions
-from demucs_infer.batch.request import Model, Order
-from demucs_infer.batch.result import Result
-from demucs_infer.batch.workdir import Workplace
+from demucs_infer.batch.output_paths import OutputPaths, collisions, without_collisions
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.result import TrackResult
+from demucs_infer.batch.workdir import WorkDir
 from demucs_infer.cli.custom_model import own_model
-from demucs_infer.cli.demo import compose, keep_and_score
+from demucs_infer.cli.demo import compose, save_and_score
 from demucs_infer.cli.models import fetch
 from demucs_infer.cli.parser import COMMANDS
-from demucs_infer.cli.progress import Report, choose_report
-from demucs_infer.system.malloc import never_collected, share_one_heap
+from demucs_infer.cli.progress import Reporter, choose_report
+from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 
 ALL_DONE, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class InputTrack:
     """A track that was found, the file that holds it, and where its stems go."""
 
     name: str
     """What to call it: the words that meant it."""
 
     source: Path
-    target: Target
+    target: OutputPaths
 
 
 def separate_tracks(args: argparse.Namespace) -> int:
@@ -60,22 +60,22 @@ def separate_tracks(args: argparse.Namespace) -> int:
         for result in _results(args, model, order, tasks, report):
             report.result(result)
             results.append(result)
-            if args.page and result.is_good:
+            if args.page and result.ok:
                 _write_page(result, tasks)
-            if args.demo and result.is_good and result.track == "demo" and not args.quiet:
-                keep_and_score(result, tasks[-1].source)
-        if is_piped and results[0].is_good:
+            if args.demo and result.ok and result.track == "demo" and not args.quiet:
+                save_and_score(result, tasks[-1].source)
+        if is_piped and results[0].ok:
             _to_stdout(results[0])
     if args.json:
         _print_json(results)
     return exit_code(results)
 
 
-def model_of(args: argparse.Namespace) -> Model:
+def model_of(args: argparse.Namespace) -> ModelSpec:
     """Which model."""
     if args.config is not None:
         return own_model(args)
-    return Model(
+    return ModelSpec(
         name=args.sig or args.name,
         repo=args.repo,
         cache_dir=args.cache_dir,
@@ -84,10 +84,10 @@ def model_of(args: argparse.Namespace) -> Model:
     )
 
 
-def order_of(args: argparse.Namespace) -> Order:
+def order_of(args: argparse.Namespace) -> SeparationRequest:
     """What is asked of every track; a `ValueError` says what is impossible."""
     kind = FORMATS[args.format]
-    return Order(
+    return SeparationRequest(
         shifts=args.shifts,
         overlap=args.overlap,
         split=args.split,
@@ -116,8 +116,12 @@ def order_of(args: argparse.Namespace) -> Order:
 
 
 def _tasks(
-    args: argparse.Namespace, model: Model, order: Order, out: Path, stack: ExitStack
-) -> list[Task]:
+    args: argparse.Namespace,
+    model: ModelSpec,
+    order: SeparationRequest,
+    out: Path,
+    stack: ExitStack,
+) -> list[InputTrack]:
     """All tracks and their targets, none of which gets in the way of another."""
     words = [*args.tracks, *([_demo(stack)] if args.demo else [])]
     found = find_tracks(words, skip=[out])
@@ -127,10 +131,10 @@ def _tasks(
         raise ValueError(f"--out - writes one track, and {len(found)} were named")
     if str(args.out) == STDIN and sys.stdout is None:
         raise ValueError("--out - writes to standard output, which is closed")
-    refuse_file(out)
+    check_out_folder(out)
     folder = out / model.folder
     targets = {
-        one.source: Target(
+        one.source: OutputPaths(
             folder=folder / one.folder,
             track=one.name,
             extension=order.extension,
@@ -143,9 +147,9 @@ def _tasks(
     if args.collisions == "number":
         targets = without_collisions(inputs, targets, ["{stem}"])
     else:
-        refuse_collisions(inputs, targets, ["{stem}"])
+        check_collisions(inputs, targets, ["{stem}"])
     return [
-        Task(
+        InputTrack(
             name="demo" if args.demo and one is found[-1] else one.source,
             source=_file(one, stack),
             target=targets[one.source],
@@ -154,7 +158,7 @@ def _tasks(
     ]
 
 
-def refuse_file(out: Path) -> None:
+def check_out_folder(out: Path) -> None:
     """A `ValueError` if no folder can be there."""
     if not out.is_dir() and any(part.is_file() for part in (out, *out.parents)):
         raise ValueError(f"--out names a folder, and {out} is a file, or below one")
@@ -165,8 +169,8 @@ def _demo(stack: ExitStack) -> str:
     return str(compose(Path(folder)))
 
 
-def refuse_collisions(
-    inputs: Sequence[str], targets: dict[str, Target], stems: Sequence[str]
+def check_collisions(
+    inputs: Sequence[str], targets: dict[str, OutputPaths], stems: Sequence[str]
 ) -> None:
     """A `ValueError` that lists every file that would be written twice, or over an input."""
     outputs = [(source, target.stems(stems).values()) for source, target in targets.items()]
@@ -197,8 +201,12 @@ def _file(found: Found, stack: ExitStack) -> Path:
 
 
 def _results(
-    args: argparse.Namespace, model: Model, order: Order, tasks: Sequence[Task], report: Report
-) -> Iterator[Result]:
+    args: argparse.Namespace,
+    model: ModelSpec,
+    order: SeparationRequest,
+    tasks: Sequence[InputTrack],
+    report: Reporter,
+) -> Iterator[TrackResult]:
     """One result for every track; what is done, or not there, needs no torch to say so."""
     weights = model.weights() or ()
     left = []
@@ -214,48 +222,50 @@ def _results(
         yield from _separated(args, model, order, weights, left, report)
 
 
-def _missing(task: Task, model: Model) -> Result | None:
+def _missing(task: InputTrack, model: ModelSpec) -> TrackResult | None:
     if os.path.lexists(task.source):
         return None
     word = task.name
     error = f"cannot be read: {os.strerror(errno.ENOENT)}"
     if close := get_close_matches(word, COMMANDS, 1):
         error += f" (was the command `demucs-infer {close[0]}` meant?)"
-    return Result(track=word, status="failed", model=model.name, error=error, fault="input")
+    return TrackResult(track=word, status="failed", model=model.name, error=error, fault="input")
 
 
-def _done_before(task: Task, model: Model, order: Order, weights: tuple[str, ...]) -> Result | None:
+def _done_before(
+    task: InputTrack, model: ModelSpec, order: SeparationRequest, weights: tuple[str, ...]
+) -> TrackResult | None:
     where = task.target.manifest
     if read_manifest(where) is None or not task.source.is_file():
         return None
     found = matches(where, order.recipe(sha256_file(task.source), model, weights))
     if found is None:
         return None
-    Workplace(task.target.folder, where).clear()
-    return Result.skipped(task.name, where, found)
+    WorkDir(task.target.folder, where).clear()
+    return TrackResult.skipped(task.name, where, found)
 
 
 def _separated(
     args: argparse.Namespace,
-    model: Model,
-    order: Order,
+    model: ModelSpec,
+    order: SeparationRequest,
     weights: tuple[str, ...],
-    tasks: Sequence[Task],
-    report: Report,
-) -> Iterator[Result]:
-    share_one_heap()
+    tasks: Sequence[InputTrack],
+    report: Reporter,
+) -> Iterator[TrackResult]:
+    use_single_arena()
     if model.is_remote:
         fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
-    with never_collected():
-        from demucs_infer.batch.runner import Batch, Job, open_separator
+    with exempt_imports_from_gc():
+        from demucs_infer.batch.runner import BatchRunner, TrackJob, open_separator
 
     separator = open_separator(model, order, device=args.device, jobs=args.jobs)
     if str(args.out) == STDIN and len(separator.stems) != 1:
         names = ", ".join(separator.stems)
         raise ValueError(f"--out - writes one stem: choose with --stems one of {names}")
     inputs = [task.name for task in tasks if task.name != STDIN]
-    refuse_collisions(inputs, {task.name: task.target for task in tasks}, separator.stems)
-    batch = Batch(
+    check_collisions(inputs, {task.name: task.target for task in tasks}, separator.stems)
+    batch = BatchRunner(
         separator,
         model,
         order,
@@ -263,16 +273,16 @@ def _separated(
         skip="nothing" if args.force else "existing" if args.skip_existing else "same",
         writes_manifest=args.manifest,
     )
-    jobs = [Job(source=task.source, target=task.target, track=task.name) for task in tasks]
+    jobs = [TrackJob(source=task.source, target=task.target, track=task.name) for task in tasks]
     with separator, closing(batch.run(jobs)) as items:
         for job, item in items:
-            if isinstance(item, Result):
+            if isinstance(item, TrackResult):
                 yield item
             else:
                 report.event(job.track, item)
 
 
-def _write_page(result: Result, tasks: Sequence[Task]) -> None:
+def _write_page(result: TrackResult, tasks: Sequence[InputTrack]) -> None:
     """The stems of a track with a player around them, beside the files."""
     from demucs_infer.server.player import write_player
 
@@ -280,17 +290,17 @@ def _write_page(result: Result, tasks: Sequence[Task]) -> None:
     write_player(target.manifest.with_suffix(".html"), result.stems, Path(target.track).stem)
 
 
-def _to_stdout(result: Result) -> None:
+def _to_stdout(result: TrackResult) -> None:
     with next(iter(result.stems.values())).open("rb") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()
 
 
-def _print_json(results: Sequence[Result]) -> None:
+def _print_json(results: Sequence[TrackResult]) -> None:
     summary = {
         "done": sum(result.status == "done" for result in results),
         "skipped": sum(result.status == "skipped" for result in results),
-        "failed": sum(not result.is_good for result in results),
+        "failed": sum(not result.ok for result in results),
         "tracks": [result.row() for result in results],
     }
     text = json.dumps(summary, ensure_ascii=False, indent=2) + os.linesep
@@ -298,9 +308,9 @@ def _print_json(results: Sequence[Result]) -> None:
     sys.stdout.write(text.encode(errors="backslashreplace").decode())
 
 
-def exit_code(results: Sequence[Result]) -> int:
+def exit_code(results: Sequence[TrackResult]) -> int:
     """What the results of a run come to."""
-    bad = [result for result in results if not result.is_good]
+    bad = [result for result in results if not result.ok]
     if not bad:
         return ALL_DONE
     if len(bad) == len(results) and all(result.fault == "input" for result in bad):

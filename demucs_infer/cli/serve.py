@@ -11,7 +11,7 @@ from typing import Any
 
 from demucs_infer.errors import ConfigError
 from demucs_infer.server.settings import PREFIX, ServerSettings, convert, described, load_settings
-from demucs_infer.system.malloc import share_one_heap
+from demucs_infer.system.malloc import use_single_arena
 
 OK, USAGE, NOT_STARTED = 0, 2, 1
 
@@ -51,7 +51,7 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError(
             f"{error.name} is missing: pip install 'demucs-infer[serve]' brings it"
         ) from error
-    share_one_heap()
+    use_single_arena()
     _log(is_debug)
     logging.getLogger("demucs_infer").info("http://%s:%s/", settings.host, settings.port)
     return OK if serve(settings) else NOT_STARTED

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from demucs_infer.batch.attempts import forgive_all
+from demucs_infer.batch.attempts import withdraw_all
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -27,7 +27,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def ends_soon(words: str, grace_seconds: float = _GRACE_SECONDS) -> Iterator[None]:
+def exit_on_signal(words: str, grace_seconds: float = _GRACE_SECONDS) -> Iterator[None]:
     """End the process a moment after an interrupt, saying `words`, unless it ends by itself.
 
     A second interrupt ends it at once. For the main thread of a process that is the command's.
@@ -62,7 +62,7 @@ def _watch(ears: socket.socket, words: str, unwound: threading.Event, grace_seco
         if code is None:
             return  # the work is over
         end = time.monotonic() + grace_seconds
-        forgive_all()
+        withdraw_all()
         ears.settimeout(grace_seconds)
         is_urgent = _heard(ears) is not None
     if unwound.is_set() and not is_urgent:

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.custom.json_schema import INVALID, REST, Reader, check, plain, refusal, schema
+from demucs_infer.custom.json_schema import (
+    INVALID,
+    REST,
+    SchemaReader,
+    check,
+    plain,
+    refusal,
+    schema,
+)
 from demucs_infer.engine.stems import MIXTURE, choose_stems
 from demucs_infer.errors import ConfigError
 
@@ -52,7 +60,7 @@ class LazyModelConfig:
 
     def to_concrete(self, params_cls: type[_Params]) -> _Params:
         """The parameters themselves, with nothing unknown, missing or of the wrong type."""
-        reader, given = Reader(), cast("dict[str, object]", plain(self))
+        reader, given = SchemaReader(), cast("dict[str, object]", plain(self))
         names = getattr(params_cls, "__dataclass_fields__", None)
         if names is None:
             raise ConfigError(f"model: {params_cls.__name__} is not a dataclass")
@@ -220,7 +228,7 @@ class Config:
         what: str = "the configuration",
     ) -> Config:
         """Read plain data; `what` is what an error calls it."""
-        reader = Reader()
+        reader = SchemaReader()
         parts = reader.fields(cls, apply_overrides(data, overrides), "")
         problems = [*reader.problems, *_contradictions(parts)]
         if problems:

@@ -42,7 +42,7 @@ def refusal(what: str, problems: Sequence[str]) -> ConfigError:
     return ConfigError(f"{what}: {len(problems)} problems\n  " + "\n  ".join(problems))
 
 
-class Reader:
+class SchemaReader:
     """Reads plain data as what an annotation says, and collects what is wrong with it."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Reader:
     def _union(self, hints: Sequence[Any], value: object, path: str) -> object:
         readers = []
         for hint in hints:
-            reader = Reader()
+            reader = SchemaReader()
             found = reader.value(hint, value, path)
             if not reader.problems:
                 return found
@@ -192,7 +192,7 @@ _LIMITS: dict[str, tuple[str, Any]] = {
 
 def check(value: object) -> None:
     """Refuse an object of a dataclass that could not have been read from a file."""
-    reader = Reader()
+    reader = SchemaReader()
     parts = typing.cast("dict[str, object]", plain(value))
     reader.fields(type(value), parts, "")
     if reader.problems:
@@ -220,7 +220,7 @@ def plain(value: object) -> object:
 
 
 def schema(hint: Any) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of what `Reader` takes for `hint`."""
+    """JSON Schema (draft 2020-12) of what `SchemaReader` takes for `hint`."""
     hint, origin = _bare(hint), get_origin(_bare(hint))
     inside = get_args(hint)
     if hint in _SCALARS:

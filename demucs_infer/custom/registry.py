@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from demucs_infer.checkpoints.catalog import known
+from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.custom.metadata import ModelMetadata
 from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound
 
@@ -46,7 +46,7 @@ def register_model(offer: Offer, name: str | None = None) -> None:
             raise ValueError(f"{name!r} is registered already, for {_registered[name]!r}")
 
 
-def offered_models() -> dict[str, str]:
+def list_offered_models() -> dict[str, str]:
     """Where each name leads, as `module:attribute`; nothing is imported."""
     found = {name: points[0].value for name, points in _entry_points().items()}
     with _lock:
@@ -57,7 +57,7 @@ def offered_models() -> dict[str, str]:
     return {name: where for name, where in sorted(found.items()) if name not in _taken()}
 
 
-def offered_by(name: str) -> str | None:
+def find_package(name: str) -> str | None:
     """The package that offers a name, with its version; None where no package does."""
     for point in _entry_points().get(name, []):
         if point.dist is not None:
@@ -92,12 +92,12 @@ def find_offer(name: str) -> Offer | None:
     return cast(Offer, offer)
 
 
-def offered_network(name: str) -> nn.Module:
+def load_offered_network(name: str) -> nn.Module:
     """The network that a name stands for, with its weights."""
     offer = find_offer(name)
     if offer is None:
-        catalog = known()
-        raise ModelNotFound(name, {*catalog.bags, *catalog.checkpoints, *offered_models()})
+        catalog = load_catalog()
+        raise ModelNotFound(name, {*catalog.bags, *catalog.checkpoints, *list_offered_models()})
     if isinstance(offer, ModelMetadata):
         raise ModelLoadingError(
             f"{name!r} is a kind of network, without weights: "
@@ -118,7 +118,7 @@ def find_metadata(model_type: str) -> ModelMetadata[Any]:
         return offer
     if offer is not None:
         raise ConfigError(f"model_type: {model_type!r} is a network, and has its weights already")
-    names = ", ".join(offered_models()) or "none"
+    names = ", ".join(list_offered_models()) or "none"
     raise ConfigError(
         f"model_type: no network is known as {model_type!r} (there are: {names}); install its "
         "package, call register_model, or say which module and class it is"
@@ -137,4 +137,4 @@ def _package(point: EntryPoint) -> str:
 
 
 def _taken() -> set[str]:
-    return {*known().bags, *known().checkpoints}
+    return {*load_catalog().bags, *load_catalog().checkpoints}

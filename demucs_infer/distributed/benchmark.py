@@ -8,9 +8,9 @@ from time import perf_counter
 import torch
 
 from demucs_infer.api import Separator
-from demucs_infer.audio.reader import Track
+from demucs_infer.audio.reader import TrackReader
 from demucs_infer.audio.writer import save_audio
-from demucs_infer.batch.request import Model, Order
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.batch.runner import open_separator
 from demucs_infer.demo import song
 from demucs_infer.distributed.planner import Benchmark
@@ -32,7 +32,9 @@ ASSUMED = Benchmark(
 """What stands for a model that is not on this machine."""
 
 
-def measured_here(model: Model, order: Order, *, device: str, jobs: int) -> Benchmark:
+def measure_here(
+    model: ModelSpec, order: SeparationRequest, *, device: str, jobs: int
+) -> Benchmark:
     """A worker as this process would be one; `ASSUMED` where the model would have to be fetched."""
     begun = perf_counter()
     try:
@@ -49,7 +51,7 @@ def measured_here(model: Model, order: Order, *, device: str, jobs: int) -> Benc
 
 def measure(
     separator: Separator,
-    order: Order,
+    order: SeparationRequest,
     *,
     name: str,
     seconds: float = _SECONDS,
@@ -69,12 +71,14 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
         source, stem = Path(folder, "mix.mp3"), Path(folder, f"stem.{order.extension}")
         save_audio(mix, source, rate)
-        track = Track(source, sample_rate=separator.samplerate, channels=separator.audio_channels)
+        track = TrackReader(
+            source, sample_rate=separator.samplerate, channels=separator.audio_channels
+        )
         read = timed(lambda: [list(track.blocks()) for _ in range(2)])  # also for the level
         write = timed(lambda: save_audio(mix, stem, rate))
         sizes = source.stat().st_size / seconds, stem.stat().st_size / seconds
-    list(separator.blocks(separator.record(mix[:, :rate], rate)))
-    separate = timed(lambda: list(separator.blocks(separator.record(mix, rate))))
+    list(separator.stream_blocks(separator.open_audio(mix[:, :rate], rate)))
+    separate = timed(lambda: list(separator.stream_blocks(separator.open_audio(mix, rate))))
     stems = len(separator.stems)
     return Benchmark(
         name=name,

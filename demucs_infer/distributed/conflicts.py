@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from demucs_infer.batch.output_paths import Target, folded
-from demucs_infer.batch.request import Model, Order
-from demucs_infer.distributed.manifest import Row
+from demucs_infer.batch.output_paths import OutputPaths, folded
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.distributed.storage import is_remote, joined, local
 
 _STEM = "{stem}"
@@ -26,7 +26,7 @@ _TOLD = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claims:
+class OutputConflicts:
     """Where the stems of a row lie below an output folder."""
 
     model_folder: str
@@ -35,11 +35,11 @@ class Claims:
     stems: tuple[str, ...] = _STEMS
     """Which there may be; they are known when the model is. Only some templates need them."""
 
-    disputed: frozenset[int] = frozenset()
+    conflicting: frozenset[int] = frozenset()
     """Digests of paths that are claimed by several rows: each of those gets a name of its own."""
 
     @classmethod
-    def of(cls, model: Model, order: Order) -> "Claims":
+    def of(cls, model: ModelSpec, order: SeparationRequest) -> "OutputConflicts":
         """What the rows of an order claim."""
         asked = [*_STEMS, *(order.stems or ()), *([order.two_stems] if order.two_stems else ())]
         derived = [rule.partition("=")[0].strip() for rule in order.derive]
@@ -50,22 +50,22 @@ class Claims:
             stems=tuple(dict.fromkeys([*asked, *(f"no_{stem}" for stem in asked), *derived])),
         )
 
-    def target(self, row: Row, top: Path = Path()) -> Target:
+    def target(self, row: TrackRow, top: Path = Path()) -> OutputPaths:
         """Where they lie below `top`."""
         target = self._target(row, top)
-        if self.disputed and self.disputed & {_number(path) for path in self._paths(row)}:
+        if self.conflicting and self.conflicting & {_number(path) for path in self._paths(row)}:
             return target.called(f"~{hashlib.sha256(_encoded(row.path)).hexdigest()[:12]}")
         return target
 
-    def _target(self, row: Row, top: Path) -> Target:
-        return Target(
+    def _target(self, row: TrackRow, top: Path) -> OutputPaths:
+        return OutputPaths(
             folder=top / self.model_folder / row.folder,
             track=row.name,
             extension=self.extension,
             template=self.template,
         )
 
-    def _paths(self, row: Row) -> list[str]:
+    def _paths(self, row: TrackRow) -> list[str]:
         """Two rows that have one of these in common would write to the same file."""
         target = self._target(row, Path())
         parts = re.split(r"[/\\]", self.template)
@@ -74,7 +74,7 @@ class Claims:
             return [path.as_posix() for path in target.stems(self.stems).values()]
         return [target.stems([_STEM])[_STEM].as_posix()]
 
-    def disputes(self, rows: Iterable[Row]) -> tuple[frozenset[int], int]:
+    def find(self, rows: Iterable[TrackRow]) -> tuple[frozenset[int], int]:
         """What `disputed` has to be, and how many rows there are."""
         claimed, sources = array("Q"), array("Q")
         count = 0
@@ -90,9 +90,11 @@ class Claims:
         differ = (path[1:] == path[:-1]) & (source_of[1:] != source_of[:-1])
         return frozenset(np.unique(path[1:][differ]).tolist()), count
 
-    def quarrels(self, rows: Iterable[Row], disputed: frozenset[int]) -> list[str]:
+    def describe_conflicts(
+        self, rows: Iterable[TrackRow], conflicting: frozenset[int]
+    ) -> list[str]:
         """Some of the rows that claim one of the `disputed` paths, as people want to know it."""
-        told = set(sorted(disputed)[:_TOLD])
+        told = set(sorted(conflicting)[:_TOLD])
         claimed: dict[str, list[str]] = {}
         for row in rows:
             for path in self._paths(row):
@@ -102,7 +104,7 @@ class Claims:
                         claimants.append(row.path)
         return [f"{' and '.join(names)} would all become {path}" for path, names in claimed.items()]
 
-    def overwritten(self, rows: Iterable[Row], out: str) -> Iterator[str]:
+    def overwritten(self, rows: Iterable[TrackRow], out: str) -> Iterator[str]:
         """The inputs that lie where stems of other rows, or of their own, may be written."""
         top = _plain(joined(out, self.model_folder)) + "/"
         if not any(place.startswith(top) for row in rows for place in _read(row)):
@@ -115,21 +117,21 @@ class Claims:
                 if place.startswith(top) and np.isin(known, folders).any():
                     yield place
 
-    def _folder(self, row: Row) -> str:
+    def _folder(self, row: TrackRow) -> str:
         """The last folder, seen from the model's, that does not depend on the stem."""
         parts = self._target(row, Path()).stems([_STEM])[_STEM].parts[1:]
         depth = next(n for n, part in enumerate(parts) if _STEM in part)
         return PurePosixPath(*parts[:depth]).as_posix()
 
 
-def _read(row: Row) -> Iterator[str]:
+def _read(row: TrackRow) -> Iterator[str]:
     """What is read of a row, and must stay as it is."""
     yield _source(row)
     if row.references:
         yield f"{_plain(row.references)}/*"
 
 
-def _source(row: Row) -> str:
+def _source(row: TrackRow) -> str:
     """Equal for two rows with the same file."""
     return _plain(row.source)
 

@@ -15,7 +15,7 @@ COLUMNS = ("path", "duration", "references", "sha256")
 """What a manifest may say of a track; only `path` must be there, other columns are left alone."""
 
 
-Answer = dict[str, Any]
+ResultRow = dict[str, Any]
 """A row of results: plain JSON values."""
 
 _LONGEST = 1e9  # thirty years
@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class TrackRow:
     """One track of a catalogue."""
 
     path: str
@@ -69,7 +69,7 @@ def _steps(path: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Catalogue:
+class TrackManifest:
     """A manifest, or every n-th of its rows; iterating reads it anew, a row at a time."""
 
     manifest: str
@@ -86,7 +86,7 @@ class Catalogue:
         if not 0 <= which < count:
             raise ValueError(f"shard {which}/{count} must be from 0/{count} to {count - 1}/{count}")
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[TrackRow]:
         which, count = self.shard
         root = self.root or folder_of(self.manifest)
         number = 0
@@ -104,7 +104,7 @@ class Catalogue:
             raise ValueError(f"{self.manifest}: {error}") from error
 
 
-def _row(fields: Mapping[str, Any], root: str, where: str) -> Row:
+def _row(fields: Mapping[str, Any], root: str, where: str) -> TrackRow:
     """The row of these columns; what is empty counts as not there."""
     known = {name: fields[name] for name in COLUMNS if fields.get(name) not in (None, "")}
     path, references, sha256 = (known.get(name) for name in ("path", "references", "sha256"))
@@ -117,7 +117,7 @@ def _row(fields: Mapping[str, Any], root: str, where: str) -> Row:
         raise ValueError(f"{where}: references {references!r} must be the path of a folder")
     if not (sha256 is None or (isinstance(sha256, str) and _SHA256.match(sha256))):
         raise ValueError(f"{where}: sha256 {sha256!r} must be 64 hexadecimal digits")
-    return Row(
+    return TrackRow(
         path=path,
         source=joined(root, path),
         duration=_seconds(known.get("duration"), where),

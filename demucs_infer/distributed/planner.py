@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from demucs_infer.distributed.manifest import Row
+from demucs_infer.distributed.manifest import TrackRow
 
 _MOST = 1e15  # of anything: what is more is a mistake, and would be infinite in a sum
 
@@ -78,7 +78,7 @@ class Benchmark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class RunEstimate:
     """What a run will come to."""
 
     tracks: int
@@ -126,7 +126,9 @@ class Plan:
         return "\n".join([*lines, f"what dominates: {self.dominates}"]) + "\n"
 
 
-def plan(rows: Iterable[Row], bench: Benchmark, workers: int, price: float = 0.0) -> Plan:
+def plan(
+    rows: Iterable[TrackRow], bench: Benchmark, workers: int, price: float = 0.0
+) -> RunEstimate:
     """A plan for `workers` of the kind that was measured, each at `price` an hour."""
     tracks = known = 0
     sound = longest = 0.0
@@ -162,7 +164,7 @@ def plan(rows: Iterable[Row], bench: Benchmark, workers: int, price: float = 0.0
     hours = (bench.start_seconds + busy) / 3600
     # List scheduling: nobody idles before the last track begins.
     worst = (bench.start_seconds + max(work, storage) + longest_seconds) / 3600
-    return Plan(
+    return RunEstimate(
         tracks=tracks,
         sound_hours=sound / 3600,
         unknown=tracks - known,

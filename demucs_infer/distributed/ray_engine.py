@@ -16,15 +16,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from demucs_infer.batch.attempts import forgive_all
-from demucs_infer.distributed.manifest import Answer, Row
+from demucs_infer.batch.attempts import withdraw_all
+from demucs_infer.distributed.manifest import ResultRow, TrackRow
 
 # A share unlike any worker's: Ray would make one task of two stages that ask for the same.
 _READER_CPUS = 0.01
 _MANY = 100_000  # workers that may listen to one bell
 _PATIENCE_SECONDS = 3.0  # for all of them to leave; some may be dead
 
-Make = Callable[[], Callable[[Iterable[Row]], Iterator[Answer]]]
+Make = Callable[[], Callable[[Iterable[TrackRow]], Iterator[ResultRow]]]
 """Makes a worker, in the process it will work in."""
 
 
@@ -52,7 +52,7 @@ class Cluster:
             raise ValueError(f"{self} needs a worker, a row a task, and no negative resources")
 
 
-def run(rows: Iterable[Row], make: Make, cluster: Cluster) -> Iterator[Answer]:
+def run(rows: Iterable[TrackRow], make: Make, cluster: Cluster) -> Iterator[ResultRow]:
     """The answers, as they come; memory here does not grow with the number of rows.
 
     `rows` and `make` are pickled: the rows are read on the cluster, by one task.
@@ -61,7 +61,7 @@ def run(rows: Iterable[Row], make: Make, cluster: Cluster) -> Iterator[Answer]:
     ours = not ray.is_initialized()
     if ours:
         _start(ray, cluster)
-    bell = ray.remote(num_cpus=0, max_concurrency=_MANY)(_Bell).remote()
+    bell = ray.remote(num_cpus=0, max_concurrency=_MANY)(_ShutdownNotice).remote()
     try:
         # On a cluster of our own there is room for all of them; elsewhere they come as they can.
         is_made_for_us = ours and cluster.address is None and not cluster.gpus
@@ -104,8 +104,8 @@ def _start(ray: Any, cluster: Cluster) -> None:
 
 
 def _answers(
-    ray: Any, rows: Iterable[Row], make: Make, bell: Any, cluster: Cluster, least: int
-) -> Iterator[Answer]:
+    ray: Any, rows: Iterable[TrackRow], make: Make, bell: Any, cluster: Cluster, least: int
+) -> Iterator[ResultRow]:
     """What the workers answer, of which there are `least` from the beginning."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -114,7 +114,7 @@ def _answers(
     context.target_min_block_size = context.target_max_block_size = 1
     with ray.data.DataContext.current(context):
         tasks = ray.data.from_items([{"task": ""}], override_num_blocks=1).map_batches(
-            _Reader(rows, cluster.rows_per_task), batch_size=None, num_cpus=_READER_CPUS
+            _ManifestReader(rows, cluster.rows_per_task), batch_size=None, num_cpus=_READER_CPUS
         )
         answers = tasks.map_batches(
             _Actor,
@@ -134,10 +134,10 @@ def _answers(
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _ManifestReader:
     """Cuts the rows into tasks, as text."""
 
-    rows: Iterable[Row]
+    rows: Iterable[TrackRow]
     size: int
 
     def __call__(self, _: Any) -> Iterator[dict[str, list[str]]]:
@@ -151,7 +151,7 @@ class _Reader:
             yield {"task": [json.dumps(task)]}
 
 
-class _Bell:
+class _ShutdownNotice:
     """Rung when a run is given up, for the workers to say whom they would leave behind."""
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class _Actor:
 
     def __call__(self, block: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
         for task in block["task"]:
-            rows = [Row(**fields) for fields in json.loads(str(task))]
+            rows = [TrackRow(**fields) for fields in json.loads(str(task))]
             yield {"answers": [json.dumps(list(self._worker(rows)))]}
 
 
@@ -191,5 +191,5 @@ def _listen(bell: Any) -> None:
     import ray
 
     ray.get(bell.listen.remote())
-    forgive_all()
+    withdraw_all()
     bell.leave.remote()

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 
 from demucs_infer.batch.workdir import try_lock
 from demucs_infer.distributed import storage as places
-from demucs_infer.distributed.manifest import Answer
+from demucs_infer.distributed.manifest import ResultRow
 from demucs_infer.distributed.storage import is_remote, local
 
 _PARTIAL = ".partial"
@@ -24,10 +24,10 @@ _GROUP = 1000  # rows of Parquet that are held in memory
 _LINES, _PARQUET = (".jsonl", ".ndjson"), (".parquet",)
 
 
-class Table(Protocol):
+class ResultsTable(Protocol):
     """Where rows of results go, one after the other."""
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: ResultRow) -> None:
         """The next row."""
 
 
@@ -38,13 +38,13 @@ def check_table(place: str) -> None:
         raise ValueError(f"a table of results ends in one of {kinds}, unlike {place}")
     if place.lower().endswith(_PARQUET):
         _pyarrow()
-    places.check_reach(place)
+    places.check_driver(place)
     if not is_remote(place) and local(place).exists() and not local(place).is_file():
         raise ValueError(f"a table of results is a file, and {place} is none")
 
 
 @contextmanager
-def open_table(place: str) -> Iterator[Table]:
+def open_table(place: str) -> Iterator[ResultsTable]:
     """A table that is at `place` once it is complete, and until then beside it, as `.partial`."""
     check_table(place)
     is_complete = False
@@ -85,7 +85,7 @@ class _Lines:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: ResultRow) -> None:
         # A name need not be UTF-8: what is none is written as JSON's own escape. A line at a time,
         # so that whoever dies leaves all it had to say.
         text = json.dumps(answer, ensure_ascii=False) + "\n"
@@ -117,13 +117,13 @@ class _Parquet:
             "stems": pyarrow.map_(text, text),
             "scores": pyarrow.map_(text, number),
         }
-        self._make = pyarrow.Table.from_pylist
+        self._make = pyarrow.ResultsTable.from_pylist
         self._schema = pyarrow.schema(list(kinds.items()))
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
-        self._rows: list[Answer] = []
+        self._rows: list[ResultRow] = []
 
-    def add(self, answer: Answer) -> None:
-        row: Answer = _utf8(answer)
+    def add(self, answer: ResultRow) -> None:
+        row: ResultRow = _utf8(answer)
         # Arrow has no mapping but lists of pairs.
         pairs = {name: list(row[name].items()) for name in ("stems", "scores")}
         self._rows.append(row | pairs)
@@ -150,7 +150,7 @@ def _utf8(value: Any) -> Any:
 
 
 @dataclass(slots=True)
-class Tally:
+class Summary:
     """What the answers come to: counts, however many they are."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -160,7 +160,7 @@ class Tally:
 
     _begun: float = field(default_factory=perf_counter)
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: ResultRow) -> None:
         """Count one answer."""
         self.counts[answer["status"]] += 1
         if answer["fault"]:
@@ -168,7 +168,7 @@ class Tally:
         if answer["status"] == "done":
             self.sound_seconds += answer["duration_seconds"]
 
-    def counted(self, answers: Iterable[Answer]) -> Iterator[Answer]:
+    def counted(self, answers: Iterable[ResultRow]) -> Iterator[ResultRow]:
         """The same answers."""
         for answer in answers:
             self.add(answer)

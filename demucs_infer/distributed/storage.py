@@ -72,7 +72,7 @@ def open_text(place: str) -> Iterator[TextIO]:
         yield TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def check_reach(place: str) -> None:
+def check_driver(place: str) -> None:
     """A `ValueError` if nothing that is installed leads there."""
     if is_remote(place):
         _filesystem(place)

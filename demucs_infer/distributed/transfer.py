@@ -15,16 +15,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from demucs_infer.batch.attempts import blame, forgive, settle
-from demucs_infer.batch.manifest import matches, sha256_file, understood
-from demucs_infer.batch.output_paths import Target
-from demucs_infer.batch.request import Model, Order
-from demucs_infer.batch.result import Fault, Result, fault_of
-from demucs_infer.batch.runner import Job, Skip
+from demucs_infer.batch.attempts import complete, register, withdraw
+from demucs_infer.batch.manifest import matches, parse_manifest, sha256_file
+from demucs_infer.batch.output_paths import OutputPaths
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.result import Fault, TrackResult, fault_of
+from demucs_infer.batch.runner import Skip, TrackJob
 from demucs_infer.batch.workdir import PARTIAL
 from demucs_infer.distributed import storage as places
-from demucs_infer.distributed.conflicts import Claims
-from demucs_infer.distributed.manifest import Row
+from demucs_infer.distributed.conflicts import OutputConflicts
+from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.distributed.storage import is_remote, joined
 from demucs_infer.errors import AudioReadError, DemucsError
 from demucs_infer.metrics import evaluate
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Visit:
+class StagedTrack:
     """A row on its way, with a job for the batch."""
 
-    row: Row
-    job: Job | None = None
+    row: TrackRow
+    job: TrackJob | None = None
     """None: the row's worker died before, and nothing was done about it yet."""
 
     scratch: Path | None = None
@@ -49,36 +49,36 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Courier:
+class Transfer:
     """Between the manifest's world and the batch's."""
 
-    model: Model
-    order: Order
+    model: ModelSpec
+    order: SeparationRequest
     weights: tuple[str, ...]
     out: str
     skip: Skip = "same"
-    max_deaths: int = 2
-    disputed: frozenset[int] = frozenset()
-    """As `Claims` has it."""
+    max_crashes: int = 2
+    conflicting: frozenset[int] = frozenset()
+    """As `OutputConflicts` has it."""
 
     is_far: bool = field(init=False)
     """Whether stems go where only fsspec can write."""
 
-    claims: Claims = field(init=False)
+    claims: OutputConflicts = field(init=False)
 
     def __post_init__(self) -> None:
-        claims = replace(Claims.of(self.model, self.order), disputed=self.disputed)
+        claims = replace(OutputConflicts.of(self.model, self.order), conflicting=self.conflicting)
         object.__setattr__(self, "is_far", is_remote(self.out))
         object.__setattr__(self, "claims", claims)
 
-    def bring(self, row: Row, *, is_alone: bool = False) -> Visit:
+    def bring(self, row: TrackRow, *, is_alone: bool = False) -> StagedTrack:
         """The row as a job, which may be over before it began; never an exception."""
         source, scratch, known = Path(row.name), None, None
         try:
             if not row.is_possible:
                 raise AudioReadError("no file can be called that")
             if self.is_far and not is_alone and self._deaths(row):
-                return Visit(row=row)
+                return StagedTrack(row=row)
             known = self._known(row)
             if known is None:
                 if self.is_far or is_remote(row.source):
@@ -90,10 +90,10 @@ class Courier:
             logger.debug("%s was not brought", row.path, exc_info=error)
             known = failed(row, self.model, str(error), fault_of(error))
         target = self._target(row, scratch)
-        job = Job(source=source, target=target, track=row.path, known=known, sha256=row.sha256)
-        return Visit(row=row, job=job, scratch=scratch)
+        job = TrackJob(source=source, target=target, track=row.path, known=known, sha256=row.sha256)
+        return StagedTrack(row=row, job=job, scratch=scratch)
 
-    def _source(self, row: Row, scratch: Path | None) -> Path:
+    def _source(self, row: TrackRow, scratch: Path | None) -> Path:
         if not is_remote(row.source) or scratch is None:
             return places.local(row.source)
         path = scratch / "input" / Path(row.name).name
@@ -104,7 +104,7 @@ class Courier:
             raise AudioReadError(f"cannot be fetched: {error}") from error
         return path
 
-    def _target(self, row: Row, scratch: Path | None = None) -> Target:
+    def _target(self, row: TrackRow, scratch: Path | None = None) -> OutputPaths:
         """Where the stems go; with no scratch folder, seen from a far output folder."""
         top = Path() if self.is_far else places.local(self.out)
         return self.claims.target(row, scratch / "stems" if self.is_far and scratch else top)
@@ -115,7 +115,7 @@ class Courier:
 
     # ── what was done before ──
 
-    def _known(self, row: Row) -> Result | None:
+    def _known(self, row: TrackRow) -> TrackResult | None:
         """The result of a track whose digest the manifest tells: it need not be read."""
         if self.skip != "same" or row.sha256 is None:
             return None
@@ -123,9 +123,9 @@ class Courier:
             return self._done_far(row, row.sha256)
         where = self._target(row).manifest
         found = matches(where, self.order.recipe(row.sha256, self.model, self.weights))
-        return Result.skipped(row.path, where, found) if found else None
+        return TrackResult.skipped(row.path, where, found) if found else None
 
-    def _done_far(self, row: Row, sha256: str) -> Result | None:
+    def _done_far(self, row: TrackRow, sha256: str) -> TrackResult | None:
         """As `manifest.matches`, at a URI."""
         target = self._target(row)
         if self.skip != "same":
@@ -134,53 +134,55 @@ class Courier:
         with suppress(
             ValueError, KeyError, TypeError, AttributeError
         ):  # none of ours, or half of it
-            found = understood(json.loads(places.read(self._place(target.manifest)) or "{}"))
+            found = parse_manifest(json.loads(places.read(self._place(target.manifest)) or "{}"))
             if not found or found["key"] != recipe.key:
                 return None
             for stem in found["stems"].values():
                 place = self._place(target.manifest.parent / stem["file"])
                 if places.size(place) != stem["bytes"]:
                     return None
-            return Result.skipped(row.path, target.manifest, found)
+            return TrackResult.skipped(row.path, target.manifest, found)
         return None
 
     # ── the journal, where a machine that died cannot take it along ──
 
-    def _journal(self, row: Row) -> str:
+    def _journal(self, row: TrackRow) -> str:
         path = self._target(row).manifest.as_posix()
         name = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:16]
         return joined(self.out, f"{self.model.folder}/{PARTIAL}/{name}")
 
-    def _deaths(self, row: Row) -> int:
+    def _deaths(self, row: TrackRow) -> int:
         text = places.read(self._journal(row))
         return int(text) if text and text.isdigit() else 0
 
-    def _begun(self, row: Row) -> Result | None:
+    def _begun(self, row: TrackRow) -> TrackResult | None:
         """Enter an attempt, unless there were too many."""
-        deaths = self._deaths(row)
-        if deaths >= self.max_deaths:
-            result = failed(row, self.model, f"its process died {deaths} times", "other")
+        crash_count = self._deaths(row)
+        if crash_count >= self.max_crashes:
+            result = failed(row, self.model, f"its process died {crash_count} times", "other")
             return replace(result, status="quarantined")
         journal = self._journal(row)
-        places.write(journal, str(deaths + 1))
-        take_back = partial(places.write, journal, str(deaths))
-        blame((self.out, row.path), take_back if deaths else partial(places.remove, journal))
+        places.write(journal, str(crash_count + 1))
+        take_back = partial(places.write, journal, str(crash_count))
+        register(
+            (self.out, row.path), take_back if crash_count else partial(places.remove, journal)
+        )
         return None
 
-    def interrupt(self, visit: Visit) -> None:
+    def interrupt(self, visit: StagedTrack) -> None:
         """Its separation was given up, and that is not its fault."""
-        forgive((self.out, visit.row.path))
+        withdraw((self.out, visit.row.path))
         visit.leave()
 
     # ── afterwards ──
 
-    def scores(self, visit: Visit, result: Result) -> Mapping[str, float]:
+    def scores(self, visit: StagedTrack, result: TrackResult) -> Mapping[str, float]:
         """SDR in decibels of every stem whose truth is known: `vocals` -> 7.1.
 
         They are kept beside the stems: what is asked again of the same files is not measured again.
         """
         row = visit.row
-        if not row.references or not result.is_good:
+        if not row.references or not result.ok:
             return {}
         kept = self._place(self._target(row).scores)
         asked = {"key": result.key, "references": places.fingerprint(row.references)}
@@ -196,7 +198,9 @@ class Courier:
         places.write(kept, json.dumps({"of": asked, "scores": scores}, indent=1) + "\n")
         return scores
 
-    def _measured(self, references: str, visit: Visit, result: Result) -> Mapping[str, float]:
+    def _measured(
+        self, references: str, visit: StagedTrack, result: TrackResult
+    ) -> Mapping[str, float]:
         assert visit.job
         with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
             truth, stems = places.local(references), Path(folder, "stems")
@@ -214,12 +218,12 @@ class Courier:
             rows = [score.rounded() for score in evaluate(truth, stems).scores]
         return {str(one["stem"]): float(one["sdr"]) for one in rows if one["sdr"] is not None}
 
-    def deliver(self, visit: Visit, result: Result) -> Result:
+    def deliver(self, visit: StagedTrack, result: TrackResult) -> TrackResult:
         """Put the stems where they belong, the manifest last; says where that is."""
         if not self.is_far or visit.job is None or visit.job.known or visit.scratch is None:
             return result
         top = visit.scratch / "stems"
-        if result.is_good and result.manifest:
+        if result.ok and result.manifest:
             manifest = result.manifest.relative_to(top)
             stems = {stem: path.relative_to(top) for stem, path in result.stems.items()}
             places.remove(self._place(manifest))
@@ -227,11 +231,11 @@ class Courier:
                 places.put(top / path, self._place(path))
             places.put(top / manifest, self._place(manifest))
             result = replace(result, stems=stems, manifest=manifest)
-        settle((self.out, visit.row.path))
+        complete((self.out, visit.row.path))
         places.remove(self._journal(visit.row))
         return result
 
-    def named(self, result: Result) -> Mapping[str, object]:
+    def named(self, result: TrackResult) -> Mapping[str, object]:
         """Where stems and manifest are, as people outside know it."""
         if not self.is_far:
             return {}
@@ -255,6 +259,6 @@ def _digest(path: Path) -> str:
         raise AudioReadError(f"cannot be read: {error.strerror or error}") from error
 
 
-def failed(row: Row, model: Model, error: str, fault: Fault) -> Result:
+def failed(row: TrackRow, model: ModelSpec, error: str, fault: Fault) -> TrackResult:
     """The result of a row that came to nothing."""
-    return Result(track=row.path, status="failed", model=model.name, error=error, fault=fault)
+    return TrackResult(track=row.path, status="failed", model=model.name, error=error, fault=fault)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
 from demucs_infer.engine.plan import Chunk, check_grid, plan_padded
-from demucs_infer.engine.runner import Queried, Runner
+from demucs_infer.engine.runner import QueryAdapter, Runner
 from demucs_infer.engine.stitch import (
     OverlapAdd,
-    Tape,
+    TrackBuffer,
     check_padding,
     make_window,
     pad_audio,
@@ -116,7 +116,7 @@ def generate_chunks(
 def _generate(
     audio: Tensor, plan: ChunkPlan, batch_size: int, padding_mode: str
 ) -> Iterator[Tensor]:
-    tape = Tape(TensorTrack(audio).blocks(), plan.num_samples)
+    tape = TrackBuffer(TensorTrack(audio).blocks(), plan.num_samples)
     chunks = plan.chunks
     for at in range(0, len(chunks), batch_size):
         batch = chunks[at : at + batch_size]
@@ -262,7 +262,7 @@ def overlap_add(
     if plan.num_samples != audio.shape[-1]:
         raise ValueError(f"the plan is for {plan.num_samples} samples, not {audio.shape[-1]}")
     asked = {name: {**model_kwargs, **more} for name, more in (queries or {"": {}}).items()}
-    network = Queried(model, asked)
+    network = QueryAdapter(model, asked)
     options = Options(
         shifts=0,
         # Fractions: a float could lose the last sample of a chunk when it is truncated.

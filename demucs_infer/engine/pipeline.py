@@ -17,8 +17,8 @@ from torch import Tensor
 
 from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.plan import (
-    Batch,
     Chunk,
+    ChunkBatch,
     Pass,
     Plan,
     draw_origins,
@@ -26,12 +26,12 @@ from demucs_infer.engine.plan import (
     plan_chunks,
     plan_padded,
 )
-from demucs_infer.engine.runner import Ensemble, Network, Runner, draws_when_run, window_rule
+from demucs_infer.engine.runner import Ensemble, Network, Runner, consumes_rng, window_rule
 from demucs_infer.engine.stems import StemPlan, choose_stems, needed_members
-from demucs_infer.engine.stitch import OverlapAdd, Tape, make_window, usable_weights
+from demucs_infer.engine.stitch import OverlapAdd, TrackBuffer, make_window, usable_weights
 from demucs_infer.events import ChunkProcessed, ChunkStarted, Event, Position, Stage
 from demucs_infer.options import Options
-from demucs_infer.system.malloc import large_blocks_kept
+from demucs_infer.system.malloc import keep_large_allocations
 
 # A triangle is never 0, but a high power of it can be: there, too small to change a sum.
 _FLOOR = {"triangle": 1e-30}
@@ -90,18 +90,18 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Failed:
+class TrackFailed:
     """A track that was given up; the others go on."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Over:
+class TrackFinished:
     """A track of which all was said."""
 
 
-Item: TypeAlias = Event | Block | Failed | Over
+TrackEvent: TypeAlias = Event | Block | TrackFailed | TrackFinished
 
 
 _DEFAULT = Options()
@@ -131,13 +131,13 @@ def separate(
         runner=runner,
         announce=announce,
         pool=pool,
-        together=1,
+        max_tracks_per_batch=1,
     )
     with closing(stream):
         for _, item in stream:
-            if isinstance(item, Failed):
+            if isinstance(item, TrackFailed):
                 raise item.error
-            if not isinstance(item, Over):
+            if not isinstance(item, TrackFinished):
                 yield item
 
 
@@ -150,32 +150,35 @@ def separate_many(
     runner: Runner | None = None,
     announce: bool = False,
     pool: Executor | None = None,
-    together: int = 16,
-) -> Generator[tuple[int, Item], None, None]:
+    max_tracks_per_batch: int = 16,
+) -> Generator[tuple[int, TrackEvent], None, None]:
     """As `separate` for one track after the other: (index of the track, item).
 
     What does not fill a batch waits for windows of the next tracks, so that many short ones fill
     batches; then the last blocks of a track may come after the first events of others. No more
-    than `together` tracks are open at any time; with 1, none waits for another. A track that
-    cannot be read, or separated, ends with `Failed`, and those that shared a batch with it go on;
-    all others end with `Over`. An exception in place of a track is said in its turn.
+    than `max_tracks_per_batch` tracks are open at any time; with 1, none waits for another. A track
+    that cannot be read, or separated, ends with `TrackFailed`, and those that shared a batch with
+    it go on; all others end with `TrackFinished`. An exception in place of a track is said in its
+    turn.
     """
-    if together < 1:
-        raise ValueError(f"together = {together} must be at least 1: a track is with itself")
+    if max_tracks_per_batch < 1:
+        raise ValueError(
+            f"together = {max_tracks_per_batch} must be at least 1: a track is with itself"
+        )
     ensemble = Ensemble.of(model)
     stems = stems or choose_stems(ensemble.sources)
     runner = runner or Runner()
-    setup = _Setup(ensemble, options, stems, runner, announce)
+    setup = _RunConfig(ensemble, options, stems, runner, announce)
     with ExitStack() as stack:
         if options.workers and pool is None:
             pool = stack.enter_context(ThreadPoolExecutor(options.workers))
         members = [ensemble.members[index] for index in setup.members]
         stack.enter_context(runner.lease(members))
         if runner.reuses_blocks(members, options):
-            stack.enter_context(large_blocks_kept())
+            stack.enter_context(keep_large_allocations())
         orders = stack.enter_context(closing(_orders(tracks, setup)))
-        packs = stack.enter_context(closing(_pack(orders, together)))
-        for item in stack.enter_context(closing(_run(packs, setup, pool))):
+        has_packed_kernels = stack.enter_context(closing(_pack(orders, max_tracks_per_batch)))
+        for item in stack.enter_context(closing(_run(has_packed_kernels, setup, pool))):
             if isinstance(item, tuple):
                 yield item
                 continue
@@ -185,7 +188,7 @@ def separate_many(
                     yield order.job.index, event
 
 
-class _Setup:
+class _RunConfig:
     """What all tracks of a run have in common, checked before the first is opened."""
 
     def __init__(
@@ -243,7 +246,7 @@ class _Setup:
 
     def _draws(self, member: int, length: int) -> Callable[[int], int]:
         _, stride = self.segments[member]
-        if not draws_when_run(self.ensemble.members[member]):
+        if not consumes_rng(self.ensemble.members[member]):
             return lambda _origin: 0
         if not self.options.split:
             return lambda _origin: 1
@@ -266,13 +269,13 @@ class _Setup:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Order:
+class _WindowRequest:
     """Windows that are cut and wait for their answers."""
 
-    job: "_Job"
+    job: "_TrackState"
     number: int
     """Of the batches of its track, from 1."""
-    batch: Batch
+    batch: ChunkBatch
     windows: Tensor
     limit: int
     """Windows that may run together."""
@@ -284,26 +287,26 @@ class _Order:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Answered:
+class _WindowResponse:
     """An order that ran, what came back for it, and what happened meanwhile."""
 
-    order: _Order
+    order: _WindowRequest
     answers: Tensor | Exception
     events: list[Event]
 
 
-_Said = tuple[int, Item]
+_Said = tuple[int, TrackEvent]
 
 
 def _orders(
-    tracks: Iterable[Track | Exception], setup: _Setup
-) -> Generator[_Said | _Order, None, None]:
+    tracks: Iterable[Track | Exception], setup: _RunConfig
+) -> Generator[_Said | _WindowRequest, None, None]:
     """Every window of every track, in the order in which they are to run."""
     for index, track in enumerate(tracks):
         if isinstance(track, Exception):
-            yield index, Failed(track)
+            yield index, TrackFailed(track)
             continue
-        job = _Job(index, track, setup)
+        job = _TrackState(index, track, setup)
         try:
             for event in job.begin():
                 yield index, event
@@ -313,22 +316,22 @@ def _orders(
                 yield order
         except Exception as error:  # noqa: BLE001 (a track's trouble is its own)
             job.is_over = True
-            yield index, Failed(error)
+            yield index, TrackFailed(error)
 
 
 def _pack(
-    items: Iterable[_Said | _Order], together: int
-) -> Generator[_Said | list[_Order], None, None]:
-    """Orders that run as one: as many as fill a batch, from up to `together` tracks in a row."""
-    waiting: dict[tuple[int, torch.Size], list[_Order]] = {}
+    items: Iterable[_Said | _WindowRequest], max_tracks_per_batch: int
+) -> Generator[_Said | list[_WindowRequest], None, None]:
+    """Orders that fill a batch, from up to `max_tracks_per_batch` tracks in a row."""
+    waiting: dict[tuple[int, torch.Size], list[_WindowRequest]] = {}
     for item in items:
         index = item[0] if isinstance(item, tuple) else item.job.index
         for key, pack in list(waiting.items()):
-            if pack[0].job.index <= index - together:
+            if pack[0].job.index <= index - max_tracks_per_batch:
                 yield waiting.pop(key)
         if isinstance(item, tuple):
             yield item
-        elif together == 1:
+        elif max_tracks_per_batch == 1:
             yield [item]
         else:
             yield from _packed(waiting, item)
@@ -336,8 +339,8 @@ def _pack(
 
 
 def _packed(
-    waiting: dict[tuple[int, torch.Size], list[_Order]], item: _Order
-) -> Iterator[list[_Order]]:
+    waiting: dict[tuple[int, torch.Size], list[_WindowRequest]], item: _WindowRequest
+) -> Iterator[list[_WindowRequest]]:
     """Put `item` to what waits, and give out what may wait no longer for its sake."""
     # The chunks of a pass are stitched in order, so what comes before goes first.
     for key, pack in list(waiting.items()):
@@ -352,12 +355,14 @@ def _packed(
 
 
 def _run(
-    packs: Iterable[_Said | list[_Order]], setup: _Setup, pool: Executor | None
-) -> Generator[_Said | list[_Answered], None, None]:
+    has_packed_kernels: Iterable[_Said | list[_WindowRequest]],
+    setup: _RunConfig,
+    pool: Executor | None,
+) -> Generator[_Said | list[_WindowResponse], None, None]:
     """Answers to every pack in order, with up to `options.workers` of them in flight."""
-    flying: deque[Future[list[_Answered]]] = deque()
+    flying: deque[Future[list[_WindowResponse]]] = deque()
     try:
-        for item in packs:
+        for item in has_packed_kernels:
             if isinstance(item, tuple):
                 yield item
             elif pool is None or not setup.options.workers:
@@ -374,7 +379,7 @@ def _run(
         wait(flying)
 
 
-def _asked(pack: list[_Order], setup: _Setup) -> list[_Answered]:
+def _asked(pack: list[_WindowRequest], setup: _RunConfig) -> list[_WindowResponse]:
     """What the network says to each order; where it fails, the tracks are asked about apart."""
     member = pack[0].batch.member
     network, select = setup.ensemble.members[member], setup.select[member]
@@ -383,19 +388,19 @@ def _asked(pack: list[_Order], setup: _Setup) -> list[_Answered]:
         answers, events = setup.runner.answer(network, windows, select, setup.options)
     except Exception as error:  # noqa: BLE001 (a track's trouble is its own)
         if len(pack) == 1:
-            return [_Answered(pack[0], error, [])]
+            return [_WindowResponse(pack[0], error, [])]
     else:
         parts = torch.split(answers, [len(order.windows) for order in pack])
         said = [events, *([] for _ in pack[1:])]  # what happened goes with the first
-        return [_Answered(*each) for each in zip(pack, parts, said, strict=True)]
+        return [_WindowResponse(*each) for each in zip(pack, parts, said, strict=True)]
     # Only here, where the frames of the failure are gone, is their memory free again.
     return [answered for order in pack for answered in _asked([order], setup)]
 
 
-class _Job:
+class _TrackState:
     """One track on its way: what is read of it, what is planned, what is stitched."""
 
-    def __init__(self, index: int, track: Track, setup: _Setup) -> None:
+    def __init__(self, index: int, track: Track, setup: _RunConfig) -> None:
         self.index = index
         self.is_over = False
         self._track = track
@@ -424,10 +429,12 @@ class _Job:
         self._num_done = self._plan.num_before(first)
         done = self._plan.batches[: self._num_done]
         self._samples_done = sum(len(chunk) for batch in done for _, chunk in batch.steps)
-        self._tape = Tape(blocks, length, level=self._level, start=self._plan.reads_from(first))
-        self._mean = _Mean(self._plan, setup, first)
+        self._tape = TrackBuffer(
+            blocks, length, level=self._level, start=self._plan.reads_from(first)
+        )
+        self._mean = _Blend(self._plan, setup, first)
 
-    def orders(self) -> Iterator[_Order]:
+    def orders(self) -> Iterator[_WindowRequest]:
         """The windows of this track, cut when they are asked for."""
         setup, plan = self._setup, self._plan
         batches, first = plan.batches[self._num_done :], self._num_done + 1
@@ -448,20 +455,20 @@ class _Job:
                 needed = min(needed, self._mean.start)
             # Reflected samples lie up to one padding, and one sample, further back.
             self._tape.drop(needed - (0 if setup.options.padding == "constant" else pad + 1))
-            yield _Order(self, number, batch, windows, limit)
+            yield _WindowRequest(self, number, batch, windows, limit)
 
-    def announcement(self, order: _Order) -> ChunkStarted:
+    def announcement(self, order: _WindowRequest) -> ChunkStarted:
         """That `order` is about to run."""
         total = len(self._plan.batches)
         return ChunkStarted(order.number, total, self._positions(order.batch))
 
-    def accept(self, order: _Order, answers: Tensor | Exception) -> Iterator[Item]:
+    def accept(self, order: _WindowRequest, answers: Tensor | Exception) -> Iterator[TrackEvent]:
         """Stitch `answers` (N ... S C W); what is final now, and what happened."""
         if self.is_over:
             return
         if isinstance(answers, Exception):
             self.is_over = True
-            yield Failed(answers)
+            yield TrackFailed(answers)
             return
         for (index, chunk), answer in zip(order.batch.steps, answers, strict=True):
             self._mean.add(index, chunk, answer)
@@ -485,7 +492,7 @@ class _Job:
             for stage in stages:
                 yield Stage.Started(stage)
                 yield Stage.Completed(stage)
-            yield Over()
+            yield TrackFinished()
 
     def _blocks(self) -> Iterator[Block]:
         start = self._mean.start
@@ -499,15 +506,15 @@ class _Job:
         stems = stems.to(self._tape.device)
         yield Block(start, self._setup.stems.derive(stems, mixture))
 
-    def _positions(self, batch: Batch) -> tuple[Position, ...]:
+    def _positions(self, batch: ChunkBatch) -> tuple[Position, ...]:
         passes = self._plan.passes
         return tuple(passes[index].position(chunk) for index, chunk in batch.steps)
 
 
-class _Mean:
+class _Blend:
     """The weighted mean over members and shifts, as far as every pass has come."""
 
-    def __init__(self, plan: Plan, setup: _Setup, start: int = 0) -> None:
+    def __init__(self, plan: Plan, setup: _RunConfig, start: int = 0) -> None:
         self.start = start
         """First sample not yet given out."""
         self._plan = plan

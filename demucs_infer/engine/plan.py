@@ -132,7 +132,7 @@ def draw_origins(
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class ChunkBatch:
     """Windows of one member that run together: equally long, in order of where they start."""
 
     member: int
@@ -152,7 +152,7 @@ class Plan:
 
     length: int
     passes: tuple[Pass, ...]
-    batches: tuple[Batch, ...]
+    batches: tuple[ChunkBatch, ...]
 
     @property
     def num_chunks(self) -> int:
@@ -187,7 +187,7 @@ class Plan:
         return max(0, min([start, *(chunk.read - chunk.window for chunk in chunks)]))
 
 
-def plan_batches(passes: Sequence[Pass], size: Callable[[int, int], int]) -> tuple[Batch, ...]:
+def plan_batches(passes: Sequence[Pass], size: Callable[[int, int], int]) -> tuple[ChunkBatch, ...]:
     """Merge `passes` by start, and cut what each member does into batches.
 
     `size` is the most windows that may run together, for a member and a window length.
@@ -199,7 +199,7 @@ def plan_batches(passes: Sequence[Pass], size: Callable[[int, int], int]) -> tup
 
 def _member_batches(
     passes: Sequence[Pass], member: int, size: Callable[[int, int], int]
-) -> Iterator[Batch]:
+) -> Iterator[ChunkBatch]:
     steps: Iterable[tuple[int, int, Chunk]] = merge(
         *(
             [(chunk.start, index, chunk) for chunk in pass_.chunks]
@@ -212,4 +212,4 @@ def _member_batches(
         run = [(index, chunk) for _, index, chunk in same]
         count = size(member, window)
         for at in range(0, len(run), count):
-            yield Batch(member, window, tuple(run[at : at + count]))
+            yield ChunkBatch(member, window, tuple(run[at : at + count]))

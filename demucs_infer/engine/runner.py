@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer.errors import SeparationError, is_out_of_memory
-from demucs_infer.events import BatchSizeReduced, Event, Warned
+from demucs_infer.events import BatchSizeReduced, Event, WarningEvent
 from demucs_infer.options import Options
 
 
@@ -126,33 +126,33 @@ def window_rule(network: Network, segment_seconds: float | None) -> Callable[[in
     return rule
 
 
-def _answer_only(network: object) -> Callable[[Tensor, Sequence[int]], Tensor] | None:
+def _forward_stems(network: object) -> Callable[[Tensor, Sequence[int]], Tensor] | None:
     """How to ask `network` for some stems only, if that is the same as asking for all."""
     if getattr(network, "_forward_hooks", None) or getattr(network, "_forward_pre_hooks", None):
         return None
     for each in type(network).__mro__:
         if "answer_only" in vars(each):
-            bound: Callable[[Tensor, Sequence[int]], Tensor] = cast(Any, network).answer_only
+            bound: Callable[[Tensor, Sequence[int]], Tensor] = cast(Any, network).forward_stems
             return bound
         if "forward" in vars(each):  # whoever wrote another one means it
             return None
     return None
 
 
-def draws_when_run(network: object) -> bool:
+def consumes_rng(network: object) -> bool:
     """Whether upstream's form of `network` takes a random number in every forward.
 
     Its transformer draws an offset for sinusoidal positions, which is always 0 and moves
     Python's generator on: the shifts that are drawn after it depend on that.
     """
-    if isinstance(network, Queried):
+    if isinstance(network, QueryAdapter):
         network = network.network
     transformer = getattr(network, "crosstransformer", None)
     config = getattr(transformer, "config", transformer)
     return getattr(config, "emb", None) == "sin"
 
 
-class Queried(nn.Module):
+class QueryAdapter(nn.Module):
     """A network asked several things about every window; each answer is a stem or several.
 
     `queries` are keyword arguments by name: the windows are cut once, and the network runs
@@ -233,7 +233,7 @@ _leases_lock = RLock()  # a collected generator may give back while its thread b
 @contextmanager
 def borrowed(network: object, device: torch.device | None) -> Iterator[None]:
     """`network` in evaluation mode and on `device`; as it was when the last borrower is gone."""
-    if isinstance(network, Queried):
+    if isinstance(network, QueryAdapter):
         network = network.network
     if not isinstance(network, nn.Module):
         yield
@@ -414,7 +414,9 @@ class Runner:
         if not bool(torch.isfinite(again).all()):
             raise SeparationError("the network answers NaN or infinity, in float32 too")
         events.append(
-            Warned(f"{len(bad)} windows overflowed in {options.precision} and were redone in fp32")
+            WarningEvent(
+                f"{len(bad)} windows overflowed in {options.precision} and were redone in fp32"
+            )
         )
         answer = answer.clone()
         answer[bad.to(answer.device)] = again.to(answer)
@@ -428,11 +430,11 @@ class Runner:
         if target.type == "cuda" and not flat.is_cuda:
             flat = flat.pin_memory()
         wanted = list(stems)
-        answer_only = None if wanted == list(range(len(network.sources))) else _answer_only(run)
+        forward_stems = None if wanted == list(range(len(network.sources))) else _forward_stems(run)
         with torch.inference_mode():
             flat = flat.to(target, non_blocking=True)
-            if answer_only is not None:
-                answer, wanted = answer_only(flat, wanted), list(range(len(wanted)))
+            if forward_stems is not None:
+                answer, wanted = forward_stems(flat, wanted), list(range(len(wanted)))
             else:
                 answer = as_tensor(run(flat), network.sources)
             if answer.shape[-1] != flat.shape[-1] or len(answer) != len(flat):
@@ -472,7 +474,7 @@ class Runner:
             elif network not in self._on_cpu:
                 self._on_cpu[network] = _copy_on_cpu(network)
                 device = self.device_for(network)
-                events.append(Warned(f"{device} has too little memory: going on on the CPU"))
+                events.append(WarningEvent(f"{device} has too little memory: going on on the CPU"))
 
 
 def _copy_on_cpu(network: Network) -> Network:

@@ -100,7 +100,7 @@ class StemPlan:
         object.__setattr__(self, "needs_mixture", MIXTURE in wanted)
 
     @property
-    def is_plain(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether the outputs are just what is computed, in that order."""
         return self.outputs == tuple(self.sources[i] for i in self.computed)
 
@@ -108,7 +108,7 @@ class StemPlan:
         """The outputs from the computed stems (... S C T) and the track (... C T)."""
         import torch  # naming and checking stems costs no torch
 
-        if self.is_plain:
+        if self.is_identity:
             return stems
         names = [self.sources[i] for i in self.computed]
         values = dict(zip(names, stems.unbind(dim=-3), strict=True))

@@ -79,7 +79,7 @@ def check_padding(mode: str) -> None:
         raise ValueError(f"padding = {mode!r} must be one of {', '.join(PADDINGS)}")
 
 
-class Tape:
+class TrackBuffer:
     """The part of a track (... C T) that windows still read, pulled from its blocks on demand."""
 
     def __init__(

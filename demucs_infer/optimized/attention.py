@@ -13,7 +13,7 @@ from demucs_infer.optimized.kernels import Linear, attend
 from demucs_infer.transformer import Attention, CrossLayer, CrossTransformer, SelfLayer
 
 
-def fits(network: CrossTransformer) -> bool:
+def supports(network: CrossTransformer) -> bool:
     """Whether the fast form exists: what was released, not every variant that can be built."""
     return network.config.norm_first and network.config.gelu
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Reduced(nn.Module):
+class AutocastNetwork(nn.Module):
     """A network whose products run in `dtype`; everything one asks it about is the network's.
 
     Autocast keeps norms and softmax in float32. A hybrid's spectrogram and its inverse stay

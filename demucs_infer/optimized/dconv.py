@@ -52,7 +52,7 @@ class Branch:
         parts = list(zip(bias[:, None].chunk(2, 2), weight.mT.chunk(2, 2), strict=True))
         for start, stop in tiles(steps, 8 * rows * channels):
             some = hidden[..., start:stop].mT
-            # Apart in memory: see `Halves`.
+            # Apart in memory: see `SplitGate`.
             values, gates = (torch.baddbmm(shift, some, gain) for shift, gain in parts)
             y[:, start:stop].addcmul_(values, gates.sigmoid_())
 

@@ -17,13 +17,13 @@ _HOPS = 4
 """Frames that every sample is in, of those that are kept."""
 
 
-def fits(network: Hybrid) -> bool:
+def supports(network: Hybrid) -> bool:
     """Whether the planes are real and imaginary parts, in the frames of both branches."""
     config = network.config
     return config.cac and config.hybrid and not config.hybrid_old and config.nfft % _HOPS == 0
 
 
-class ToWave:
+class InverseStft:
     """`Hybrid.to_wave`."""
 
     def __init__(self, network: Hybrid) -> None:

@@ -21,7 +21,7 @@ Pair = tuple[int, int]
 
 
 @lru_cache(maxsize=1)
-def packs() -> bool:
+def has_packed_kernels() -> bool:
     """Whether this build and this machine have the packed kernels."""
     if not torch.backends.mkldnn.is_available():
         return False
@@ -51,7 +51,7 @@ def _pack_conv(weight: Tensor, padding: Pair, stride: Pair, size: torch.Size) ->
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(N C) times an unpacked (O C): for weights that are made on the way."""
-    if packs():
+    if has_packed_kernels():
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return y
     return F.linear(x, weight, bias)
@@ -69,12 +69,12 @@ class Linear:
         self.dtype = dtype
         self._weight = weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
-        if packs():
+        if has_packed_kernels():
             self._weight = _pack_linear(self._weight)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         x = x.to(self.dtype)
-        if packs():
+        if has_packed_kernels():
             y: Tensor = torch.ops.mkldnn._linear_pointwise(
                 x, self._weight, self._bias, *_then(gelu)
             )
@@ -99,13 +99,13 @@ class Conv:
         self._bias = None if bias is None else bias.detach().to(dtype)
         self._weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
         self._stride, self._padding = stride, padding
-        if packs():
+        if has_packed_kernels():
             size = torch.Size((1, weight.shape[1], 16 * stride[0] + 8, 16 * stride[1] + 320))
             self._weight = _pack_conv(self._weight, padding, stride, size)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         x = x.to(self.dtype, memory_format=torch.channels_last)
-        if packs():
+        if has_packed_kernels():
             geometry = (self._padding, self._stride, (1, 1))
             y: Tensor = torch.ops.mkldnn._convolution_pointwise(
                 x, self._weight, self._bias, *geometry, 1, *_then(gelu)
@@ -115,7 +115,7 @@ class Conv:
         return F.gelu(y) if gelu else y
 
 
-class Halves:
+class SplitGate:
     """Two products of one tensor: what is gated, and what gates it.
 
     One product would answer them side by side, in runs that in the outermost level are no whole
@@ -170,7 +170,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
     given, by the products that `halves_products` speaks of.
     """
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    if packs() and (dtype != torch.float32 or halves_products()):
+    if has_packed_kernels() and (dtype != torch.float32 or halves_products()):
         return torch.stack([_attend_in_rows(*item) for item in zip(q, k, v, strict=True)])
     queries, keys, values = (each.transpose(1, 2) for each in (q, k, v))
     y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)

@@ -13,8 +13,8 @@ from demucs_infer.optimized import attention as transformer
 from demucs_infer.optimized import istft as spectra
 from demucs_infer.optimized import unet as ladder
 from demucs_infer.optimized.attention import FastTransformer
-from demucs_infer.optimized.autocast import Reduced
-from demucs_infer.optimized.istft import ToWave
+from demucs_infer.optimized.autocast import AutocastNetwork
+from demucs_infer.optimized.istft import InverseStft
 from demucs_infer.optimized.unet import (
     FastDecoder,
     FastEncoder,
@@ -61,7 +61,7 @@ def optimize(
     precision: str = "fp32",
     *,
     device: str | torch.device = "cpu",
-    spends: bool = False,
+    consume_weights: bool = False,
 ) -> Any:
     """A network that answers the same, faster; itself, where there is nothing to gain.
 
@@ -77,13 +77,17 @@ def optimize(
     device = torch.device(device)
     precision = choose_precision(precision, device)
     if device.type != "cpu":
-        return network if precision == "fp32" else Reduced(network, DTYPES[precision])
+        return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])
     if not is_known:
-        return network if precision == "fp32" else Reduced(network, DTYPES[precision])
-    return _on_processor(network, DTYPES[precision], spends=spends and precision == "fp32")
+        return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])
+    return _on_processor(
+        network, DTYPES[precision], consume_weights=consume_weights and precision == "fp32"
+    )
 
 
-def _on_processor(network: Hybrid | Demucs, dtype: torch.dtype, *, spends: bool) -> nn.Module:
+def _on_processor(
+    network: Hybrid | Demucs, dtype: torch.dtype, *, consume_weights: bool
+) -> nn.Module:
     fast = copy.copy(network)
     fast._modules = dict(network._modules)
     for name, module in network.named_children():
@@ -92,13 +96,13 @@ def _on_processor(network: Hybrid | Demucs, dtype: torch.dtype, *, spends: bool)
             setattr(fast, name, nn.ModuleList(layers))
         elif isinstance(module, nn.Conv1d):
             setattr(fast, name, FastPointwise(module, dtype))
-        elif isinstance(module, CrossTransformer) and transformer.fits(module):
+        elif isinstance(module, CrossTransformer) and transformer.supports(module):
             setattr(fast, name, FastTransformer(module, dtype))
     if isinstance(fast, Hybrid):
         _fold_embedding(fast)
-        if spectra.fits(fast):
-            object.__setattr__(fast, "to_wave", ToWave(fast))
-    if spends:
+        if spectra.supports(fast):
+            object.__setattr__(fast, "to_wave", InverseStft(fast))
+    if consume_weights:
         for name, module in network.named_children():
             _spend(module, fast._modules[name])
     return fast.eval()
@@ -129,9 +133,9 @@ def _spend(module: nn.Module, fast: nn.Module | None) -> None:
 
 
 def _layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    if isinstance(layer, EncoderLayer) and ladder.fits(layer):
+    if isinstance(layer, EncoderLayer) and ladder.supports(layer):
         return FastEncoder(layer, dtype)
-    if isinstance(layer, DecoderLayer) and ladder.fits(layer):
+    if isinstance(layer, DecoderLayer) and ladder.supports(layer):
         return FastDecoder(layer, dtype)
     if isinstance(layer, nn.Sequential) and ladder.fits_waveform(layer):
         up = any(isinstance(module, nn.ConvTranspose1d) for module in layer)

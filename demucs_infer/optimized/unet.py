@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from demucs_infer.layers import DConv, DecoderLayer, EncoderLayer
 from demucs_infer.optimized import winograd as pairs
 from demucs_infer.optimized.dconv import FastDConv, plain
-from demucs_infer.optimized.kernels import Conv, Halves, Linear
+from demucs_infer.optimized.kernels import Conv, Linear, SplitGate
 from demucs_infer.optimized.layout import (
     as_image,
     channels_last,
@@ -25,10 +25,10 @@ from demucs_infer.optimized.layout import (
     tiles,
     tiles_of_each,
 )
-from demucs_infer.optimized.winograd import PairsOfBins
+from demucs_infer.optimized.winograd import WinogradConv
 
 
-def fits(layer: EncoderLayer | DecoderLayer) -> bool:
+def supports(layer: EncoderLayer | DecoderLayer) -> bool:
     """Whether a layer of a hybrid has a fast form."""
     config = layer.config
     return (
@@ -75,7 +75,7 @@ class DownOverBins:
         self._padding = cast(tuple[int, int], conv.padding)[0]
         self._conv = Conv(conv.weight, conv.bias, dtype, stride=(self._stride, 1))
         self._dconv = _fast(dconv)
-        self._mix = Halves(Linear, rewrite.weight.flatten(1), rewrite.bias, dtype)
+        self._mix = SplitGate(Linear, rewrite.weight.flatten(1), rewrite.bias, dtype)
 
     def __call__(self, x: Tensor, inject: Tensor | None) -> Tensor:
         batch, _, bins, steps = x.shape
@@ -109,7 +109,7 @@ class DownOverTime:
         weight = as_image(conv.weight)
         self._conv = Conv(weight, conv.bias, dtype, stride=stride, padding=(0, padding))
         self._dconv = _fast(dconv)
-        self._mix = Halves(Linear, rewrite.weight.flatten(1), rewrite.bias, dtype)
+        self._mix = SplitGate(Linear, rewrite.weight.flatten(1), rewrite.bias, dtype)
 
     def __call__(self, x: Tensor, missing: int = 0) -> Tensor:
         """`missing` steps at the end are silence."""
@@ -141,12 +141,12 @@ class UpOverBins:
         self._beside, across = cast(tuple[int, int], rewrite.padding)
         weight, bias = rewrite.weight, rewrite.bias
         self._mix = (
-            PairsOfBins(weight, bias, dtype, across)
-            if pairs.fits(weight, dtype)
-            else Halves(Conv, weight, bias, dtype, padding=(0, across))
+            WinogradConv(weight, bias, dtype, across)
+            if pairs.supports(weight, dtype)
+            else SplitGate(Conv, weight, bias, dtype, padding=(0, across))
         )
         self._dconv = _fast(dconv)
-        self._spread = Spread(up, dtype, last=last)
+        self._spread = TransposedConv(up, dtype, last=last)
 
     def __call__(self, x: Tensor, skip: Tensor) -> Tensor:
         x, skip = channels_last(x), channels_last(skip)
@@ -192,9 +192,9 @@ class UpOverTime:
     ) -> None:
         padding = cast(tuple[int], rewrite.padding)[0]
         weight = as_image(rewrite.weight)
-        self._mix = Halves(Conv, weight, rewrite.bias, dtype, padding=(0, padding))
+        self._mix = SplitGate(Conv, weight, rewrite.bias, dtype, padding=(0, padding))
         self._dconv = _fast(dconv)
-        self._spread = Spread(up, dtype, last=last)
+        self._spread = TransposedConv(up, dtype, last=last)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._spread.over_time(self._coarse(x))
@@ -214,7 +214,7 @@ class UpOverTime:
         return out
 
 
-class Spread:
+class TransposedConv:
     """A transposed convolution as a plain one, and the GELU after it unless it is the `last`.
 
     `stride` fine steps that begin at the same coarse step hear that one and `reach` before it.

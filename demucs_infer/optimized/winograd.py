@@ -9,21 +9,21 @@ Shapes: C channels in, O channels out, R rows of bins, T steps of time.
 import torch
 from torch import Tensor
 
-from demucs_infer.optimized.kernels import Conv, Halves
+from demucs_infer.optimized.kernels import Conv, SplitGate
 from demucs_infer.optimized.layout import empty_last, rows_of
 
 _WIDE = 96
 """Channels from which on the products that are saved outweigh the sums."""
 
 
-def fits(weight: Tensor, dtype: torch.dtype) -> bool:
+def supports(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether it is worth it: in half the bits products are too cheap for the sums around them."""
     outputs, channels, bins = weight.shape[:3]
     return bins == 3 and min(outputs // 2, channels) >= _WIDE and dtype == torch.float32
 
 
-class PairsOfBins:
-    """As `Halves` of a convolution over three bins, two rows of results at a time."""
+class WinogradConv:
+    """As `SplitGate` of a convolution over three bins, two rows of results at a time."""
 
     together = 2
 
@@ -35,7 +35,9 @@ class PairsOfBins:
         padding = (0, across)
         self._products = [
             # The second is part of both results, and so carries the bias to both.
-            Halves(Conv, taps[:, :, None], bias if taps is both else None, dtype, padding=padding)
+            SplitGate(
+                Conv, taps[:, :, None], bias if taps is both else None, dtype, padding=padding
+            )
             for taps in (before, both, turned, behind)
         ]
 

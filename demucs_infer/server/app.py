@@ -15,11 +15,11 @@ from starlette.routing import Match
 
 from demucs_infer import __version__
 from demucs_infer.errors import ConfigError, is_disk_full
-from demucs_infer.server.errors import Refused, no_room
-from demucs_infer.server.metrics import Gauges
-from demucs_infer.server.middleware import Guard, Keys, refusal
-from demucs_infer.server.openapi import AUDIO, PREDICTION, Health, JobView, Menu, errors
-from demucs_infer.server.queue import Jobs
+from demucs_infer.server.errors import ApiError, no_room
+from demucs_infer.server.metrics import Metrics
+from demucs_infer.server.middleware import ApiKeys, SecurityMiddleware, refusal
+from demucs_infer.server.openapi import AUDIO, PREDICTION, Capabilities, Health, JobView, errors
+from demucs_infer.server.queue import JobQueue
 from demucs_infer.server.routes import STATIC, Routes
 from demucs_infer.server.settings import ServerSettings
 
@@ -31,8 +31,8 @@ _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 416: 
 def create_app(settings: ServerSettings | None = None) -> FastAPI:
     """A server that is ready to run; its queue is `app.state.jobs`."""
     settings = settings or ServerSettings()
-    jobs = Jobs(settings)
-    gauges = Gauges(jobs)
+    jobs = JobQueue(settings)
+    gauges = Metrics(jobs)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -68,8 +68,8 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
             expose_headers=["Content-Disposition", "Retry-After", "Location"],
         )
     app.add_middleware(
-        Guard,
-        keys=Keys(settings.api_keys),
+        SecurityMiddleware,
+        keys=ApiKeys(settings.api_keys),
         locked=("/v1", "/metrics", settings.predict_route),
         gauges=gauges,
         origins=settings.cors_origins,
@@ -101,7 +101,7 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
         get("/readyz", routes.health, response_model=Health, responses=busy)
     get("/livez", routes.livez, response_model=Health)
     get("/metrics", routes.metrics, response_class=PlainTextResponse, responses=errors())
-    get("/v1/models", routes.menu, response_model=Menu, responses=errors())
+    get("/v1/models", routes.menu, response_model=Capabilities, responses=errors())
     post(settings.predict_route, routes.predict, PREDICTION)
     post(
         "/v1/separate",
@@ -168,21 +168,21 @@ def _content(*kinds: str) -> dict[int | str, dict[str, Any]]:
 
 
 def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> JSONResponse:
         return refusal(error)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
         code = _CODES.get(error.status_code, "refused")
-        answer = refusal(Refused(error.status_code, code, str(error.detail)))
+        answer = refusal(ApiError(error.status_code, code, str(error.detail)))
         answer.headers.update(error.headers or {})
         return answer
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         clauses = [f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()[:8]]
-        return refusal(Refused(422, "invalid_request", "; ".join(clauses)))
+        return refusal(ApiError(422, "invalid_request", "; ".join(clauses)))
 
     @app.exception_handler(OSError)
     async def system(_: Request, error: OSError) -> JSONResponse:
@@ -193,4 +193,4 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, __: Exception) -> JSONResponse:
-        return refusal(Refused(500, "failed", "something went wrong; the server's log says what"))
+        return refusal(ApiError(500, "failed", "something went wrong; the server's log says what"))

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demucs_infer.batch.manifest import Recipe, matches, read_manifest
-from demucs_infer.batch.output_paths import Target
+from demucs_infer.batch.output_paths import OutputPaths
 from demucs_infer.server.schemas import TEMPLATE
 
 MANIFEST = "stems.json"
 
 
 @dataclass(frozen=True, slots=True)
-class StemFile:
+class CachedStem:
     """A finished file."""
 
     stem: str
@@ -24,11 +24,11 @@ class StemFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CachedStems:
     """The stems of one track, complete."""
 
     folder: Path
-    stems: tuple[StemFile, ...]
+    stems: tuple[CachedStem, ...]
     about: dict[str, object]
     """The manifest."""
 
@@ -40,25 +40,27 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
+class ResultCache:
     """A folder of entries; the folder of one is named by the key of its recipe."""
 
     root: Path
     max_bytes: int
     keep_seconds: float
 
-    def target(self, name: str, extension: str) -> Target:
+    def target(self, name: str, extension: str) -> OutputPaths:
         """Where the stems of the entry `name` are to be written."""
-        return Target(folder=self.root / name, track="x", extension=extension, template=TEMPLATE)
+        return OutputPaths(
+            folder=self.root / name, track="x", extension=extension, template=TEMPLATE
+        )
 
-    def find(self, recipe: Recipe, name: str | None = None) -> Entry | None:
+    def find(self, recipe: Recipe, name: str | None = None) -> CachedStems | None:
         """The entry of a recipe, if every file of it is there."""
         folder = self.root / (name or recipe.key)
         if matches(folder / MANIFEST, recipe) is None:
             return None
         return self.open(folder.name)
 
-    def open(self, name: str) -> Entry | None:
+    def open(self, name: str) -> CachedStems | None:
         """The entry called `name`, if every file of it is there; it counts as used now."""
         folder = self.root / name
         about = read_manifest(folder / MANIFEST)
@@ -66,7 +68,7 @@ class Results:
             return None
         try:
             stems = tuple(
-                StemFile(stem, folder / one["file"], (folder / one["file"]).stat().st_size)
+                CachedStem(stem, folder / one["file"], (folder / one["file"]).stat().st_size)
                 for stem, one in about["stems"].items()
             )
             if any(one.size != about["stems"][one.stem]["bytes"] for one in stems):
@@ -74,7 +76,7 @@ class Results:
             os.utime(folder)
         except (OSError, KeyError, TypeError):
             return None
-        return Entry(folder, stems, about)
+        return CachedStems(folder, stems, about)
 
     def remove(self, name: str) -> None:
         """Forget an entry, or what there is of one."""

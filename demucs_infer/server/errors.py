@@ -7,7 +7,7 @@ _PATH = re.compile(r"(?<![\w.])(?:/[\w.+~@-]+){2,}/?|[A-Za-z]:\\[^\s'\"]+")
 
 
 @dataclass(eq=False)
-class Refused(Exception):
+class ApiError(Exception):
     """Becomes `{"error": {"code", "message"}}` with its status."""
 
     status: int
@@ -30,9 +30,9 @@ class Refused(Exception):
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
-def no_room() -> Refused:
+def no_room() -> ApiError:
     """The disk of the server is full, which is no fault of whoever asks."""
-    return Refused(507, "no_room", "the server has no room left on its disk; try again later", 60)
+    return ApiError(507, "no_room", "the server has no room left on its disk; try again later", 60)
 
 
 def without_paths(message: str) -> str:

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from demucs_infer.server.queue import Jobs
+    from demucs_infer.server.queue import JobQueue
 
 _BUCKETS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800)
 
 
-class Gauges:
+class Metrics:
     """Counts requests; asks the queue for the rest when somebody looks."""
 
-    def __init__(self, jobs: "Jobs") -> None:
+    def __init__(self, jobs: "JobQueue") -> None:
         self._registry = CollectorRegistry()
         labels = ("method", "route", "status")
         self._requests = Counter(
@@ -45,7 +45,7 @@ class Gauges:
 
 
 class _Queue:
-    def __init__(self, jobs: "Jobs") -> None:
+    def __init__(self, jobs: "JobQueue") -> None:
         self._jobs = jobs
 
     def collect(self) -> "Iterator[Metric]":

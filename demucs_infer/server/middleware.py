@@ -12,8 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demucs_infer.server.errors import Refused
-from demucs_infer.server.metrics import Gauges
+from demucs_infer.server.errors import ApiError
+from demucs_infer.server.metrics import Metrics
 
 access = logging.getLogger("demucs_infer.access")
 
@@ -33,7 +33,7 @@ _HEADERS = {
 }
 
 
-class Keys:
+class ApiKeys:
     """The keys of those who may come in; only their digests are kept."""
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -67,16 +67,16 @@ def client_of(scope: Scope) -> str:
     return str((scope.get("client") or ("unknown",))[0])
 
 
-class Guard:
+class SecurityMiddleware:
     """The outermost layer of the application."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        keys: Keys,
+        keys: ApiKeys,
         locked: Iterable[str],
-        gauges: Gauges,
+        gauges: Metrics,
         origins: Iterable[str] = (),
         base_path: str = "",
         is_logging: bool = True,
@@ -173,12 +173,12 @@ def _is_foreign(headers: Headers, friends: frozenset[str]) -> bool:
     return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
-def refusal(refused: Refused) -> JSONResponse:
+def refusal(refused: ApiError) -> JSONResponse:
     """The answer to a request that is turned down."""
     return JSONResponse(refused.as_json(), refused.status, refused.headers)
 
 
-_NO_KEY = Refused(
+_NO_KEY = ApiError(
     401, "no_key", "a key is needed: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
 )
-_FOREIGN = Refused(403, "foreign_origin", "pages of other sites may not use this server")
+_FOREIGN = ApiError(403, "foreign_origin", "pages of other sites may not use this server")

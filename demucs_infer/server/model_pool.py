@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from demucs_infer.api import Separator
-from demucs_infer.batch.request import Model, Order
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.engine.stems import choose_stems
 
 
@@ -19,9 +19,9 @@ class ModelPool:
     max_bytes: int
     on_load: Callable[[str, tuple[str, ...]], None]
     """Told the name and the stems of every model that comes."""
-    _open: "OrderedDict[Model, Separator]" = field(default_factory=OrderedDict, init=False)
+    _open: "OrderedDict[ModelSpec, Separator]" = field(default_factory=OrderedDict, init=False)
 
-    def separator(self, model: Model) -> Separator:
+    def separator(self, model: ModelSpec) -> Separator:
         """The separator of `model`, loaded if it is not there."""
         if model not in self._open:
             separator = Separator(
@@ -37,7 +37,7 @@ class ModelPool:
         self._make_room()
         return self._open[model]
 
-    def ready(self, model: Model, order: Order) -> Separator:
+    def ready(self, model: ModelSpec, order: SeparationRequest) -> Separator:
         """The same, told what the order asks for; a `ValueError` says what it cannot do."""
         separator = self.separator(model)
         plan = choose_stems(
@@ -59,7 +59,7 @@ class ModelPool:
         )
         return separator
 
-    def warm_up(self, model: Model) -> None:
+    def warm_up(self, model: ModelSpec) -> None:
         """Load a model and let it run once, so that the first request does not wait."""
         separator = self.separator(model)
         separator.run(torch.zeros(separator.audio_channels, separator.samplerate))
@@ -86,6 +86,6 @@ def _bytes(separator: Separator) -> int:
     return sum(one.numel() * one.element_size() for one in separator.model.parameters())
 
 
-def models_of(base: Model, names: tuple[str, ...]) -> dict[str, Model]:
+def models_of(base: ModelSpec, names: tuple[str, ...]) -> dict[str, ModelSpec]:
     """One model for each name, all from the same place."""
     return {name: replace(base, name=name) for name in names}

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from demucs_infer.server.schemas import FormFields, Wish
+from demucs_infer.server.schemas import FormFields, SeparateRequest
 
 
 class Instance(BaseModel):
@@ -13,7 +13,7 @@ class Instance(BaseModel):
     b64: str = Field(description="The bytes of an audio file in base64.")
 
 
-class Prediction(BaseModel):
+class PredictRequest(BaseModel):
     """What `POST /predict` takes: the contract of Vertex AI."""
 
     model_config = ConfigDict(
@@ -26,7 +26,7 @@ class Prediction(BaseModel):
     parameters: dict[str, Any] = Field(default_factory=dict, description="See the schema Wish.")
 
 
-class Problem(BaseModel):
+class ErrorDetail(BaseModel):
     """What went wrong."""
 
     code: str = Field(examples=["unreadable_audio"])
@@ -36,7 +36,7 @@ class Problem(BaseModel):
 class ErrorBody(BaseModel):
     """Every answer that is no success."""
 
-    error: Problem
+    error: ErrorDetail
 
 
 class Health(BaseModel):
@@ -73,7 +73,7 @@ class JobView(BaseModel):
     is_cached: bool = False
     stems: list[StemView] = []
     warnings: list[str] = []
-    error: Problem | None = None
+    error: ErrorDetail | None = None
 
 
 class ModelView(BaseModel):
@@ -92,7 +92,7 @@ class FormatView(BaseModel):
     type: str
 
 
-class Menu(BaseModel):
+class Capabilities(BaseModel):
     """What there is to choose from, and the limits."""
 
     models: list[ModelView]
@@ -127,7 +127,7 @@ def body(**content: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": kinds}}
 
 
-PREDICTION = body(application__json=schema(Prediction))
+PREDICTION = body(application__json=schema(PredictRequest))
 AUDIO = body(
     multipart__form_data=schema(FormFields),
     application__octet_stream={"type": "string", "format": "binary"},
@@ -141,7 +141,9 @@ AUDIO["parameters"] = [
         "schema": {"type": "string"} if name in ("stems", "derive") else one_schema,
     }
     for (name, one), one_schema in zip(
-        Wish.model_fields.items(), schema(Wish)["properties"].values(), strict=True
+        SeparateRequest.model_fields.items(),
+        schema(SeparateRequest)["properties"].values(),
+        strict=True,
     )
 ]
 

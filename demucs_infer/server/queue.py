@@ -1,6 +1,6 @@
 """Who waits, who is at work, and what became of it; no HTTP, and all of it on the event loop.
 
-Work is done by `work.Worker` threads; what they have to say comes here through `_post`.
+Work is done by `work.ModelWorker` threads; what they have to say comes here through `_post`.
 """
 
 import asyncio
@@ -16,24 +16,24 @@ from typing import Any
 
 import anyio
 
-from demucs_infer.batch.request import Model
-from demucs_infer.batch.result import Result
+from demucs_infer.batch.request import ModelSpec
+from demucs_infer.batch.result import TrackResult
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import ConfigError, ModelNotFound
 from demucs_infer.events import ChunkProcessed, Event, Stage
 from demucs_infer.pretrained import list_models, model_info
-from demucs_infer.server.cache import Entry, Results
-from demucs_infer.server.errors import Refused, no_room
+from demucs_infer.server.cache import CachedStems, ResultCache
+from demucs_infer.server.errors import ApiError, no_room
 from demucs_infer.server.model_pool import ModelPool, models_of
-from demucs_infer.server.schemas import Wish, read_wish
+from demucs_infer.server.schemas import SeparateRequest, read_wish
 from demucs_infer.server.settings import ServerSettings
-from demucs_infer.server.store import JobStore, Row
+from demucs_infer.server.store import JobRecord, JobStore
 from demucs_infer.server.uploads import Upload
 from demucs_infer.server.worker import (
-    Assignment,
     Cancelled,
+    ModelWorker,
     Stopped,
-    Worker,
+    WorkItem,
     check_length,
     separate,
 )
@@ -50,17 +50,17 @@ _REMEMBERED = 256
 class Job:
     """A track on its way."""
 
-    row: Row
-    task: Assignment
+    row: JobRecord
+    task: WorkItem
     lasts: bool
     """Whether it outlives the request that made it, and the process."""
 
-    ticket: "Ticket | None" = None
+    ticket: "Slot | None" = None
     events: list[dict[str, Any]] = field(default_factory=list)
     fraction: float = 0.0
     stage: str = ""
     began: float | None = None
-    refused: Refused | None = None
+    refused: ApiError | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def change(self) -> None:
@@ -86,11 +86,11 @@ class Job:
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
+class Slot:
     """A place in the bounded queue."""
 
     client: str
-    give_back: Callable[["Ticket"], None]
+    give_back: Callable[["Slot"], None]
     is_held: bool = True
 
     def release(self) -> None:
@@ -100,18 +100,18 @@ class Ticket:
             self.give_back(self)
 
 
-class Jobs:
+class JobQueue:
     """The queue, its workers and its results."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.uploads = settings.data_dir / "uploads"
-        base = Model(repo=settings.repo, cache_dir=settings.cache_dir, offline=settings.offline)
+        base = ModelSpec(repo=settings.repo, cache_dir=settings.cache_dir, offline=settings.offline)
         self.models = models_of(base, _names(settings))
         self.stems: dict[str, tuple[str, ...] | None] = {
             name: _known_stems(name, base) for name in self.models
         }
-        self.results = Results(
+        self.results = ResultCache(
             settings.data_dir / "results", settings.max_store_bytes, settings.keep_seconds
         )
         self.is_ready = False
@@ -123,12 +123,12 @@ class Jobs:
         self.seconds_of_audio = 0.0
         self._live: OrderedDict[str, Job] = OrderedDict()
         self._waiting: deque[Job] = deque()
-        self._running: dict[Worker, Job] = {}
+        self._running: dict[ModelWorker, Job] = {}
         self._tickets: Counter[str] = Counter()
         self._weights: dict[str, tuple[str, ...]] = {}
         self._recent: deque[float] = deque([30.0], maxlen=20)
-        self._workers: list[Worker] = []
-        self._idle: list[Worker] = []
+        self._workers: list[ModelWorker] = []
+        self._idle: list[ModelWorker] = []
 
     # ── life ──
 
@@ -140,7 +140,7 @@ class Jobs:
         self._store = JobStore(self.settings.data_dir / "jobs.sqlite")
         for device in self.settings.devices:
             pool = ModelPool(device, self.settings.model_memory_bytes, self._loaded)
-            worker = Worker(pool)
+            worker = ModelWorker(pool)
             worker.start()
             self._workers.append(worker)
             self._warm_up(worker)
@@ -173,7 +173,7 @@ class Jobs:
         self._post(lambda: self.stems.update({name: stems}))
         self._post(lambda: self.counts.update(["loaded"]))
 
-    def _warm_up(self, worker: Worker) -> None:
+    def _warm_up(self, worker: ModelWorker) -> None:
         first = next(iter(self.models.values()))
         if not self.settings.warmup:
             self.is_ready = True
@@ -191,7 +191,7 @@ class Jobs:
 
         worker.give(work)
 
-    def _warm(self, worker: Worker, problem: str = "") -> None:
+    def _warm(self, worker: ModelWorker, problem: str = "") -> None:
         self.problem = problem
         self.is_ready = self.is_ready or not problem
         self._idle.append(worker)
@@ -203,11 +203,11 @@ class Jobs:
             path = self.uploads / row.upload
             try:
                 job = self._job(row.but(status="queued"), read_wish(row.wish), path, lasts=True)
-            except Refused as refused:  # its model is no longer served
+            except ApiError as refused:  # its model is no longer served
                 self._store.put(_failed(row, refused))
                 continue
             if not path.is_file():
-                self._store.put(_failed(row, Refused(500, "failed", "the upload was lost")))
+                self._store.put(_failed(row, ApiError(500, "failed", "the upload was lost")))
                 continue
             wanted.add(path)
             job.task.weights = self._weights_of(job.task.model)
@@ -220,22 +220,22 @@ class Jobs:
 
     # ── coming in ──
 
-    def admit(self, client: str) -> Ticket:
-        """A place in the queue, before anything is read; `Refused` if there is none."""
+    def admit(self, client: str) -> Slot:
+        """A place in the queue, before anything is read; `ApiError` if there is none."""
         if self.is_stopping:
-            raise Refused(503, "stopping", "the server is about to stop", 30)
+            raise ApiError(503, "stopping", "the server is about to stop", 30)
         if self._tickets.total() >= self.settings.max_queue:
-            raise Refused(503, "busy", "too many requests wait already", self._wait())
+            raise ApiError(503, "busy", "too many requests wait already", self._wait())
         most = self.settings.max_per_client
         if most and self._tickets[client] >= most:
-            raise Refused(429, "too_many", f"you have {most} requests here already", self._wait())
+            raise ApiError(429, "too_many", f"you have {most} requests here already", self._wait())
         return self._ticket(client)
 
-    def _ticket(self, client: str) -> Ticket:
+    def _ticket(self, client: str) -> Slot:
         self._tickets[client] += 1
-        return Ticket(client, self._returned)
+        return Slot(client, self._returned)
 
-    def _returned(self, ticket: Ticket) -> None:
+    def _returned(self, ticket: Slot) -> None:
         self._tickets[ticket.client] -= 1
         self._tickets += Counter()  # forgets who has none
 
@@ -244,9 +244,11 @@ class Jobs:
         each = sum(self._recent) / len(self._recent)
         return min(max(round(each / len(self.settings.devices)), 1), 600)
 
-    async def submit(self, upload: Upload, wish: Wish, *, ticket: Ticket | None = None) -> Job:
+    async def submit(
+        self, upload: Upload, wish: SeparateRequest, *, ticket: Slot | None = None
+    ) -> Job:
         """A job for an upload, which is its from here on; with a ticket, one that lasts."""
-        row = Row(
+        row = JobRecord(
             id=token_hex(16),
             status="queued",
             created=time.time(),
@@ -273,12 +275,12 @@ class Jobs:
             self._enqueue(job)
         return job
 
-    def _job(self, row: Row, wish: Wish, path: Path, *, lasts: bool) -> Job:
+    def _job(self, row: JobRecord, wish: SeparateRequest, path: Path, *, lasts: bool) -> Job:
         settings = self.settings
         order = wish.order(
             max_passes=settings.max_passes, max_duration_seconds=settings.max_duration_seconds
         )
-        task = Assignment(
+        task = WorkItem(
             source=path,
             name=row.name,
             target=self.results.target(row.entry or row.id, order.extension),
@@ -293,16 +295,16 @@ class Jobs:
         self._forget()
         return job
 
-    def model(self, name: str | None) -> Model:
-        """The model of that name, the first without one; `Refused` if it is not served."""
+    def model(self, name: str | None) -> ModelSpec:
+        """The model of that name, the first without one; `ApiError` if it is not served."""
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
             message = f"no model {name!r}; there are {', '.join(self.models)}"
-            raise Refused(422, "unknown_model", message)
+            raise ApiError(422, "unknown_model", message)
         return self.models[name]
 
-    def outputs(self, wish: Wish) -> tuple[str, ...] | None:
+    def outputs(self, wish: SeparateRequest) -> tuple[str, ...] | None:
         """The stems that a wish comes to, if those of its model are known yet."""
         self.model(wish.model)
         sources = self.stems[wish.model or next(iter(self.models))]
@@ -317,7 +319,7 @@ class Jobs:
                 other_method=wish.other_method,
             )
         except ValueError as error:
-            raise Refused(422, "invalid_parameters", str(error)) from error
+            raise ApiError(422, "invalid_parameters", str(error)) from error
         return plan.outputs
 
     def _look(self, job: Job, no_cache: bool) -> None:
@@ -331,7 +333,7 @@ class Jobs:
         job.row = job.row.but(entry=entry, is_cached=is_cached)
         task.target = self.results.target(entry, task.order.extension)
 
-    def _weights_of(self, model: Model) -> tuple[str, ...]:
+    def _weights_of(self, model: ModelSpec) -> tuple[str, ...]:
         if model.name not in self._weights:
             self._weights[model.name] = model.weights() or ()
         return self._weights[model.name]
@@ -352,7 +354,7 @@ class Jobs:
             self._waiting.remove(job)
             self._begin(self._idle.pop(), job)
 
-    def _begin(self, worker: Worker, job: Job) -> None:
+    def _begin(self, worker: ModelWorker, job: Job) -> None:
         self._running[worker] = job
         job.began = time.monotonic()
         job.row = job.row.but(status="running", attempts=job.row.attempts + 1)
@@ -360,14 +362,14 @@ class Jobs:
         job.change()
 
         def work(pool: ModelPool) -> None:
-            outcome: Result | Exception
+            outcome: TrackResult | Exception
             try:
                 outcome = separate(
                     job.task, pool, lambda event: self._post(lambda: self._heard(job, event))
                 )
             except Exception as error:  # noqa: BLE001 (told to whoever waits)
                 outcome = error
-            if isinstance(outcome, Refused | Cancelled):
+            if isinstance(outcome, ApiError | Cancelled):
                 self.results.remove(job.row.entry)
             self._post(lambda: self._done(worker, job, outcome))
 
@@ -386,14 +388,14 @@ class Jobs:
         job.events.append(as_json(event))
         job.change()
 
-    def _done(self, worker: Worker, job: Job, outcome: Result | Exception) -> None:
+    def _done(self, worker: ModelWorker, job: Job, outcome: TrackResult | Exception) -> None:
         del self._running[worker]
         self._idle.append(worker)
         if isinstance(outcome, Stopped):
             return  # it stays as it is for the next process
         seconds = time.monotonic() - (job.began or 0)
         job.row = job.row.but(seconds=seconds)
-        if isinstance(outcome, Result):
+        if isinstance(outcome, TrackResult):
             self._recent.append(seconds)
             self.seconds_of_audio += outcome.duration_seconds
             self.is_ready = True
@@ -405,7 +407,7 @@ class Jobs:
             self._end(job, "failed", _as_refused(outcome))
         self._dispatch()
 
-    def _end(self, job: Job, status: Any, refused: Refused | None = None) -> None:
+    def _end(self, job: Job, status: Any, refused: ApiError | None = None) -> None:
         job.refused = refused
         job.fraction = 1.0 if status == "done" else job.fraction
         error = None if refused is None else refused.as_json()["error"]
@@ -433,12 +435,12 @@ class Jobs:
 
     # ── asking ──
 
-    def row(self, id: str) -> Row:
-        """What is known of a job; `Refused` if there is none."""
+    def row(self, id: str) -> JobRecord:
+        """What is known of a job; `ApiError` if there is none."""
         job = self._live.get(id)
         found = job.row if job else self._store.get(id)
         if found is None or (job and not job.lasts):
-            raise Refused(404, "no_such_job", "there is no job of that id; it may have expired")
+            raise ApiError(404, "no_such_job", "there is no job of that id; it may have expired")
         return found
 
     def live(self, id: str) -> Job | None:
@@ -452,15 +454,15 @@ class Jobs:
                 return number + len(self._running)
         return None
 
-    def entry(self, row: Row) -> Entry:
-        """The stems of a job that is done; `Refused` if they are not, or not any more."""
+    def entry(self, row: JobRecord) -> CachedStems:
+        """The stems of a job that is done; `ApiError` if they are not, or not any more."""
         if row.status in ("queued", "running"):
-            raise Refused(409, "not_done", "the job is not done yet", 1)
+            raise ApiError(409, "not_done", "the job is not done yet", 1)
         if row.status != "done":
-            raise Refused(409, row.status, f"the job has no stems: it is {row.status}")
+            raise ApiError(409, row.status, f"the job has no stems: it is {row.status}")
         found = self.results.open(row.entry)
         if found is None:
-            raise Refused(410, "expired", "the stems of this job are gone; send the track again")
+            raise ApiError(410, "expired", "the stems of this job are gone; send the track again")
         return found
 
     async def watch(
@@ -482,7 +484,7 @@ class Jobs:
             if scope.cancelled_caught:
                 yield number, None
 
-    def cancel(self, id: str) -> Row | None:
+    def cancel(self, id: str) -> JobRecord | None:
         """End a job within a batch; one that is over is forgotten, and None."""
         row, job = self.row(id), self._live.get(id)
         if row.is_over or job is None:
@@ -539,14 +541,14 @@ def as_json(event: Event) -> dict[str, Any]:
     return {"event": type(event).__qualname__, **values}
 
 
-def _as_refused(error: Exception) -> Refused:
-    if isinstance(error, Refused):
+def _as_refused(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
         return error
     logger.error("a job failed", exc_info=error)
-    return Refused(500, "failed", "the separation failed; the log of the server says why")
+    return ApiError(500, "failed", "the separation failed; the log of the server says why")
 
 
-def _failed(row: Row, refused: Refused) -> Row:
+def _failed(row: JobRecord, refused: ApiError) -> JobRecord:
     error = refused.as_json()["error"]
     return row.but(status="failed", finished=time.time(), error=error)
 
@@ -571,7 +573,7 @@ def _names(settings: ServerSettings) -> tuple[str, ...]:
     return names
 
 
-def _known_stems(name: str, base: Model) -> tuple[str, ...] | None:
+def _known_stems(name: str, base: ModelSpec) -> tuple[str, ...] | None:
     if base.repo is not None:
         return None
     try:

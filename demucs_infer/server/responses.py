@@ -11,13 +11,13 @@ from urllib.parse import quote
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from demucs_infer.server.cache import Entry
+from demucs_infer.server.cache import CachedStems
 
 _PIECE = 3 << 17
 """Bytes at a time; a multiple of three, so that pieces of base64 join."""
 
 
-class Stream(StreamingResponse):
+class StreamedFile(StreamingResponse):
     """An answer piece by piece; `after` is called at its end, however it ends."""
 
     def __init__(
@@ -53,7 +53,7 @@ def in_pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def as_base64(entry: Entry) -> Iterator[bytes]:
+def as_base64(entry: CachedStems) -> Iterator[bytes]:
     """A JSON object of base64 by stem."""
     yield b"{"
     for number, one in enumerate(entry.stems):
@@ -65,22 +65,22 @@ def as_base64(entry: Entry) -> Iterator[bytes]:
     yield b"}"
 
 
-def predictions(answers: Sequence[Entry | dict[str, Any]]) -> Iterator[bytes]:
+def predictions(answers: Sequence[CachedStems | dict[str, Any]]) -> Iterator[bytes]:
     """`{"predictions": [...]}`: stems, or what was wrong."""
     yield b'{"predictions":['
     for number, answer in enumerate(answers):
         if number:
             yield b","
-        if isinstance(answer, Entry):
+        if isinstance(answer, CachedStems):
             yield from as_base64(answer)
         else:
             yield json.dumps(answer).encode()
     yield b"]}"
 
 
-def as_zip(entry: Entry) -> Iterator[bytes]:
+def as_zip(entry: CachedStems) -> Iterator[bytes]:
     """A zip of the stems and of what they were made of; the same entry gives the same bytes."""
-    sink = _Sink()
+    sink = _ZipBuffer()
     with zipfile.ZipFile(sink, "w") as archive:
         for one in entry.stems:
             about = _about(one.path.name)
@@ -100,7 +100,7 @@ def _about(name: str) -> zipfile.ZipInfo:
     return about
 
 
-class _Sink:
+class _ZipBuffer:
     """A file that only grows, whose bytes are taken away as they come."""
 
     def __init__(self) -> None:

@@ -16,31 +16,31 @@ from pydantic import ValidationError
 from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.demo import song
-from demucs_infer.server.cache import Entry
-from demucs_infer.server.errors import Refused
-from demucs_infer.server.metrics import Gauges
+from demucs_infer.server.cache import CachedStems
+from demucs_infer.server.errors import ApiError
+from demucs_infer.server.metrics import Metrics
 from demucs_infer.server.middleware import client_of
 from demucs_infer.server.openapi import (
+    Capabilities,
+    ErrorDetail,
     FormatView,
     Health,
     JobView,
-    Menu,
     ModelView,
-    Prediction,
-    Problem,
+    PredictRequest,
     StemView,
 )
-from demucs_infer.server.queue import Job, Jobs, Ticket
+from demucs_infer.server.queue import Job, JobQueue, Slot
 from demucs_infer.server.responses import (
-    Stream,
+    StreamedFile,
     as_base64,
     as_zip,
     attachment,
     in_pieces,
     predictions,
 )
-from demucs_infer.server.schemas import MIME, Wish, enter, explain, read_wish
-from demucs_infer.server.store import Row
+from demucs_infer.server.schemas import MIME, SeparateRequest, enter, explain, read_wish
+from demucs_infer.server.store import JobRecord
 from demucs_infer.server.uploads import Upload, decode, receive, receive_body
 
 STATIC = Path(__file__).parent / "page"
@@ -49,7 +49,7 @@ STATIC = Path(__file__).parent / "page"
 class Routes:
     """What answers each address."""
 
-    def __init__(self, jobs: Jobs, gauges: Gauges) -> None:
+    def __init__(self, jobs: JobQueue, gauges: Metrics) -> None:
         self._jobs = jobs
         self._settings = jobs.settings
         self._gauges = gauges
@@ -72,11 +72,11 @@ class Routes:
         """Counters in the text format of Prometheus."""
         return Response(self._gauges.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def menu(self) -> Menu:
+    async def menu(self) -> Capabilities:
         """The models and formats there are, and the limits."""
         jobs, settings = self._jobs, self._settings
         first = next(iter(jobs.models))
-        return Menu(
+        return Capabilities(
             models=[
                 ModelView(name=name, stems=None if stems is None else list(stems),
                           is_default=name == first)
@@ -101,7 +101,7 @@ class Routes:
         with _holding(self._jobs.admit(client_of(request.scope))):
             asked = await self._asked(request)
             if flat and len(asked.instances) > 1:
-                raise Refused(422, "several_instances", "flat=1 is for one instance")
+                raise ApiError(422, "several_instances", "flat=1 is for one instance")
             wish = read_wish({"format": "mp3", **asked.parameters})
             texts = [one.b64 for one in asked.instances]
             del asked
@@ -110,13 +110,17 @@ class Routes:
             waited = [one for one in jobs if isinstance(one, Job)]
             await self._finished(request, waited)
         answers = [self._answer(one) for one in jobs]
-        if all(isinstance(one, Refused) for one in answers):
+        if all(isinstance(one, ApiError) for one in answers):
             raise answers[0]  # type: ignore[misc]  # all of them are
-        plain = [one.as_json() if isinstance(one, Refused) else one for one in answers]
-        pieces = as_base64(plain[0]) if flat and isinstance(plain[0], Entry) else predictions(plain)
-        return Stream(pieces, "application/json", after=lambda: self._clean(waited))
+        plain = [one.as_json() if isinstance(one, ApiError) else one for one in answers]
+        pieces = (
+            as_base64(plain[0])
+            if flat and isinstance(plain[0], CachedStems)
+            else predictions(plain)
+        )
+        return StreamedFile(pieces, "application/json", after=lambda: self._clean(waited))
 
-    async def _asked(self, request: Request) -> Prediction:
+    async def _asked(self, request: Request) -> PredictRequest:
         settings = self._settings
         body = await receive_body(
             request, max_bytes=settings.max_json_bytes, seconds=settings.upload_seconds
@@ -124,34 +128,34 @@ class Routes:
         try:
             found = await asyncio.to_thread(json.loads, body)
         except (ValueError, RecursionError) as error:
-            raise Refused(400, "not_json", "the body is not JSON") from error
+            raise ApiError(400, "not_json", "the body is not JSON") from error
         try:
-            asked = Prediction.model_validate(found)
+            asked = PredictRequest.model_validate(found)
         except ValidationError as error:
-            raise Refused(422, "invalid_request", explain(error)) from error
+            raise ApiError(422, "invalid_request", explain(error)) from error
         if len(asked.instances) > settings.max_instances:
             message = f"{len(asked.instances)} instances, and {settings.max_instances} are allowed"
-            raise Refused(413, "too_many_instances", message)
+            raise ApiError(413, "too_many_instances", message)
         return asked
 
-    async def _instance(self, text: str, wish: Wish) -> "Job | Refused":
+    async def _instance(self, text: str, wish: SeparateRequest) -> "Job | ApiError":
         folder, most = self._jobs.uploads, self._settings.max_bytes
         try:
             upload = await asyncio.to_thread(decode, text, folder, max_bytes=most)
             return await self._jobs.submit(upload, wish)
-        except Refused as refused:
+        except ApiError as refused:
             if refused.code in ("unknown_model", "invalid_parameters", "too_much_work"):
                 raise  # it is not the track's fault
             return refused
 
-    def _answer(self, job: "Job | Refused") -> "Entry | Refused":
-        if isinstance(job, Refused):
+    def _answer(self, job: "Job | ApiError") -> "CachedStems | ApiError":
+        if isinstance(job, ApiError):
             return job
         try:
             if job.refused:
                 return job.refused
             return self._jobs.entry(job.row)
-        except Refused as refused:
+        except ApiError as refused:
             return refused
 
     # ── files ──
@@ -181,9 +185,9 @@ class Routes:
             headers["Content-Disposition"] = attachment(f"{stem} ({one.stem}){one.path.suffix}")
             headers["Content-Length"] = str(one.size)
             pieces, kind = in_pieces(one.path), MIME[wish.format]
-        return Stream(pieces, kind, headers=headers, after=lambda: self._clean([job]))
+        return StreamedFile(pieces, kind, headers=headers, after=lambda: self._clean([job]))
 
-    async def _taken(self, request: Request, accept: str) -> tuple[Upload, Wish]:
+    async def _taken(self, request: Request, accept: str) -> tuple[Upload, SeparateRequest]:
         """The audio and the parameters of a request; nothing is left if they are wrong."""
         query: dict[str, str] = {}
         for name, value in request.query_params.multi_items():
@@ -213,7 +217,7 @@ class Routes:
             for job in jobs:
                 while not job.row.is_over:
                     if self._jobs.is_stopping and self._jobs.position(job.row.id) is not None:
-                        raise Refused(503, "stopping", "the server is about to stop", 30)
+                        raise ApiError(503, "stopping", "the server is about to stop", 30)
                     await job.news()
         finally:
             watching.cancel()
@@ -273,7 +277,7 @@ class Routes:
                     continue
                 name = event["event"]
                 yield f"id: {number}\nevent: {name}\ndata: {json.dumps(event)}\n\n"
-        with suppress(Refused):  # forgotten meanwhile
+        with suppress(ApiError):  # forgotten meanwhile
             row = self._jobs.row(id)
             if row.is_over:
                 yield f"event: end\ndata: {self._view(row).model_dump_json()}\n\n"
@@ -294,13 +298,13 @@ class Routes:
                     },
                 )
         names = ", ".join(one.stem for one in entry.stems)
-        raise Refused(404, "no_such_stem", f"this job has no stem {name!r}; it has {names}")
+        raise ApiError(404, "no_such_stem", f"this job has no stem {name!r}; it has {names}")
 
-    async def archive(self, id: str) -> Stream:
+    async def archive(self, id: str) -> StreamedFile:
         """All stems of a job as a zip."""
         row = self._jobs.row(id)
         headers = {"Content-Disposition": attachment(f"{Path(row.name).stem}.zip")}
-        return Stream(as_zip(self._jobs.entry(row)), "application/zip", headers=headers)
+        return StreamedFile(as_zip(self._jobs.entry(row)), "application/zip", headers=headers)
 
     async def cancel(self, id: str) -> Response:
         """End a job within a batch (202); one that is over is forgotten (204)."""
@@ -309,11 +313,11 @@ class Routes:
             return Response(status_code=204)
         return JSONResponse(self._view(row).model_dump(), 202)
 
-    def _view(self, row: Row) -> JobView:
+    def _view(self, row: JobRecord) -> JobView:
         job = self._jobs.live(row.id)
         stems: list[StemView] = []
         if row.status == "done":
-            with suppress(Refused):
+            with suppress(ApiError):
                 stems = [
                     StemView(name=one.stem, file=one.path.name, bytes=one.size,
                              url=f"{row.id}/stems/{one.stem}")
@@ -336,7 +340,7 @@ class Routes:
             is_cached=row.is_cached,
             stems=stems,
             warnings=list(row.warnings),
-            error=None if row.error is None else Problem(**row.error),
+            error=None if row.error is None else ErrorDetail(**row.error),
         )
 
     # ── for people ──
@@ -355,7 +359,7 @@ class Routes:
 
 
 @contextmanager
-def _holding(ticket: Ticket) -> Iterator[None]:
+def _holding(ticket: Slot) -> Iterator[None]:
     """Give a ticket back at the end."""
     try:
         yield
@@ -377,8 +381,8 @@ def _state(status: int, word: str, message: str = "") -> JSONResponse:
     return JSONResponse(Health(status=word, message=message).model_dump(), status)
 
 
-def _format_of(row: Row) -> str:
-    return str(row.wish.get("format", Wish.model_fields["format"].default))
+def _format_of(row: JobRecord) -> str:
+    return str(row.wish.get("format", SeparateRequest.model_fields["format"].default))
 
 
 _FORMAT_OF = {
@@ -392,9 +396,9 @@ _FORMAT_OF = {
 }
 
 
-def _several(names: Sequence[str]) -> Refused:
+def _several(names: Sequence[str]) -> ApiError:
     message = f"name one with stems=: {', '.join(names)}; or take a zip"
-    return Refused(406, "several_stems", message)
+    return ApiError(406, "several_stems", message)
 
 
 def _kinds(accept: str) -> list[str]:
@@ -411,7 +415,7 @@ def _with_format(fields: dict[str, str], accept: str) -> dict[str, str]:
     if not kind.startswith("audio/") or kind == "audio/*":
         return fields
     if kind not in _FORMAT_OF:
-        raise Refused(406, "unknown_type", f"{kind} is not made; there is {', '.join(_FORMAT_OF)}")
+        raise ApiError(406, "unknown_type", f"{kind} is not made; there is {', '.join(_FORMAT_OF)}")
     if fields.setdefault("format", _FORMAT_OF[kind]) != _FORMAT_OF[kind]:
-        raise Refused(406, "contradiction", f"format={fields['format']} is not {kind}")
+        raise ApiError(406, "contradiction", f"format={fields['format']} is not {kind}")
     return fields

@@ -7,7 +7,7 @@ import uvicorn
 
 from demucs_infer.devices import choose_device
 from demucs_infer.server.app import create_app
-from demucs_infer.server.queue import Jobs
+from demucs_infer.server.queue import JobQueue
 from demucs_infer.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 class _Server(uvicorn.Server):
     """Lets those who only watch go first, so that they hold nobody up."""
 
-    def __init__(self, config: uvicorn.Config, jobs: Jobs) -> None:
+    def __init__(self, config: uvicorn.Config, jobs: JobQueue) -> None:
         super().__init__(config)
         self._jobs = jobs
 

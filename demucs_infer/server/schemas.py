@@ -1,4 +1,4 @@
-"""What a client may ask for, checked before any work: `Wish` -> `Order`."""
+"""What a client may ask for, checked before any work: `SeparateRequest` -> `SeparationRequest`."""
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from demucs_infer.audio.formats import FORMATS
-from demucs_infer.batch.request import Order
-from demucs_infer.server.errors import Refused
+from demucs_infer.batch.request import SeparationRequest
+from demucs_infer.server.errors import ApiError
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 TEMPLATE = "{stem}.{ext}"
@@ -26,7 +26,7 @@ MIME = {
 }
 
 
-class Wish(BaseModel):
+class SeparateRequest(BaseModel):
     """The parameters of a request; all have defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -51,11 +51,11 @@ class Wish(BaseModel):
     duration: float | None = Field(None, gt=0, le=1e6, description="No more seconds than this.")
     no_cache: bool = Field(False, description="Compute, even if the same was computed before.")
 
-    def order(self, *, max_passes: float, max_duration_seconds: float) -> Order:
-        """The same for the engine; `Refused` if it is impossible or too much."""
+    def order(self, *, max_passes: float, max_duration_seconds: float) -> SeparationRequest:
+        """The same for the engine; `ApiError` if it is impossible or too much."""
         passes = max(self.shifts, 1) / (1 - self.overlap)
         if passes > max_passes:
-            raise Refused(
+            raise ApiError(
                 422,
                 "too_much_work",
                 f"shifts and overlap ask for {passes:.0f} passes, and {max_passes:g} are allowed",
@@ -64,7 +64,7 @@ class Wish(BaseModel):
         limit = max_duration_seconds + 1
         kind = FORMATS[self.format]
         try:
-            return Order(
+            return SeparationRequest(
                 shifts=self.shifts,
                 overlap=self.overlap,
                 segment=self.segment,
@@ -83,12 +83,12 @@ class Wish(BaseModel):
                 template=TEMPLATE,
             )
         except ValueError as error:
-            raise Refused(422, "invalid_parameters", str(error)) from error
+            raise ApiError(422, "invalid_parameters", str(error)) from error
 
 
 def _as_text(name: str) -> Any:
-    annotation = Wish.model_fields[name].annotation
-    return (annotation, Wish.model_fields[name])
+    annotation = SeparateRequest.model_fields[name].annotation
+    return (annotation, SeparateRequest.model_fields[name])
 
 
 FormFields = create_model(  # the same as fields of a form, lists with commas
@@ -98,7 +98,7 @@ FormFields = create_model(  # the same as fields of a form, lists with commas
         Any,
         {
             name: (str | None, None) if name in ("stems", "derive") else _as_text(name)
-            for name in Wish.model_fields
+            for name in SeparateRequest.model_fields
         },
     ),
 )
@@ -110,12 +110,12 @@ _LISTS = ("stems", "derive")
 def enter(fields: dict[str, str], name: str, value: str) -> None:
     """A field of a form or a query: lists may come piece by piece, nothing else comes twice."""
     if name in fields and name not in _LISTS:
-        raise Refused(422, "invalid_parameters", f"{display_name(name)}: is given twice")
+        raise ApiError(422, "invalid_parameters", f"{display_name(name)}: is given twice")
     fields[name] = f"{fields[name]},{value}" if name in fields else value
 
 
-def read_wish(fields: Mapping[str, Any]) -> Wish:
-    """Parameters from JSON, a form or a query; `Refused` names each that is wrong."""
+def read_wish(fields: Mapping[str, Any]) -> SeparateRequest:
+    """Parameters from JSON, a form or a query; `ApiError` names each that is wrong."""
     plain: dict[str, Any] = dict(fields)
     for name in _LISTS:
         if isinstance(plain.get(name), str):
@@ -124,9 +124,9 @@ def read_wish(fields: Mapping[str, Any]) -> Wish:
     if isinstance(bits, str) and bits.isdecimal():
         plain["bits"] = int(bits)  # a Literal takes no text for a number
     try:
-        return Wish.model_validate(plain)
+        return SeparateRequest.model_validate(plain)
     except ValidationError as error:
-        raise Refused(422, "invalid_parameters", explain(error)) from error
+        raise ApiError(422, "invalid_parameters", explain(error)) from error
 
 
 def explain(error: ValidationError) -> str:

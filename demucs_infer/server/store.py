@@ -24,7 +24,7 @@ create table if not exists jobs (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class JobRecord:
     """What is remembered of a job."""
 
     id: str
@@ -56,7 +56,7 @@ class Row:
         """Whether nothing more will happen."""
         return self.status in OVER
 
-    def but(self, **changes: Any) -> "Row":
+    def but(self, **changes: Any) -> "JobRecord":
         """The same with some things changed."""
         return replace(self, **changes)
 
@@ -81,9 +81,9 @@ class JobStore:
                 "run there? Give each its own with --data-dir"
             ) from error
 
-    def put(self, row: Row) -> bool:
+    def put(self, row: JobRecord) -> bool:
         """Remember a row, in place of the last one of its id; false if there is no room for it."""
-        text = json.dumps({name: getattr(row, name) for name in Row.__slots__})
+        text = json.dumps({name: getattr(row, name) for name in JobRecord.__slots__})
         try:
             self._base.execute(
                 "insert or replace into jobs values (?, ?, ?, ?, ?)",
@@ -94,12 +94,12 @@ class JobStore:
             return False
         return True
 
-    def get(self, id: str) -> Row | None:
+    def get(self, id: str) -> JobRecord | None:
         """The row of that id."""
         found = self._base.execute("select row from jobs where id = ?", (id,)).fetchone()
         return None if found is None else _row(found[0])
 
-    def unfinished(self) -> list[Row]:
+    def unfinished(self) -> list[JobRecord]:
         """Every job that is not over, the oldest first."""
         marks = ",".join("?" * len(OVER))
         rows = self._base.execute(
@@ -108,7 +108,7 @@ class JobStore:
         )
         return [_row(text) for (text,) in rows]
 
-    def finished(self) -> list[Row]:
+    def finished(self) -> list[JobRecord]:
         """Every job that is over."""
         rows = self._base.execute("select row from jobs where finished is not null")
         return [_row(text) for (text,) in rows]
@@ -123,6 +123,6 @@ class JobStore:
         self._base.close()
 
 
-def _row(text: str) -> Row:
+def _row(text: str) -> JobRecord:
     values = json.loads(text)
-    return Row(**values | {"warnings": tuple(values["warnings"])})
+    return JobRecord(**values | {"warnings": tuple(values["warnings"])})

@@ -16,7 +16,7 @@ import anyio
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from demucs_infer.server.errors import Refused
+from demucs_infer.server.errors import ApiError
 from demucs_infer.server.schemas import display_name, enter
 
 _MAX_FIELD_BYTES = 1 << 16
@@ -39,7 +39,7 @@ class Upload:
 
 
 @dataclass(slots=True, eq=False)
-class Intake:
+class UploadWriter:
     """A file that is arriving; leaves nothing unless `finish` is reached."""
 
     folder: Path
@@ -54,7 +54,7 @@ class Intake:
         self._file = self.path.open("xb")
 
     def write(self, piece: bytes) -> None:
-        """Take the next bytes; `Refused` once there are too many."""
+        """Take the next bytes; `ApiError` once there are too many."""
         self.size += len(piece)
         if self.size > self.max_bytes:
             raise too_large(self.max_bytes)
@@ -65,7 +65,7 @@ class Intake:
         """It is all here."""
         self._file.close()
         if not self.size:
-            raise Refused(
+            raise ApiError(
                 422, "empty_audio", "the upload is empty; send the bytes of an audio file"
             )
         return Upload(self.path, self._digest.hexdigest(), self.size, display_name(name))
@@ -77,9 +77,9 @@ class Intake:
         self.path.unlink(missing_ok=True)
 
 
-def too_large(max_bytes: int) -> Refused:
+def too_large(max_bytes: int) -> ApiError:
     """More was sent than is taken."""
-    return Refused(413, "too_large", f"more than {max_bytes} bytes; send less")
+    return ApiError(413, "too_large", f"more than {max_bytes} bytes; send less")
 
 
 async def receive(
@@ -90,9 +90,9 @@ async def receive(
         with anyio.fail_after(seconds):
             return await _receive(request, folder, max_bytes)
     except TimeoutError as error:
-        raise Refused(408, "too_slow", f"the upload took longer than {seconds:g} s") from error
+        raise ApiError(408, "too_slow", f"the upload took longer than {seconds:g} s") from error
     except ClientDisconnect as error:
-        raise Refused(400, "disconnected", "the upload ended before its end") from error
+        raise ApiError(400, "disconnected", "the upload ended before its end") from error
 
 
 async def _receive(request: Request, folder: Path, max_bytes: int) -> tuple[Upload, dict[str, str]]:
@@ -100,7 +100,7 @@ async def _receive(request: Request, folder: Path, max_bytes: int) -> tuple[Uplo
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes + _MAX_FIELDS * _MAX_FIELD_BYTES:
         raise too_large(max_bytes)
-    intake = Intake(folder, max_bytes)
+    intake = UploadWriter(folder, max_bytes)
     try:
         if kind == b"multipart/form-data":
             form = _Form(intake, options.get(b"boundary", b""))
@@ -128,9 +128,9 @@ def _named(headers: Mapping[str, str]) -> str | None:
 class _Form:
     """A form with one file, `file` or whatever it is called, and fields of text."""
 
-    def __init__(self, intake: Intake, boundary: bytes) -> None:
+    def __init__(self, intake: UploadWriter, boundary: bytes) -> None:
         if not boundary:
-            raise Refused(400, "bad_form", "the form does not say what separates its parts")
+            raise ApiError(400, "bad_form", "the form does not say what separates its parts")
         self.fields: dict[str, str] = {}
         self._intake = intake
         self._name = ""
@@ -160,14 +160,14 @@ class _Form:
         try:
             self._parser.write(piece)
         except ValueError as error:  # what the parser raises
-            raise Refused(400, "bad_form", f"the form cannot be read: {error}") from error
+            raise ApiError(400, "bad_form", f"the form cannot be read: {error}") from error
 
     def finish(self) -> Upload:
         """The file of the form."""
         if not self._is_over:
-            raise Refused(400, "bad_form", "the form ends before its end")
+            raise ApiError(400, "bad_form", "the form ends before its end")
         if not self._has_file:
-            raise Refused(422, "no_file", "the form has no file; send one in the field 'file'")
+            raise ApiError(422, "no_file", "the form has no file; send one in the field 'file'")
         return self._intake.finish(self._file_name)
 
     def _begin(self) -> None:
@@ -185,13 +185,13 @@ class _Form:
         self._is_file = b"filename" in options or self._name == "file"
         if self._is_file:
             if self._has_file:
-                raise Refused(
+                raise ApiError(
                     422, "several_files", "the form has several files; send one a request"
                 )
             self._has_file = True
             self._file_name = options.get(b"filename", b"").decode(errors="replace")
         elif len(self.fields) >= _MAX_FIELDS:
-            raise Refused(413, "too_large", f"the form has more than {_MAX_FIELDS} fields")
+            raise ApiError(413, "too_large", f"the form has more than {_MAX_FIELDS} fields")
 
     def _data(self, data: bytes, start: int, stop: int) -> None:
         if self._is_file:
@@ -199,7 +199,7 @@ class _Form:
             return
         self._value.extend(data[start:stop])
         if len(self._value) > _MAX_FIELD_BYTES:
-            raise Refused(413, "too_large", f"the field {self._name!r} is too long")
+            raise ApiError(413, "too_large", f"the field {self._name!r} is too long")
 
     def _end(self) -> None:
         if not self._is_file:
@@ -210,7 +210,7 @@ class _Form:
 
 
 async def receive_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
-    """A body that has to be in memory, such as JSON; `Refused` once it is too long."""
+    """A body that has to be in memory, such as JSON; `ApiError` once it is too long."""
     try:
         with anyio.fail_after(seconds):
             body = bytearray()
@@ -220,17 +220,17 @@ async def receive_body(request: Request, *, max_bytes: int, seconds: float) -> b
                     raise too_large(max_bytes)
             return bytes(body)
     except TimeoutError as error:
-        raise Refused(408, "too_slow", f"the upload took longer than {seconds:g} s") from error
+        raise ApiError(408, "too_slow", f"the upload took longer than {seconds:g} s") from error
     except ClientDisconnect as error:
-        raise Refused(400, "disconnected", "the upload ended before its end") from error
+        raise ApiError(400, "disconnected", "the upload ended before its end") from error
 
 
 def decode(text: str, folder: Path, *, max_bytes: int) -> Upload:
     """Base64 into a file, piece by piece; whatever is no base64 is refused."""
-    intake = Intake(folder, max_bytes)
+    intake = UploadWriter(folder, max_bytes)
     try:
         if len(text) % 4 or not _BASE64.fullmatch(text):
-            raise Refused(
+            raise ApiError(
                 422, "bad_base64", "b64 is not base64: send the standard alphabet, padded"
             )
         for start in range(0, len(text), _PIECE):
@@ -238,7 +238,7 @@ def decode(text: str, folder: Path, *, max_bytes: int) -> Upload:
         return intake.finish(None)
     except binascii.Error as error:
         intake.discard()
-        raise Refused(422, "bad_base64", "b64 is not base64") from error
+        raise ApiError(422, "bad_base64", "b64 is not base64") from error
     except BaseException:
         intake.discard()
         raise

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from demucs_infer.api import Separator
 from demucs_infer.audio.reader import probe
-from demucs_infer.batch.output_paths import Target
-from demucs_infer.batch.request import Model, Order
-from demucs_infer.batch.result import Result
-from demucs_infer.batch.runner import Batch
-from demucs_infer.batch.runner import Job as Task
+from demucs_infer.batch.output_paths import OutputPaths
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.result import TrackResult
+from demucs_infer.batch.runner import BatchRunner, TrackJob
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
 from demucs_infer.events import ChunkProcessed, Event
-from demucs_infer.server.errors import Refused, no_room
+from demucs_infer.server.errors import ApiError, no_room
 from demucs_infer.server.model_pool import ModelPool
 
 logger = logging.getLogger(__name__)
@@ -29,16 +28,16 @@ _UNEXPECTED = re.compile(r"\[Errno|\w+(Error|Exception|Interrupt): ")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Assignment:
+class WorkItem:
     """What a worker needs to know of a job."""
 
     source: Path
     name: str
     """The client's name for the track."""
 
-    target: Target
-    model: Model
-    order: Order
+    target: OutputPaths
+    model: ModelSpec
+    order: SeparationRequest
     weights: tuple[str, ...]
     seconds: float
     """How long it may take."""
@@ -57,75 +56,75 @@ class Stopped(Exception):
     """The server ends; the next one continues."""
 
 
-def check_length(source: Path, name: str, order: Order, max_seconds: float) -> None:
+def check_length(source: Path, name: str, order: SeparationRequest, max_seconds: float) -> None:
     """Refuse what is no audio, or by its own words too long, before anything is decoded."""
     try:
         said = probe(source).duration_seconds
     except AudioReadError as error:
-        raise Refused(422, "unreadable_audio", _plain(str(error), source, name)) from error
+        raise ApiError(422, "unreadable_audio", _plain(str(error), source, name)) from error
     if said is not None and min(said - order.start, order.duration or said) > max_seconds:
         raise _too_long(max_seconds)
 
 
-def separate(task: Assignment, pool: ModelPool, tell: Callable[[Event], None]) -> Result:
-    """Make the stems; raises `Refused`, `Cancelled` or `Stopped`."""
+def separate(task: WorkItem, pool: ModelPool, tell: Callable[[Event], None]) -> TrackResult:
+    """Make the stems; raises `ApiError`, `Cancelled` or `Stopped`."""
     deadline = time.monotonic() + task.seconds
-    batch = Batch(
+    batch = BatchRunner(
         _ready(task, pool),
         task.model,
         task.order,
         weights=task.weights,
-        max_deaths=_MAX_DEATHS,
+        max_crashes=_MAX_DEATHS,
         keeps_when_full=False,  # nobody may ever ask for it again
     )
-    work = Task(source=task.source, target=task.target, track=task.name)
+    work = TrackJob(source=task.source, target=task.target, track=task.name)
     with closing(batch.run([work])) as items:
         for _, item in items:
-            if isinstance(item, Result):
+            if isinstance(item, TrackResult):
                 return _checked(item, task)
             tell(item)
             _check(item, task, deadline)
     raise AssertionError("a track ends with its result")
 
 
-def _ready(task: Assignment, pool: ModelPool) -> Separator:
+def _ready(task: WorkItem, pool: ModelPool) -> Separator:
     try:
         return pool.ready(task.model, task.order)
     except ModelLoadingError as error:
         logger.error("%s cannot be loaded: %s", task.model.name, error)
-        raise Refused(
+        raise ApiError(
             503, "model_unavailable", f"the model {task.model.name!r} cannot be loaded now", 60
         ) from error
     except (ValueError, DemucsError) as error:
-        raise Refused(422, "invalid_parameters", str(error)) from error
+        raise ApiError(422, "invalid_parameters", str(error)) from error
 
 
-def _check(item: Event, task: Assignment, deadline: float) -> None:
+def _check(item: Event, task: WorkItem, deadline: float) -> None:
     if task.cancel.is_set():
         raise Cancelled
     if task.stop.is_set():
         raise Stopped
     if time.monotonic() > deadline:
-        raise Refused(
+        raise ApiError(
             504, "out_of_time", f"not done after {task.seconds:g} s; send a shorter track"
         )
     if isinstance(item, ChunkProcessed) and item.seconds_total > task.max_duration_seconds:
         raise _too_long(task.max_duration_seconds)
 
 
-def _checked(result: Result, task: Assignment) -> Result:
-    if result.is_good:
+def _checked(result: TrackResult, task: WorkItem) -> TrackResult:
+    if result.ok:
         return result
     if result.fault == "input":
         message = _plain(result.error, task.source, task.name)
-        raise Refused(422, "unreadable_audio", message)
+        raise ApiError(422, "unreadable_audio", message)
     if result.fault == "disk":
         logger.error("job on %s failed: %s", task.source.name, result.error)
         raise no_room()
     if _UNEXPECTED.match(result.error) or result.status == "quarantined":
         logger.error("job on %s failed: %s", task.source.name, result.error)
-        raise Refused(500, "failed", "the separation failed; the log of the server says why")
-    raise Refused(422, "cannot_separate", _plain(result.error, task.source, task.name))
+        raise ApiError(500, "failed", "the separation failed; the log of the server says why")
+    raise ApiError(422, "cannot_separate", _plain(result.error, task.source, task.name))
 
 
 def _plain(message: str, source: Path, name: str) -> str:
@@ -133,13 +132,13 @@ def _plain(message: str, source: Path, name: str) -> str:
     return message.replace(str(source), name).replace(source.name, name)
 
 
-def _too_long(max_seconds: float) -> Refused:
-    return Refused(
+def _too_long(max_seconds: float) -> ApiError:
+    return ApiError(
         413, "too_long", f"the track is longer than {max_seconds:g} s; send a part, or a duration"
     )
 
 
-class Worker:
+class ModelWorker:
     """A thread with the networks of a device; does one thing after the other."""
 
     def __init__(self, pool: ModelPool) -> None:

@@ -31,7 +31,7 @@ _holders = 0
 
 
 @contextmanager
-def large_blocks_kept() -> Iterator[None]:
+def keep_large_allocations() -> Iterator[None]:
     """While this lasts, large blocks that are freed stay with the process, to be used again.
 
     Afterwards all that is free goes back to the system.
@@ -43,7 +43,7 @@ def large_blocks_kept() -> Iterator[None]:
         _hold(-1)
 
 
-def share_one_heap() -> None:
+def use_single_arena() -> None:
     """One heap for all threads of a process that does nothing else; before torch allocates.
 
     Large blocks in a heap for each leave holes; in one heap others fill them.
@@ -52,7 +52,7 @@ def share_one_heap() -> None:
 
 
 @contextmanager
-def never_collected() -> Iterator[None]:
+def exempt_imports_from_gc() -> Iterator[None]:
     """What is made inside lives as long as the process; for the imports of one that is ours.
 
     torch brings 150,000 objects, none of them garbage. Python's collector goes through them again
@@ -69,7 +69,7 @@ def never_collected() -> Iterator[None]:
         gc.enable()
 
 
-def highest_memory() -> int | None:
+def peak_memory() -> int | None:
     """The most bytes that this process ever held; None where the system does not tell.
 
     On Linux `ru_maxrss` would not do: it begins with the peak of whoever started the process.

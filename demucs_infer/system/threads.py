@@ -13,7 +13,7 @@ import torch
 _lock = threading.Lock()
 
 
-def compute_alone() -> None:
+def limit_to_one_thread() -> None:
     """From now on the thread that calls this computes by itself: for threads that are ours."""
     with _lock:
         count = torch.get_num_threads()

@@ -27,7 +27,7 @@ from demucs_infer import (
     DemucsError,
     Encoding,
     InferenceOutput,
-    Saving,
+    OutputOptions,
     SeparatedFiles,
     Separator,
     Stage,
@@ -154,7 +154,7 @@ def test_what_is_no_track_is_refused(audio: Any, rate: Any, message: str) -> Non
 def test_files_that_are_no_tracks_are_refused(tmp_path: Path) -> None:
     bad = tmp_path / "bad.wav"
     soundfile.write(bad, np.array([0.0, np.nan, 0.0]), RATE, subtype="FLOAT")
-    strict = tiny().record(bad, strict=True)
+    strict = tiny().open_audio(bad, strict=True)
     for audio in (tmp_path / "absent.wav", b"", b"text", io.BytesIO(b"RIFF"), strict, tmp_path):
         with pytest.raises(DemucsError):
             tiny().run(audio)
@@ -413,7 +413,7 @@ def test_files_hold_what_run_gives(audio: str, wav: Path, tmp_path: Path) -> Non
     separator = tiny(derive=["rest=mixture-drums"], shifts=1)
     expected = separator.run(MIX)
     *events, result = separator.stream_to(
-        INPUTS[audio](wav), tmp_path, Saving(encoding=Encoding("wav", bits=32))
+        INPUTS[audio](wav), tmp_path, OutputOptions(encoding=Encoding("wav", bits=32))
     )
     assert isinstance(result, SeparatedFiles)
     assert names(events)[-2:] == ["save", "/save"]
@@ -456,7 +456,7 @@ def test_files_can_have_the_rate_and_the_channels_of_the_source(
 ) -> None:
     source = tmp_path / "mono.wav"
     soundfile.write(source, noise(1, frames)[0].numpy(), rate, subtype="PCM_16")
-    saving = Saving(sample_rate="source", channels="source")
+    saving = OutputOptions(sample_rate="source", channels="source")
     for audio in (source, Audio(noise(1, frames), rate)):
         *_, result = tiny().stream_to(audio, tmp_path / "out", saving)
         assert isinstance(result, SeparatedFiles)
@@ -495,7 +495,7 @@ def test_a_failure_takes_only_the_folders_that_it_made(wav: Path, tmp_path: Path
 def test_files_that_may_not_be_replaced_are_an_error(wav: Path, tmp_path: Path) -> None:
     (tmp_path / "bass.wav").write_text("precious")
     with pytest.raises(AudioWriteError, match="exists"):
-        list(tiny().stream_to(wav, tmp_path, Saving(overwrite=False)))
+        list(tiny().stream_to(wav, tmp_path, OutputOptions(overwrite=False)))
     assert (tmp_path / "bass.wav").read_text() == "precious"
     assert not (tmp_path / "drums.wav").exists()
 
@@ -520,7 +520,7 @@ def test_a_stem_never_replaces_the_track(tmp_path: Path) -> None:
 
 
 def test_a_recording_is_for_the_model_that_it_was_made_for(wav: Path) -> None:
-    part = tiny().record(wav)
+    part = tiny().open_audio(wav)
     other = Separator.from_model(ScaleModel(samplerate=RATE * 2))
     with pytest.raises(ValueError, match="8000 Hz.*16000 Hz"):
         other.run(part)
@@ -529,14 +529,14 @@ def test_a_recording_is_for_the_model_that_it_was_made_for(wav: Path) -> None:
 def test_a_part_of_a_track_can_be_asked_for(wav: Path) -> None:
     separator = tiny()
     for audio in (wav, MIX):
-        part = separator.record(audio, start_seconds=1.0, duration_seconds=0.5)
+        part = separator.open_audio(audio, start_seconds=1.0, duration_seconds=0.5)
         output = separator.run(part)
         assert output.mixture is not None
         assert torch.equal(output.mixture, MIX[:, RATE : RATE + RATE // 2])
     with pytest.raises(AudioReadError):
-        separator.run(separator.record(wav, start_seconds=99))
+        separator.run(separator.open_audio(wav, start_seconds=99))
     with pytest.raises(ValueError, match="behind the end"):
-        separator.record(MIX, start_seconds=99)
+        separator.open_audio(MIX, start_seconds=99)
 
 
 LONG = """
@@ -581,7 +581,7 @@ def test_the_public_names_are_there_and_cost_nothing_before() -> None:
 
 def test_a_light_separator_says_the_same_and_only_ours_can_be_one() -> None:
     plain, light = (Separator("tiny", shifts=0, device="cpu") for _ in range(2))
-    light.lighten()
+    light.free_original_weights()
     expected, told = plain.run(MIX), light.run(MIX)
     for name in plain.stems:
         assert torch.equal(told[name], expected[name])
@@ -590,4 +590,4 @@ def test_a_light_separator_says_the_same_and_only_ours_can_be_one() -> None:
     )
     assert left < kept
     with pytest.raises(ValueError, match="owner"):
-        Separator.from_model(plain.model).lighten()
+        Separator.from_model(plain.model).free_original_weights()

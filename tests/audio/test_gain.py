@@ -11,7 +11,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from demucs_infer.audio.file_set import FileSet
+from demucs_infer.audio.file_set import StemFileSet
 from demucs_infer.audio.formats import FORMATS, Encoding
 from demucs_infer.audio.gain import (
     CLIP_MODES,
@@ -51,7 +51,7 @@ def write(
     suffix = FORMATS[encoding.format].suffixes[0]
     paths = {name: folder / f"{name}{suffix}" for name in blocks}
     length = next(iter(blocks.values())).shape[-1]
-    with FileSet(paths, RATE, 2, encoding, clip=clip, exact_sum=exact_sum) as files:
+    with StemFileSet(paths, RATE, 2, encoding, clip=clip, exact_sum=exact_sum) as files:
         for start in range(0, length, step):
             files.write({name: wav[:, start : start + step] for name, wav in blocks.items()})
         levels = files.close()
@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_none_of_the_files(clip: Clip, limit: int, tmp_path: 
     with (
         largest_file(limit),
         pytest.raises(AudioWriteError, match="cannot write .*drums"),
-        FileSet(paths, RATE, 2, Encoding("wav"), clip=clip) as files,
+        StemFileSet(paths, RATE, 2, Encoding("wav"), clip=clip) as files,
     ):
         for _ in range(5):
             files.write(stems(1.5, 50_000))
@@ -197,17 +197,17 @@ def test_an_error_leaves_none_of_the_files(clip: Clip, tmp_path: Path) -> None:
     for bad in (float("nan"), float("inf")):
         with (
             pytest.raises(AudioWriteError, match="not a finite number"),
-            FileSet(paths, RATE, 2, Encoding("flac"), clip=clip) as files,
+            StemFileSet(paths, RATE, 2, Encoding("flac"), clip=clip) as files,
         ):
             files.write(stems(0.5))
             files.write({**stems(0.5, 3), "vocals": torch.full((2, 3), bad)})
         with pytest.raises(ValueError, match="closed"):
             files.write(stems(0.5))
-    with pytest.raises(KeyError), FileSet(paths, RATE, 2, Encoding("flac"), clip=clip) as files:
+    with pytest.raises(KeyError), StemFileSet(paths, RATE, 2, Encoding("flac"), clip=clip) as files:
         files.write(stems(0.5))
         raise KeyError
     with pytest.raises(AudioWriteError, match="create the folder"):
-        FileSet({**paths, "x": tmp_path / "a" / "b.flac"}, RATE, 2, Encoding("flac"))
+        StemFileSet({**paths, "x": tmp_path / "a" / "b.flac"}, RATE, 2, Encoding("flac"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,10 +219,13 @@ def test_wrong_blocks_are_named(tmp_path: Path) -> None:
         ({"a": block, "b": block[:, :5]}, "equally long"),
         ({"a": block, "b": block[:1]}, "2 channels"),
     ):
-        with pytest.raises(ValueError, match=words), FileSet(path, RATE, 2, Encoding()) as files:
+        with (
+            pytest.raises(ValueError, match=words),
+            StemFileSet(path, RATE, 2, Encoding()) as files,
+        ):
             files.write(blocks)
     with pytest.raises(ValueError, match="track, rescale"):
-        FileSet(path, RATE, 2, Encoding(), clip="limit")  # type: ignore[arg-type]
+        StemFileSet(path, RATE, 2, Encoding(), clip="limit")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,7 +233,7 @@ def test_the_callers_blocks_are_copied_and_kept(tmp_path: Path) -> None:
     block = stems(0.5, 300_000)
     before = {name: wav.clone() for name, wav in block.items()}
     paths = {name: tmp_path / f"{name}.wav" for name in STEMS}
-    with FileSet(paths, RATE, 2, Encoding("wav", bits=32), clip="none") as files:
+    with StemFileSet(paths, RATE, 2, Encoding("wav", bits=32), clip="none") as files:
         files.write(block)
         assert all(torch.equal(block[name], before[name]) for name in STEMS)
         for wav in block.values():

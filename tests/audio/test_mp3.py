@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from demucs_infer.audio import writer as write
 from demucs_infer.audio.encoders import lame as mp3
 from demucs_infer.audio.encoders.lame import FrameHeader
-from demucs_infer.audio.reader import Track
+from demucs_infer.audio.reader import TrackReader
 from demucs_infer.audio.writer import AudioWriter
 from tests.helpers.networks import need
 
@@ -50,7 +50,7 @@ def test_every_kind_comes_back_with_its_length(
     rate: int, options: dict[str, int], channels: int, tmp_path: Path
 ) -> None:
     path = save(tmp_path / "x.mp3", noise(channels, 9001), rate, **options)
-    read = torch.cat(list(Track(path, sample_rate=rate, channels=channels).blocks()), -1)
+    read = torch.cat(list(TrackReader(path, sample_rate=rate, channels=channels).blocks()), -1)
     assert read.shape == (channels, 9001)
 
 
@@ -105,7 +105,7 @@ def test_without_lameenc_pyav_writes_the_same_but_for_rounding(
     monkeypatch.setattr(write, "has_lame", lambda: False)
     other = save(tmp_path / "other.mp3", wav, 44100)
     first, second = (
-        torch.cat(list(Track(path, sample_rate=44100, channels=2).blocks()), -1)
+        torch.cat(list(TrackReader(path, sample_rate=44100, channels=2).blocks()), -1)
         for path in (ours, other)
     )
     assert first.shape == second.shape == (2, 60_000)

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from demucs_infer.audio.channels import convert_audio, resample
-from demucs_infer.audio.reader import AudioFile, AudioReader, Track, load_track, probe
+from demucs_infer.audio.reader import AudioFile, AudioReader, TrackReader, load_track, probe
 from demucs_infer.errors import AudioReadError
 from tests.helpers.audio_corpus import KINDS, LOSSLESS, LOSSY, Clip, Corpus, cases, corpus, signal
 
 __all__ = ["corpus"]  # a fixture
 
 
-def whole(reader: AudioReader | Track) -> Tensor:
+def whole(reader: AudioReader | TrackReader) -> Tensor:
     return torch.cat(list(reader.blocks()), dim=-1)
 
 
@@ -306,7 +306,7 @@ def test_what_itunes_notes_of_delay_and_length_is_obeyed(corpus: Corpus) -> None
 def test_a_track_is_upstreams_conversion_of_the_whole(corpus: Corpus) -> None:
     for name, channels, rate in [("wav-24", 1, 48000), ("flac", 2, 96000), ("ogg", 2, 22050)]:
         path = corpus.clip(name, channels, rate).path
-        track = Track(path, sample_rate=44100, channels=2)
+        track = TrackReader(path, sample_rate=44100, channels=2)
         expected = convert_audio(whole(AudioReader(path)), rate, 44100, 2)
         for _ in range(2):  # the level, then the separation
             assert torch.equal(whole(track), expected)
@@ -318,17 +318,19 @@ def test_a_track_is_upstreams_conversion_of_the_whole(corpus: Corpus) -> None:
 def test_extra_channels_are_never_dropped_silently(corpus: Corpus) -> None:
     path = corpus.clip("wav-24", 6, 44100).path
     expected = whole(AudioReader(path))
-    first = Track(path, channels=2)
+    first = TrackReader(path, channels=2)
     assert torch.equal(whole(first), expected[:2])
     assert "has 6 channels: the first 2" in first.warnings[0]
     with pytest.raises(AudioReadError, match="6 channels and 2 are wanted"):
-        Track(path, channels=2, extra_channels="error")
-    pairs = [Track(path, channels=2, extra_channels="pairs", group=group) for group in range(3)]
+        TrackReader(path, channels=2, extra_channels="error")
+    pairs = [
+        TrackReader(path, channels=2, extra_channels="pairs", group=group) for group in range(3)
+    ]
     assert pairs[0].num_groups == 3
     assert torch.equal(torch.cat([whole(pair) for pair in pairs]), expected)
     with pytest.raises(ValueError, match="group = 3 must be one of 3"):
-        Track(path, channels=2, extra_channels="pairs", group=3)
-    assert torch.equal(whole(Track(path, channels=1)), expected.mean(dim=0, keepdim=True))
+        TrackReader(path, channels=2, extra_channels="pairs", group=3)
+    assert torch.equal(whole(TrackReader(path, channels=1)), expected.mean(dim=0, keepdim=True))
 
 
 MEMORY = """

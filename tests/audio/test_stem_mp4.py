@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.stem_mp4 import MIX, StemFile
+from demucs_infer.audio.stem_mp4 import MIX, StemMp4
 from demucs_infer.errors import AudioWriteError
 from tests.audio.test_writer import by_ffmpeg, lag, largest_file, png
 from tests.helpers import networks as kit
@@ -29,7 +29,7 @@ def tracks(level: float = 0.1) -> dict[str, Tensor]:
 
 def write(path: Path, blocks: dict[str, Tensor], step: int = 9_999, **options: object) -> float:
     """The gain of the track."""
-    with StemFile(path, RATE, 2, STEMS, **options) as file:  # type: ignore[arg-type]
+    with StemMp4(path, RATE, 2, STEMS, **options) as file:  # type: ignore[arg-type]
         for start in range(0, LENGTH, step):
             file.write({name: wav[:, start : start + step] for name, wav in blocks.items()})
         return file.close().gains[MIX]
@@ -116,7 +116,7 @@ def test_aac_tracks_keep_their_place_and_order(tmp_path: Path) -> None:
 
 def test_colours_and_other_names(tmp_path: Path) -> None:
     names = ["vocals", "piano", "bass", "rest"]
-    with StemFile(tmp_path / "x.stem.mp4", RATE, 2, names, colours={"rest": "#123456"}) as file:
+    with StemMp4(tmp_path / "x.stem.mp4", RATE, 2, names, colours={"rest": "#123456"}) as file:
         file.write({name: torch.zeros(2, 5000) for name in [MIX, *names]})
     content = boxes(boxes(boxes((tmp_path / "x.stem.mp4").read_bytes())["moov"])["udta"])["stem"]
     stems = json.loads(content)["stems"]
@@ -135,9 +135,9 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
         with largest_file(50_000), pytest.raises(AudioWriteError, match="cannot write"):
             write(path, blocks, clip=clip)
     with pytest.raises(ValueError, match="4 different stems"):
-        StemFile(path, RATE, 2, ["drums", "bass"])
+        StemMp4(path, RATE, 2, ["drums", "bass"])
     with pytest.raises(ValueError, match="not flac"):
-        StemFile(path, RATE, 2, STEMS, encoding=Encoding("flac"))
+        StemMp4(path, RATE, 2, STEMS, encoding=Encoding("flac"))
     with pytest.raises(AudioWriteError, match="resample"):
-        StemFile(path, 44099, 2, STEMS)
+        StemMp4(path, 44099, 2, STEMS)
     assert list(tmp_path.iterdir()) == []

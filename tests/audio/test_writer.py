@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_depth
-from demucs_infer.audio.tags import Cover, carried
+from demucs_infer.audio.tags import Cover, portable_tags
 from demucs_infer.audio.writer import AudioWriter, save_audio
 from demucs_infer.errors import AudioWriteError
 from tests.helpers import networks as kit
@@ -303,12 +303,12 @@ def test_a_jpeg_is_carried_as_it_came(name: str, tmp_path: Path) -> None:
 
 
 def test_tags_that_stay_true_are_kept() -> None:
-    found = carried(
+    found = portable_tags(
         {"TITLE": "Song", "artist": "X", "iTunSMPB": "0 1", "REPLAYGAIN_TRACK_GAIN": "-3 dB"},
         title_suffix=" (vocals)",
     )
     assert found == {"title": "Song (vocals)", "artist": "X"}
-    assert carried({"artist": "X"}, title_suffix=" (vocals)") == {"artist": "X"}
+    assert portable_tags({"artist": "X"}, title_suffix=" (vocals)") == {"artist": "X"}
 
 
 def test_what_is_no_picture_is_left_out(tmp_path: Path) -> None:

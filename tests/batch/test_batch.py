@@ -22,12 +22,12 @@ from torch import Tensor
 from demucs_infer.api import Separator
 from demucs_infer.audio.reader import AudioReader
 from demucs_infer.batch.manifest import sha256_file
-from demucs_infer.batch.output_paths import Target
-from demucs_infer.batch.request import Model, Order
-from demucs_infer.batch.result import Result
-from demucs_infer.batch.runner import Batch, Job
+from demucs_infer.batch.output_paths import OutputPaths
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.result import TrackResult
+from demucs_infer.batch.runner import BatchRunner, TrackJob
 from demucs_infer.batch.spool import Spool
-from demucs_infer.batch.workdir import PARTIAL, Workplace
+from demucs_infer.batch.workdir import PARTIAL, WorkDir
 from demucs_infer.errors import AudioWriteError, is_disk_full
 from demucs_infer.events import ChunkProcessed
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
@@ -50,8 +50,8 @@ class Stage:
         self.folder = folder
         self.network = Ramp()
 
-    def batch(self, order: Order | None = None, **more: object) -> Batch:
-        order = order or Order()
+    def batch(self, order: SeparationRequest | None = None, **more: object) -> BatchRunner:
+        order = order or SeparationRequest()
         separator = Separator.from_model(
             self.network,
             device="cpu",
@@ -59,16 +59,18 @@ class Stage:
             shifts=order.shifts,
             batch_size=order.batch_size,
         )
-        return Batch(separator, Model(name="ramp"), order, weights=("w",), **more)  # type: ignore[arg-type]
+        return BatchRunner(separator, ModelSpec(name="ramp"), order, weights=("w",), **more)  # type: ignore[arg-type]
 
-    def job(self, path: Path) -> Job:
-        return Job(
-            source=path, target=Target(folder=self.folder / "out", track=path.name), track=path.name
+    def job(self, path: Path) -> TrackJob:
+        return TrackJob(
+            source=path,
+            target=OutputPaths(folder=self.folder / "out", track=path.name),
+            track=path.name,
         )
 
-    def results(self, batch: Batch, paths: list[Path]) -> list[Result]:
+    def results(self, batch: BatchRunner, paths: list[Path]) -> list[TrackResult]:
         items = batch.run([self.job(path) for path in paths])
-        return [item for _, item in items if isinstance(item, Result)]
+        return [item for _, item in items if isinstance(item, TrackResult)]
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_a_hundred_tracks_with_three_that_are_broken(stage: Stage) -> None:
         paths[n].write_bytes(b"RIFF" + os.urandom(1000))
     results = stage.results(stage.batch(), paths)
     assert [result.track for result in results] == [path.name for path in paths]
-    bad = [result for result in results if not result.is_good]
+    bad = [result for result in results if not result.ok]
     assert [result.track for result in bad] == ["000.wav", "050.wav", "099.wav"]
     assert {result.fault for result in bad} == {"input"}
     assert len(tree(stage.folder / "out")) == 97 * 3
@@ -93,7 +95,7 @@ def test_a_hundred_tracks_with_three_that_are_broken(stage: Stage) -> None:
     again = stage.results(stage.batch(), paths)
     assert len(stage.network.seen) == seen, "what is done was done again"
     assert [result.status for result in again].count("skipped") == 97
-    redone = stage.results(stage.batch(Order(overlap=0.5)), paths)
+    redone = stage.results(stage.batch(SeparationRequest(overlap=0.5)), paths)
     assert [result.status for result in redone].count("done") == 97
 
 
@@ -138,7 +140,7 @@ def test_other_settings_do_not_go_on_with_what_was_interrupted(stage: Stage) -> 
     run = stage.batch().run([stage.job(path)])
     next(item for _, item in run if isinstance(item, ChunkProcessed) and item.fraction > 0.5)
     run.close()
-    result = stage.results(stage.batch(Order(overlap=0.5)), [path])[0]
+    result = stage.results(stage.batch(SeparationRequest(overlap=0.5)), [path])[0]
     assert (result.status, result.resumed_seconds) == ("done", 0)
     assert not (stage.folder / "out" / PARTIAL).exists()
 
@@ -222,7 +224,7 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_any_work(stage: Stage, 
     taken[name].unlink()
     taken[name].mkdir()
     seen = len(stage.network.seen)
-    result = stage.batch(Order(shifts=3)).one(stage.job(path))
+    result = stage.batch(SeparationRequest(shifts=3)).one(stage.job(path))
     assert result.status == "failed" and f"cannot write {taken[name]}" in result.error
     assert len(stage.network.seen) == seen
     assert before == {file: (out / file).read_bytes() for file in before}
@@ -255,7 +257,7 @@ def test_a_pipe_or_a_device_does_not_hang(stage: Stage) -> None:
         assert "a pipe or a device" in result.error
 
 
-SHARED = Order(shifts=0, batch_size=16)
+SHARED = SeparationRequest(shifts=0, batch_size=16)
 
 
 def test_tracks_that_share_batches_come_out_as_they_do_alone(stage: Stage) -> None:
@@ -271,9 +273,11 @@ def test_tracks_that_share_batches_come_out_as_they_do_alone(stage: Stage) -> No
 
     spools = stage.folder / "out" / PARTIAL
     found, most = [], 0
-    for _, item in stage.batch(SHARED, together=3).run([stage.job(path) for path in paths]):
+    for _, item in stage.batch(SHARED, max_tracks_per_batch=3).run(
+        [stage.job(path) for path in paths]
+    ):
         most = max(most, len(list(spools.glob("*/attempts"))))
-        found += [item] if isinstance(item, Result) else []
+        found += [item] if isinstance(item, TrackResult) else []
     assert [(one.track, one.status) for one in found] == [
         (one.track, one.status) for one in expected
     ]
@@ -300,7 +304,7 @@ def test_a_network_that_fails_on_one_of_those_that_share(stage: Stage) -> None:
     click = torch.zeros(2, 7200)
     click[:, 100] = 0.9
     save(paths[1], click)
-    results = stage.results(stage.batch(SHARED, together=4), paths)
+    results = stage.results(stage.batch(SHARED, max_tracks_per_batch=4), paths)
     assert [result.status for result in results] == ["done", "failed", "done", "done"]
     assert "too loud" in results[1].error
     assert len(tree(stage.folder / "out")) == 3 * 3
@@ -311,15 +315,17 @@ def test_files_of_one_that_cannot_be_written(stage: Stage) -> None:
     paths = [write_song(stage.folder / f"{n}.wav", 20, seed=n) for n in range(3)]
     (stage.folder / "out").mkdir()
     (stage.folder / "out/1").write_text("a file where the folder should be")
-    results = stage.results(stage.batch(SHARED, together=3), paths)
+    results = stage.results(stage.batch(SHARED, max_tracks_per_batch=3), paths)
     assert [result.status for result in results] == ["done", "failed", "done"]
     assert "cannot write" in results[1].error
 
 
 @pytest.mark.parametrize("together", [1, 3])
-def test_the_same_track_more_than_once(stage: Stage, together: int) -> None:
+def test_the_same_track_more_than_once(stage: Stage, max_tracks_per_batch: int) -> None:
     one, other = (write_song(stage.folder / f"{n}.wav", 3, seed=n) for n in range(2))
-    results = stage.results(stage.batch(SHARED, together=together), [one, one, other, one, one])
+    results = stage.results(
+        stage.batch(SHARED, max_tracks_per_batch=max_tracks_per_batch), [one, one, other, one, one]
+    )
     assert Counter((result.track, result.status) for result in results) == {
         ("0.wav", "done"): 1, ("0.wav", "skipped"): 3, ("1.wav", "done"): 1,
     }  # fmt: skip
@@ -330,7 +336,7 @@ def test_the_same_track_more_than_once(stage: Stage, together: int) -> None:
 
 def test_two_at_work_on_one_track(stage: Stage) -> None:
     path = write_song(stage.folder / "song.wav")
-    other = Workplace(stage.folder / "out", stage.job(path).target.manifest)
+    other = WorkDir(stage.folder / "out", stage.job(path).target.manifest)
     assert other.enter("key")
     result = stage.batch().one(stage.job(path))
     assert result.status == "failed" and "another process" in result.error
@@ -344,7 +350,7 @@ def test_a_track_that_kills_its_process_is_left_out(stage: Stage) -> None:
 
     def die() -> None:
         """What a killed process leaves: an attempt in the journal, some sound, and no lock."""
-        run = stage.batch(max_deaths=2).run([job])
+        run = stage.batch(max_crashes=2).run([job])
         next(run)
         attempts = next((stage.folder / "out").glob(f"{PARTIAL}/*/attempts"))
         text = attempts.read_text()
@@ -354,21 +360,21 @@ def test_a_track_that_kills_its_process_is_left_out(stage: Stage) -> None:
 
     die()
     die()
-    result = stage.batch(max_deaths=2).one(job)
+    result = stage.batch(max_crashes=2).one(job)
     assert result.status == "quarantined" and "2 times" in result.error
     assert not list((stage.folder / "out").glob(f"{PARTIAL}/*/decoded.f32")), "of no use any more"
-    assert stage.batch(max_deaths=2).one(job).status == "quarantined", "tried once more"
+    assert stage.batch(max_crashes=2).one(job).status == "quarantined", "tried once more"
     assert stage.batch().one(job).status == "done"
 
 
 @pytest.mark.parametrize(("together", "died_with"), [(1, 2), (3, 3)])
 def test_tracks_beside_one_that_kills_are_not_to_blame(
-    stage: Stage, together: int, died_with: int
+    stage: Stage, max_tracks_per_batch: int, died_with: int
 ) -> None:
     """Some are being read, or share its batch, when the process dies; later each is tried alone."""
-    order = SHARED if together > 1 else Order()
+    order = SHARED if max_tracks_per_batch > 1 else SeparationRequest()
     stage.network.valid_length = lambda length: RATE  # type: ignore[assignment]
-    more: dict[str, Any] = {"max_deaths": 2, "together": together}
+    more: dict[str, Any] = {"max_deaths": 2, "together": max_tracks_per_batch}
     paths = [write_song(stage.folder / f"{n}.wav", 3, seed=n) for n in range(3)]
     spools = stage.folder / "out" / PARTIAL
 
@@ -389,21 +395,23 @@ def test_tracks_beside_one_that_kills_are_not_to_blame(
     die_of("0.wav", begun=died_with)
     results = stage.results(stage.batch(order, **more), paths)
     assert {result.track: result.status for result in results} == {
-        "0.wav": "quarantined", "1.wav": "done", "2.wav": "skipped" if together == 1 else "done",
+        "0.wav": "quarantined",
+        "1.wav": "done",
+        "2.wav": "skipped" if max_tracks_per_batch == 1 else "done",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("order", "rate", "is_warned"),
     [
-        (Order(format="mp3", rate=10_000), 11_025, True),
-        (Order(format="opus"), 48_000, False),
-        (Order(format="flac", rate=8000), 8000, False),
+        (SeparationRequest(format="mp3", rate=10_000), 11_025, True),
+        (SeparationRequest(format="opus"), 48_000, False),
+        (SeparationRequest(format="flac", rate=8000), 8000, False),
     ],
     ids=str,
 )
 def test_the_manifest_tells_the_rate_of_the_files(
-    stage: Stage, order: Order, rate: int, is_warned: bool
+    stage: Stage, order: SeparationRequest, rate: int, is_warned: bool
 ) -> None:
     [result] = stage.results(stage.batch(order), [write_song(stage.folder / "song.wav", 1)])
     assert result.manifest
@@ -537,7 +545,7 @@ def test_what_a_death_after_the_last_rename_left_is_cleared(repo: Path, tmp_path
     start(repo, tmp_path).communicate()
     expected = tree(tmp_path / "separated")
     target = tmp_path / "separated/9d0a6f1c"
-    left = Workplace(target, target / "song/stems.json").folder
+    left = WorkDir(target, target / "song/stems.json").folder
     left.mkdir(parents=True)
     (left / "lock").touch()
     (left / "draft.part").touch()
@@ -597,12 +605,12 @@ def test_a_folder_that_no_stem_came_into_goes_and_others_stay(stage: Stage) -> N
     for path in bad:
         path.write_bytes(b"no sound")
     out = stage.folder / "out"
-    assert not any(result.is_good for result in stage.results(stage.batch(), bad))
+    assert not any(result.ok for result in stage.results(stage.batch(), bad))
     assert not out.exists()
     out.mkdir()  # somebody else's
     stage.results(stage.batch(), bad)
     assert out.is_dir() and not list(out.iterdir())
     out.rmdir()
     good = write_song(stage.folder / "good.wav", 1)
-    assert stage.results(stage.batch(), [bad[0], good, bad[1]])[1].is_good
+    assert stage.results(stage.batch(), [bad[0], good, bad[1]])[1].ok
     assert {path.name for path in out.iterdir()} == {"good"}

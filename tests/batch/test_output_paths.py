@@ -8,14 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demucs_infer.audio.filenames import FIELDS, _component
-from demucs_infer.batch.output_paths import Target, collisions, model_folder, without_collisions
+from demucs_infer.batch.output_paths import (
+    OutputPaths,
+    collisions,
+    model_folder,
+    without_collisions,
+)
 
 STEMS = ["drums", "vocals"]
 OUT = Path("/out/htdemucs")
 
 
-def target(track: str, **more: str) -> Target:
-    return Target(folder=OUT, track=track, **more)
+def target(track: str, **more: str) -> OutputPaths:
+    return OutputPaths(folder=OUT, track=track, **more)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_model_folders() -> None:
 
 def test_the_fields_are_upstreams() -> None:
     assert FIELDS == ("track", "trackext", "stem", "ext")
-    assert [field.name for field in dataclasses.fields(Target)][:2] == ["folder", "track"]
+    assert [field.name for field in dataclasses.fields(OutputPaths)][:2] == ["folder", "track"]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def network(side: str, order: dict[str, Any]) -> Callable[[], Any]:
 
         member = optimize(member, order["precision"], device=order["device"])
         if order["device"] == "cpu":
-            TRACK.enter_context(import_module("demucs_infer.system.malloc").large_blocks_kept())
+            TRACK.enter_context(
+                import_module("demucs_infer.system.malloc").keep_large_allocations()
+            )
     samples = int(order["seconds"] * 44_100)
     window = torch.load(order["track"], weights_only=True)[None, :, :samples].to(order["device"])
 

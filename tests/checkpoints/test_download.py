@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from demucs_infer.checkpoints import download
-from demucs_infer.checkpoints.download import Wanted, fetch, sha256_of
+from demucs_infer.checkpoints.download import DownloadRequest, fetch, sha256_of
 from demucs_infer.errors import DownloadError
 
 CONTENT = bytes(range(256)) * 4000
@@ -115,7 +115,7 @@ def left(folder: Path) -> list[str]:
 
 def test_the_file_arrives(tmp_path: Path, server: Server) -> None:
     seen: list[tuple[int, int | None]] = []
-    wanted = Wanted([server.url], tmp_path / "deep" / "x.th", DIGEST)
+    wanted = DownloadRequest([server.url], tmp_path / "deep" / "x.th", DIGEST)
     assert fetch(wanted, lambda done, total: seen.append((done, total))) == DIGEST
     assert wanted.path.read_bytes() == CONTENT
     assert left(wanted.path.parent) == ["x.th"]
@@ -127,7 +127,7 @@ def test_the_file_arrives(tmp_path: Path, server: Server) -> None:
 @pytest.mark.parametrize("digest", [DIGEST, None])
 def test_a_cut_is_resumed(tmp_path: Path, server: Server, digest: str | None) -> None:
     server.behaviour.cuts = [400_000, 100_000]
-    fetch(Wanted([server.url], tmp_path / "x.th", digest))
+    fetch(DownloadRequest([server.url], tmp_path / "x.th", digest))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
     ranges = [asked.get("range") for asked in server.behaviour.asked]
     assert ranges == [None, "bytes=400000-", "bytes=500000-"]
@@ -137,7 +137,7 @@ def test_a_cut_is_resumed(tmp_path: Path, server: Server, digest: str | None) ->
 def test_a_cut_is_resumed_by_another_call(tmp_path: Path, server: Server) -> None:
     """What one process got is not asked for again by the next."""
     server.behaviour.cuts = [300_000, 0, 0, 0]
-    wanted = Wanted([server.url], tmp_path / "x.th", DIGEST)
+    wanted = DownloadRequest([server.url], tmp_path / "x.th", DIGEST)
     with pytest.raises(DownloadError, match="cut after 300000 of 1024000"):
         fetch(wanted)
     assert not wanted.path.exists()
@@ -153,7 +153,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_start(
 ) -> None:
     server.behaviour.cuts = [300_000, 0, 0, 0]
     server.behaviour.content = CONTENT[::-1]
-    wanted = Wanted([server.url], tmp_path / "x.th")
+    wanted = DownloadRequest([server.url], tmp_path / "x.th")
     with pytest.raises(DownloadError):
         fetch(wanted)
     server.behaviour.content, server.behaviour.etag = CONTENT, '"two"'
@@ -164,7 +164,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_start(
 def test_a_server_without_ranges_is_asked_again(tmp_path: Path, server: Server) -> None:
     server.behaviour.ranges, server.behaviour.etag = False, None
     server.behaviour.cuts = [300_000]
-    fetch(Wanted([server.url], tmp_path / "x.th", DIGEST))
+    fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
 
 
@@ -174,7 +174,7 @@ def test_another_part_than_was_asked_for_is_not_used(
     tmp_path: Path, server: Server, slip: int, digest: str | None
 ) -> None:
     server.behaviour.slip, server.behaviour.cuts = slip, [300_000]
-    fetch(Wanted([server.url], tmp_path / "x.th", digest))
+    fetch(DownloadRequest([server.url], tmp_path / "x.th", digest))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
     ranges = [asked.get("range") for asked in server.behaviour.asked]
     assert ranges == [None, "bytes=300000-", None]
@@ -182,7 +182,7 @@ def test_another_part_than_was_asked_for_is_not_used(
 
 def test_a_part_that_ends_early_is_not_the_file(tmp_path: Path, server: Server) -> None:
     server.behaviour.span, server.behaviour.cuts = 400_000, [300_000]
-    fetch(Wanted([server.url], tmp_path / "x.th"))
+    fetch(DownloadRequest([server.url], tmp_path / "x.th"))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
     ranges = [asked.get("range") for asked in server.behaviour.asked]
     assert ranges == [None, "bytes=300000-", "bytes=700000-"]
@@ -191,7 +191,7 @@ def test_a_part_that_ends_early_is_not_the_file(tmp_path: Path, server: Server) 
 def test_the_tag_of_one_address_is_not_taken_for_that_of_another(
     tmp_path: Path, server: Server
 ) -> None:
-    wanted = Wanted([server.url], tmp_path / "x.th")
+    wanted = DownloadRequest([server.url], tmp_path / "x.th")
     for etag, content in (('"one"', CONTENT), (None, CONTENT[::-1])):
         server.behaviour.etag, server.behaviour.content = etag, content
         server.behaviour.cuts = [300_000, 0, 0, 0]
@@ -206,21 +206,21 @@ def test_without_digest_or_tag_nothing_is_resumed(tmp_path: Path, server: Server
     """Two halves of two files would go unnoticed."""
     server.behaviour.etag = None
     server.behaviour.cuts = [300_000]
-    fetch(Wanted([server.url], tmp_path / "x.th"))
+    fetch(DownloadRequest([server.url], tmp_path / "x.th"))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
     assert [asked.get("range") for asked in server.behaviour.asked] == [None, None]
 
 
 def test_a_part_that_is_too_long_is_thrown_away(tmp_path: Path, server: Server) -> None:
     (tmp_path / "x.th.part").write_bytes(bytes(len(CONTENT) + 5))
-    fetch(Wanted([server.url], tmp_path / "x.th", DIGEST))
+    fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
 
 
 def test_the_wrong_bytes_leave_nothing(tmp_path: Path, server: Server) -> None:
     server.behaviour.content = CONTENT[:-1] + b"!"
     with pytest.raises(DownloadError, match=f"and not {DIGEST}"):
-        fetch(Wanted([server.url], tmp_path / "x.th", DIGEST))
+        fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
     assert left(tmp_path) == []
 
 
@@ -228,20 +228,20 @@ def test_the_next_address_is_tried(tmp_path: Path, server: Server) -> None:
     """Four failures at the first mirror's, two different kinds; then the original."""
     server.behaviour.codes = [404]
     urls = [server.url + "?mirror", server.url]
-    fetch(Wanted(urls, tmp_path / "x.th", DIGEST))
+    fetch(DownloadRequest(urls, tmp_path / "x.th", DIGEST))
     assert [asked["path"] for asked in server.behaviour.asked] == ["/x.th?mirror", "/x.th"]
 
 
 def test_a_tired_server_is_asked_again(tmp_path: Path, server: Server) -> None:
     server.behaviour.codes = [503, 429, 500]
-    fetch(Wanted([server.url], tmp_path / "x.th", DIGEST))
+    fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
     assert len(server.behaviour.asked) == 4
 
 
 def test_all_that_failed_is_in_the_error(tmp_path: Path, server: Server) -> None:
     server.behaviour.codes = [404, 403]
     with pytest.raises(DownloadError) as caught:
-        fetch(Wanted([server.url + "?a", server.url + "?b"], tmp_path / "x.th", DIGEST))
+        fetch(DownloadRequest([server.url + "?a", server.url + "?b"], tmp_path / "x.th", DIGEST))
     message = str(caught.value)
     assert all(part in message for part in ("?a", "404", "?b", "403", DIGEST, str(tmp_path)))
 
@@ -250,20 +250,20 @@ def test_all_that_failed_is_in_the_error(tmp_path: Path, server: Server) -> None
 def test_too_much_is_refused(tmp_path: Path, server: Server, has_length: bool) -> None:
     server.behaviour.has_length = has_length
     with pytest.raises(DownloadError, match="more than the 1000"):
-        fetch(Wanted([server.url], tmp_path / "x.th", DIGEST, max_bytes=1000))
+        fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST, max_bytes=1000))
     assert not (tmp_path / "x.th").exists()
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x"])
 def test_only_the_web_is_asked(tmp_path: Path, url: str) -> None:
     with pytest.raises(DownloadError, match="only http and https"):
-        fetch(Wanted([url], tmp_path / "x.th"))
+        fetch(DownloadRequest([url], tmp_path / "x.th"))
 
 
 def test_a_redirection_does_not_lead_out_of_the_web(tmp_path: Path, server: Server) -> None:
     server.behaviour.redirect = "file:///etc/hostname"
     with pytest.raises(DownloadError):
-        fetch(Wanted([server.url], tmp_path / "x.th"))
+        fetch(DownloadRequest([server.url], tmp_path / "x.th"))
     assert left(tmp_path) == []
 
 
@@ -284,7 +284,7 @@ def test_a_redirection_is_followed(tmp_path: Path, server: Server) -> None:
     thread.start()
     url = f"http://127.0.0.1:{running.server_port}/x.th?moved"
     try:
-        fetch(Wanted([url], tmp_path / "x.th", DIGEST))
+        fetch(DownloadRequest([url], tmp_path / "x.th", DIGEST))
     finally:
         running.shutdown()
         thread.join()
@@ -298,7 +298,7 @@ def test_the_proxy_of_the_environment_is_used(
     """The server stands in for a proxy: it is sent the whole address of a host that is not."""
     monkeypatch.setenv("http_proxy", server.url.removesuffix("/x.th"))
     monkeypatch.delenv("no_proxy", raising=False)
-    fetch(Wanted(["http://weights.invalid/x.th"], tmp_path / "x.th", DIGEST))
+    fetch(DownloadRequest(["http://weights.invalid/x.th"], tmp_path / "x.th", DIGEST))
     assert server.behaviour.asked[0]["path"] == "http://weights.invalid/x.th"
 
 
@@ -311,9 +311,9 @@ def test_a_caller_can_stop_it(tmp_path: Path, server: Server) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        fetch(Wanted([server.url], tmp_path / "x.th", DIGEST), stop)
+        fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST), stop)
     assert not (tmp_path / "x.th").exists()
-    fetch(Wanted([server.url], tmp_path / "x.th", DIGEST))
+    fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
     assert sha256_of(tmp_path / "x.th") == DIGEST
 
 
@@ -347,4 +347,4 @@ def test_a_dead_process_does_not_keep_its_lock(tmp_path: Path, server: Server) -
     done: Any = subprocess.run([sys.executable, "-c", code, str(lock)], check=False)
     assert done.returncode == 9
     assert lock.exists()
-    fetch(Wanted([server.url], tmp_path / "x.th", DIGEST))
+    fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))

@@ -20,13 +20,13 @@ from torch import nn
 from demucs_infer import pretrained, repo
 from demucs_infer.api import Separator
 from demucs_infer.apply import BagOfModels
-from demucs_infer.checkpoints.cache import Store, cache_folder
-from demucs_infer.checkpoints.catalog import NOT_STATED, Catalog, known, read_catalog
+from demucs_infer.checkpoints.cache import CheckpointStore, cache_folder
+from demucs_infer.checkpoints.catalog import NOT_STATED, Catalog, load_catalog, read_catalog
 from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
 from demucs_infer.pretrained import (
+    add_checkpoint,
     get_model,
-    import_file,
     list_models,
     model_info,
     paths,
@@ -40,7 +40,7 @@ from tests.helpers.networks import TINY, need_module, randomise
 
 
 def test_the_catalogue_is_complete_and_sound() -> None:
-    catalog = known()
+    catalog = load_catalog()
     assert len(catalog.checkpoints) >= 34
     assert len(catalog.bags) >= 17
     for one in catalog.checkpoints.values():
@@ -59,7 +59,7 @@ def test_the_catalogue_is_complete_and_sound() -> None:
 
 def test_upstreams_own_list_is_in_it() -> None:
     remote = Path(need_module("demucs").__file__).parent / "remote"
-    catalog = known()
+    catalog = load_catalog()
     yaml = need_module("yaml")
     for file in remote.glob("*.yaml"):
         bag = yaml.safe_load(file.read_text())
@@ -75,7 +75,7 @@ def test_upstreams_own_list_is_in_it() -> None:
 
 
 def test_no_licence_is_made_up() -> None:
-    for one in known().checkpoints.values():
+    for one in load_catalog().checkpoints.values():
         if one.ships:
             continue
         assert one.source is not None
@@ -154,7 +154,7 @@ assert "torch" not in sys.modules and "yaml" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     typo, missing, first, single, hub = done.stdout.splitlines()
     assert "Did you mean 'htdemucs'" in typo
-    checkpoint = known().checkpoints["955717e8"]
+    checkpoint = load_catalog().checkpoints["955717e8"]
     for message in (missing, single):
         assert all(part in message for part in (checkpoint.file, checkpoint.sha256))
         assert checkpoint.urls[0] in message
@@ -165,10 +165,10 @@ assert "torch" not in sys.modules and "yaml" not in sys.modules
 
 def test_offline_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEMUCS_INFER_OFFLINE", "1")
-    assert Store.of().offline
-    assert not Store.of(offline=False).offline
+    assert CheckpointStore.of().offline
+    assert not CheckpointStore.of(offline=False).offline
     monkeypatch.setenv("DEMUCS_INFER_OFFLINE", "0")
-    assert not Store.of().offline
+    assert not CheckpointStore.of().offline
 
 
 @pytest.mark.parametrize(
@@ -364,12 +364,12 @@ def test_import_goes_by_content(world: World, tmp_path: Path) -> None:
     folder.mkdir()
     renamed = (world.served / "aaaa0001.th").rename(folder / "whatever.th")
     (folder / "notes.txt").write_text("hello")
-    assert import_file(folder) == [world.cached("aaaa0001.th")]
+    assert add_checkpoint(folder) == [world.cached("aaaa0001.th")]
     assert same(get_model("aaaa0001", offline=True), world.networks["aaaa0001"])
     assert renamed.exists()
     renamed.write_bytes(b"changed")
     with pytest.raises(CheckpointError, match=r"whatever\.th"):
-        import_file(renamed)
+        add_checkpoint(renamed)
 
 
 def test_removing_leaves_what_others_need(world: World) -> None:

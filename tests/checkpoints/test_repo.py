@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from demucs_infer.apply import BagOfModels
-from demucs_infer.checkpoints.cache import Store
+from demucs_infer.checkpoints.cache import CheckpointStore
 from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, ModelLoadingError, ModelNotFound
 from demucs_infer.repo import AnyModelRepo, BagOnlyRepo, HubRepo, LocalRepo, RemoteRepo, read_bag
@@ -181,7 +181,7 @@ def hub(
     ],
 )
 def test_the_hubs_names(tmp_path: Path, name: str, repository: str) -> None:
-    assert HubRepo(name, Store(tmp_path)).repository == repository
+    assert HubRepo(name, CheckpointStore(tmp_path)).repository == repository
 
 
 def test_a_model_of_the_hub(tmp_path: Path, hub: Callable[..., None]) -> None:
@@ -195,7 +195,7 @@ def test_a_model_of_the_hub(tmp_path: Path, hub: Callable[..., None]) -> None:
     }
     weights = save(network.state_dict(), metadata)
     hub("me", "Demucs-x", {"x.yaml": b"models: [abc]", "abc.safetensors": weights})
-    repo = HubRepo("hf://me/x", Store(tmp_path, offline=True))
+    repo = HubRepo("hf://me/x", CheckpointStore(tmp_path, offline=True))
     assert repo.bag().models == ("abc",)
     assert same(repo.get_model("abc"), network)
     assert list(repo.list_model().values()) == [
@@ -206,7 +206,7 @@ def test_a_model_of_the_hub(tmp_path: Path, hub: Callable[..., None]) -> None:
 @pytest.mark.parametrize("name", ["hf://", "hf://a/../b", "hf://a/b/c", "hf://../x", "hf://a b"])
 def test_names_that_are_paths_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelLoadingError, match="hf://namespace/name"):
-        HubRepo(name, Store(tmp_path))
+        HubRepo(name, CheckpointStore(tmp_path))
 
 
 @pytest.mark.parametrize("member", ["../../x", "/etc/x", "a/b", ".hidden", "x" * 200])
@@ -215,11 +215,11 @@ def test_files_outside_the_repository_are_refused(
 ) -> None:
     hub("me", "Demucs-x", {"x.yaml": json.dumps({"models": [member]}).encode()})
     with pytest.raises(ModelLoadingError, match="mentions"):
-        HubRepo("hf://me/x", Store(tmp_path, offline=True)).fetch()
+        HubRepo("hf://me/x", CheckpointStore(tmp_path, offline=True)).fetch()
 
 
 def test_the_catalogue_by_signature(tmp_path: Path) -> None:
-    repo = RemoteRepo(Store(tmp_path, offline=True))
+    repo = RemoteRepo(CheckpointStore(tmp_path, offline=True))
     assert repo.has_model("955717e8")
     assert str(repo.list_model()["955717e8"]).endswith("hybrid_transformer/955717e8-8726e21a.th")
     with pytest.raises(ModelNotFound, match="Did you mean '955717e8'"):

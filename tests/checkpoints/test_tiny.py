@@ -91,7 +91,7 @@ def test_whatever_is_left_for_the_last_window(separator: Separator, left: int) -
 
 
 def test_the_file_is_the_catalogues_and_small() -> None:
-    entry = catalog.known().files("tiny")[0]
+    entry = catalog.load_catalog().files("tiny")[0]
     assert entry.ships
     data = entry.path.read_bytes()
     assert hashlib.sha256(data).hexdigest() == entry.sha256

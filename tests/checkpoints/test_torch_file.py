@@ -18,8 +18,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from demucs_infer.checkpoints.lazy_tensor import Weight
-from demucs_infer.checkpoints.torch_file import Inert, read_torch_file
+from demucs_infer.checkpoints.lazy_tensor import LazyTensor
+from demucs_infer.checkpoints.torch_file import Placeholder, read_torch_file
 from demucs_infer.errors import CheckpointError
 from tests.helpers import malicious_checkpoints as hostile
 
@@ -141,7 +141,7 @@ def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path: Path) -> None:
     assert isinstance(found, dict)
     for name, expected in content.items():
         weight = found[name]
-        assert isinstance(weight, Weight)
+        assert isinstance(weight, LazyTensor)
         assert torch.equal(weight.read(), expected.detach()), name
         assert weight.dtype == expected.dtype
 
@@ -194,7 +194,7 @@ def test_an_object_nobody_knows_is_a_label(tmp_path: Path) -> None:
     (tmp_path / "x.th").write_bytes(hostile.archive(program))
     found = read_torch_file(tmp_path / "x.th")
     assert isinstance(found, dict)
-    assert isinstance(found["x"], Inert)
+    assert isinstance(found["x"], Placeholder)
     assert found["x"].name == "omegaconf.dictconfig.DictConfig"
     assert "omegaconf" not in sys.modules
 
@@ -245,6 +245,6 @@ def test_a_pickle_that_python_would_run_is_only_read(tmp_path: Path) -> None:
     program = pickle.dumps(hostile.Calls(print, "hello"), protocol=4)
     (tmp_path / "x.th").write_bytes(hostile.archive(program))
     found = read_torch_file(tmp_path / "x.th")
-    assert isinstance(found, Inert)
+    assert isinstance(found, Placeholder)
     assert found.is_call
     assert found.name == "builtins.print"

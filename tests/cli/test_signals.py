@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from demucs_infer.api import Separator
-from demucs_infer.batch.output_paths import Target
-from demucs_infer.batch.request import Model, Order
-from demucs_infer.batch.runner import Batch, Job
+from demucs_infer.batch.output_paths import OutputPaths
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.runner import BatchRunner, TrackJob
 from tests.helpers.cli_process import RATE, environment, tree, write_song
 from tests.helpers.networks import ScaleModel
 
@@ -100,9 +100,17 @@ def test_closing_a_run_does_not_wait_for_the_digest_of_a_huge_file(tmp_path: Pat
     with huge.open("wb") as file:
         file.truncate(1 << 42)  # of holes: an hour of reading, and no disk
     small = write_song(tmp_path / "small.wav", 1)
-    batch = Batch(Separator.from_model(ScaleModel(samplerate=RATE)), Model(name="scale"), Order())
+    batch = BatchRunner(
+        Separator.from_model(ScaleModel(samplerate=RATE)),
+        ModelSpec(name="scale"),
+        SeparationRequest(),
+    )
     jobs = [
-        Job(source=path, target=Target(folder=tmp_path / "out", track=path.name), track=path.name)
+        TrackJob(
+            source=path,
+            target=OutputPaths(folder=tmp_path / "out", track=path.name),
+            track=path.name,
+        )
         for path in (small, huge)
     ]
     run = batch.run(jobs)

@@ -20,7 +20,7 @@ from demucs_infer.custom.config import (
     StftConfig,
     apply_overrides,
 )
-from demucs_infer.custom.json_schema import Reader, check, schema
+from demucs_infer.custom.json_schema import SchemaReader, check, schema
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = [
@@ -303,7 +303,7 @@ def test_a_size_that_the_class_works_out_is_compared() -> None:
 
 
 def test_what_json_cannot_say() -> None:
-    reader = Reader()
+    reader = SchemaReader()
     reader.value(complex, 1, "a")
     assert reader.problems == ["a: complex is nothing that JSON can say"]
 

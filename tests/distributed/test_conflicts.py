@@ -14,17 +14,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from demucs_infer.cli.main import main
-from demucs_infer.distributed.conflicts import Claims
-from demucs_infer.distributed.manifest import Row
+from demucs_infer.distributed.conflicts import OutputConflicts
+from demucs_infer.distributed.manifest import TrackRow
 from tests.helpers.cli_process import environment, make_repo, write_song
 
 MODEL = "9d0a6f1c"
 STEMS = ("drums", "bass", "other", "vocals")
-CLAIMS = Claims(model_folder="m", extension="wav", template="{track}/{stem}.{ext}")
+CLAIMS = OutputConflicts(model_folder="m", extension="wav", template="{track}/{stem}.{ext}")
 
 
-def row(path: str) -> Row:
-    return Row(path=path, source=f"/music/{path}")
+def row(path: str) -> TrackRow:
+    return TrackRow(path=path, source=f"/music/{path}")
 
 
 SAME = [
@@ -39,26 +39,26 @@ SAME = [
 @pytest.mark.parametrize("paths", SAME, ids=str)
 def test_rows_that_would_share_their_files_are_found(paths: list[str]) -> None:
     rows = [row(path) for path in [*paths, "another.wav", "another.wav"]]
-    disputed, count = CLAIMS.disputes(rows)
-    assert len(disputed) == 1 and count == len(rows)
-    [told] = CLAIMS.quarrels(rows, disputed)
+    conflicting, count = CLAIMS.find(rows)
+    assert len(conflicting) == 1 and count == len(rows)
+    [told] = CLAIMS.describe_conflicts(rows, conflicting)
     assert all(path in told for path in paths) and "another" not in told
 
 
 def test_a_stem_in_a_name_may_be_part_of_another_name() -> None:
     claims = replace(CLAIMS, template="{track}_{stem}.{ext}", stems=("vocals", "no_vocals"))
     rows = [row("tone.wav"), row("tone_no.wav"), row("calm.wav")]
-    disputed, _ = claims.disputes(rows)
-    assert claims.quarrels(rows, disputed) == [
+    conflicting, _ = claims.find(rows)
+    assert claims.describe_conflicts(rows, conflicting) == [
         "tone.wav and tone_no.wav would all become m/tone_no_vocals.wav"
     ]
 
 
 def test_of_many_quarrels_some_are_told() -> None:
     rows = [row(f"{folder}{n}.wav") for folder in ("a/", "a:") for n in range(50)]
-    disputed, _ = CLAIMS.disputes(rows)
-    told = CLAIMS.quarrels(rows, disputed)
-    assert len(disputed) == 50 and len(told) == 10
+    conflicting, _ = CLAIMS.find(rows)
+    told = CLAIMS.describe_conflicts(rows, conflicting)
+    assert len(conflicting) == 50 and len(told) == 10
     assert all(" and " in one for one in told)
 
 
@@ -67,13 +67,13 @@ def test_inputs_are_known_by_other_names(tmp_path: Path) -> None:
     folder = tmp_path / "real/m/song"
     folder.mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    song = Row(path="song.wav", source=str(tmp_path / "song.wav"))
+    song = TrackRow(path="song.wav", source=str(tmp_path / "song.wav"))
     for source in (tmp_path / "link/m/song/drums.wav", folder / "drums.wav"):
         for out in (tmp_path / "real", tmp_path / "link", f"file://{tmp_path}/link"):
-            rows = [song, Row(path="x", source=str(source))]
+            rows = [song, TrackRow(path="x", source=str(source))]
             assert list(CLAIMS.overwritten(rows, str(out))), (source, out)
     assert list(CLAIMS.overwritten(rows, f"local://{tmp_path}/real"))
-    scored = Row(path="song.wav", source=song.source, references=str(folder))
+    scored = TrackRow(path="song.wav", source=song.source, references=str(folder))
     assert list(CLAIMS.overwritten([scored], str(tmp_path / "real")))
 
 
@@ -85,8 +85,8 @@ NAMES = st.text("aAäé.:/\\_~-0\x01\ud800", min_size=1, max_size=6)
 @example([".", "..", "...", "/"])
 def test_with_digests_every_file_has_one_row(paths: list[str]) -> None:
     rows = [row(path) for path in paths]
-    disputed, _ = CLAIMS.disputes(rows)
-    claims = replace(CLAIMS, disputed=disputed)
+    conflicting, _ = CLAIMS.find(rows)
+    claims = replace(CLAIMS, conflicting=conflicting)
     owners: dict[Path, set[str]] = {}
     for one in rows:
         for file in claims.target(one).stems(STEMS).values():
@@ -117,7 +117,7 @@ def test_a_million_rows_would_take_a_few_megabytes() -> None:
 def peak(count: int) -> int:
     """The most memory that it takes to look at so many rows."""
     tracemalloc.start()
-    assert CLAIMS.disputes(Rows(count)) == (frozenset(), count)
+    assert CLAIMS.find(Rows(count)) == (frozenset(), count)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return most
@@ -127,7 +127,7 @@ class Rows:
     def __init__(self, count: int) -> None:
         self._count = count
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[TrackRow]:
         return (row(f"{n % 99}/{n}.wav") for n in range(self._count))
 
 
@@ -146,7 +146,7 @@ class Rows:
 )
 def test_inputs_that_would_be_overwritten(template: str, inside: str, is_lost: bool) -> None:
     source = inside if "://" in inside else f"/out/{inside}"
-    rows = [Row(path="song.wav", source="/music/song.wav"), Row(path="x", source=source)]
+    rows = [TrackRow(path="song.wav", source="/music/song.wav"), TrackRow(path="x", source=source)]
     claims = replace(CLAIMS, template=template)
     assert list(claims.overwritten(rows, "/out")) == ([source] if is_lost else [])
 

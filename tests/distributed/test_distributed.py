@@ -25,14 +25,14 @@ from torch import nn
 
 from demucs_infer.api import Separator
 from demucs_infer.audio.writer import save_audio
-from demucs_infer.batch.request import Model, Order
+from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.cli.main import main
 from demucs_infer.distributed import results_table as table_room
 from demucs_infer.distributed.benchmark import measure
-from demucs_infer.distributed.manifest import Answer, Catalogue, Row
+from demucs_infer.distributed.manifest import ResultRow, TrackManifest, TrackRow
 from demucs_infer.distributed.planner import Benchmark, plan
 from demucs_infer.distributed.results_table import open_table
-from demucs_infer.distributed.worker import Assignment, Worker
+from demucs_infer.distributed.worker import TrackWorker, WorkerConfig
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
 from tests.helpers.networks import RecordingModel, need_module, noise
 from tools import simulate_cluster
@@ -64,7 +64,7 @@ def write_manifest(path: Path, tracks: list[dict[str, Any]]) -> Path:
         path.write_text("\n".join(json.dumps(track | {"ignored": [1]}) for track in tracks))
     elif path.suffix == ".parquet":
         pyarrow, parquet = need_module("pyarrow"), need_module("pyarrow.parquet")
-        parquet.write_table(pyarrow.Table.from_pylist(tracks), path)
+        parquet.write_table(pyarrow.ResultsTable.from_pylist(tracks), path)
     else:
         path.write_text("".join(f"{track['path']}\n\n" for track in tracks))
     return path
@@ -72,7 +72,7 @@ def write_manifest(path: Path, tracks: list[dict[str, Any]]) -> Path:
 
 @pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.parquet", "list.txt"])
 def test_a_manifest_means_the_same_however_it_is_written(tmp_path: Path, name: str) -> None:
-    rows = list(Catalogue(manifest=str(write_manifest(tmp_path / name, TRACKS))))
+    rows = list(TrackManifest(manifest=str(write_manifest(tmp_path / name, TRACKS))))
     sources = [str(tmp_path / "a/one.wav"), "/b/two, too.flac", "s3://bucket/ü.mp3"]
     assert [row.source for row in rows] == sources
     assert [row.path for row in rows] == [track["path"] for track in TRACKS]
@@ -89,7 +89,9 @@ def test_a_manifest_means_the_same_however_it_is_written(tmp_path: Path, name: s
 def test_shards_are_a_partition(tracks: int, count: int) -> None:
     places_of = pytest.importorskip("fsspec").filesystem("memory")
     places_of.pipe_file("/list.txt", "".join(f"{n}.wav\n" for n in range(tracks)).encode())
-    shards = [list(Catalogue(manifest="memory://list.txt", shard=(i, count))) for i in range(count)]
+    shards = [
+        list(TrackManifest(manifest="memory://list.txt", shard=(i, count))) for i in range(count)
+    ]
     found = sorted(int(row.name.removesuffix(".wav")) for shard in shards for row in shard)
     assert found == list(range(tracks))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
@@ -100,7 +102,7 @@ def test_shards_are_a_partition(tracks: int, count: int) -> None:
 @example("s3://../a/../../a.wav")
 @example("C:\\..\\a.wav")
 def test_no_path_leads_out_of_the_output_folder(path: str) -> None:
-    row = Row(path=path, source=path)
+    row = TrackRow(path=path, source=path)
     assert not Path(row.folder).is_absolute() and ".." not in Path(row.folder).parts
     assert "/" not in row.name
 
@@ -166,14 +168,20 @@ def test_a_shard_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
 # ── one process ──
 
 
-def worker_of(repo: Path, out: str, **more: Any) -> Worker:
-    return Worker(
-        Assignment(model=Model(name=MODEL, repo=repo), order=Order(), out=out, device="cpu", **more)
+def worker_of(repo: Path, out: str, **more: Any) -> TrackWorker:
+    return TrackWorker(
+        WorkerConfig(
+            model=ModelSpec(name=MODEL, repo=repo),
+            order=SeparationRequest(),
+            out=out,
+            device="cpu",
+            **more,
+        )
     )
 
 
-def row_of(path: Path, **more: Any) -> Row:
-    return Row(path=path.name, source=str(path), **more)
+def row_of(path: Path, **more: Any) -> TrackRow:
+    return TrackRow(path=path.name, source=str(path), **more)
 
 
 def test_every_row_has_an_answer(repo: Path, tmp_path: Path) -> None:
@@ -218,7 +226,7 @@ def test_answers_come_as_soon_as_they_are_known(repo: Path, tmp_path: Path) -> N
     assert next(worker([row_of(path)]))["status"] == "done"
     taken = 0
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[TrackRow]:
         nonlocal taken
         for taken in range(1, 201):
             yield row_of(path, sha256=digest) if taken % 2 else row_of(tmp_path / "absent.wav")
@@ -298,7 +306,7 @@ def test_a_full_disk_on_the_way_is_no_fault_of_the_track(
     path = write_song(tmp_path / "song.wav", 1)
     far.pipe_file("/full/song.wav", path.read_bytes())
     monkeypatch.setattr(f"demucs_infer.distributed.storage.{step}", full)
-    row = Row(path="song.wav", source="memory://full/song.wav")
+    row = TrackRow(path="song.wav", source="memory://full/song.wav")
     answer = next(worker_of(repo, "memory://out")([row]))
     assert (answer["status"], answer["fault"]) == ("failed", "disk")
     assert f"cannot be {said}" in answer["error"]
@@ -308,7 +316,7 @@ def test_from_uri_to_uri_the_same_bytes(repo: Path, tmp_path: Path, far: Any) ->
     paths = [write_song(tmp_path / f"in/{n}.wav", 1 + n, seed=n) for n in range(2)]
     for path in paths:
         far.pipe_file(f"/in/{path.name}", path.read_bytes())
-    rows = [Row(path=f"in/{path.name}", source=f"memory://in/{path.name}") for path in paths]
+    rows = [TrackRow(path=f"in/{path.name}", source=f"memory://in/{path.name}") for path in paths]
     answers = list(worker_of(repo, "memory://out")(rows))
     assert [answer["status"] for answer in answers] == ["done", "done"]
     assert answers[0]["stems"]["drums"] == f"memory://out/{MODEL}/in/0/drums.wav"
@@ -338,8 +346,8 @@ def test_a_known_digest_saves_the_reading(repo: Path, tmp_path: Path, far: Any) 
     path = write_song(tmp_path / "song.wav", 1)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     far.pipe_file("/in/song.wav", path.read_bytes())
-    row = Row(path="song.wav", source="memory://in/song.wav", sha256=digest)
-    near = Row(path="song.wav", source=str(path), sha256=digest)
+    row = TrackRow(path="song.wav", source="memory://in/song.wav", sha256=digest)
+    near = TrackRow(path="song.wav", source=str(path), sha256=digest)
     outs = {"memory://out": row, str(tmp_path / "out"): near}
     assert [next(worker_of(repo, out)([r]))["status"] for out, r in outs.items()] == ["done"] * 2
     far.rm_file("/in/song.wav")
@@ -348,9 +356,9 @@ def test_a_known_digest_saves_the_reading(repo: Path, tmp_path: Path, far: Any) 
 
 
 def test_what_cannot_be_fetched_is_an_answer(repo: Path, far: Any) -> None:
-    found = next(worker_of(repo, "memory://out")([Row(path="x", source="memory://in/x.wav")]))
+    found = next(worker_of(repo, "memory://out")([TrackRow(path="x", source="memory://in/x.wav")]))
     assert (found["status"], found["fault"]) == ("failed", "input")
-    strange = Row(path="x", source="nowhere://in/x.wav")
+    strange = TrackRow(path="x", source="nowhere://in/x.wav")
     assert "cannot be reached" in next(worker_of(repo, "memory://out")([strange]))["error"]
 
 
@@ -389,7 +397,7 @@ def test_a_track_that_kills_workers_is_left_out_far_away_too(
 
 def test_the_table_is_the_same_as_lines_and_as_parquet(tmp_path: Path) -> None:
     parquet = need_module("pyarrow.parquet")
-    answers: list[Answer] = [
+    answers: list[ResultRow] = [
         {
             "track": f"{n}.wav", "model": "m", "status": "done", "manifest": None, "key": "k",
             "seconds": 1.0, "duration_seconds": 2.0, "resumed_seconds": 0.0, "gain": 1.0,
@@ -461,7 +469,7 @@ def test_a_full_disk_under_the_table_ends_the_run(
 ) -> None:
     """With threads in the middle of other tracks, none of which is blamed."""
 
-    def full(table: Any, answer: Answer) -> None:
+    def full(table: Any, answer: ResultRow) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results.jsonl")
 
     monkeypatch.setattr(table_room._Lines, "add", full)
@@ -495,13 +503,13 @@ def test_scores_are_of_the_files_that_were_made(repo: Path, tmp_path: Path) -> N
             for stem, file in answer["stems"].items():
                 (truth / f"{stem}.wav").write_bytes(Path(file).read_bytes())
             write_song(path, 1, seed=5)
-        flac = Assignment(
-            model=Model(name=MODEL, repo=repo),
-            order=Order(format="flac"),
+        flac = WorkerConfig(
+            model=ModelSpec(name=MODEL, repo=repo),
+            order=SeparationRequest(format="flac"),
             out=str(tmp_path / out),
             device="cpu",
         )
-        answer = next(Worker(flac)([row_of(path, references=str(truth))]))
+        answer = next(TrackWorker(flac)([row_of(path, references=str(truth))]))
         assert answer["status"] == "done" and max(answer["scores"].values()) < 20, out
 
 
@@ -685,8 +693,8 @@ def test_exit_codes(repo: Path, tmp_path: Path) -> None:
 # ── planning ──
 
 
-def rows_lasting(*durations: float | None) -> list[Row]:
-    return [Row(path=str(n), source=str(n), duration=d) for n, d in enumerate(durations)]
+def rows_lasting(*durations: float | None) -> list[TrackRow]:
+    return [TrackRow(path=str(n), source=str(n), duration=d) for n, d in enumerate(durations)]
 
 
 @pytest.mark.parametrize(
@@ -705,7 +713,7 @@ def rows_lasting(*durations: float | None) -> list[Row]:
     ],
 )  # fmt: skip
 def test_a_plan(
-    bench: dict[str, float], rows: list[Row], workers: int, hours: float, dominates: str
+    bench: dict[str, float], rows: list[TrackRow], workers: int, hours: float, dominates: str
 ) -> None:
     found = plan(rows, Benchmark(**bench), workers, price=2.0)  # type: ignore[arg-type]
     assert found.hours == pytest.approx(hours, rel=1e-3)
@@ -768,7 +776,11 @@ def test_what_is_measured_is_the_network() -> None:
     network = RecordingModel(gains=[1.0, 0.5])
     separator = Separator.from_model(network, device="cpu", shifts=0)
     found = measure(
-        separator, Order(), name="x", seconds=7.5, clock=lambda: float(len(network.seen))
+        separator,
+        SeparationRequest(),
+        name="x",
+        seconds=7.5,
+        clock=lambda: float(len(network.seen)),
     )
     assert found.separate == pytest.approx(10 / 7.5, abs=1e-5)
     assert found.read == found.write == 0
@@ -788,7 +800,7 @@ def test_the_simulation_keeps_the_laws_of_scheduling() -> None:
         found = simulate_cluster.simulate(order(lengths), bench, calm)
         # Nobody idles before the last track has begun: Graham's bound.
         assert found.ideal <= found.makespan <= found.ideal + lengths.max() * 0.5 / 3600
-        assert (found.deaths, found.lost) == (0, 0)
+        assert (found.crash_count, found.lost) == (0, 0)
     rows = rows_lasting(*lengths.tolist())
     assert plan(rows, bench, 20).hours == pytest.approx(found.ideal)
 
@@ -797,8 +809,8 @@ def test_the_simulation_keeps_the_laws_of_scheduling() -> None:
     assert found.makespan == pytest.approx(found.ideal) and found.idle == 0
     mortal = simulate_cluster.simulate(lengths, bench, replace(alone, deaths_per_hour=1.0))
     # One worker does all: what it lost, and a start after every death, are all that it adds.
-    added = mortal.lost + mortal.deaths * 100 / 3600
-    assert mortal.deaths > 10
+    added = mortal.lost + mortal.crash_count * 100 / 3600
+    assert mortal.crash_count > 10
     assert mortal.makespan == pytest.approx(found.makespan + added)
 
 
@@ -814,9 +826,9 @@ def square_wave(path: Path) -> None:
 
 def answers_while_killing(
     process: "subprocess.Popen[bytes]", ids: Path, after: int
-) -> list[Answer]:
+) -> list[ResultRow]:
     """Every answer the process tells of; after some of them, one of its workers is killed."""
-    answers: list[Answer] = []
+    answers: list[ResultRow] = []
     assert process.stderr
     for line in process.stderr:
         if not line.startswith(b"{"):
@@ -836,7 +848,7 @@ RAY = [
 ]
 
 
-def on_ray(manifest: Path, out: Path, ids: Path, flags: list[str]) -> tuple[int, list[Answer]]:
+def on_ray(manifest: Path, out: Path, ids: Path, flags: list[str]) -> tuple[int, list[ResultRow]]:
     """A run with two workers, a row at a time, that leave their marks in `ids`."""
     told = subprocess.run(
         [*RAY, str(manifest), *flags, "-o", str(out), "--engine", "ray", "--workers", "2",

@@ -11,7 +11,7 @@ from demucs_infer.events import (
     Position,
     Progress,
     Stage,
-    Warned,
+    WarningEvent,
     call_back,
 )
 
@@ -36,7 +36,7 @@ def test_the_words_of_an_event() -> None:
         ChunkStarted(1, 2, (Position(0, 1, 2),)),
         ChunkProcessed(1, 2, (Position(0, 1, 2),)),
         BatchSizeReduced(8, 4, "why"),
-        Warned("something"),
+        WarningEvent("something"),
     ],
 )
 def test_events_are_frozen_hashable_values(event: object) -> None:

@@ -16,7 +16,7 @@ from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.optimized import kernels
 from demucs_infer.optimized import layout as memory
 from demucs_infer.optimized import winograd as pairs
-from demucs_infer.optimized.autocast import Reduced
+from demucs_infer.optimized.autocast import AutocastNetwork
 from demucs_infer.optimized.compiled import compiled
 from demucs_infer.optimized.optimize import choose_precision, optimize
 from tests.helpers.networks import TINY, noise, randomise
@@ -77,7 +77,7 @@ def test_bins_that_are_made_in_pairs(rows: int, monkeypatch: pytest.MonkeyPatch)
     """Also where a tile ends in the middle of one."""
     kwargs = BASE | {"channels": 96, "t_layers": 0, "sources": ["a"]}
     network = randomise(HTDemucs(**kwargs))
-    assert pairs.fits(network.decoder[-1].rewrite.weight, torch.float32)
+    assert pairs.supports(network.decoder[-1].rewrite.weight, torch.float32)
     monkeypatch.setattr(memory, "tiles", partial(in_rows, rows))
     assert_class_b(network, noise(2, 8000)[None])
 
@@ -189,7 +189,7 @@ def test_the_released_shape_in_both_precisions() -> None:
     mix = noise(2, 88_200)[None]
     plain, exact = both(network.eval(), mix)
     assert decibels(plain, exact) >= 100
-    if kernels.packs() and choose_precision("auto", torch.device("cpu")) == "bf16":
+    if kernels.has_packed_kernels() and choose_precision("auto", torch.device("cpu")) == "bf16":
         # What is promised of eight bits of mantissa.
         assert decibels(plain, both(network, mix, "bf16")[1]) >= 40
 
@@ -252,7 +252,7 @@ def test_weights_are_kept_once_where_that_is_asked_for(network: nn.Module) -> No
     with torch.inference_mode():
         expected = optimize(network)(mix)
         numbers = sum(parameter.numel() for parameter in network.parameters())
-        fast = optimize(network, spends=True)
+        fast = optimize(network, consume_weights=True)
         left = sum(parameter.numel() for parameter in network.parameters())
         assert torch.equal(fast(mix), expected)
     if left < numbers:
@@ -263,14 +263,14 @@ def test_weights_are_kept_once_where_that_is_asked_for(network: nn.Module) -> No
 def test_most_of_the_weights_of_a_released_shape_are_let_go() -> None:
     network = HTDemucs(**(BASE | HYBRIDS["released"]))
     numbers = sum(parameter.numel() for parameter in network.parameters())
-    optimize(network, spends=True)
+    optimize(network, consume_weights=True)
     assert sum(parameter.numel() for parameter in network.parameters()) < 0.1 * numbers
 
 
 def test_in_half_the_bits_all_weights_stay() -> None:
     """A window that overflows is done again in float32."""
     network = HTDemucs(**(BASE | HYBRIDS["released"]))
-    optimize(network, "auto", spends=True)
+    optimize(network, "auto", consume_weights=True)
     if choose_precision("auto", torch.device("cpu")) == "bf16":
         optimize(network)  # spent, it would refuse
 
@@ -291,8 +291,8 @@ def test_some_stems_are_what_they_are_among_all(network: nn.Module, stems: list[
     randomise(network)
     mix = noise(2, 8000)[None]
     with torch.inference_mode():
-        for form in (network, optimize(network), Reduced(network, torch.bfloat16)):
-            assert torch.equal(form.answer_only(mix, stems), form(mix)[:, stems])
+        for form in (network, optimize(network), AutocastNetwork(network, torch.bfloat16)):
+            assert torch.equal(form.forward_stems(mix, stems), form(mix)[:, stems])
 
 
 def test_a_precision_that_makes_no_sense_is_refused_with_what_does() -> None:
@@ -307,7 +307,7 @@ def test_a_precision_that_makes_no_sense_is_refused_with_what_does() -> None:
 
 def test_reduced_products_keep_spectra_and_attributes() -> None:
     network = randomise(HTDemucs(**BASE))
-    reduced = Reduced(network, torch.bfloat16)
+    reduced = AutocastNetwork(network, torch.bfloat16)
     assert reduced.sources == network.sources
     assert reduced.valid_length(100) == network.valid_length(100)
     mix = noise(2, 8000)[None]

@@ -19,9 +19,9 @@ from demucs_infer.demucs import Demucs
 from demucs_infer.engine import pipeline
 from demucs_infer.engine.pipeline import (
     Block,
-    Failed,
-    Over,
     TensorTrack,
+    TrackFailed,
+    TrackFinished,
     separate,
     separate_many,
 )
@@ -431,7 +431,7 @@ def test_short_tracks_share_batches(members: int, batch_size: int) -> None:
 
 def test_many_tracks_run_apart_where_nothing_is_shared() -> None:
     tracks = [TensorTrack(noise(2, 3000, i)) for i in range(3)]
-    order = [index for index, _ in separate_many(tracks, ScaleModel(), together=1)]
+    order = [index for index, _ in separate_many(tracks, ScaleModel(), max_tracks_per_batch=1)]
     assert order == sorted(order)
 
 
@@ -453,15 +453,15 @@ def test_a_network_that_fails_on_one_track_serves_its_neighbours(workers: int) -
     for index, item in separate_many(tracks, model, options=options):
         items[index].append(item)
     assert [shape[0] for shape in model.seen] == [5, 1, 1, 1, 1, 1]
-    assert isinstance(items[2][-1], Failed) and "too loud" in str(items[2][-1].error)
+    assert isinstance(items[2][-1], TrackFailed) and "too loud" in str(items[2][-1].error)
     for index in (0, 1, 3, 4):
-        assert isinstance(items[index][-1], Over)
+        assert isinstance(items[index][-1], TrackFinished)
         alone = joined(separate(tracks[index], model, options=options))
         assert torch.equal(joined(items[index]), alone)
 
 
 @pytest.mark.parametrize("together", [1, 2, 5])
-def test_no_more_tracks_are_open_than_may_be(together: int) -> None:
+def test_no_more_tracks_are_open_than_may_be(max_tracks_per_batch: int) -> None:
     """Whatever their lengths: a window of a size of its own could wait for another for ever."""
     begun: list[int] = []
 
@@ -476,15 +476,18 @@ def test_no_more_tracks_are_open_than_may_be(together: int) -> None:
     over: list[int] = []
     most = 0
     for index, item in separate_many(
-        tracks(), ScaleModel(), options=Options(shifts=0, batch_size=16), together=together
+        tracks(),
+        ScaleModel(),
+        options=Options(shifts=0, batch_size=16),
+        max_tracks_per_batch=max_tracks_per_batch,
     ):
-        if isinstance(item, Over | Failed):
+        if isinstance(item, TrackFinished | TrackFailed):
             over.append(index)
         else:
             most = max(most, len(begun) - len(over))
     assert sorted(over) == list(range(40))
     # And the one that is being begun.
-    assert most == min(together + 1, 40) or together == 1
+    assert most == min(max_tracks_per_batch + 1, 40) or max_tracks_per_batch == 1
 
 
 def test_a_track_that_cannot_be_read_does_not_stop_the_others() -> None:
@@ -513,7 +516,7 @@ def test_a_track_that_cannot_be_read_does_not_stop_the_others() -> None:
     good: dict[int, list[Any]] = {0: [], 5: []}
     progress, seen = Progress(len(tracks)), []
     for index, item in separate_many(tracks, ScaleModel(), options=Options(batch_size=3)):
-        if isinstance(item, Failed):
+        if isinstance(item, TrackFailed):
             failed[index] = item.error
             seen.append(progress.finish(index))
         elif index in good:

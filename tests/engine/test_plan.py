@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demucs_infer.engine.plan import (
-    Batch,
     Chunk,
+    ChunkBatch,
     Pass,
     Plan,
     draw_origins,
@@ -183,5 +183,5 @@ def test_passes_reach_a_sample_together() -> None:
 def test_a_position_counts_from_where_its_grid_begins() -> None:
     (one,) = passes_of(100, 50, 40, [(3, -7)], True)
     assert one.position(one.chunks[1]) == Position(member=3, shift=0, offset=40)
-    batch = Batch(3, 50, ((0, one.chunks[1]),))
+    batch = ChunkBatch(3, 50, ((0, one.chunks[1]),))
     assert batch.start == 33

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.pipeline import Block, separate
 from demucs_infer.engine.stems import choose_stems
-from demucs_infer.engine.stitch import Tape
+from demucs_infer.engine.stitch import TrackBuffer
 from demucs_infer.events import ChunkProcessed
 from demucs_infer.options import Options
 from tests.helpers.networks import RecordingModel, noise
@@ -113,6 +113,6 @@ def nn_with_floor() -> RampModel:
 
 def test_what_lies_before_is_not_held() -> None:
     blocks = (torch.zeros(1, 1000) for _ in range(1000))
-    tape = Tape(blocks, 1_000_000, start=900_000)
+    tape = TrackBuffer(blocks, 1_000_000, start=900_000)
     tape.read(900_000, 900_001)
     assert sum(piece.shape[-1] for piece in tape._pieces) <= 2 * 65_536

@@ -16,7 +16,7 @@ from demucs_infer.engine.pipeline import Block, TensorTrack, separate
 from demucs_infer.engine.runner import (
     Ensemble,
     Network,
-    Queried,
+    QueryAdapter,
     Runner,
     as_tensor,
     borrowed,
@@ -25,7 +25,7 @@ from demucs_infer.engine.runner import (
 )
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import SeparationError, is_out_of_memory
-from demucs_infer.events import BatchSizeReduced, ChunkProcessed, Warned
+from demucs_infer.events import BatchSizeReduced, ChunkProcessed, WarningEvent
 from demucs_infer.options import Options
 from tests.helpers.networks import OomModel, RecordingModel, ScaleModel, noise
 
@@ -126,9 +126,9 @@ def test_when_one_window_does_not_fit_the_cpu_takes_over() -> None:
     track, network, runner = TensorTrack(noise(2, 30_000)), Accelerated(), Runner("meta")
     options = Options(shifts=0, normalize=False, batch_size=2)
     items = list(separate(track, network, options=options, runner=runner))
-    said = [item for item in items if isinstance(item, BatchSizeReduced | Warned)]
+    said = [item for item in items if isinstance(item, BatchSizeReduced | WarningEvent)]
     assert said[0] == BatchSizeReduced(2, 1, "meta out of memory")
-    assert isinstance(said[1], Warned)
+    assert isinstance(said[1], WarningEvent)
     assert "on the CPU" in said[1].message
     assert len(said) == 2, "said once, and remembered"
     blocks = torch.cat([item.stems for item in items if isinstance(item, Block)], -1)
@@ -280,7 +280,7 @@ def test_windows_that_overflow_in_low_precision_are_redone_in_float32() -> None:
     options = Options(shifts=0, normalize=False, precision="fp16", batch_size=3)
     track = TensorTrack(noise(2, 30_000))
     items = list(separate(track, network, options=options, runner=runner))
-    warned = [item for item in items if isinstance(item, Warned)]
+    warned = [item for item in items if isinstance(item, WarningEvent)]
     assert "overflowed in fp16" in warned[0].message
     assert all(shape[0] == 1 for shape in network.seen), "only the window that overflowed"
     blocks = torch.cat([item.stems for item in items if isinstance(item, Block)], -1)
@@ -313,12 +313,12 @@ def test_windows_are_what_the_network_says() -> None:
 
 def test_a_queried_network_says_what_its_network_says() -> None:
     network = Fixed(segment=2.0, limit=9)
-    asked = Queried(network, {"": {}})
+    asked = QueryAdapter(network, {"": {}})
     assert asked.sources == network.sources
     assert asked.valid_length(3) == 8000
     assert not hasattr(asked, "use_train_segment")
     with pytest.raises(ValueError, match="queries is empty"):
-        Queried(network, {})
+        QueryAdapter(network, {})
 
 
 def test_an_ensemble_is_one_network_or_a_bag() -> None:
@@ -376,7 +376,7 @@ def test_on_a_gpu_the_stems_are_those_of_the_cpu() -> None:
 class Sparing(ScaleModel):
     """Answers twice as loud where it is asked for some stems, so that one can tell."""
 
-    def answer_only(self, mix: Tensor, stems: Any) -> Tensor:
+    def forward_stems(self, mix: Tensor, stems: Any) -> Tensor:
         return 2 * super().forward(mix)[:, list(stems)]
 
 

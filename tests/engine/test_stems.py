@@ -66,7 +66,7 @@ def test_a_rule_adds_what_it_names(terms: list[tuple[float, str]]) -> None:
 def test_everything_is_the_default_and_rules_follow() -> None:
     plan = choose_stems(FOUR)
     assert plan.outputs == tuple(FOUR)
-    assert plan.is_plain
+    assert plan.is_identity
     assert plan.computed == (0, 1, 2, 3)
     plan = choose_stems(FOUR, derive=["instrum=mixture-vocals", "band=instrum-drums"])
     assert plan.outputs == (*FOUR, "instrum", "band")

@@ -15,7 +15,7 @@ from demucs_infer.engine.stitch import (
     PADDINGS,
     WINDOWS,
     OverlapAdd,
-    Tape,
+    TrackBuffer,
     make_window,
     pad_audio,
     usable_weights,
@@ -49,7 +49,7 @@ def test_integers_come_back_exactly(
         length, segment=segment, stride=stride, window=lambda n: n + extra, origin=origin
     )
     track = ramp(length)
-    tape, sums = Tape(in_blocks(track, size), length), OverlapAdd(origin)
+    tape, sums = TrackBuffer(in_blocks(track, size), length), OverlapAdd(origin)
     weights = torch.ones(segment)
     parts = []
     for number, chunk in enumerate(chunks):
@@ -84,7 +84,7 @@ def test_padding_is_that_of_numpy_however_short_the_track(
     assert torch.equal(pad_audio(track, pad, pad, mode), expected)
     # The same, cut from a stream.
     for at in range(-pad, length + pad - chunk + 1, 7):
-        tape = Tape(in_blocks(track, size), length)
+        tape = TrackBuffer(in_blocks(track, size), length)
         window = tape.cut(Chunk(at, at + chunk, at, chunk), mode, pad)
         assert torch.equal(window, expected[:, at + pad : at + pad + chunk])
 
@@ -105,7 +105,7 @@ def test_a_padding_that_does_not_exist_is_refused() -> None:
 def test_a_window_is_at_model_level_and_silent_outside_the_track() -> None:
     track = noise(2, 100)
     level = Level(mean=0.25, std=2.0, length=100)
-    window = Tape([track], 100, level=level).cut(Chunk(-10, 120, -10, 130))
+    window = TrackBuffer([track], 100, level=level).cut(Chunk(-10, 120, -10, 130))
     assert torch.equal(window[:, 10:110], (track - 0.25) / 2.0)
     # Padded after the level was taken, as upstream does: silence, not minus the mean.
     assert not window[:, :10].any()
@@ -113,12 +113,12 @@ def test_a_window_is_at_model_level_and_silent_outside_the_track() -> None:
 
 
 def test_a_window_beside_the_track_is_silence() -> None:
-    tape = Tape([noise(2, 100)], 100)
+    tape = TrackBuffer([noise(2, 100)], 100)
     assert torch.equal(tape.cut(Chunk(-50, -20, -50, 30)), torch.zeros(2, 30))
 
 
 def test_a_source_that_ends_early_is_an_error_not_silence() -> None:
-    tape = Tape([noise(2, 100)], 101)
+    tape = TrackBuffer([noise(2, 100)], 101)
     with pytest.raises(ValueError, match="ended after 100 of 101"):
         tape.read(0, 101)
 
@@ -132,7 +132,7 @@ def test_a_tape_holds_what_is_still_read_and_no_more() -> None:
             pulled += 1
             yield torch.ones(2, 65_536)
 
-    tape = Tape(blocks(), 100 * 65_536)
+    tape = TrackBuffer(blocks(), 100 * 65_536)
     tape.read(0, 10)
     assert pulled == 1
     tape.read(65_530, 65_540)
@@ -174,7 +174,7 @@ def test_a_window_that_does_not_exist_is_refused() -> None:
 def test_any_window_at_any_hop_gives_the_track_back(shape: str, stride: int) -> None:
     track = noise(2, 1234)
     weights = usable_weights(make_window(shape, 100))
-    tape, sums, parts = Tape([track], 1234), OverlapAdd(stride - 100), []
+    tape, sums, parts = TrackBuffer([track], 1234), OverlapAdd(stride - 100), []
     for chunk in plan_padded(1234, segment=100, stride=stride):
         sums.add(chunk.start, tape.cut(chunk), weights)
         parts.append(sums.take(chunk.start + stride))

@@ -10,24 +10,24 @@ import torch
 from torch import nn
 
 from demucs_infer.distributed import worker
-from demucs_infer.distributed.manifest import Answer, Row
-from demucs_infer.distributed.worker import Assignment, Worker
+from demucs_infer.distributed.manifest import ResultRow, TrackRow
+from demucs_infer.distributed.worker import TrackWorker, WorkerConfig
 
 
-class Deadly(Worker):
-    """As `Worker`; leaves in `DEADLY_IDS` a file called as its process id, a byte a forward.
+class Deadly(TrackWorker):
+    """As `TrackWorker`; leaves in `DEADLY_IDS` a file called as its process id, a byte a forward.
 
     With `DEADLY_MEET`, that many workers have to be given a row before any network runs; with
     `DEADLY_SLEEP`, it then sleeps for so many seconds.
     """
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: WorkerConfig) -> None:
         super().__init__(assignment)
         Path(os.environ["DEADLY_IDS"], str(os.getpid())).touch()
         nn.modules.module.register_module_forward_pre_hook(count)
         nn.modules.module.register_module_forward_pre_hook(die_of_a_square_wave)
 
-    def __call__(self, rows: Iterable[Row]) -> Iterator[Answer]:
+    def __call__(self, rows: Iterable[TrackRow]) -> Iterator[ResultRow]:
         if "DEADLY_MEET" in os.environ:
             Path(os.environ["DEADLY_IDS"], f"{os.getpid()}.given").touch()
         return super().__call__(rows)
@@ -59,5 +59,5 @@ def main() -> int:
     """The command line, with such workers."""
     from demucs_infer.cli.main import main
 
-    worker.Worker = Deadly  # type: ignore[misc]  # pickled by name, and so found on the workers
+    worker.TrackWorker = Deadly  # type: ignore[misc]  # pickled by name, and so found on the workers
     return main()

@@ -402,7 +402,7 @@ def streams(network: nn.Module, tmp_path: Path) -> None:
     """What is read and not yet handed out is a few windows, however long the track is."""
     track, done, most = LongTrack(), 0, 0
     separator = Separator.from_model(network, device="cpu", shifts=0)
-    for item in separator.blocks(track):
+    for item in separator.stream_blocks(track):
         if isinstance(item, Block):
             most = max(most, track.read - done)
             done = item.start + item.stems.shape[-1]

@@ -152,10 +152,10 @@ def test_jobs_survive_a_power_cut(repo: Path, tmp_path: Path) -> None:
     done = first.json("POST", "/v1/jobs?shifts=0", song(0.4, 1))["id"]
     until(lambda: first.json("GET", f"/v1/jobs/{done}")["status"] == "done")
     stem = first.call("GET", f"/v1/jobs/{done}/stems/bass")[1]
-    wishes = ["model=bag&shifts=3", "shifts=1", "shifts=2", "model=bag&shifts=0&format=flac"]
+    preferences = ["model=bag&shifts=3", "shifts=1", "shifts=2", "model=bag&shifts=0&format=flac"]
     ids = [
         first.json("POST", f"/v1/jobs?{wish}", song(2.0, 10 + seed))["id"]
-        for seed, wish in enumerate(wishes)
+        for seed, wish in enumerate(preferences)
     ]
     hang_up(first, song(2.0, 77))  # whose client is gone after the restart
     time.sleep(rng.uniform(0.1, 0.6))

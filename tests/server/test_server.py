@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.cli.main import main
 from demucs_infer.errors import ConfigError
-from demucs_infer.server.schemas import MIME, Wish
+from demucs_infer.server.schemas import MIME, SeparateRequest
 from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import FAST, RATE, client, load, song, until
 
@@ -81,7 +81,7 @@ def test_the_menu_tells_models_stems_formats_and_limits(web: TestClient) -> None
     assert menu["models"][0]["stems"] == STEMS and menu["models"][0]["is_default"]
     assert {one["name"] for one in menu["formats"]} == set(FORMATS) == set(MIME)
     assert menu["max_duration_seconds"] == 20
-    assert set(Wish.model_json_schema()["properties"]["format"]["enum"]) == set(FORMATS)
+    assert set(SeparateRequest.model_json_schema()["properties"]["format"]["enum"]) == set(FORMATS)
 
 
 def test_every_answer_carries_headers_that_protect(web: TestClient) -> None:
@@ -567,7 +567,7 @@ def test_a_full_disk_is_no_fault_of_the_client_and_passes(
             if answer.status_code == 202:
                 assert finished(web, answer.json())["status"] == "done"
         for place in (
-            "demucs_infer.server.uploads.Intake.write",
+            "demucs_infer.server.uploads.UploadWriter.write",
             "demucs_infer.batch.spool.Spool.append",
         ):
             with monkeypatch.context() as patch:

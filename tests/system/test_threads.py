@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from demucs_infer.system.threads import compute_alone
+from demucs_infer.system.threads import limit_to_one_thread
 
 
 def elsewhere(ask: Callable[[], int]) -> int:
@@ -18,7 +18,7 @@ def test_it_computes_alone_and_nobody_else_does() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with ThreadPoolExecutor(1, initializer=compute_alone) as ours:
+        with ThreadPoolExecutor(1, initializer=limit_to_one_thread) as ours:
             assert ours.submit(torch.get_num_threads).result() == 1
             assert torch.get_num_threads() == 3
             assert elsewhere(torch.get_num_threads) == 3
@@ -33,7 +33,7 @@ def test_many_that_begin_at_once_do_not_mistake_one_another() -> None:
 
     def begin() -> int:
         barrier.wait()
-        compute_alone()
+        limit_to_one_thread()
         return torch.get_num_threads()
 
     try:

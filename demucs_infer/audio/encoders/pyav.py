@@ -68,7 +68,7 @@ def quantise(block: Tensor, bits: int) -> Tensor:
     return (block * scale).round_().clamp_(-scale, scale - 1).to(torch.int32)
 
 
-class _Tap:
+class _FileProxy:
     """The file as an encoder's library sees it.
 
     Deaf once abandoned, because closing a container writes to it; keeps an error that the
@@ -96,7 +96,7 @@ class _Tap:
         return 0 if self.is_abandoned else self.file.tell()
 
 
-class _QuietTap(_Tap):
+class _NonRaisingProxy(_FileProxy):
     """For libsndfile, whose callbacks may not raise: a write that fails is short instead."""
 
     def write(self, data: bytes) -> int:
@@ -129,7 +129,7 @@ class Muxer:
         if kind.container == "mp4":
             # In milliseconds, the default, the length would be rounded.
             options["movie_timescale"] = str(sample_rate)
-        self._tap = _Tap(file)
+        self._tap = _FileProxy(file)
         self._encoding = encoding
         self._rate = sample_rate
         self._layout = kind.layouts[channels - 1]
@@ -263,7 +263,7 @@ class SndfileEncoder:
         kind = encoding.kind
         quality = encoding.quality if encoding.quality is not None else kind.default_quality
         assert quality is not None
-        self._tap = _QuietTap(file)
+        self._tap = _NonRaisingProxy(file)
         self._failure = soundfile.SoundFileError
         self._file = soundfile.SoundFile(
             self._tap,
