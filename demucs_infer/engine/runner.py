@@ -25,7 +25,7 @@ class Network(Protocol):
 
     It may also have `valid_length(length) -> int`, the input it needs for a chunk,
     `use_train_segment`, which says that it runs at a window of its own (HTDemucs has both), and
-    `answer_only(mix, stems)`, which spares what is only for stems at other places.
+    `forward_stems(mix, stems)`, which spares what is only for stems at other places.
     """
 
     @property
@@ -131,7 +131,7 @@ def _forward_stems(network: object) -> Callable[[Tensor, Sequence[int]], Tensor]
     if getattr(network, "_forward_hooks", None) or getattr(network, "_forward_pre_hooks", None):
         return None
     for each in type(network).__mro__:
-        if "answer_only" in vars(each):
+        if "forward_stems" in vars(each):
             bound: Callable[[Tensor, Sequence[int]], Tensor] = cast(Any, network).forward_stems
             return bound
         if "forward" in vars(each):  # whoever wrote another one means it

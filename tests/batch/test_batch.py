@@ -320,7 +320,7 @@ def test_files_of_one_that_cannot_be_written(stage: Stage) -> None:
     assert "cannot write" in results[1].error
 
 
-@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("max_tracks_per_batch", [1, 3])
 def test_the_same_track_more_than_once(stage: Stage, max_tracks_per_batch: int) -> None:
     one, other = (write_song(stage.folder / f"{n}.wav", 3, seed=n) for n in range(2))
     results = stage.results(
@@ -367,14 +367,14 @@ def test_a_track_that_kills_its_process_is_left_out(stage: Stage) -> None:
     assert stage.batch().one(job).status == "done"
 
 
-@pytest.mark.parametrize(("together", "died_with"), [(1, 2), (3, 3)])
+@pytest.mark.parametrize(("max_tracks_per_batch", "died_with"), [(1, 2), (3, 3)])
 def test_tracks_beside_one_that_kills_are_not_to_blame(
     stage: Stage, max_tracks_per_batch: int, died_with: int
 ) -> None:
     """Some are being read, or share its batch, when the process dies; later each is tried alone."""
     order = SHARED if max_tracks_per_batch > 1 else SeparationRequest()
     stage.network.valid_length = lambda length: RATE  # type: ignore[assignment]
-    more: dict[str, Any] = {"max_deaths": 2, "together": max_tracks_per_batch}
+    more: dict[str, Any] = {"max_crashes": 2, "max_tracks_per_batch": max_tracks_per_batch}
     paths = [write_song(stage.folder / f"{n}.wav", 3, seed=n) for n in range(3)]
     spools = stage.folder / "out" / PARTIAL
 

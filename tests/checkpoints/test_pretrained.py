@@ -247,8 +247,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     world = World(tmp_path, f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(pretrained, "known", lambda: world.catalog)
-    monkeypatch.setattr(repo, "known", lambda: world.catalog)
+    monkeypatch.setattr(pretrained, "load_catalog", lambda: world.catalog)
+    monkeypatch.setattr(repo, "load_catalog", lambda: world.catalog)
     monkeypatch.setenv("DEMUCS_INFER_CACHE", str(world.cache))
     yield world
     server.shutdown()
@@ -405,7 +405,7 @@ def test_what_is_missing_offline_has_a_stand_in_that_ships(
     text += f"file = 'x.th'\nsha256 = '{'0' * 64}'\n"
     (tmp_path / "one.toml").write_text(text)
     catalog = read_catalog(tmp_path / "one.toml")
-    monkeypatch.setattr("demucs_infer.checkpoints.cache.known", lambda: catalog)
+    monkeypatch.setattr("demucs_infer.checkpoints.cache.load_catalog", lambda: catalog)
     with pytest.raises(DownloadError) as caught:
         get_model("955717e8", offline=True, cache_dir=tmp_path)
     assert ("-n small" in str(caught.value)) is ships

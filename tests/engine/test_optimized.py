@@ -195,7 +195,7 @@ def test_the_released_shape_in_both_precisions() -> None:
 
 
 def test_without_packed_kernels_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "packs", lambda: False)
+    monkeypatch.setattr(kernels, "has_packed_kernels", lambda: False)
     network = randomise(HTDemucs(**(BASE | HYBRIDS["released"])))
     assert_class_b(network, noise(2, 8000)[None])
 

@@ -460,7 +460,7 @@ def test_a_network_that_fails_on_one_track_serves_its_neighbours(workers: int) -
         assert torch.equal(joined(items[index]), alone)
 
 
-@pytest.mark.parametrize("together", [1, 2, 5])
+@pytest.mark.parametrize("max_tracks_per_batch", [1, 2, 5])
 def test_no_more_tracks_are_open_than_may_be(max_tracks_per_batch: int) -> None:
     """Whatever their lengths: a window of a size of its own could wait for another for ever."""
     begun: list[int] = []
