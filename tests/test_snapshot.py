@@ -1,0 +1,128 @@
+"""What is public stays as `tests/snapshot/data` has it, down to the last byte of a stem."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.snapshot import (
+    ADVICE,
+    DATA,
+    commands,
+    helps,
+    openapi,
+    read_json,
+    roads,
+    signatures,
+)
+
+Measured = dict[int, roads.Measured]
+
+
+@pytest.mark.parametrize("module", signatures.MODULES)
+def test_public_names_and_signatures_stay(module: str) -> None:
+    assert signatures.collect_signatures(module) == read_json(signatures.file_of(module)), ADVICE
+
+
+def test_every_data_file_of_names_and_helps_has_its_source() -> None:
+    kept = {str(path.relative_to(DATA)) for kind in ("names", "help") for path in
+            (DATA / kind).iterdir()}  # fmt: skip
+    modules = {signatures.file_of(module) for module in signatures.MODULES}
+    assert kept == modules | {f"help/{name}.txt" for name in helps.COMMANDS}
+
+
+def test_an_annotation_reads_the_same_as_an_object_and_as_text() -> None:
+    """A module may begin or cease to have `from __future__ import annotations`."""
+
+    def objects(a: "dict[str, Path] | None", *, b: "list[roads.Digests]") -> None: ...
+    def texts(a: "dict[str, Path] | None", *, b: "list[dict[str, str]]") -> None: ...
+
+    objects.__annotations__ = {"a": dict[str, Path] | None, "b": list[roads.Digests],
+                               "return": None}  # fmt: skip
+    assert signatures._called(objects) == signatures._called(texts)
+    assert signatures._called(texts) == {
+        "parameters": ["a: dict[str, Path] | None", "*", "b: list[dict[str, str]]"],
+        "returns": "None",
+    }
+
+
+@pytest.mark.parametrize("name", helps.COMMANDS)
+def test_every_help_says_the_same(name: str) -> None:
+    found = helps.describe(*helps.ask_for_help(helps.COMMANDS[name]))
+    assert found == (DATA / f"help/{name}.txt").read_text("utf-8"), ADVICE
+
+
+def test_every_command_has_its_help_here() -> None:
+    from demucs_infer.commands.arguments import COMMANDS
+
+    assert {words[0] for words in helps.COMMANDS.values() if words} == set(COMMANDS)
+
+
+def test_the_server_offers_the_same(tmp_path: Path) -> None:
+    assert openapi.collect_openapi(tmp_path) == read_json("openapi.json"), ADVICE
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_every_command_ends_with_its_exit_code(tmp_path: Path) -> None:
+    assert commands.collect_exit_codes(tmp_path) == read_json("exit_codes.json"), ADVICE
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_manifest_of_a_track_has_the_same_keys_and_settings(tmp_path: Path) -> None:
+    assert commands.collect_manifest(tmp_path) == read_json("stems_json.json"), ADVICE
+
+
+# ── stems ──
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    folder = tmp_path_factory.mktemp("roads")
+    return {count: roads.measure(folder, count) for count in roads.THREADS}
+
+
+def is_known() -> bool:
+    return roads.fingerprint() in read_json("digests.json")
+
+
+def unknown() -> str:
+    """Say that this machine's last bits are not written down."""
+    return f"no digests are stored for: {roads.fingerprint()}; `python -m tests.snapshot` adds them"
+
+
+@pytest.mark.parametrize("threads", roads.THREADS)
+@pytest.mark.parametrize("kind", ["roads", "floats"])
+def test_all_roads_lead_to_the_same_bytes(measured: Measured, kind: str, threads: int) -> None:
+    found: dict[str, roads.Digests] = measured[threads][kind]
+    first, *others = found
+    assert set(found[first]) == set(roads.STEMS)
+    for other in others:
+        assert found[other] == found[first], f"{other} and {first} differ; {hint()}"
+
+
+@pytest.mark.parametrize("threads", roads.THREADS)
+def test_stems_are_as_loud_as_they_were_at_every_moment(measured: Measured, threads: int) -> None:
+    expected = read_json("loudness.json")
+    found: dict[str, list[float]] = measured[threads]["loudness"]
+    assert set(found) == set(expected)
+    for stem, row in found.items():
+        assert row == pytest.approx(expected[stem], abs=roads.TOLERANCE), f"{stem}; {hint()}"
+
+
+def test_stems_are_the_same_bytes_as_ever(
+    measured: Measured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine that is not known the two tests above are all that can be said."""
+    known: dict[str, Any] = read_json("digests.json")
+    found = roads.digests_of(measured)
+    if not is_known():
+        with capsys.disabled():
+            print(f"\n{unknown()}")
+        # What is written down for others has to be of the same form, whatever it says.
+        assert known and all(found.keys() == one.keys() for one in known.values()), unknown()
+        return
+    assert found == known[roads.fingerprint()], ADVICE
+
+
+def hint() -> str:
+    return "digests of this machine are stored" if is_known() else unknown()
