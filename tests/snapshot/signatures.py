@@ -198,8 +198,9 @@ def _parameters(found: Callable[..., Any], signature: inspect.Signature) -> Iter
 
 
 def _parameter(one: inspect.Parameter) -> str:
-    stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
-    text = f"{stars}{one.name}"
+    text = one.name
+    if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+        text = ("*" if one.kind is one.VAR_POSITIONAL else "**") + text
     if one.annotation is not _EMPTY:
         text += f": {_annotation(one.annotation)}"
     return text if one.default is _EMPTY else f"{text} = {_shown(one.default)}"
