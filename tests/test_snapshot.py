@@ -90,20 +90,43 @@ def unknown() -> str:
     return f"no digests are stored for: {roads.fingerprint()}; `python -m tests.snapshot` adds them"
 
 
-@pytest.mark.parametrize("threads", roads.THREADS)
-@pytest.mark.parametrize("kind", ["roads", "floats"])
-def test_all_roads_lead_to_the_same_bytes(measured: Measured, kind: str, threads: int) -> None:
-    found: dict[str, roads.Digests] = measured[threads][kind]
-    first, *others = found
+def assert_one(found: dict[str, roads.Digests], *ways: str) -> None:
+    """Fail where ways do not lead to the same bytes."""
+    first, *others = ways
     assert set(found[first]) == set(roads.STEMS)
     for other in others:
         assert found[other] == found[first], f"{other} and {first} differ; {hint()}"
 
 
 @pytest.mark.parametrize("threads", roads.THREADS)
+def test_all_roads_lead_to_the_same_bytes(measured: Measured, threads: int) -> None:
+    found = measured[threads]["plain"]["roads"]
+    assert_one(found, "command", "server", "batch", "run", "separate_to")
+
+
+@pytest.mark.parametrize("threads", roads.THREADS)
+def test_where_stems_would_clip_the_library_and_the_command_are_a_step_apart_at_most(
+    measured: Measured, threads: int
+) -> None:
+    """The gain is applied to doubles by the one, and to floats by the other."""
+    found = measured[threads]["loud"]
+    assert_one(found["roads"], "command", "server", "batch")
+    assert_one(found["roads"], "run", "separate_to")
+    assert found["steps"] <= 1, hint()
+
+
+@pytest.mark.parametrize("threads", roads.THREADS)
+@pytest.mark.parametrize("song", ["plain", "loud"])
+def test_tensors_and_files_of_floats_hold_the_same_samples(
+    measured: Measured, song: str, threads: int
+) -> None:
+    assert_one(measured[threads][song]["floats"], "run", "separate_audio_file", "separate_to")
+
+
+@pytest.mark.parametrize("threads", roads.THREADS)
 def test_stems_are_as_loud_as_they_were_at_every_moment(measured: Measured, threads: int) -> None:
     expected = read_json("loudness.json")
-    found: dict[str, list[float]] = measured[threads]["loudness"]
+    found: dict[str, list[float]] = measured[threads]["plain"]["loudness"]
     assert set(found) == set(expected)
     for stem, row in found.items():
         assert row == pytest.approx(expected[stem], abs=roads.TOLERANCE), f"{stem}; {hint()}"
@@ -112,7 +135,7 @@ def test_stems_are_as_loud_as_they_were_at_every_moment(measured: Measured, thre
 def test_stems_are_the_same_bytes_as_ever(
     measured: Measured, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a machine that is not known the two tests above are all that can be said."""
+    """On a machine that is not known the tests above are all that can be said."""
     known: dict[str, Any] = read_json("digests.json")
     found = roads.digests_of(measured)
     if not is_known():

@@ -15,7 +15,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +25,19 @@ from tests.snapshot import DATA, read_json, write_json, write_text
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from demucs_infer.api import Separator
+
 THREADS = (1, 2)
 STEMS = ("drums", "bass", "other", "vocals")
 TOLERANCE = 1e-4
 _SECONDS = 8.0  # two windows of the model
-_LOUDER = 1.6  # so that stems would clip
+_LOUD_SECONDS = 2.0
+_LOUD_GAIN = 1.6  # so that stems would clip
 _STEP = 0.1  # seconds of one loudness
 _RUN = ["-n", "tiny", "-d", "cpu", "--offline", "-q", "-o"]
 
 Digests = dict[str, str]
+Files = dict[str, Path]
 Measured = dict[str, Any]
 
 
@@ -85,49 +89,68 @@ def write_down(found: dict[int, Measured]) -> None:
     if known.get(name, mine) != mine:
         known = {}
     write_json("digests.json", dict(sorted({**known, name: mine}.items())))
-    rows = (f' "{stem}": {json.dumps(row)}' for stem, row in found[1]["loudness"].items())
+    rows = (f' "{stem}": {json.dumps(row)}' for stem, row in found[1]["plain"]["loudness"].items())
     write_text("loudness.json", "{\n" + ",\n".join(rows) + "\n}\n")
 
 
 def digests_of(found: dict[int, Measured]) -> dict[str, Any]:
-    """Pick what is kept for a machine: one set of digests, since all roads must agree."""
-    kept = {f"{count} threads": one["roads"]["command"] for count, one in found.items()}
-    floats = {f"{count} threads, floats": one["floats"]["run"] for count, one in found.items()}
-    return {"song": found[1]["song"], **kept, **floats}
+    """Pick what is kept for a machine: one set of digests where all roads must agree."""
+    kept = {"song": found[1]["plain"]["song"], "loud song": found[1]["loud"]["song"]}
+    for count, one in found.items():
+        kept |= {
+            f"files, threads: {count}": one["plain"]["roads"]["command"],
+            f"floats, threads: {count}": one["plain"]["floats"]["run"],
+            f"files of a loud song by the command, threads: {count}": one["loud"]["roads"][
+                "command"
+            ],
+            f"files of a loud song by the library, threads: {count}": one["loud"]["roads"]["run"],
+        }
+    return kept
 
 
 # ── in a process of its own ──
 
 
 def take_roads(folder: Path) -> Measured:
-    """Separate the song by every road: the digests of the files, by road and stem."""
+    """Separate a song that fits and one whose stems would clip, by every road."""
     import torch
 
     from demucs_infer import demo
     from demucs_infer.api import Separator
     from demucs_infer.audio.write import save_audio
 
-    song = demo.song(_SECONDS, seed=0)
-    file = folder / "song.wav"
-    save_audio(_LOUDER * song.mix, file, song.sample_rate, as_float=True, clip="none")
     separator = Separator("tiny", device="cpu")
+    found: Measured = {"threads": torch.get_num_threads()}
+    for name, seconds, gain in (("plain", _SECONDS, 1.0), ("loud", _LOUD_SECONDS, _LOUD_GAIN)):
+        song, file = demo.song(seconds, seed=0), folder / name / "song.wav"
+        file.parent.mkdir()
+        # Rounded, it is the same song on every machine; a loud one is more than integers can hold.
+        save_audio(gain * song.mix, file, song.sample_rate, as_float=gain > 1, clip="none")
+        found[name] = _take_roads(separator, file)
+    assert found["plain"]["gain"] == 1 > found["loud"]["gain"]
+    return found
+
+
+def _take_roads(separator: "Separator", file: Path) -> Measured:
+    """Give the digests of the files, by road and stem, and of the samples before them."""
+    folder = file.parent
     output = separator.run(file)
-    roads: dict[str, Callable[[], Digests]] = {
-        "command": lambda: by_command(file, folder / "command"),
-        "run": lambda: _files(output.save(folder / "run").values()),
-        "separate_to": lambda: _files(
-            separator.separate_to(file, folder / "separate_to").paths.values()
-        ),
-        "server": lambda: by_server(file, folder / "server"),
-        "batch": lambda: by_batch(file, folder / "batch"),
+    saved = output.save(folder / "run")
+    streamed = separator.separate_to(file, folder / "separate_to").paths
+    roads = {
+        "command": by_command(file, folder / "command"),
+        "server": by_server(file, folder / "server"),
+        "batch": by_batch(file, folder / "batch"),
+        "run": saved,
+        "separate_to": {name: path for name, path in streamed.items() if path is not None},
     }
-    assert output.gain < 1, "a song that makes no stem clip does not show how clipping is avoided"
     tensors = separator.separate_audio_file(file)[1]
     whole = separator.separate_to(file, folder / "floats", bits=32, clip="none").paths
     return {
-        "threads": torch.get_num_threads(),
         "song": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "roads": {name: take() for name, take in roads.items()},
+        "gain": output.gain,
+        "roads": {name: _digests(files) for name, files in roads.items()},
+        "steps": max(_steps(saved[name], roads["command"][name]) for name in STEMS),
         "floats": {
             "run": {name: _digest(stem) for name, stem in output.outputs.items()},
             "separate_audio_file": {name: _digest(stem) for name, stem in tensors.items()},
@@ -137,7 +160,7 @@ def take_roads(folder: Path) -> Measured:
     }
 
 
-def by_command(file: Path, out: Path) -> Digests:
+def by_command(file: Path, out: Path) -> Files:
     """`demucs-infer song.wav`."""
     from demucs_infer.separate import main
 
@@ -145,7 +168,7 @@ def by_command(file: Path, out: Path) -> Digests:
     return _files(out.glob("tiny/song/*.wav"))
 
 
-def by_batch(file: Path, out: Path) -> Digests:
+def by_batch(file: Path, out: Path) -> Files:
     """`demucs-infer batch list.txt`."""
     from demucs_infer.separate import main
 
@@ -155,7 +178,7 @@ def by_batch(file: Path, out: Path) -> Digests:
     return _files(out.rglob("*.wav"))
 
 
-def by_server(file: Path, data: Path) -> Digests:
+def by_server(file: Path, data: Path) -> Files:
     """`POST /v1/separate`, whose answer is an archive."""
     import io
     import zipfile
@@ -173,11 +196,20 @@ def by_server(file: Path, data: Path) -> Digests:
     return _files((data / "answer").rglob("*.wav"))
 
 
-def _files(paths: Iterable[Path | None]) -> Digests:
-    return {
-        path.stem: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(filter(None, paths))
-    }
+def _files(paths: Iterable[Path]) -> Files:
+    return {path.stem: path for path in paths}
+
+
+def _digests(files: Files) -> Digests:
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+
+
+def _steps(one: Path, other: Path) -> int:
+    """Count the steps of 16 bits that two files are apart, at most."""
+    import soundfile
+
+    a, b = (soundfile.read(path, dtype="int16")[0].astype("int32") for path in (one, other))
+    return int(abs(a - b).max())
 
 
 def _digest(stem: "Tensor") -> str:
