@@ -21,7 +21,7 @@ LADDER = {
     "optimized": "optimized",
     "checkpoints": "checkpoints states",
     "apply": "apply settings",
-    "custom": "custom",
+    "custom": "custom extension",
     "pretrained": "pretrained repo",
     "metrics": "metrics",
     "api": "api sources results",

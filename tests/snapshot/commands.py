@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from demucs_infer.separate import main
-from tests.shell import write_song
+from tests.helpers.cli_process import write_song
 
 _RUN = "-n tiny -d cpu --offline -q -o out"
 LINES = (

@@ -117,7 +117,7 @@ def take_roads(folder: Path) -> Measured:
 
     from demucs_infer import demo
     from demucs_infer.api import Separator
-    from demucs_infer.audio.write import save_audio
+    from demucs_infer.audio.writer import save_audio
 
     separator = Separator("tiny", device="cpu")
     found: Measured = {"threads": torch.get_num_threads()}

@@ -53,7 +53,7 @@ def test_every_help_says_the_same(name: str) -> None:
 
 
 def test_every_command_has_its_help_here() -> None:
-    from demucs_infer.commands.arguments import COMMANDS
+    from demucs_infer.cli.parser import COMMANDS
 
     assert {words[0] for words in helps.COMMANDS.values() if words} == set(COMMANDS)
 
