@@ -1,0 +1,20 @@
+"""The public names for networks of your own, under the path that packages import them from."""
+
+from demucs_infer.custom.adapter import WaveformModel, apply_mask, create_w2w_model
+from demucs_infer.custom.build import build_network, load_network
+from demucs_infer.custom.config import Config
+from demucs_infer.custom.metadata import ModelMetadata, ModelParamsLike
+from demucs_infer.custom.registry import find_metadata, register_model
+
+__all__ = [
+    "Config",
+    "ModelMetadata",
+    "ModelParamsLike",
+    "WaveformModel",
+    "apply_mask",
+    "build_network",
+    "create_w2w_model",
+    "find_metadata",
+    "load_network",
+    "register_model",
+]
