@@ -117,7 +117,7 @@ class _Parquet:
             "stems": pyarrow.map_(text, text),
             "scores": pyarrow.map_(text, number),
         }
-        self._make = pyarrow.ResultsTable.from_pylist
+        self._make = pyarrow.Table.from_pylist
         self._schema = pyarrow.schema(list(kinds.items()))
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
         self._rows: list[ResultRow] = []
