@@ -131,8 +131,10 @@ class BatchRunner:
     `weights` are the digests of the model's files, as `ModelSpec.weights` gives them. `skip` says
     what counts as done: stems with a manifest that tells of the same recipe ("same"), any files of
     those names ("existing"), or nothing ("nothing"). A track during which the process died
-    `max_crashes` times in the same place ends as `quarantined`; None tries for ever. Tracks that
-    were at work when it died come after all others, each alone: only one of them is to blame.
+    `max_crashes` times in the same place ends as `quarantined`; None tries for ever. With a
+    `run_id`, only crashes in the run of that id count, so that a new id tries quarantined tracks
+    again. Tracks that were at work when it died come after all others, each alone: only one of
+    them is to blame.
 
     Windows of up to `max_tracks_per_batch` tracks share batches of the network. A track at which
     another is at work comes last too; with `waits_for_others`, when they have ended, and then
@@ -151,6 +153,7 @@ class BatchRunner:
         skip: Skip = "same",
         writes_manifest: bool = True,
         max_crashes: int | None = None,
+        run_id: str = "",
         max_tracks_per_batch: int = 1,
         waits_for_others: bool = False,
         keeps_when_full: bool = True,
@@ -163,6 +166,7 @@ class BatchRunner:
         self._made: set[Path] = set()
         self._writes_manifest = writes_manifest
         self._max_deaths = max_crashes
+        self._run_id = run_id
         self._tracks_together = max_tracks_per_batch
         self._waits_for_others = waits_for_others
         self._keeps_when_full = keeps_when_full
@@ -353,7 +357,8 @@ class BatchRunner:
     def _begun(self, job: TrackJob, workplace: WorkDir) -> Spool:
         """What earlier attempts left, and the next one in the journal, unless it is one too many.
 
-        A track that is left out stays so, until its folder in `.partial` is removed.
+        A track that is left out stays so, until its folder in `.partial` is removed, or a run with
+        another `run_id` tries it again.
         """
         separator = self._separator
         spool = Spool(workplace.folder, len(separator.stems), separator.audio_channels)
@@ -361,7 +366,8 @@ class BatchRunner:
         if self._max_deaths is not None and crash_count >= self._max_deaths:
             spool.abandon()
             times = f"{crash_count} times" if crash_count > 1 else "once"
-            raise _AlreadyDone(self._bad(job, "quarantined", f"its process died {times}", "other"))
+            error = f"its process crashed {times}; to try it again, remove {workplace.folder}"
+            raise _AlreadyDone(self._bad(job, "quarantined", error, "other"))
         workplace.begin(spool.frames)
         return spool
 
@@ -401,7 +407,7 @@ class BatchRunner:
         return TrackResult.skipped(job.track, job.target.manifest, found) if found else None
 
     def _workplace(self, job: TrackJob) -> WorkDir:
-        return WorkDir(job.target.folder, job.target.manifest, self._made)
+        return WorkDir(job.target.folder, job.target.manifest, self._made, self._run_id)
 
     def _entered(
         self, job: TrackJob, recipe: Recipe, stop: threading.Event, *, may_wait: bool

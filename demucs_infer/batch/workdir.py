@@ -27,8 +27,14 @@ class WorkDir:
     What a process that was interrupted left behind is found by the next one that makes the same.
     """
 
-    def __init__(self, top: Path, manifest: Path, made: set[Path] | None = None) -> None:
-        """`made` are folders on the way to `top` that were not there before this run."""
+    def __init__(
+        self, top: Path, manifest: Path, made: set[Path] | None = None, run_id: str = ""
+    ) -> None:
+        """`made` are folders on the way to `top` that were not there before this run.
+
+        With a `run_id`, only crashes in the run of that id count.
+        """
+        self._run_id = run_id
         self._made = set() if made is None else made
         name = hashlib.sha256(os.fsencode(manifest.absolute())).hexdigest()[:16]
         self.folder = top / PARTIAL / name
@@ -78,22 +84,27 @@ class WorkDir:
         `frames` is how far they came.
         """
         try:
-            crash_count, before = map(int, self._attempts.read_text("ascii").split())
+            crash_count, before, *run_id = self._attempts.read_text("ascii").split()
+            is_further = frames > int(before)
+            is_other_run = bool(self._run_id) and run_id != [self._run_id]
+            return 0 if is_further or is_other_run else int(crash_count)
         except (OSError, ValueError):
             return 0
-        return crash_count if frames <= before else 0
 
     def begin(self, frames: int) -> None:
         """Enter an attempt in the journal."""
         crash_count = self.crash_count(frames)
-        self._attempts.write_text(f"{crash_count + 1} {frames}", "ascii")
+        self._write_attempts(crash_count + 1, frames)
         register(self, partial(self._take_back, crash_count, frames))
 
     def _take_back(self, crash_count: int, frames: int) -> None:
         if crash_count:
-            self._attempts.write_text(f"{crash_count} {frames}", "ascii")
+            self._write_attempts(crash_count, frames)
         else:
             self._attempts.unlink(missing_ok=True)
+
+    def _write_attempts(self, crash_count: int, frames: int) -> None:
+        self._attempts.write_text(f"{crash_count} {frames} {self._run_id}".rstrip(), "ascii")
 
     @property
     def has_stale_attempt(self) -> bool:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from tqdm import tqdm
 
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="two tracks with the same output: refuse to start, or add a digest of the track's "
         "path to the names of both (%(default)s)",
     )
-    top.add_argument("--force", action="store_true", help="redo what is done")
+    top.add_argument("--force", action="store_true", help="redo finished and quarantined tracks")
     top.add_argument("--progress", choices=("auto", "bar", "json", "none"), default="auto")
     top.add_argument("--json", action="store_true", help="the summary as JSON on standard output")
     top.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
@@ -182,6 +183,7 @@ def _separate(args: argparse.Namespace, catalogue: TrackManifest) -> int:
         device=args.device,
         jobs=args.jobs,
         skip="nothing" if args.force else "same",
+        run_id=uuid4().hex if args.force else "",
         together=args.together or 0,
     )
     tally = Summary()
@@ -253,19 +255,19 @@ def _results(args: argparse.Namespace, catalogue: TrackManifest) -> str:
 def _answers(
     args: argparse.Namespace, catalogue: TrackManifest, assignment: "WorkerConfig"
 ) -> Generator["ResultRow", None, None]:
+    """Return the answers to come; where this process does the work, its model is loaded first."""
     from demucs_infer.distributed.worker import TrackWorker
 
     if args.engine == "ray":
         from demucs_infer.distributed.ray_engine import run
 
-        yield from run(catalogue, partial(TrackWorker, assignment), _cluster(args))
-        return
+        return run(catalogue, partial(TrackWorker, assignment), _cluster(args))
     model = assignment.model
     if model.is_remote:
         fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
     worker = TrackWorker(assignment)
     worker.open()
-    yield from worker(catalogue)
+    return worker(catalogue)
 
 
 def _cluster(args: argparse.Namespace) -> "Cluster":
@@ -296,7 +298,8 @@ class _BatchProgress:
         if self._is_json:
             self._say(json.dumps(answer, ensure_ascii=False))
         elif answer["status"] in ("failed", "quarantined"):
-            self._say(f"error: {answer['track']}: {answer['status']}: {answer['error']}")
+            hint = ", or use --force" if answer["status"] == "quarantined" else ""
+            self._say(f"error: {answer['track']}: {answer['status']}: {answer['error']}{hint}")
         if self._bar is not None:
             self._bar.update()
         elif not self._is_quiet and monotonic() - self._last >= _EVERY:

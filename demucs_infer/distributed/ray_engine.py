@@ -11,7 +11,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -52,7 +52,7 @@ class Cluster:
             raise ValueError(f"{self} needs a worker, a row a task, and no negative resources")
 
 
-def run(rows: Iterable[TrackRow], make: Make, cluster: Cluster) -> Iterator[ResultRow]:
+def run(rows: Iterable[TrackRow], make: Make, cluster: Cluster) -> Generator[ResultRow, None, None]:
     """The answers, as they come; memory here does not grow with the number of rows.
 
     `rows` and `make` are pickled: the rows are read on the cluster, by one task.

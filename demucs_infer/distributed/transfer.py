@@ -58,6 +58,9 @@ class Transfer:
     out: str
     skip: Skip = "same"
     max_crashes: int = 2
+    run_id: str = ""
+    """As `BatchRunner` takes it."""
+
     conflicting: frozenset[int] = frozenset()
     """As `OutputConflicts` has it."""
 
@@ -152,18 +155,20 @@ class Transfer:
         return joined(self.out, f"{self.model.folder}/{PARTIAL}/{name}")
 
     def _deaths(self, row: TrackRow) -> int:
-        text = places.read(self._journal(row))
-        return int(text) if text and text.isdigit() else 0
+        """Return how many crashes count; those of other runs do not if this one has an id."""
+        count, _, run_id = (places.read(self._journal(row)) or "").partition(" ")
+        is_other_run = bool(self.run_id) and run_id != self.run_id
+        return int(count) if count.isdigit() and not is_other_run else 0
 
     def _begun(self, row: TrackRow) -> TrackResult | None:
         """Enter an attempt, unless there were too many."""
-        crash_count = self._deaths(row)
+        journal, crash_count = self._journal(row), self._deaths(row)
         if crash_count >= self.max_crashes:
-            result = failed(row, self.model, f"its process died {crash_count} times", "other")
-            return replace(result, status="quarantined")
-        journal = self._journal(row)
-        places.write(journal, str(crash_count + 1))
-        take_back = partial(places.write, journal, str(crash_count))
+            times = f"{crash_count} times" if crash_count > 1 else "once"
+            error = f"its process crashed {times}; to try it again, remove {journal}"
+            return replace(failed(row, self.model, error, "other"), status="quarantined")
+        places.write(journal, f"{crash_count + 1} {self.run_id}".rstrip())
+        take_back = partial(places.write, journal, f"{crash_count} {self.run_id}".rstrip())
         register(
             (self.out, row.path), take_back if crash_count else partial(places.remove, journal)
         )

@@ -5,7 +5,7 @@ Every engine calls it, in as many processes as it likes; it never raises for the
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -38,6 +38,9 @@ class WorkerConfig:
     max_crashes: int = 2
     """After how many deaths of its worker a track is left out."""
 
+    run_id: str = ""
+    """As `BatchRunner` takes it: crashes before this run do not count against a track."""
+
     conflicting: frozenset[int] = frozenset()
     """As `OutputConflicts` has it: paths that several rows would write to."""
 
@@ -56,7 +59,7 @@ class TrackWorker:
         self._batch: BatchRunner | None = None
         self._courier: Transfer | None = None
 
-    def __call__(self, rows: Iterable[TrackRow]) -> Iterator[ResultRow]:
+    def __call__(self, rows: Iterable[TrackRow]) -> Generator[ResultRow, None, None]:
         """One answer for every row; those of tracks that may kill their worker come last."""
         try:
             batch, courier = self._opened()
@@ -85,6 +88,7 @@ class TrackWorker:
                 out=told.out,
                 skip=told.skip,
                 max_crashes=told.max_crashes,
+                run_id=told.run_id,
                 conflicting=told.conflicting,
             )
             self._batch = BatchRunner(
@@ -95,6 +99,7 @@ class TrackWorker:
                 # Of what lies far away the courier knows more than the batch.
                 skip="nothing" if far else told.skip,
                 max_crashes=None if far else told.max_crashes,
+                run_id=told.run_id,
                 max_tracks_per_batch=told.together or _TOGETHER.get(separator.device.type, 1),
                 waits_for_others=True,
                 keeps_when_full=not far,  # a folder for one attempt

@@ -362,9 +362,33 @@ def test_a_track_that_kills_its_process_is_left_out(stage: Stage) -> None:
     die()
     result = stage.batch(max_crashes=2).one(job)
     assert result.status == "quarantined" and "2 times" in result.error
+    left = next((stage.folder / "out").glob(f"{PARTIAL}/*"))
+    assert f"to try it again, remove {left}" in result.error
     assert not list((stage.folder / "out").glob(f"{PARTIAL}/*/decoded.f32")), "of no use any more"
     assert stage.batch(max_crashes=2).one(job).status == "quarantined", "tried once more"
     assert stage.batch().one(job).status == "done"
+
+
+def test_crashes_before_a_forced_run_do_not_count(stage: Stage) -> None:
+    path = write_song(stage.folder / "song.wav")
+    job = stage.job(path)
+
+    def crash(run_id: str) -> None:
+        run = stage.batch(max_crashes=2, run_id=run_id).run([job])
+        next(run)
+        attempts = next((stage.folder / "out").glob(f"{PARTIAL}/*/attempts"))
+        text = attempts.read_text()
+        run.close()
+        attempts.write_text(text)
+
+    for run_id in ("", ""):
+        crash(run_id)
+    assert stage.batch(max_crashes=2).one(job).status == "quarantined"
+    for run_id in ("forced", "forced"):
+        crash(run_id)
+    assert stage.batch(max_crashes=2, run_id="forced").one(job).status == "quarantined"
+    assert stage.batch(max_crashes=2).one(job).status == "quarantined", "counted from any run"
+    assert stage.batch(max_crashes=2, run_id="forced again").one(job).status == "done"
 
 
 @pytest.mark.parametrize(("max_tracks_per_batch", "died_with"), [(1, 2), (3, 3)])

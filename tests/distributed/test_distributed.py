@@ -64,7 +64,7 @@ def write_manifest(path: Path, tracks: list[dict[str, Any]]) -> Path:
         path.write_text("\n".join(json.dumps(track | {"ignored": [1]}) for track in tracks))
     elif path.suffix == ".parquet":
         pyarrow, parquet = need_module("pyarrow"), need_module("pyarrow.parquet")
-        parquet.write_table(pyarrow.ResultsTable.from_pylist(tracks), path)
+        parquet.write_table(pyarrow.Table.from_pylist(tracks), path)
     else:
         path.write_text("".join(f"{track['path']}\n\n" for track in tracks))
     return path
@@ -626,8 +626,9 @@ def test_shards_make_the_same_stems(
 def test_two_at_work_on_the_same_track(repo: Path, tmp_path: Path) -> None:
     """A shard that meets it in another's hands goes on, comes back to it, and finds it done."""
     write_song(tmp_path / "song.wav", 60)
-    write_song(tmp_path / "other.wav", 1, seed=1)
-    (tmp_path / "list.txt").write_text("song.wav\nsong.wav\nother.wav\nother.wav\n")
+    for seed, name in enumerate(("other", "third"), 1):
+        write_song(tmp_path / f"{name}.wav", 1, seed=seed)
+    (tmp_path / "list.txt").write_text("song.wav\nsong.wav\nthird.wav\nother.wav\n")
     words = ["batch", str(tmp_path / "list.txt"), "--repo", str(repo), "-n", MODEL, "-d", "cpu"]
     words += ["-q", "-o", str(tmp_path / "out"), "--shard"]
     first = subprocess.Popen(
@@ -688,6 +689,20 @@ def test_exit_codes(repo: Path, tmp_path: Path) -> None:
     assert main([*words, "--repo", str(repo), "-n", MODEL, "--stems", "kazoo"]) == 2
     (tmp_path / "list.txt").write_text("")
     assert main([*words, "--repo", str(repo), "-n", MODEL]) == 0
+
+
+def test_unknown_stems_leave_the_tables_of_earlier_runs_alone(repo: Path, tmp_path: Path) -> None:
+    write_song(tmp_path / "song.wav", 1)
+    (tmp_path / "list.txt").write_text("song.wav\n")
+    words = ["batch", str(tmp_path / "list.txt"), "--repo", str(repo), "-n", MODEL, "-d", "cpu"]
+    words += ["-o", str(tmp_path / "out"), "--stems", "kazoo"]
+    assert main(words) == 2
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results.jsonl.partial").write_text("an interrupted run")
+    assert main(words) == 2
+    assert tree(tmp_path / "out") == ["results.jsonl.partial"]
+    assert (tmp_path / "out/results.jsonl.partial").read_text() == "an interrupted run"
 
 
 # ── planning ──
