@@ -30,7 +30,7 @@ CUTS = [1, 4, 11, 12, 30, 44, 45, 90, 300, 0.5, 0.9, -1]
 # Reads every file; nothing but our own error may come out, and little memory go in.
 READ_ALL = """
 import json, resource, sys, torch
-from demucs_infer.audio.reader import Track
+from demucs_infer.audio.reader import TrackReader
 from demucs_infer.errors import AudioReadError
 torch.set_num_threads(1)
 with open("/proc/self/statm") as file:
@@ -38,7 +38,7 @@ with open("/proc/self/statm") as file:
 resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 30), size + (1 << 30)))
 def read(path):
     try:
-        track = Track(path, sample_rate=44100, channels=2)
+        track = TrackReader(path, sample_rate=44100, channels=2)
         finite = all(bool(torch.isfinite(block).all()) for block in track.blocks())
         return ["ok" if finite else "not finite", list(track.warnings)]
     except (AudioReadError, ValueError) as error:

@@ -245,14 +245,14 @@ def test_the_callers_blocks_are_copied_and_kept(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_track(tmp_path: Path) -> None:
     code = (
         "import resource, sys, torch\n"
-        "from demucs_infer.audio.file_set import FileSet\n"
+        "from demucs_infer.audio.file_set import StemFileSet\n"
         "from demucs_infer.audio.formats import Encoding\n"
         "from tests.helpers.networks import peak_kilobytes\n"
         "peak = lambda: peak_kilobytes() // 1024\n"
         "block = torch.rand(2, 44100) * 1.5\n"
         "def write(seconds):\n"
         "    names = {n: f'{sys.argv[1]}/{n}.wav' for n in 'ab'}\n"
-        "    with FileSet(names, 44100, 2, Encoding('wav')) as files:\n"
+        "    with StemFileSet(names, 44100, 2, Encoding('wav')) as files:\n"
         "        for _ in range(seconds):\n"
         "            files.write({'a': block, 'b': block})\n"
         "write(3); before = peak(); write(90); print(peak() - before)\n"

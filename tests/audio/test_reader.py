@@ -335,15 +335,15 @@ def test_extra_channels_are_never_dropped_silently(corpus: Corpus) -> None:
 
 MEMORY = """
 import resource, sys, torch
-from demucs_infer.audio.file_set import FileSet
+from demucs_infer.audio.file_set import StemFileSet
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.reader import Track
+from demucs_infer.audio.reader import TrackReader
 from tests.helpers.networks import peak_kilobytes
 torch.set_num_threads(1)
 short, long, rate, out = sys.argv[1:]
 def peak(path):
-    track = Track(path, sample_rate=int(rate), channels=2)
-    with FileSet({"x": out}, int(rate), 2, Encoding("wav")) as files:
+    track = TrackReader(path, sample_rate=int(rate), channels=2)
+    with StemFileSet({"x": out}, int(rate), 2, Encoding("wav")) as files:
         for block in track.blocks():
             files.write({"x": block})
     return track.frames, peak_kilobytes()
