@@ -61,11 +61,11 @@ def run(body: str) -> None:
 BODIES: dict[str, str] = {
     "outside, every block is new": "assert share() > 0.9",
     "inside, none is": """
-with heap.large_blocks_kept():
+with heap.keep_large_allocations():
     assert share() < 0.1
 """,
     "afterwards it is as it was": """
-with heap.large_blocks_kept():
+with heap.keep_large_allocations():
     share()
 assert share(larger()) > 0.9
 """,
@@ -75,7 +75,7 @@ def resident():
 
 
 before, small = resident(), []
-with heap.large_blocks_kept():
+with heap.keep_large_allocations():
     for _ in range(4):
         blocks = [torch.ones(BYTES // 4) for _ in range(4)]
         small.append(torch.ones(4096))  # lies above them in the heap
@@ -84,8 +84,8 @@ with heap.large_blocks_kept():
 assert resident() - before < BYTES
 """,
     "the last one out puts it back": """
-with heap.large_blocks_kept():
-    with heap.large_blocks_kept():
+with heap.keep_large_allocations():
+    with heap.keep_large_allocations():
         share()
     assert share() < 0.1
 assert share(larger()) > 0.9
@@ -115,7 +115,7 @@ def test_large_blocks(case: str) -> None:
 def test_rules_of_whoever_started_the_process_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     run("""
-with heap.large_blocks_kept():
+with heap.keep_large_allocations():
     assert share() > 0.9
 """)
 
@@ -128,30 +128,30 @@ import gc
 from demucs_infer.system import malloc as heap
 
 try:
-    with heap.never_collected():
+    with heap.exempt_imports_from_gc():
         raise KeyboardInterrupt
 except KeyboardInterrupt:
     assert gc.isenabled() and not gc.get_freeze_count()
-with heap.never_collected():
+with heap.exempt_imports_from_gc():
     import torch
 count = gc.get_freeze_count()
 assert count > 50_000 and gc.isenabled()
-with heap.never_collected():
+with heap.exempt_imports_from_gc():
     later = [[]]
 assert gc.get_freeze_count() <= count and gc.is_tracked(later)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_the_highest_memory_is_that_of_the_process_alone() -> None:
+def test_the_peak_memory_is_that_of_the_process_alone() -> None:
     """`ru_maxrss`, which others read, begins with the peak of the parent."""
-    child = "from demucs_infer.system.malloc import highest_memory; print(highest_memory())"
+    child = "from demucs_infer.system.malloc import peak_memory; print(peak_memory())"
     parent = f"""
 import subprocess, sys
-from demucs_infer.system.malloc import highest_memory
+from demucs_infer.system.malloc import peak_memory
 held = b"x" * (400 << 20)
 child = int(subprocess.check_output([sys.executable, "-c", {child!r}]))
-assert child < len(held) < highest_memory(), child
+assert child < len(held) < peak_memory(), child
 """
     subprocess.run([sys.executable, "-c", parent], check=True)
 
