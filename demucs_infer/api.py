@@ -28,6 +28,7 @@ from demucs_infer.checkpoints.download import shown
 from demucs_infer.custom.build import load_network
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
+from demucs_infer.engine.network import Ensemble, Network
 from demucs_infer.engine.pipeline import (
     Block,
     TensorTrack,
@@ -36,7 +37,8 @@ from demucs_infer.engine.pipeline import (
     separate,
     separate_many,
 )
-from demucs_infer.engine.runner import Ensemble, Network, QueryAdapter, Runner
+from demucs_infer.engine.queries import QueryAdapter
+from demucs_infer.engine.runner import Runner
 from demucs_infer.engine.stems import StemPlan
 from demucs_infer.errors import AudioReadError as LoadAudioError
 from demucs_infer.errors import ModelLoadingError as LoadModelError

@@ -13,8 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from demucs_infer.engine.network import Ensemble, Network, check_weights
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
-from demucs_infer.engine.runner import Ensemble, Network, QueryAdapter, Runner, check_weights
+from demucs_infer.engine.queries import QueryAdapter
+from demucs_infer.engine.runner import Runner
 from demucs_infer.events import BatchSizeReduced, ChunkProcessed, Event, WarningEvent, call_back
 from demucs_infer.options import Options
 

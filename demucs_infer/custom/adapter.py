@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from demucs_infer.custom.config import StftConfig
 from demucs_infer.custom.metadata import Traits
-from demucs_infer.engine.runner import as_tensor
+from demucs_infer.engine.network import as_tensor
 from demucs_infer.engine.stitch import make_window
 from demucs_infer.errors import ConfigError
 from demucs_infer.spec import complex_device

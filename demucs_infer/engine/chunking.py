@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
 from demucs_infer.engine.plan import Chunk, check_grid, plan_padded
-from demucs_infer.engine.runner import QueryAdapter, Runner
+from demucs_infer.engine.queries import QueryAdapter
+from demucs_infer.engine.runner import Runner
 from demucs_infer.engine.stitch import (
     OverlapAdd,
     TrackBuffer,

@@ -5,7 +5,7 @@ are separated side by side.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -15,26 +15,17 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from demucs_infer.engine.blend import Blend
 from demucs_infer.engine.level import Level, measure
-from demucs_infer.engine.plan import (
-    Chunk,
-    ChunkBatch,
-    Pass,
-    Plan,
-    draw_origins,
-    plan_batches,
-    plan_chunks,
-    plan_padded,
-)
-from demucs_infer.engine.runner import Ensemble, Network, Runner, consumes_rng, window_rule
-from demucs_infer.engine.stems import StemPlan, choose_stems, needed_members
-from demucs_infer.engine.stitch import OverlapAdd, TrackBuffer, make_window, usable_weights
+from demucs_infer.engine.network import Ensemble
+from demucs_infer.engine.plan import ChunkBatch
+from demucs_infer.engine.run_config import RunConfig
+from demucs_infer.engine.runner import Runner
+from demucs_infer.engine.stems import StemPlan, choose_stems
+from demucs_infer.engine.stitch import TrackBuffer
 from demucs_infer.events import ChunkProcessed, ChunkStarted, Event, Position, Stage
 from demucs_infer.options import Options
 from demucs_infer.system.malloc import keep_large_allocations
-
-# A triangle is never 0, but a high power of it can be: there, too small to change a sum.
-_FLOOR = {"triangle": 1e-30}
 
 
 class Track(Protocol):
@@ -168,7 +159,7 @@ def separate_many(
     ensemble = Ensemble.of(model)
     stems = stems or choose_stems(ensemble.sources)
     runner = runner or Runner()
-    setup = _RunConfig(ensemble, options, stems, runner, announce)
+    setup = RunConfig(ensemble, options, stems, runner, announce)
     with ExitStack() as stack:
         if options.workers and pool is None:
             pool = stack.enter_context(ThreadPoolExecutor(options.workers))
@@ -186,86 +177,6 @@ def separate_many(
                 order = answered.order
                 for event in [*answered.events, *order.job.accept(order, answered.answers)]:
                     yield order.job.index, event
-
-
-class _RunConfig:
-    """What all tracks of a run have in common, checked before the first is opened."""
-
-    def __init__(
-        self,
-        ensemble: Ensemble,
-        options: Options,
-        stems: StemPlan,
-        runner: Runner,
-        announce: bool,
-    ) -> None:
-        if stems.sources != ensemble.sources:
-            raise ValueError(
-                f"stems were chosen from {', '.join(stems.sources)}, "
-                f"and the model has {', '.join(ensemble.sources)}"
-            )
-        self.ensemble = ensemble
-        self.options = options
-        self.stems = stems
-        self.runner = runner
-        self.announce = announce
-        weights = ensemble.weights or ([1.0] * len(ensemble.sources),)
-        self.select = needed_members(weights, stems.computed)
-        self.members = [i for i, wanted in enumerate(self.select) if wanted]
-        self.rules = [window_rule(net, options.segment_seconds) for net in ensemble.members]
-        self.segments = [self._segment(network) for network in ensemble.members]
-
-    def _segment(self, network: Network) -> tuple[int, int]:
-        """(segment, stride) in samples, each truncated as upstream truncates them."""
-        seconds = self.options.segment_seconds
-        segment = int(network.samplerate * (network.segment if seconds is None else seconds))
-        stride = int((1 - self.options.overlap) * segment)
-        if self.options.split and not stride > 0:
-            raise ValueError(
-                f"overlap = {self.options.overlap} of a segment of {segment} samples leaves "
-                "no sample to advance by: lower it, or take a longer segment"
-            )
-        return segment, stride
-
-    def plan(self, length: int) -> Plan:
-        """All the work for a track of `length` samples."""
-        options, ensemble = self.options, self.ensemble
-        max_shift = int(0.5 * ensemble.samplerate)
-        draws = [self._draws(member, length) for member in range(len(ensemble.members))]
-        origins = draw_origins(draws, options.shifts, max_shift, options.seed)
-        passes = tuple(
-            Pass(member, shift, origin, self._chunks(member, length, origin))
-            for member in self.members
-            for shift, origin in enumerate(origins[member])
-        )
-
-        def size(member: int, window: int) -> int:
-            return self.runner.batch_size(ensemble.members[member], window, options)
-
-        return Plan(length, passes, plan_batches(passes, size))
-
-    def _draws(self, member: int, length: int) -> Callable[[int], int]:
-        _, stride = self.segments[member]
-        if not consumes_rng(self.ensemble.members[member]):
-            return lambda _origin: 0
-        if not self.options.split:
-            return lambda _origin: 1
-        return lambda origin: -(-(length - origin) // stride)
-
-    def _chunks(self, member: int, length: int, origin: int) -> tuple[Chunk, ...]:
-        segment, stride = self.segments[member]
-        if self.options.profile == "padded" and self.options.split:
-            return plan_padded(length, segment=segment, stride=stride, origin=origin)
-        rule = self.rules[member]
-        if not self.options.split:
-            segment = stride = length - origin
-            if rule(segment) < segment:
-                raise ValueError(
-                    f"split=False makes one window of {segment} samples, and with segment_seconds "
-                    f"= {self.options.segment_seconds} the network reads {rule(segment)}: "
-                    "leave one of them out"
-                )
-        return plan_chunks(length, segment=segment, stride=stride, window=rule, origin=origin)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -299,7 +210,7 @@ _Said = tuple[int, TrackEvent]
 
 
 def _orders(
-    tracks: Iterable[Track | Exception], setup: _RunConfig
+    tracks: Iterable[Track | Exception], setup: RunConfig
 ) -> Generator[_Said | _WindowRequest, None, None]:
     """Every window of every track, in the order in which they are to run."""
     for index, track in enumerate(tracks):
@@ -356,7 +267,7 @@ def _packed(
 
 def _run(
     has_packed_kernels: Iterable[_Said | list[_WindowRequest]],
-    setup: _RunConfig,
+    setup: RunConfig,
     pool: Executor | None,
 ) -> Generator[_Said | list[_WindowResponse], None, None]:
     """Answers to every pack in order, with up to `options.workers` of them in flight."""
@@ -379,7 +290,7 @@ def _run(
         wait(flying)
 
 
-def _asked(pack: list[_WindowRequest], setup: _RunConfig) -> list[_WindowResponse]:
+def _asked(pack: list[_WindowRequest], setup: RunConfig) -> list[_WindowResponse]:
     """What the network says to each order; where it fails, the tracks are asked about apart."""
     member = pack[0].batch.member
     network, select = setup.ensemble.members[member], setup.select[member]
@@ -400,7 +311,7 @@ def _asked(pack: list[_WindowRequest], setup: _RunConfig) -> list[_WindowRespons
 class _TrackState:
     """One track on its way: what is read of it, what is planned, what is stitched."""
 
-    def __init__(self, index: int, track: Track, setup: _RunConfig) -> None:
+    def __init__(self, index: int, track: Track, setup: RunConfig) -> None:
         self.index = index
         self.is_over = False
         self._track = track
@@ -432,7 +343,7 @@ class _TrackState:
         self._tape = TrackBuffer(
             blocks, length, level=self._level, start=self._plan.reads_from(first)
         )
-        self._mean = _Blend(self._plan, setup, first)
+        self._mean = Blend(self._plan, setup, first)
 
     def orders(self) -> Iterator[_WindowRequest]:
         """The windows of this track, cut when they are asked for."""
@@ -509,101 +420,6 @@ class _TrackState:
     def _positions(self, batch: ChunkBatch) -> tuple[Position, ...]:
         passes = self._plan.passes
         return tuple(passes[index].position(chunk) for index, chunk in batch.steps)
-
-
-class _Blend:
-    """The weighted mean over members and shifts, as far as every pass has come."""
-
-    def __init__(self, plan: Plan, setup: _RunConfig, start: int = 0) -> None:
-        self.start = start
-        """First sample not yet given out."""
-        self._plan = plan
-        self._setup = setup
-        self._left = plan.num_left(start)
-        self._passes = [
-            OverlapAdd(pass_.chunks[-left].start if left else plan.length)
-            for pass_, left in zip(plan.passes, self._left)
-        ]
-        self._weights: dict[tuple[int, torch.device], Tensor] = {}
-
-    def add(self, index: int, chunk: Chunk, answer: Tensor) -> None:
-        """Add what pass number `index` answered for `chunk`: (... S C W)."""
-        owned = answer[..., chunk.skip : chunk.skip + len(chunk)]
-        member = self._plan.passes[index].member
-        weights = self._window(member, len(chunk), answer.device)
-        self._passes[index].add(chunk.start, owned, weights)
-        self._left[index] -= 1
-
-    def take(self) -> Tensor | None:
-        """The samples that every pass is done with, if there are any: (... S C t)."""
-        stop = min(self._final(index) for index in range(len(self._passes)))
-        if stop <= self.start:
-            return None
-        setup = self._setup
-        result: Tensor | None = None
-        for member in setup.members:
-            mine = self._member_mean(member, stop)
-            if setup.ensemble.weights is None:
-                self.start = stop
-                return mine
-            result = self._weigh(result, member, mine)
-        assert result is not None
-        weights = setup.ensemble.weights or ()
-        for at, stem in enumerate(setup.stems.computed):
-            total = 0.0
-            for row in weights:  # in this order, and in float64, as upstream adds them
-                total += row[stem]
-            result[..., at, :, :] /= total
-        self.start = stop
-        return result
-
-    def _final(self, index: int) -> int:
-        """How far the pass can be touched no more."""
-        chunks = self._plan.passes[index].chunks
-        left = self._left[index]
-        return (
-            min(chunks[len(chunks) - left].start, self._plan.length) if left else self._plan.length
-        )
-
-    def _member_mean(self, member: int, stop: int) -> Tensor:
-        total: Tensor | None = None
-        for pass_, stitched in zip(self._plan.passes, self._passes):
-            if pass_.member != member:
-                continue
-            # What lies before the track is only there because the grid was slid.
-            samples = stitched.take(stop)
-            samples = samples[..., samples.shape[-1] - (stop - self.start) :]
-            total = samples if total is None else total.add_(samples)
-        assert total is not None
-        return total.div_(max(1, self._setup.options.shifts))
-
-    def _weigh(self, result: Tensor | None, member: int, mine: Tensor) -> Tensor:
-        setup = self._setup
-        assert setup.ensemble.weights is not None
-        computed, select = setup.stems.computed, setup.select[member]
-        if result is None:
-            shape = (*mine.shape[:-3], len(computed), *mine.shape[-2:])
-            result = torch.zeros(shape, device=mine.device)
-        mine = mine.to(result.device)
-        for at, stem in enumerate(select):
-            weight = setup.ensemble.weights[member][stem]
-            result[..., computed.index(stem), :, :] += mine[..., at, :, :] * weight
-        return result
-
-    def _window(self, member: int, length: int, device: torch.device) -> Tensor:
-        options = self._setup.options
-        if not options.split:
-            return torch.ones(length, device=device)
-        known = self._weights.get((member, device))
-        if known is None or len(known) < length:
-            # A segment may be longer than any memory, what is read of it is not.
-            segment, _ = self._setup.segments[member]
-            known = make_window(
-                options.window, segment, power=options.transition_power, stop=length
-            )
-            known = usable_weights(known, _FLOOR.get(options.window, 1e-8)).to(device)
-            self._weights[member, device] = known
-        return known[:length]
 
 
 def _with_channels(block: Tensor, channels: int) -> Tensor:

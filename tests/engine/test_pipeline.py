@@ -16,7 +16,7 @@ from torch import Tensor
 
 from demucs_infer.apply import BagOfModels, apply_model
 from demucs_infer.demucs import Demucs
-from demucs_infer.engine import pipeline
+from demucs_infer.engine import run_config
 from demucs_infer.engine.pipeline import (
     Block,
     TensorTrack,
@@ -154,7 +154,7 @@ def test_a_plan_that_is_off_by_one_sample_does_not_give_the_track_back(
         wrong(chunks)
         return tuple(chunks)
 
-    monkeypatch.setattr(pipeline, "plan_chunks", mistaken)
+    monkeypatch.setattr(run_config, "plan_chunks", mistaken)
     try:
         stems = joined(separate(track, network, options=options))
     except (ValueError, RuntimeError, SeparationError, AssertionError):

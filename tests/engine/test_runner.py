@@ -12,17 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer.apply import BagOfModels
+from demucs_infer.engine.network import Ensemble, Network, as_tensor, window_rule
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
-from demucs_infer.engine.runner import (
-    Ensemble,
-    Network,
-    QueryAdapter,
-    Runner,
-    as_tensor,
-    borrowed,
-    device_of,
-    window_rule,
-)
+from demucs_infer.engine.queries import QueryAdapter
+from demucs_infer.engine.runner import Runner, borrowed, device_of
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import SeparationError, is_out_of_memory
 from demucs_infer.events import BatchSizeReduced, ChunkProcessed, WarningEvent

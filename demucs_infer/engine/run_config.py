@@ -1,0 +1,97 @@
+"""What all tracks of a run have in common: networks, options, stems, and how a track is planned."""
+
+from collections.abc import Callable
+
+from demucs_infer.engine.network import Ensemble, Network, window_rule
+from demucs_infer.engine.plan import (
+    Chunk,
+    Pass,
+    Plan,
+    draw_origins,
+    plan_batches,
+    plan_chunks,
+    plan_padded,
+)
+from demucs_infer.engine.runner import Runner, consumes_rng
+from demucs_infer.engine.stems import StemPlan, needed_members
+from demucs_infer.options import Options
+
+
+class RunConfig:
+    """What all tracks of a run have in common, checked before the first is opened."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        options: Options,
+        stems: StemPlan,
+        runner: Runner,
+        announce: bool,
+    ) -> None:
+        if stems.sources != ensemble.sources:
+            raise ValueError(
+                f"stems were chosen from {', '.join(stems.sources)}, "
+                f"and the model has {', '.join(ensemble.sources)}"
+            )
+        self.ensemble = ensemble
+        self.options = options
+        self.stems = stems
+        self.runner = runner
+        self.announce = announce
+        weights = ensemble.weights or ([1.0] * len(ensemble.sources),)
+        self.select = needed_members(weights, stems.computed)
+        self.members = [i for i, wanted in enumerate(self.select) if wanted]
+        self.rules = [window_rule(net, options.segment_seconds) for net in ensemble.members]
+        self.segments = [self._segment(network) for network in ensemble.members]
+
+    def _segment(self, network: Network) -> tuple[int, int]:
+        """(segment, stride) in samples, each truncated as upstream truncates them."""
+        seconds = self.options.segment_seconds
+        segment = int(network.samplerate * (network.segment if seconds is None else seconds))
+        stride = int((1 - self.options.overlap) * segment)
+        if self.options.split and not stride > 0:
+            raise ValueError(
+                f"overlap = {self.options.overlap} of a segment of {segment} samples leaves "
+                "no sample to advance by: lower it, or take a longer segment"
+            )
+        return segment, stride
+
+    def plan(self, length: int) -> Plan:
+        """All the work for a track of `length` samples."""
+        options, ensemble = self.options, self.ensemble
+        max_shift = int(0.5 * ensemble.samplerate)
+        draws = [self._draws(member, length) for member in range(len(ensemble.members))]
+        origins = draw_origins(draws, options.shifts, max_shift, options.seed)
+        passes = tuple(
+            Pass(member, shift, origin, self._chunks(member, length, origin))
+            for member in self.members
+            for shift, origin in enumerate(origins[member])
+        )
+
+        def size(member: int, window: int) -> int:
+            return self.runner.batch_size(ensemble.members[member], window, options)
+
+        return Plan(length, passes, plan_batches(passes, size))
+
+    def _draws(self, member: int, length: int) -> Callable[[int], int]:
+        _, stride = self.segments[member]
+        if not consumes_rng(self.ensemble.members[member]):
+            return lambda _origin: 0
+        if not self.options.split:
+            return lambda _origin: 1
+        return lambda origin: -(-(length - origin) // stride)
+
+    def _chunks(self, member: int, length: int, origin: int) -> tuple[Chunk, ...]:
+        segment, stride = self.segments[member]
+        if self.options.profile == "padded" and self.options.split:
+            return plan_padded(length, segment=segment, stride=stride, origin=origin)
+        rule = self.rules[member]
+        if not self.options.split:
+            segment = stride = length - origin
+            if rule(segment) < segment:
+                raise ValueError(
+                    f"split=False makes one window of {segment} samples, and with segment_seconds "
+                    f"= {self.options.segment_seconds} the network reads {rule(segment)}: "
+                    "leave one of them out"
+                )
+        return plan_chunks(length, segment=segment, stride=stride, window=rule, origin=origin)
