@@ -1,42 +1,42 @@
-"""What the engine says while it works: frozen values, one stream for every listener."""
+"""Events of a separation: frozen values that the library, the command line and the server share."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 
 class Stage:
-    """A named step of the work begins, or is over."""
+    """The two events around a named step of the work."""
 
     @dataclass(frozen=True, slots=True)
     class Started:
-        """`stage` begins."""
+        """Sent when `stage` begins."""
 
         stage: str
         total_batches: int | None = None
 
     @dataclass(frozen=True, slots=True)
     class Completed:
-        """`stage` is over."""
+        """Sent when `stage` ends."""
 
         stage: str
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Which window of which pass: what upstream's callback reports."""
+    """Which window of which pass, as upstream's callback reports it."""
 
     member: int
     """Index of the network in its bag."""
     shift: int
     """Index of the time shift."""
     offset: int
-    """First sample of the chunk, counted from where the grid of this pass begins."""
+    """First sample of the chunk, relative to the origin of the pass's grid."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkStarted:
-    """A batch is about to run; sent only to those who ask for it (`announce=True`)."""
+    """Sent before a batch runs; only with `announce=True`."""
 
     batch_index: int
     total_batches: int
@@ -45,26 +45,26 @@ class ChunkStarted:
 
 @dataclass(frozen=True, slots=True)
 class ChunkProcessed:
-    """A planned batch is done; `batch_index` counts from 1, over all members and shifts."""
+    """Sent after a planned batch; `batch_index` counts from 1, over all members and shifts."""
 
     batch_index: int
     total_batches: int
     positions: tuple[Position, ...] = field(default=(), repr=False)
-    """The windows of this batch."""
+    """Windows of this batch."""
     fraction: float = field(default=0.0, repr=False)
-    """How much of this track's work is done: never falls, ends at exactly 1."""
+    """Share of the track's work that is done: never falls, ends at exactly 1."""
     seconds_total: float = field(default=0.0, repr=False)
-    """How long the track is."""
+    """Duration of the track."""
 
     @property
     def seconds_done(self) -> float:
-        """The same fraction, as seconds of the track."""
+        """`fraction` in seconds of the track."""
         return self.fraction * self.seconds_total
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSizeReduced:
-    """Memory ran out: from here on, batches of the network at hand are smaller."""
+    """Sent when memory ran out: from now on, batches of this network are smaller."""
 
     old: int
     new: int
@@ -73,7 +73,7 @@ class BatchSizeReduced:
 
 @dataclass(frozen=True, slots=True)
 class WarningEvent:
-    """Something the listener should know, and that did not stop the work."""
+    """A problem that did not stop the work."""
 
     message: str
 
@@ -87,21 +87,46 @@ Event = (
     | WarningEvent
 )
 
-TrackEvent = TypeVar("TrackEvent")
+StreamItem = TypeVar("StreamItem")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackFailed:
+    """Last event of a track that could not be read or separated; other tracks go on."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackFinished:
+    """Last event of a track that was separated."""
+
+
+def event_to_json(event: Event) -> dict[str, object]:
+    """Convert an event to the JSON object that `--progress json` and the server send.
+
+    The first key, `event`, is the name of the class. Positions are left out: they are for
+    upstream's callback, and there may be thousands.
+    """
+    values = {field.name: getattr(event, field.name) for field in fields(event)}
+    values.pop("positions", None)
+    if isinstance(event, ChunkProcessed):
+        values["seconds_done"] = event.seconds_done
+    return {"event": type(event).__qualname__, **values}
 
 
 def call_back(
-    stream: Iterable[TrackEvent],
+    stream: Iterable[StreamItem],
     callback: Callable[[dict[str, object]], object],
     *,
     models: int = 1,
     extra: Mapping[str, object] | None = None,
-) -> Iterator[TrackEvent]:
-    """The same stream, reported on its way to upstream's kind of callback.
+) -> Iterator[StreamItem]:
+    """Pass `stream` on, and report its windows to a callback of upstream's kind.
 
-    One call with `state="start"` before a window runs and one with `state="end"` after it,
-    so the stream must announce its batches. What `callback` raises ends the work; whatever
-    it does to the dictionary it was given stays its own.
+    `callback` is called with `state="start"` before a window runs and with `state="end"` after
+    it, so the stream must announce its batches. An exception in `callback` ends the work. Each
+    call gets a dictionary of its own, which `callback` may change.
     """
     states = {ChunkStarted: "start", ChunkProcessed: "end"}
     for item in stream:
@@ -118,30 +143,3 @@ def call_back(
                     }
                 )
         yield item
-
-
-class Progress:
-    """One fraction for many tracks: never falls, and is 1 when all of them are done."""
-
-    def __init__(self, num_tracks: int) -> None:
-        if num_tracks < 1:
-            raise ValueError(f"{num_tracks = } must be at least 1")
-        self._done = [0.0] * num_tracks
-
-    @property
-    def fraction(self) -> float:
-        """The share of all the work that is done."""
-        if all(done == 1.0 for done in self._done):
-            return 1.0  # a sum of fractions could fall short of it by a rounding
-        return sum(self._done) / len(self._done)
-
-    def update(self, track: int, item: object) -> float:
-        """Count what `item` says about track number `track`; what says nothing is free."""
-        if isinstance(item, ChunkProcessed):
-            self._done[track] = max(self._done[track], item.fraction)
-        return self.fraction
-
-    def finish(self, track: int) -> float:
-        """Count a track as done, whether it was separated, skipped or given up."""
-        self._done[track] = 1.0
-        return self.fraction

@@ -38,7 +38,7 @@ from demucs_infer.batch.result import Fault, TrackResult, fault_of
 from demucs_infer.batch.spool import Abandoned, Spool
 from demucs_infer.batch.workdir import WorkDir
 from demucs_infer.engine.level import Level, measure
-from demucs_infer.engine.pipeline import Block, TrackEvent, TrackFailed, TrackFinished
+from demucs_infer.engine.pipeline import Block, TrackEvent
 from demucs_infer.engine.pipeline import Track as EngineTrack
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import (
@@ -48,7 +48,7 @@ from demucs_infer.errors import (
     format_error,
     is_disk_full,
 )
-from demucs_infer.events import Event
+from demucs_infer.events import Event, TrackFailed, TrackFinished
 from demucs_infer.system.threads import limit_to_one_thread
 
 logger = logging.getLogger(__name__)

@@ -5,13 +5,18 @@ All of it goes to the error stream; standard output is for what was asked for.
 
 import json
 import sys
-from dataclasses import fields
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from demucs_infer.batch.result import TrackResult
-from demucs_infer.events import BatchSizeReduced, ChunkProcessed, WarningEvent
+from demucs_infer.events import (
+    BatchSizeReduced,
+    ChunkProcessed,
+    Event,
+    WarningEvent,
+    event_to_json,
+)
 
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
 _NAME_WIDTH = 24
@@ -37,7 +42,7 @@ class Reporter:
         self._quiet = quiet
         self._is_piped = is_piped
 
-    def event(self, track: str, event: object) -> None:
+    def event(self, track: str, event: Event) -> None:
         """Something happened to `track`."""
         if isinstance(event, WarningEvent):
             self.note(f"warning: {track}: {event.message}")
@@ -78,7 +83,7 @@ class BarReporter(Reporter):
         self._bar: tqdm[Any] | None = None
         self._track = ""
 
-    def event(self, track: str, event: object) -> None:
+    def event(self, track: str, event: Event) -> None:
         """Move the bar of `track`."""
         super().event(track, event)
         if not isinstance(event, ChunkProcessed):
@@ -121,13 +126,10 @@ class BarReporter(Reporter):
 class JsonReporter(Reporter):
     """One JSON object a line for everything that happens, whatever happens."""
 
-    def event(self, track: str, event: object) -> None:
-        """The event, its fields, and whose it is."""
-        values = {field.name: getattr(event, field.name) for field in fields(event)}  # type: ignore[arg-type]  # every event is a dataclass
-        values.pop("positions", None)
-        if isinstance(event, ChunkProcessed):
-            values["seconds_done"] = event.seconds_done
-        self._line({"event": type(event).__qualname__, "track": track, **values})
+    def event(self, track: str, event: Event) -> None:
+        """Write the event, and the track it belongs to."""
+        values = event_to_json(event)
+        self._line({"event": values.pop("event"), "track": track, **values})
 
     def result(self, result: TrackResult) -> None:
         """The row of the summary."""

@@ -23,7 +23,15 @@ from demucs_infer.engine.run_config import RunConfig
 from demucs_infer.engine.runner import Runner
 from demucs_infer.engine.stems import StemPlan, choose_stems
 from demucs_infer.engine.stitch import TrackBuffer
-from demucs_infer.events import ChunkProcessed, ChunkStarted, Event, Position, Stage
+from demucs_infer.events import (
+    ChunkProcessed,
+    ChunkStarted,
+    Event,
+    Position,
+    Stage,
+    TrackFailed,
+    TrackFinished,
+)
 from demucs_infer.options import Options
 from demucs_infer.system.malloc import keep_large_allocations
 
@@ -78,18 +86,6 @@ class Block:
     start: int
     stems: Tensor
     """(... S C t), in the order of the outputs that were asked for."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrackFailed:
-    """A track that was given up; the others go on."""
-
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrackFinished:
-    """A track of which all was said."""
 
 
 TrackEvent: TypeAlias = Event | Block | TrackFailed | TrackFinished

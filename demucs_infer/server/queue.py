@@ -9,7 +9,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -20,7 +20,7 @@ from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import ConfigError, ModelNotFound
-from demucs_infer.events import ChunkProcessed, Event, Stage
+from demucs_infer.events import ChunkProcessed, Event, Stage, event_to_json
 from demucs_infer.pretrained import list_models, model_info
 from demucs_infer.server.cache import CachedStems, ResultCache
 from demucs_infer.server.errors import ApiError, no_room
@@ -385,7 +385,7 @@ class JobQueue:
             job.fraction = event.fraction
         elif isinstance(event, Stage.Started):
             job.stage = event.stage
-        job.events.append(as_json(event))
+        job.events.append(event_to_json(event))
         job.change()
 
     def _done(self, worker: ModelWorker, job: Job, outcome: TrackResult | Exception) -> None:
@@ -530,15 +530,6 @@ class JobQueue:
         while True:
             await asyncio.sleep(min(max(self.settings.keep_seconds / 4, 1), 60))
             await self.tidy()
-
-
-def as_json(event: Event) -> dict[str, Any]:
-    """An event as the command line's `--progress json` tells it."""
-    values = {one.name: getattr(event, one.name) for one in fields(event)}
-    values.pop("positions", None)
-    if isinstance(event, ChunkProcessed):
-        values["seconds_done"] = event.seconds_done
-    return {"event": type(event).__qualname__, **values}
 
 
 def _as_refused(error: Exception) -> ApiError:

@@ -1,6 +1,7 @@
 """Events are values, their words are fixed, and progress never runs backwards."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -9,10 +10,10 @@ from demucs_infer.events import (
     ChunkProcessed,
     ChunkStarted,
     Position,
-    Progress,
     Stage,
     WarningEvent,
     call_back,
+    event_to_json,
 )
 
 
@@ -49,21 +50,6 @@ def test_events_are_frozen_hashable_values(event: object) -> None:
     assert copied is not event
 
 
-def test_progress_over_tracks_never_falls_and_ends_at_exactly_one() -> None:
-    progress = Progress(7)  # sevenths do not add up to 1 in floating point
-    seen = [progress.fraction]
-    for track in (3, 0, 1, 2, 4, 5):
-        for step in (0.3, 0.2, 1.0):
-            seen.append(progress.update(track, ChunkProcessed(1, 1, fraction=step)))
-        seen.append(progress.update(track, Stage.Started("stitch")))
-    assert seen[-1] < 1
-    seen.append(progress.finish(6))  # given up: it is done all the same
-    assert seen == sorted(seen)
-    assert (seen[0], seen[-1]) == (0.0, 1.0)
-    with pytest.raises(ValueError, match="num_tracks"):
-        Progress(0)
-
-
 def test_a_callback_gets_one_dictionary_of_its_own_per_window_and_state() -> None:
     positions = (Position(1, 2, 30), Position(1, 2, 40))
     stream = [Stage.Started("x"), ChunkStarted(1, 1, positions), ChunkProcessed(1, 1, positions)]
@@ -91,3 +77,34 @@ def test_a_callback_gets_one_dictionary_of_its_own_per_window_and_state() -> Non
         "models": 4,
         "state": "start",
     }
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (
+            Stage.Started("stitch"),
+            {"event": "Stage.Started", "stage": "stitch", "total_batches": None},
+        ),
+        (Stage.Completed("stitch"), {"event": "Stage.Completed", "stage": "stitch"}),
+        (
+            ChunkProcessed(1, 4, (Position(0, 1, 2),), fraction=0.25, seconds_total=8.0),
+            {
+                "event": "ChunkProcessed",
+                "batch_index": 1,
+                "total_batches": 4,
+                "fraction": 0.25,
+                "seconds_total": 8.0,
+                "seconds_done": 2.0,
+            },
+        ),
+        (
+            BatchSizeReduced(8, 4, "why"),
+            {"event": "BatchSizeReduced", "old": 8, "new": 4, "reason": "why"},
+        ),
+        (WarningEvent("text"), {"event": "WarningEvent", "message": "text"}),
+    ],
+    ids=lambda value: type(value).__qualname__ if dataclasses.is_dataclass(value) else "json",
+)
+def test_event_to_json_has_fields_in_order(event: Any, expected: dict[str, object]) -> None:
+    assert list(event_to_json(event).items()) == list(expected.items())

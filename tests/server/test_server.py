@@ -393,14 +393,14 @@ def events(text: str) -> list[tuple[str, Any]]:
 
 def test_events_are_those_of_the_engine_and_can_be_taken_up(web: TestClient, repo: Path) -> None:
     from demucs_infer.api import Separator
-    from demucs_infer.server.queue import as_json
+    from demucs_infer.events import event_to_json
 
     audio = song(2.5, seed=11)
     job = web.post("/v1/jobs", params={"shifts": 0}, content=audio).json()
     finished(web, job)
     told = events(web.get(f"/v1/jobs/{job['id']}/events").text)[:-1]
     expected = [
-        as_json(item)
+        event_to_json(item)
         for item in Separator(FAST, repo, device="cpu", shifts=0).stream(audio)
         if type(item).__name__ not in ("InferenceOutput",)
     ]
