@@ -30,7 +30,7 @@ from demucs_infer.cli.separate import (
 )
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import ResultRow, TrackManifest
-from demucs_infer.distributed.storage import check_driver, is_remote, joined, local
+from demucs_infer.distributed.storage import check_driver, is_remote, join, local_path
 from demucs_infer.errors import ModelLoadingError
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 
@@ -156,7 +156,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _anywhere(place: str) -> str:
     """The same place, for a process that works in another folder."""
-    return place if is_remote(place) else str(local(place).absolute())
+    return place if is_remote(place) else str(local_path(place).absolute())
 
 
 def _separate(args: argparse.Namespace, catalogue: TrackManifest) -> int:
@@ -216,7 +216,7 @@ def _check(args: argparse.Namespace, catalogue: TrackManifest) -> None:
         raise ValueError("--out names a folder, and - is none; write ./- if it is called that")
     check_driver(args.out)
     if not is_remote(args.out):
-        check_out_folder(local(args.out))
+        check_out_folder(local_path(args.out))
 
 
 def _surveyed(
@@ -248,7 +248,7 @@ def _surveyed(
 def _results(args: argparse.Namespace, catalogue: TrackManifest) -> str:
     which, count = catalogue.shard
     name = "results.jsonl" if count == 1 else f"results-{which}-of-{count}.jsonl"
-    found: str = args.results or joined(args.out, name)
+    found: str = args.results or join(args.out, name)
     return found
 
 

@@ -16,8 +16,8 @@ from demucs_infer.audio.formats import FORMATS
 from demucs_infer.checkpoints.cache import CheckpointStore
 from demucs_infer.pretrained import list_models, model_info
 
-_PACKAGES = ("torch", "numpy", "av", "lameenc", "pyyaml", "tqdm")
-_OPTIONAL = ("soxr", "soundfile", "huggingface-hub", "fastapi", "ray", "fsspec")
+_PACKAGES = ("torch", "numpy", "av", "lameenc", "pyyaml", "tqdm", "fsspec")
+_OPTIONAL = ("soxr", "soundfile", "huggingface-hub", "fastapi", "ray")
 
 
 def run(words: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from demucs_infer.batch.output_paths import OutputPaths, folded
 from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.distributed.manifest import TrackRow
-from demucs_infer.distributed.storage import is_remote, joined, local
+from demucs_infer.distributed.storage import is_remote, join, local_path
 
 _STEM = "{stem}"
 _STEMS = ("drums", "bass", "other", "vocals", "guitar", "piano")
@@ -106,7 +106,7 @@ class OutputConflicts:
 
     def overwritten(self, rows: Iterable[TrackRow], out: str) -> Iterator[str]:
         """The inputs that lie where stems of other rows, or of their own, may be written."""
-        top = _plain(joined(out, self.model_folder)) + "/"
+        top = _plain(join(out, self.model_folder)) + "/"
         if not any(place.startswith(top) for row in rows for place in _read(row)):
             return
         folders = np.unique(np.asarray(array("Q", (_number(self._folder(row)) for row in rows))))
@@ -141,7 +141,7 @@ def _plain(place: str) -> str:
     place = place.removeprefix("local://")
     if is_remote(place):
         return place
-    path = os.path.normpath(local(place))
+    path = os.path.normpath(local_path(place))
     try:
         folder = _real(os.path.dirname(path))  # noqa: PTH120 (the text, whatever it holds)
     except (OSError, ValueError):

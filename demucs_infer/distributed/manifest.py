@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from demucs_infer.distributed.storage import folder_of, joined, open_binary, open_text
+from demucs_infer.distributed.storage import join, open_binary, open_text, parent
 
 COLUMNS = ("path", "duration", "references", "sha256")
 """What a manifest may say of a track; only `path` must be there, other columns are left alone."""
@@ -88,7 +88,7 @@ class TrackManifest:
 
     def __iter__(self) -> Iterator[TrackRow]:
         which, count = self.shard
-        root = self.root or folder_of(self.manifest)
+        root = self.root or parent(self.manifest)
         number = 0
         try:
             for number, fields in enumerate(_fields(self.manifest), 1):
@@ -119,9 +119,9 @@ def _row(fields: Mapping[str, Any], root: str, where: str) -> TrackRow:
         raise ValueError(f"{where}: sha256 {sha256!r} must be 64 hexadecimal digits")
     return TrackRow(
         path=path,
-        source=joined(root, path),
+        source=join(root, path),
         duration=_seconds(known.get("duration"), where),
-        references=None if references is None else joined(root, references),
+        references=None if references is None else join(root, references),
         sha256=sha256 and sha256.lower(),
     )
 

@@ -13,9 +13,9 @@ from time import perf_counter
 from typing import Any, BinaryIO, Protocol
 
 from demucs_infer.batch.workdir import try_lock
-from demucs_infer.distributed import storage as places
+from demucs_infer.distributed import storage
 from demucs_infer.distributed.manifest import ResultRow
-from demucs_infer.distributed.storage import is_remote, local
+from demucs_infer.distributed.storage import is_remote, local_path
 
 _PARTIAL = ".partial"
 _GROUP = 1000  # rows of Parquet that are held in memory
@@ -38,8 +38,8 @@ def check_table(place: str) -> None:
         raise ValueError(f"a table of results ends in one of {kinds}, unlike {place}")
     if place.lower().endswith(_PARQUET):
         _pyarrow()
-    places.check_driver(place)
-    if not is_remote(place) and local(place).exists() and not local(place).is_file():
+    storage.check_driver(place)
+    if not is_remote(place) and local_path(place).exists() and not local_path(place).is_file():
         raise ValueError(f"a table of results is a file, and {place} is none")
 
 
@@ -49,7 +49,7 @@ def open_table(place: str) -> Iterator[ResultsTable]:
     check_table(place)
     is_complete = False
     with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
-        final = Path(folder, "table") if is_remote(place) else local(place).resolve()
+        final = Path(folder, "table") if is_remote(place) else local_path(place).resolve()
         part = final.with_name(final.name + _PARTIAL)
         make = _Parquet if place.lower().endswith(_PARQUET) else _Lines
         try:
@@ -62,7 +62,7 @@ def open_table(place: str) -> Iterator[ResultsTable]:
                 part.replace(final)
         finally:
             if is_remote(place):
-                places.put(*((final, place) if is_complete else (part, place + _PARTIAL)))
+                storage.upload(*((final, place) if is_complete else (part, place + _PARTIAL)))
 
 
 @contextmanager

@@ -1,166 +1,144 @@
-"""Paths and URIs alike: what is local or mounted is a path, all else goes through fsspec."""
+"""Read and write files at local paths and at the URIs of any store that fsspec can reach."""
 
 import codecs
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, TextIO
 
-_URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
-
-def is_remote(place: str) -> bool:
-    """Whether it takes fsspec to get there."""
-    return bool(_URI.match(place)) and not place.startswith("file://")
+_URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-def local(place: str) -> Path:
-    """The path of a place that is not remote."""
-    return Path(place.removeprefix("file://"))
+def is_remote(location: str) -> bool:
+    """Return whether `location` is the URI of a store, and not a path or a `file://` URI."""
+    return bool(_URI.match(location)) and not location.startswith("file://")
 
 
-def joined(root: str, path: str) -> str:
-    """`path`, seen from `root`."""
+def local_path(location: str) -> Path:
+    """Return the path of a location that is not remote."""
+    return Path(location.removeprefix("file://"))
+
+
+def join(root: str, path: str) -> str:
+    """Resolve `path`, which may be absolute or a URI, against `root`."""
     if _URI.match(path) or Path(path).is_absolute():
         return path
-    return f"{root.rstrip('/')}/{path}" if is_remote(root) else str(local(root) / path)
+    return f"{root.rstrip('/')}/{path}" if is_remote(root) else str(local_path(root) / path)
 
 
-def folder_of(place: str) -> str:
-    """What it lies in."""
-    return place.rpartition("/")[0] if is_remote(place) else str(local(place).parent)
+def parent(location: str) -> str:
+    """Return the folder of a location."""
+    return location.rpartition("/")[0] if is_remote(location) else str(local_path(location).parent)
 
 
-def _filesystem(place: str) -> tuple[Any, str]:
-    """The file system of a URI, and the path in it."""
+def _resolve(location: str) -> tuple[Any, str]:
+    """Return the file system of a location, and the path in it.
+
+    Raises:
+        ValueError: if the driver of the store is not installed, or there is none.
+    """
+    if not is_remote(location):
+        # Not by `url_to_fs`: a file may be called `~` or `a::b`.
+        return LocalFileSystem(), local_path(location).absolute().as_posix()
     try:
-        from fsspec.core import url_to_fs
-    except ImportError as error:
-        raise ValueError(f"{place} needs fsspec: pip install 'demucs-infer[remote]'") from error
-    try:
-        found: tuple[Any, str] = url_to_fs(place)
-    except (ImportError, ValueError) as error:  # its driver is not installed, or there is none
-        raise ValueError(f"{place} cannot be reached: {error}") from error
-    return found
+        filesystem, path = url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{location} cannot be reached: {error}") from error
+    return filesystem, path
+
+
+def check_driver(location: str) -> None:
+    """Raise `ValueError` if no installed driver can reach `location`."""
+    _resolve(location)
 
 
 @contextmanager
-def open_binary(place: str) -> Iterator[BinaryIO]:
-    """The file, for reading."""
-    if not is_remote(place):
-        with local(place).open("rb") as file:
-            yield file
-        return
-    system, path = _filesystem(place)
-    with system.open(path, "rb") as remote:
-        yield cast(BinaryIO, remote)
+def open_binary(location: str) -> Iterator[BinaryIO]:
+    """Open a file for reading."""
+    filesystem, path = _resolve(location)
+    with filesystem.open(path, "rb") as file:
+        yield file
 
 
 @contextmanager
-def open_text(place: str) -> Iterator[TextIO]:
-    """The file, for reading; names of files that are not UTF-8 survive."""
-    with open_binary(place) as file:
+def open_text(location: str) -> Iterator[TextIO]:
+    """Open a UTF-8 file for reading; bytes that are not UTF-8 become surrogates, as in paths."""
+    with open_binary(location) as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise ValueError(f"{place} is UTF-16: save it as UTF-8")
+            raise ValueError(f"{location} is UTF-16: save it as UTF-8")
         file.seek(0)
         yield TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def check_driver(place: str) -> None:
-    """A `ValueError` if nothing that is installed leads there."""
-    if is_remote(place):
-        _filesystem(place)
-
-
-def fetch(place: str, to: Path) -> None:
-    """Copy a file, or what lies directly in a folder, from a URI."""
-    system, path = _filesystem(place)
-    if not system.isdir(path):
-        _copy_down(system, path, to)
+def download(location: str, target: Path) -> None:
+    """Copy a file, or the files directly in a folder, to a local path."""
+    filesystem, path = _resolve(location)
+    if not filesystem.isdir(path):
+        filesystem.get_file(path, str(target))
         return
-    to.mkdir(parents=True, exist_ok=True)
-    for name in system.ls(path, detail=False):
-        if not system.isdir(name):
-            _copy_down(system, name, to / name.rpartition("/")[2])
+    target.mkdir(parents=True, exist_ok=True)
+    for name in filesystem.ls(path, detail=False):
+        if not filesystem.isdir(name):
+            filesystem.get_file(name, str(target / PurePath(name).name))
 
 
-def _copy_down(system: Any, path: str, to: Path) -> None:
-    with system.open(path, "rb") as source, to.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
+def upload(source: Path, location: str) -> None:
+    """Copy a local file to a URI; stores show an object when it is complete."""
+    filesystem, path = _resolve(location)
+    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+    filesystem.put_file(str(source), path)
 
 
-def put(source: Path, place: str) -> None:
-    """Copy a file to a URI or a path."""
-    if not is_remote(place):
-        local(place).parent.mkdir(parents=True, exist_ok=True)
-        partial = local(place).with_name(f".{local(place).name}.{os.getpid()}")
-        shutil.copyfile(source, partial)
-        partial.replace(local(place))
-        return
-    system, path = _filesystem(place)
-    system.makedirs(folder_of(path), exist_ok=True)
-    with source.open("rb") as file, system.open(path, "wb") as target:
-        shutil.copyfileobj(file, target, 1 << 20)
-
-
-def read(place: str) -> str | None:
-    """A small text at a path or a URI; None where there is none."""
+def read_text(location: str) -> str | None:
+    """Return a small text, or None if there is no such file."""
+    filesystem, path = _resolve(location)
     with suppress(FileNotFoundError):
-        if not is_remote(place):
-            return local(place).read_text("utf-8")
-        system, path = _filesystem(place)
-        # Not `open`: that may remember how long it was.
-        found: str = system.cat_file(path).decode()
-        return found
+        # Not `open`, which may use a cached size.
+        return str(filesystem.cat_file(path), "utf-8")
     return None
 
 
-def write(place: str, text: str) -> None:
-    """Put a small text at a path, in one step, or at a URI."""
-    if not is_remote(place):
-        with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
-            source = Path(folder, "text")
-            source.write_text(text, "utf-8")
-            put(source, place)
-        return
-    system, path = _filesystem(place)
-    system.makedirs(folder_of(path), exist_ok=True)
-    system.pipe_file(path, text.encode())
+def write_text(location: str, text: str) -> None:
+    """Write a small text in one step, so that readers see all of it or none."""
+    filesystem, path = _resolve(location)
+    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+    if is_remote(location):  # stores show an object when it is complete
+        filesystem.pipe_file(path, text.encode())
+    else:
+        partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
 
 
-def remove(place: str) -> None:
-    """Remove the file at a URI, if there is one."""
-    system, path = _filesystem(place)
+def remove(location: str) -> None:
+    """Remove a file if it exists."""
+    filesystem, path = _resolve(location)
     with suppress(FileNotFoundError):
-        system.rm_file(path)
+        filesystem.rm_file(path)
 
 
 def fingerprint(folder: str) -> str:
-    """Another one when a file that lies in the folder was changed; of an absent folder, too."""
-    files: list[tuple[object, ...]] = []
-    if is_remote(folder):
-        system, path = _filesystem(folder)
-        with suppress(FileNotFoundError):
-            for file in system.ls(path, detail=True):
-                changed = [file.get(name) for name in ("ETag", "LastModified", "mtime", "created")]
-                files.append((file["name"], file["size"], *map(str, changed)))
-    else:
-        with suppress(OSError):
-            for entry in os.scandir(local(folder)):
-                files.append((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns))
-    return hashlib.sha256(repr(sorted(files, key=str)).encode(errors="replace")).hexdigest()
-
-
-def size(place: str) -> int | None:
-    """Bytes of the file at a URI; None where there is none."""
-    system, path = _filesystem(place)
+    """Return a digest that changes when a file in the folder does; an absent folder has one too."""
+    filesystem, path = _resolve(folder)
+    files: list[list[str]] = []
     with suppress(FileNotFoundError):
-        found: int | None = system.info(path)["size"]
-        return found
+        for entry in filesystem.ls(path, detail=True):
+            fields = ("name", "size", "ETag", "LastModified", "mtime", "created")
+            files.append([str(entry.get(field)) for field in fields])
+    return hashlib.sha256(repr(sorted(files)).encode(errors="replace")).hexdigest()
+
+
+def file_size(location: str) -> int | None:
+    """Return the size of a file in bytes, or None if there is no such file."""
+    filesystem, path = _resolve(location)
+    with suppress(FileNotFoundError):
+        size: int | None = filesystem.info(path)["size"]
+        return size
     return None

@@ -22,10 +22,10 @@ from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.batch.result import Fault, TrackResult, fault_of
 from demucs_infer.batch.runner import Skip, TrackJob
 from demucs_infer.batch.workdir import PARTIAL
-from demucs_infer.distributed import storage as places
+from demucs_infer.distributed import storage
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import TrackRow
-from demucs_infer.distributed.storage import is_remote, joined
+from demucs_infer.distributed.storage import is_remote, join
 from demucs_infer.errors import AudioReadError, DemucsError
 from demucs_infer.metrics import evaluate
 
@@ -98,23 +98,23 @@ class Transfer:
 
     def _source(self, row: TrackRow, scratch: Path | None) -> Path:
         if not is_remote(row.source) or scratch is None:
-            return places.local(row.source)
+            return storage.local_path(row.source)
         path = scratch / "input" / Path(row.name).name
         path.parent.mkdir()
         try:
-            places.fetch(row.source, path)
+            storage.download(row.source, path)
         except OSError as error:
             raise AudioReadError(f"cannot be fetched: {error}") from error
         return path
 
     def _target(self, row: TrackRow, scratch: Path | None = None) -> OutputPaths:
         """Where the stems go; with no scratch folder, seen from a far output folder."""
-        top = Path() if self.is_far else places.local(self.out)
+        top = Path() if self.is_far else storage.local_path(self.out)
         return self.claims.target(row, scratch / "stems" if self.is_far and scratch else top)
 
     def _place(self, path: Path) -> str:
         """Of a file below the output folder, as people outside know it."""
-        return joined(self.out, path.as_posix()) if self.is_far else str(path)
+        return join(self.out, path.as_posix()) if self.is_far else str(path)
 
     # ── what was done before ──
 
@@ -137,12 +137,14 @@ class Transfer:
         with suppress(
             ValueError, KeyError, TypeError, AttributeError
         ):  # none of ours, or half of it
-            found = parse_manifest(json.loads(places.read(self._place(target.manifest)) or "{}"))
+            found = parse_manifest(
+                json.loads(storage.read_text(self._place(target.manifest)) or "{}")
+            )
             if not found or found["key"] != recipe.key:
                 return None
             for stem in found["stems"].values():
                 place = self._place(target.manifest.parent / stem["file"])
-                if places.size(place) != stem["bytes"]:
+                if storage.file_size(place) != stem["bytes"]:
                     return None
             return TrackResult.skipped(row.path, target.manifest, found)
         return None
@@ -152,11 +154,11 @@ class Transfer:
     def _journal(self, row: TrackRow) -> str:
         path = self._target(row).manifest.as_posix()
         name = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:16]
-        return joined(self.out, f"{self.model.folder}/{PARTIAL}/{name}")
+        return join(self.out, f"{self.model.folder}/{PARTIAL}/{name}")
 
     def _deaths(self, row: TrackRow) -> int:
         """Return how many crashes count; those of other runs do not if this one has an id."""
-        count, _, run_id = (places.read(self._journal(row)) or "").partition(" ")
+        count, _, run_id = (storage.read_text(self._journal(row)) or "").partition(" ")
         is_other_run = bool(self.run_id) and run_id != self.run_id
         return int(count) if count.isdigit() and not is_other_run else 0
 
@@ -167,10 +169,10 @@ class Transfer:
             times = f"{crash_count} times" if crash_count > 1 else "once"
             error = f"its process crashed {times}; to try it again, remove {journal}"
             return replace(failed(row, self.model, error, "other"), status="quarantined")
-        places.write(journal, f"{crash_count + 1} {self.run_id}".rstrip())
-        take_back = partial(places.write, journal, f"{crash_count} {self.run_id}".rstrip())
+        storage.write_text(journal, f"{crash_count + 1} {self.run_id}".rstrip())
+        take_back = partial(storage.write_text, journal, f"{crash_count} {self.run_id}".rstrip())
         register(
-            (self.out, row.path), take_back if crash_count else partial(places.remove, journal)
+            (self.out, row.path), take_back if crash_count else partial(storage.remove, journal)
         )
         return None
 
@@ -190,17 +192,17 @@ class Transfer:
         if not row.references or not result.ok:
             return {}
         kept = self._place(self._target(row).scores)
-        asked = {"key": result.key, "references": places.fingerprint(row.references)}
+        asked = {"key": result.key, "references": storage.fingerprint(row.references)}
         # What cannot be understood is made anew.
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            found = json.loads(places.read(kept) or "{}")
+            found = json.loads(storage.read_text(kept) or "{}")
             if found.get("of") == asked:
                 return {str(stem): float(score) for stem, score in found["scores"].items()}
         try:
             scores = self._measured(row.references, visit, result)
         except (DemucsError, OSError, ValueError) as error:
             raise DemucsError(f"cannot be scored: {error}") from error
-        places.write(kept, json.dumps({"of": asked, "scores": scores}, indent=1) + "\n")
+        storage.write_text(kept, json.dumps({"of": asked, "scores": scores}, indent=1) + "\n")
         return scores
 
     def _measured(
@@ -208,16 +210,16 @@ class Transfer:
     ) -> Mapping[str, float]:
         assert visit.job
         with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
-            truth, stems = places.local(references), Path(folder, "stems")
+            truth, stems = storage.local_path(references), Path(folder, "stems")
             stems.mkdir()
             if is_remote(references):
                 truth = Path(folder, "references")
-                places.fetch(references, truth)
+                storage.download(references, truth)
             # Only what this track has now, whatever lies beside it.
             for stem, path in result.stems.items():
                 copy = stems / f"{stem}{path.suffix}"
                 if self.is_far and visit.job.known:  # they were made by an earlier run
-                    places.fetch(self._place(path), copy)
+                    storage.download(self._place(path), copy)
                 else:
                     _link(path.absolute(), copy)
             rows = [score.rounded() for score in evaluate(truth, stems).scores]
@@ -231,13 +233,13 @@ class Transfer:
         if result.ok and result.manifest:
             manifest = result.manifest.relative_to(top)
             stems = {stem: path.relative_to(top) for stem, path in result.stems.items()}
-            places.remove(self._place(manifest))
+            storage.remove(self._place(manifest))
             for path in stems.values():
-                places.put(top / path, self._place(path))
-            places.put(top / manifest, self._place(manifest))
+                storage.upload(top / path, self._place(path))
+            storage.upload(top / manifest, self._place(manifest))
             result = replace(result, stems=stems, manifest=manifest)
         complete((self.out, visit.row.path))
-        places.remove(self._journal(visit.row))
+        storage.remove(self._journal(visit.row))
         return result
 
     def named(self, result: TrackResult) -> Mapping[str, object]:

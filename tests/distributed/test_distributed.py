@@ -296,7 +296,7 @@ def far() -> Any:
     return MemoryFileSystem()
 
 
-@pytest.mark.parametrize(("step", "said"), [("fetch", "fetched"), ("put", "delivered")])
+@pytest.mark.parametrize(("step", "said"), [("download", "fetched"), ("upload", "delivered")])
 def test_a_full_disk_on_the_way_is_no_fault_of_the_track(
     far: Any, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, said: str
 ) -> None:

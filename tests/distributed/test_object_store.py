@@ -22,20 +22,20 @@ STEMS = ("drums", "bass", "other", "vocals")
 
 DIES_WHILE_SENDING = """
 import os, signal, sys
-from demucs_infer.distributed import storage as places
+from demucs_infer.distributed import storage
 from demucs_infer.cli.main import main
 
-whole = places.put
+whole = storage.upload
 
 def put(source, place):
     if not place.endswith("vocals.wav"):
         return whole(source, place)
-    system, path = places._filesystem(place)
+    system, path = storage._resolve(place)
     with system.open(path, "wb") as file:
         file.write(source.read_bytes()[:1000])
         os.kill(os.getpid(), signal.SIGKILL)
 
-places.put = put
+storage.upload = put
 main(sys.argv[1:])
 """
 
