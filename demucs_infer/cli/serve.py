@@ -1,4 +1,4 @@
-"""`demucs-infer serve`: the model behind HTTP, and a page; flags are its settings."""
+"""`demucs-infer serve`: serve separations and a web page over HTTP; one flag per setting."""
 
 import argparse
 import logging
@@ -10,36 +10,38 @@ from pathlib import Path
 from typing import Any
 
 from demucs_infer.errors import ConfigError
-from demucs_infer.server.settings import PREFIX, ServerSettings, convert, described, load_settings
+from demucs_infer.server.settings import PREFIX, ServerSettings, convert, load_settings
 from demucs_infer.system.malloc import use_single_arena
 
 OK, USAGE, NOT_STARTED = 0, 2, 1
 
 
 def parser() -> argparse.ArgumentParser:
-    """One flag for each setting."""
+    """Return the parser, with one flag per setting."""
     top = argparse.ArgumentParser(
         "demucs-infer serve",
-        description="Serve stems over HTTP, and a page at http://127.0.0.1:8080/.",
-        epilog=f"Each flag is a variable too: --max-bytes is {PREFIX}MAX_BYTES. A flag goes before "
-        "a variable, a variable before the file, and the file before the default.",
+        description="Separate music over HTTP, with a web page at http://127.0.0.1:8080/.",
+        epilog=f"Each flag can be set as a variable, such as {PREFIX}MAX_BYTES for --max-bytes. "
+        "Flags take precedence over variables, variables over the file, and the file over the "
+        "defaults.",
     )
-    top.add_argument("--config", type=Path, help="TOML file with settings by their names")
-    top.add_argument("--debug", action="store_true", help="show where an error comes from")
-    words = described()
-    for one in fields(ServerSettings):
-        flag = "--api-key" if one.name == "api_keys" else f"--{one.name.replace('_', '-')}"
-        more: dict[str, Any] = {"dest": one.name, "help": words[one.name]}
-        if bool in (one.type, *getattr(one.type, "__args__", ())):
-            top.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
+    top.add_argument("--config", type=Path, help="TOML file of settings, by their names")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for setting in fields(ServerSettings):
+        name = setting.name
+        flag = "--api-key" if name == "api_keys" else f"--{name.replace('_', '-')}"
+        options: dict[str, Any] = {"dest": name, "help": setting.metadata["help"]}
+        if bool in (setting.type, *getattr(setting.type, "__args__", ())):
+            top.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         else:
-            top.add_argument(flag, type=_reader(one.name), metavar=_metavar(one.name), **more)
-    top.set_defaults(**{one.name: None for one in fields(ServerSettings)})
+            metavar = name.rpartition("_")[2].upper()
+            top.add_argument(flag, type=_make_converter(name), metavar=metavar, **options)
+    top.set_defaults(**{setting.name: None for setting in fields(ServerSettings)})
     return top
 
 
 def run(words: Sequence[str]) -> int:
-    """Serve until somebody ends it."""
+    """Serve until a signal arrives; return the exit code."""
     args = vars(parser().parse_args(words))
     is_debug = args.pop("debug")
     settings = load_settings(
@@ -49,39 +51,38 @@ def run(words: Sequence[str]) -> int:
         from demucs_infer.server.run import serve
     except ImportError as error:
         raise ConfigError(
-            f"{error.name} is missing: pip install 'demucs-infer[serve]' brings it"
+            f"{error.name} is not installed: pip install 'demucs-infer[serve]'"
         ) from error
     use_single_arena()
-    _log(is_debug)
+    _configure_logging(is_debug)
     logging.getLogger("demucs_infer").info("http://%s:%s/", settings.host, settings.port)
     return OK if serve(settings) else NOT_STARTED
 
 
-def _log(is_debug: bool) -> None:
-    """Requests to standard output, one JSON object a line; everything else to the error stream."""
-    plain = logging.StreamHandler(sys.stderr)
-    if not is_debug:  # uvicorn's way to say why it did not start; it is said in a sentence, too
-        plain.addFilter(lambda record: not record.getMessage().startswith("Traceback"))
-    plain.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    lines = logging.StreamHandler(sys.stdout)
-    for name, handler in (("demucs_infer", plain), ("uvicorn", plain), ("access", lines)):
-        logger = logging.getLogger("demucs_infer.access" if name == "access" else name)
+def _configure_logging(is_debug: bool) -> None:
+    """Send the access log to standard output, and everything else to standard error."""
+    messages = logging.StreamHandler(sys.stderr)
+    if not is_debug:  # why uvicorn did not start is reported in one line as well
+        messages.addFilter(lambda record: not record.getMessage().startswith("Traceback"))
+    messages.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    for name, handler in (
+        ("demucs_infer", messages),
+        ("uvicorn", messages),
+        ("demucs_infer.access", logging.StreamHandler(sys.stdout)),
+    ):
+        logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)
         logger.propagate = False
 
 
-def _reader(name: str) -> Any:
+def _make_converter(name: str) -> Any:
     def read(text: str) -> Any:
-        if name == "api_keys" and not text.strip():  # a variable that is not set opens no door
-            raise argparse.ArgumentTypeError("it is empty: give a key, or leave it out")
+        if name == "api_keys" and not text.strip():  # an unset variable must not disable the keys
+            raise argparse.ArgumentTypeError("empty: give a key, or omit the flag")
         try:
             return convert(name, text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
     return read
-
-
-def _metavar(name: str) -> str:
-    return name.rpartition("_")[2].upper()

@@ -1,12 +1,15 @@
-"""Everything a server can be told: flag > environment (`DEMUCS_INFER_*`) > file > default."""
+"""The settings of the server: flag > environment (`DEMUCS_INFER_*`) > TOML file > default.
 
-import ast
-import inspect
+pydantic-settings would read the same sources, but report the field of an invalid value without the
+variable, flag or line of the file it comes from, and it reads the environment in the constructor,
+where `ServerSettings(...)` must depend on its arguments alone.
+"""
+
 import ipaddress
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from math import inf
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -21,132 +24,111 @@ else:
     import tomli as tomllib
 
 PREFIX = "DEMUCS_INFER_"
-# What Vertex AI says to a container, in its own words.
-_VERTEX = {
+_VERTEX_VARIABLES = {
     "AIP_HTTP_PORT": "port",
     "AIP_PREDICT_ROUTE": "predict_route",
     "AIP_HEALTH_ROUTE": "health_route",
     "AIP_STORAGE_URI": "repo",
 }
-_YES = frozenset({"1", "true", "yes", "on"})
-_NO = frozenset({"0", "false", "no", "off", ""})
+"""What Vertex AI sets in a container."""
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off", ""})
 _MIB = 1 << 20
+
+
+def setting(
+    help: str,
+    default: Any = MISSING,
+    *,
+    factory: Any = MISSING,
+    ge: int = 1,
+    lt: float = inf,
+    is_secret: bool = False,
+) -> Any:
+    """Return a dataclass field with its description and, for a number, its limits."""
+    metadata = {"help": help, "ge": ge, "lt": lt}
+    return field(default=default, default_factory=factory, repr=not is_secret, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """One value that is valid if it exists; every field is a flag and a variable too."""
+    """Settings of a server, validated on construction; raises `ConfigError`."""
 
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 is everywhere."""
-
-    port: int = 8080
-    """Port to listen on; 0 takes a free one."""
-
-    base_path: str = ""
-    """Where a proxy puts the server, such as /stems."""
-
-    predict_route: str = "/predict"
-    """Where predictions are asked for."""
-
-    health_route: str = "/health"
-    """What answers 200 once the first model is there."""
-
-    devices: tuple[str, ...] = ("auto",)
-    """Where networks run, one worker each: auto, cpu, cuda:0,cuda:1."""
-
-    models: tuple[str, ...] = ()
-    """Models that may be asked for, the first by default; none named: all of `repo`, or the usual
-    ones."""
-
-    repo: Path | None = None
-    """Folder of models to use instead of the known ones."""
-
-    cache_dir: Path | None = None
-    """Folder for downloaded models."""
-
-    offline: bool | None = None
-    """Download nothing."""
-
-    data_dir: Path = field(default_factory=lambda: cache_folder() / "server")
-    """Folder for uploads, results and the list of jobs; one server each."""
-
-    max_bytes: int = 512 * _MIB
-    """Largest upload."""
-
-    max_json_bytes: int = 64 * _MIB
-    """Largest body of a prediction, which is held in memory."""
-
-    max_duration_seconds: float = 3600.0
-    """Longest track."""
-
-    max_instances: int = 8
-    """Most tracks of one prediction."""
-
-    max_queue: int = 64
-    """Most requests that wait or are at work; more are told to come back."""
-
-    max_per_client: int = 0
-    """Most of these from one key or address; 0 is no limit."""
-
-    max_passes: float = 20.0
-    """Most work for one track: shifts / (1 - overlap)."""
-
-    job_seconds: float = 3600.0
-    """Longest work on one track."""
-
-    upload_seconds: float = 600.0
-    """Longest time that an upload may take."""
-
-    keep_seconds: float = 3600.0
-    """How long results are kept."""
-
-    max_store_bytes: int = 20480 * _MIB
-    """Most bytes of results that are kept, the oldest leave first."""
-
-    model_memory_bytes: int = 4096 * _MIB
-    """Most bytes of networks in memory on each device; the least recently used leaves first."""
-
-    warmup: bool = True
-    """Load the first model at once, and not with the first request."""
-
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Whoever has none of these is refused; none named: everybody is let in."""
-
-    public: bool = False
-    """Do not warn of an open address without a key: something in front asks for one."""
-
-    cors_origins: tuple[str, ...] = ()
-    """Other sites whose pages may call this server, such as https://example.org."""
-
-    page: bool = True
-    """Serve the page for people at /."""
-
-    access_log: bool = True
-    """One line of JSON for every request."""
-
-    shutdown_seconds: float = 30.0
-    """How long requests at work may go on once the server is told to stop."""
+    host: str = setting("address to listen on (0.0.0.0: all)", "127.0.0.1")
+    port: int = setting("port to listen on (0: any free one)", 8080, ge=0, lt=65536)
+    base_path: str = setting("path of the server behind a proxy, such as /stems", "")
+    predict_route: str = setting("path of the predictions", "/predict")
+    health_route: str = setting("path that returns 200 once the first model is loaded", "/health")
+    devices: tuple[str, ...] = setting(
+        "devices with one worker each: auto, cpu, or a list such as cuda:0,cuda:1", ("auto",)
+    )
+    models: tuple[str, ...] = setting(
+        "models to serve, the first by default (default: all of repo, or the standard models)", ()
+    )
+    repo: Path | None = setting("folder of models to use instead of the standard ones", None)
+    cache_dir: Path | None = setting("folder for downloaded models", None)
+    offline: bool | None = setting("do not download models", None)
+    data_dir: Path = setting(
+        "folder for uploads, results and jobs; each server needs its own",
+        factory=lambda: cache_folder() / "server",
+    )
+    max_bytes: int = setting("maximum size of an upload", 512 * _MIB)
+    max_json_bytes: int = setting(
+        "maximum body size of a prediction, which is kept in memory", 64 * _MIB
+    )
+    max_duration_seconds: float = setting("maximum duration of a track", 3600.0)
+    max_instances: int = setting("maximum number of tracks per prediction", 8)
+    max_queue: int = setting("maximum number of waiting and running requests", 64)
+    max_per_client: int = setting(
+        "maximum number of these per API key or address (0: no limit)", 0, ge=0
+    )
+    max_passes: float = setting(
+        "maximum number of passes over a track: shifts / (1 - overlap)", 20.0
+    )
+    job_seconds: float = setting("maximum processing time of a track", 3600.0)
+    upload_seconds: float = setting("maximum duration of an upload", 600.0)
+    keep_seconds: float = setting("how long results are kept", 3600.0)
+    max_store_bytes: int = setting(
+        "maximum total size of results; the oldest are deleted first", 20480 * _MIB
+    )
+    model_memory_bytes: int = setting(
+        "maximum total size of the models loaded on each device; the least recently used is closed "
+        "first",
+        4096 * _MIB,
+    )
+    warmup: bool = setting("load the first model at startup instead of on first use", True)
+    api_keys: tuple[str, ...] = setting(
+        "accepted API keys (default: no authentication)", (), is_secret=True
+    )
+    public: bool = setting("do not warn of a missing API key: a proxy authenticates clients", False)
+    cors_origins: tuple[str, ...] = setting(
+        "sites whose pages may use this server, such as https://example.org", ()
+    )
+    page: bool = setting("serve the web page at /", True)
+    access_log: bool = setting("log each request as one line of JSON", True)
+    shutdown_seconds: float = setting(
+        "how long running requests may continue at shutdown", 30.0, ge=0
+    )
 
     def __post_init__(self) -> None:
-        problems = [*self._numbers(), *self._routes(), *self._lists()]
+        problems = [*self._check_numbers(), *self._check_routes(), *self._check_others()]
         if problems:
             raise ConfigError("; ".join(problems))
 
-    def _numbers(self) -> list[str]:
-        low = {"port": 0, "max_per_client": 0, "shutdown_seconds": 0}
+    def _check_numbers(self) -> list[str]:
         problems = []
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.type not in (int, float):
+        for each in fields(self):
+            if each.type not in (int, float):
                 continue
-            least, high = low.get(one.name, 1), 65536 if one.name == "port" else inf
-            if isinstance(value, bool) or not least <= value < high:  # NaN fails too
-                limits = f"{least} or more" if high == inf else f"{least} to {high - 1}"
-                problems.append(f"{one.name} = {value!r} must be {limits}")
+            value = getattr(self, each.name)
+            low, high = each.metadata["ge"], each.metadata["lt"]
+            if isinstance(value, bool) or not low <= value < high:  # NaN fails too
+                limits = f"{low} or more" if high == inf else f"{low} to {high - 1}"
+                problems.append(f"{each.name} = {value!r} must be {limits}")
         return problems
 
-    def _routes(self) -> list[str]:
+    def _check_routes(self) -> list[str]:
         problems = [
             f"{name} = {route!r} must be a path that begins with / and has no braces"
             for name in ("predict_route", "health_route")
@@ -158,28 +140,28 @@ class ServerSettings:
             problems.append(f"base_path = {self.base_path!r} must begin and not end with /")
         return problems
 
-    def _lists(self) -> list[str]:
+    def _check_others(self) -> list[str]:
         problems = []
         if not self.devices:
-            problems.append("devices must name one at least")
+            problems.append("devices is empty: expected at least one, such as cpu")
         if any(len(key) < 8 for key in self.api_keys):
-            problems.append("api_keys holds a key of less than 8 characters")
+            problems.append("api_keys contains a key of less than 8 characters")
         if any(not key.isascii() for key in self.api_keys):
-            problems.append("api_keys holds a key with letters that a header cannot carry")
+            problems.append("api_keys contains a key that is not ASCII and fits no HTTP header")
         if "*" in self.cors_origins:
-            problems.append("cors_origins = '*' would let every site in: name them")
+            problems.append("cors_origins = '*' would allow every site: list the sites")
         if self.repo is not None and not self.repo.is_dir():
             problems.append(f"repo = {str(self.repo)!r} is not a folder")
         for name in ("data_dir", "cache_dir"):
             folder = getattr(self, name)
             parts = (folder, *folder.parents) if folder else ()
             if any(os.path.isfile(part) for part in parts):  # noqa: PTH113 (Path's raises more)
-                problems.append(f"{name} = {str(folder)!r} is a file, or below one; name a folder")
+                problems.append(f"{name} = {str(folder)!r} is a file, or below one: give a folder")
         return problems
 
     @property
     def is_exposed(self) -> bool:
-        """Whether other machines reach a server that asks nobody for a key."""
+        """Whether other machines can reach the server without authentication."""
         if self.api_keys or self.public:
             return False
         try:
@@ -191,24 +173,24 @@ class ServerSettings:
 def load_settings(
     flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None
 ) -> ServerSettings:
-    """The settings that flags, environment and a TOML file make; a `ConfigError` names what is bad.
+    """Merge flags, environment and a TOML file; raise `ConfigError` naming each invalid value.
 
-    On Vertex AI (`AIP_HTTP_PORT` is set) the server listens everywhere unless told otherwise.
+    On Vertex AI (`AIP_HTTP_PORT` is set) the server listens on all addresses by default.
     """
-    known = {one.name for one in fields(ServerSettings)}
+    names = {each.name for each in fields(ServerSettings)}
     values: dict[str, Any] = {}
     if file is not None:
-        values |= _from_file(file, known)
+        values |= _read_file(file, names)
     if environ.get("AIP_HTTP_PORT"):
         values |= {"host": "0.0.0.0", "public": True}
-    for variable, name in _VERTEX.items():
-        is_overruled = flags.get(name) is not None or f"{PREFIX}{name.upper()}" in environ
-        if environ.get(variable) and not is_overruled:
-            values[name] = _converted(variable, name, environ[variable])
-    for name in known:
+    for variable, name in _VERTEX_VARIABLES.items():
+        is_overridden = flags.get(name) is not None or f"{PREFIX}{name.upper()}" in environ
+        if environ.get(variable) and not is_overridden:
+            values[name] = _convert_from(variable, name, environ[variable])
+    for name in names:
         variable = f"{PREFIX}{name.upper()}"
         if variable in environ:
-            values[name] = _converted(variable, name, environ[variable])
+            values[name] = _convert_from(variable, name, environ[variable])
     if "DEMUCS_INFER_CACHE" in environ:
         values.setdefault("cache_dir", Path(environ["DEMUCS_INFER_CACHE"]))
         values.setdefault("data_dir", Path(environ["DEMUCS_INFER_CACHE"]) / "server")
@@ -217,67 +199,52 @@ def load_settings(
 
 
 def convert(name: str, value: Any) -> Any:
-    """`value`, text or what a file holds, as the type of the setting `name`; or a `ValueError`."""
+    """Return text, or a value from TOML, as the type of the setting `name`; raise `ValueError`."""
     hint = get_type_hints(ServerSettings)[name]
-    kinds = get_args(hint) or (hint,)
+    types = get_args(hint) or (hint,)
     if tuple[str, ...] == hint:
         parts = value.split(",") if isinstance(value, str) else value
         return tuple(str(part).strip() for part in parts if str(part).strip())
-    if bool in kinds:
-        return _truth(value)
-    if Path in kinds:
-        return _folder(str(value))
+    if bool in types:
+        return _parse_bool(value)
+    if Path in types:
+        return _parse_folder(str(value))
     if isinstance(value, bool):
-        raise ValueError("true and false are no numbers")
+        raise ValueError("expected a number")
     if hint is int and isinstance(value, float) and value != int(value):
-        raise ValueError("a whole number is needed")
+        raise ValueError("expected a whole number")
     return hint(value)
 
 
-def described() -> dict[str, str]:
-    """What each setting is for: the sentence below it in this file."""
-    found: dict[str, str] = {}
-    for node in ast.walk(ast.parse(inspect.getsource(ServerSettings))):
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for field_, words in zip(node.body, node.body[1:]):
-            if isinstance(field_, ast.AnnAssign) and isinstance(words, ast.Expr):
-                text = ast.literal_eval(words.value)
-                found[ast.unparse(field_.target)] = " ".join(text.split()).replace("%", "%%")
-    return found
-
-
-def _converted(source: str, name: str, value: Any) -> Any:
+def _convert_from(source: str, name: str, value: Any) -> Any:
     try:
         return convert(name, value)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source} = {value!r} is not valid: {error}") from error
 
 
-def _from_file(file: Path, known: set[str]) -> dict[str, Any]:
+def _read_file(file: Path, names: set[str]) -> dict[str, Any]:
     try:
-        found = tomllib.loads(file.read_text("utf-8"))
+        table = tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"{file} is not TOML: {error}") from error
-    unknown = sorted(found.keys() - known)
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    unknown = sorted(table.keys() - names)
     if unknown:
-        raise ConfigError(f"{file} has settings that do not exist: {', '.join(unknown)}")
-    return {name: _converted(f"{file}: {name}", name, value) for name, value in found.items()}
+        raise ConfigError(f"{file}: unknown settings: {', '.join(unknown)}")
+    return {name: _convert_from(f"{file}: {name}", name, value) for name, value in table.items()}
 
 
-def _truth(value: object) -> bool:
+def _parse_bool(value: object) -> bool:
     word = str(value).strip().lower()
-    if word not in _YES | _NO:
-        raise ValueError("yes or no is needed")
-    return word in _YES
+    if word not in _TRUE | _FALSE:
+        raise ValueError("expected yes or no")
+    return word in _TRUE
 
 
-def _folder(text: str) -> Path:
-    address = urlsplit(text)
-    if len(address.scheme) > 1 and address.scheme != "file":
-        raise ValueError(
-            "only folders can be read; mount the bucket, or put the models into the image"
-        )
-    return Path(unquote(address.path) if address.scheme == "file" else text).expanduser()
+def _parse_folder(text: str) -> Path:
+    url = urlsplit(text)
+    if len(url.scheme) > 1 and url.scheme != "file":
+        raise ValueError("expected a folder: mount the bucket, or copy the models into the image")
+    return Path(unquote(url.path) if url.scheme == "file" else text).expanduser()
