@@ -1,6 +1,5 @@
-"""The application: settings in, ASGI out."""
+"""Build the ASGI application from settings: routes, middleware and error handlers."""
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,31 +14,35 @@ from starlette.routing import Match
 
 from demucs_infer import __version__
 from demucs_infer.errors import ConfigError, is_disk_full
-from demucs_infer.server.errors import ApiError, no_room
+from demucs_infer.server.errors import ApiError, from_exception
 from demucs_infer.server.metrics import Metrics
-from demucs_infer.server.middleware import ApiKeys, SecurityMiddleware, refusal
-from demucs_infer.server.openapi import AUDIO, PREDICTION, Capabilities, Health, JobView, errors
+from demucs_infer.server.middleware import ApiKeys, SecurityMiddleware
 from demucs_infer.server.queue import JobQueue
+from demucs_infer.server.responses import error_response
 from demucs_infer.server.routes import STATIC, Routes
+from demucs_infer.server.schemas import (
+    AUDIO,
+    PREDICTION,
+    Capabilities,
+    Health,
+    JobView,
+    error_responses,
+)
 from demucs_infer.server.settings import ServerSettings
-
-logger = logging.getLogger(__name__)
-
-_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 416: "bad_range"}
 
 
 def create_app(settings: ServerSettings | None = None) -> FastAPI:
-    """A server that is ready to run; its queue is `app.state.jobs`."""
+    """Return an application that is ready to run; its queue is `app.state.jobs`."""
     settings = settings or ServerSettings()
     jobs = JobQueue(settings)
-    gauges = Metrics(jobs)
+    metrics = Metrics(jobs)
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             await jobs.start()
         except Exception as error:
-            app.state.failure = error  # for whoever started the server, and does not hear of it
+            app.state.failure = error  # for `run.serve`, as uvicorn only logs it
             raise
         try:
             yield
@@ -49,16 +52,16 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     app = FastAPI(
         title="demucs-infer",
         version=__version__,
-        summary="Takes songs apart into stems.",
-        lifespan=life,
+        summary="Separates music into stems.",
+        lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
     )
     app.state.jobs = jobs
     app.state.failure = None
-    _add_routes(app, Routes(jobs, gauges), settings)
-    _refuse_doubles(app, settings)
-    _add_errors(app)
+    _add_routes(app, Routes(jobs, metrics), settings)
+    _check_route_conflicts(app, settings)
+    _add_error_handlers(app)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -70,9 +73,9 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     app.add_middleware(
         SecurityMiddleware,
         keys=ApiKeys(settings.api_keys),
-        locked=("/v1", "/metrics", settings.predict_route),
-        gauges=gauges,
-        origins=settings.cors_origins,
+        protected_paths=("/v1", "/metrics", settings.predict_route),
+        metrics=metrics,
+        allowed_origins=settings.cors_origins,
         base_path=settings.base_path,
         is_logging=settings.access_log,
     )
@@ -80,28 +83,33 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
-    def get(path: str, answer: Callable[..., Any], **more: Any) -> None:
-        app.add_api_route(path, answer, methods=["GET"], **more)
-        app.add_api_route(path, answer, methods=["HEAD"], **more | {"include_in_schema": False})
+    def get(path: str, handler: Callable[..., Any], **options: Any) -> None:
+        app.add_api_route(path, handler, methods=["GET"], **options)
+        app.add_api_route(path, handler, methods=["HEAD"], **options | {"include_in_schema": False})
 
-    def post(path: str, answer: Callable[..., Any], extra: dict[str, Any], **more: Any) -> None:
+    def post(path: str, handler: Callable[..., Any], body: dict[str, Any], **options: Any) -> None:
         app.add_api_route(
             path,
-            answer,
+            handler,
             methods=["POST"],
-            openapi_extra=extra,
-            responses=errors(400, 406, 408, 413, 422, 429, 500, 503, 504)
-            | more.pop("responses", {}),
-            **more,
+            openapi_extra=body,
+            responses=error_responses(400, 406, 408, 413, 422, 429, 500, 503, 504)
+            | options.pop("responses", {}),
+            **options,
         )
 
-    busy = {503: {"model": Health}}
-    get(settings.health_route, routes.health, response_model=Health, responses=busy)
+    health: dict[str, Any] = {"response_model": Health, "responses": {503: {"model": Health}}}
+    get(settings.health_route, routes.get_health, **health)
     if settings.health_route != "/readyz":
-        get("/readyz", routes.health, response_model=Health, responses=busy)
-    get("/livez", routes.livez, response_model=Health)
-    get("/metrics", routes.metrics, response_class=PlainTextResponse, responses=errors())
-    get("/v1/models", routes.menu, response_model=Capabilities, responses=errors())
+        get("/readyz", routes.get_health, **health)
+    get("/livez", routes.get_liveness, response_model=Health)
+    get(
+        "/metrics",
+        routes.get_metrics,
+        response_class=PlainTextResponse,
+        responses=error_responses(),
+    )
+    get("/v1/models", routes.list_models, response_model=Capabilities, responses=error_responses())
     post(settings.predict_route, routes.predict, PREDICTION)
     post(
         "/v1/separate",
@@ -110,87 +118,75 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
         response_class=Response,
         responses=_content("application/zip", "audio/*"),
     )
-    post(
-        "/v1/jobs",
-        routes.create,
-        AUDIO,
-        status_code=202,
-        responses={202: {"model": JobView}},
-    )
-    get("/v1/jobs/{id}", routes.job, response_model=JobView, responses=errors(404))
-    plain = {"response_class": Response}  # whose kind is told below
+    job: dict[int | str, dict[str, Any]] = {202: {"model": JobView}}
+    post("/v1/jobs", routes.create_job, AUDIO, status_code=202, responses=job)
+    get("/v1/jobs/{id}", routes.get_job, response_model=JobView, responses=error_responses(404))
     get(
         "/v1/jobs/{id}/events",
-        routes.events,
-        **plain,
-        responses=errors(404) | _content("text/event-stream"),
+        routes.stream_job_events,
+        response_class=Response,
+        responses=error_responses(404) | _content("text/event-stream"),
     )
     get(
         "/v1/jobs/{id}/stems.zip",
-        routes.archive,
-        **plain,
-        responses=errors(404, 409, 410) | _content("application/zip"),
+        routes.get_job_zip,
+        response_class=Response,
+        responses=error_responses(404, 409, 410) | _content("application/zip"),
     )
     get(
         "/v1/jobs/{id}/stems/{name}",
-        routes.stem,
-        **plain,
-        responses=errors(404, 409, 410, 416)
-        | {206: {"description": "A part."}}
+        routes.get_job_stem,
+        response_class=Response,
+        responses=error_responses(404, 409, 410, 416)
+        | {206: {"description": "The requested range."}}
         | _content("audio/*"),
     )
     app.add_api_route(
         "/v1/jobs/{id}",
-        routes.cancel,
+        routes.cancel_job,
         methods=["DELETE"],
         status_code=202,
-        responses=errors(404) | {202: {"model": JobView}, 204: {"description": "Forgotten."}},
+        responses=error_responses(404) | job | {204: {"description": "Deleted."}},
     )
-    get("/docs", routes.docs, include_in_schema=False)
-    get("/sample.wav", routes.sample, include_in_schema=False)
+    get("/docs", routes.get_docs, include_in_schema=False)
+    get("/sample.wav", routes.get_sample, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     if settings.page:
-        get("/", routes.page, include_in_schema=False)
+        get("/", routes.get_page, include_in_schema=False)
 
 
-def _refuse_doubles(app: FastAPI, settings: ServerSettings) -> None:
-    """Of two answers at one address only the first would be heard."""
+def _check_route_conflicts(app: FastAPI, settings: ServerSettings) -> None:
+    """Raise `ConfigError` if a configured path is taken: only the first route would be reached."""
     for name, method in (("predict_route", "POST"), ("health_route", "GET")):
         path = getattr(settings, name)
         scope = {"type": "http", "path": path, "method": method}
         if sum(route.matches(scope)[0] is Match.FULL for route in app.routes) > 1:
-            raise ConfigError(f"{name} = {path!r} is where the server has something else")
+            raise ConfigError(f"{name} = {path!r} is already a route of the server: choose another")
 
 
-def _content(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    """A success that is no JSON, for the documentation."""
-    return {200: {"content": {kind: {} for kind in kinds}}}
+def _content(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """Describe a successful response that is not JSON."""
+    return {200: {"content": {media_type: {} for media_type in media_types}}}
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> JSONResponse:
-        return refusal(error)
+    @app.exception_handler(RequestValidationError)
+    async def handle_bad_request(_: Request, error: Exception) -> JSONResponse:
+        return error_response(from_exception(error))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        code = _CODES.get(error.status_code, "refused")
-        answer = refusal(ApiError(error.status_code, code, str(error.detail)))
-        answer.headers.update(error.headers or {})
-        return answer
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        clauses = [f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()[:8]]
-        return refusal(ApiError(422, "invalid_request", "; ".join(clauses)))
+    async def handle_http_error(_: Request, error: HTTPException) -> JSONResponse:
+        response = error_response(from_exception(error))
+        response.headers.update(error.headers or {})
+        return response
 
     @app.exception_handler(OSError)
-    async def system(_: Request, error: OSError) -> JSONResponse:
+    async def handle_system_error(_: Request, error: OSError) -> JSONResponse:
         if not is_disk_full(error):
             raise error
-        logger.error("a request failed: %s", error)
-        return refusal(no_room())
+        return error_response(from_exception(error))
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, __: Exception) -> JSONResponse:
-        return refusal(ApiError(500, "failed", "something went wrong; the server's log says what"))
+    async def handle_bug(_: Request, __: Exception) -> JSONResponse:  # uvicorn logs the traceback
+        return error_response(ApiError("failed", "internal error: see the server log"))

@@ -1,4 +1,4 @@
-"""Finished stems by what they were made of: found again, bounded in size and age, never half."""
+"""On-disk result cache: finished stems keyed by recipe, with size and age limits."""
 
 import os
 import shutil
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from demucs_infer.batch.manifest import Recipe, matches, read_manifest
 from demucs_infer.batch.output_paths import OutputPaths
-from demucs_infer.server.schemas import TEMPLATE
+from demucs_infer.server.schemas import STEM_TEMPLATE
 
 MANIFEST = "stems.json"
 
 
 @dataclass(frozen=True, slots=True)
 class CachedStem:
-    """A finished file."""
+    """A finished stem file."""
 
     stem: str
     path: Path
@@ -25,90 +25,92 @@ class CachedStem:
 
 @dataclass(frozen=True, slots=True)
 class CachedStems:
-    """The stems of one track, complete."""
+    """The complete stems of one track."""
 
     folder: Path
     stems: tuple[CachedStem, ...]
-    about: dict[str, object]
-    """The manifest."""
+    manifest: dict[str, object]
 
-    def public(self) -> dict[str, object]:
-        """What the manifest says, apart from what is this machine's alone."""
+    def public_manifest(self) -> dict[str, object]:
+        """Return the manifest without what describes this machine."""
         return {
-            name: value for name, value in self.about.items() if name not in ("input", "device")
+            name: value for name, value in self.manifest.items() if name not in ("input", "device")
         }
 
 
 @dataclass(frozen=True, slots=True)
 class ResultCache:
-    """A folder of entries; the folder of one is named by the key of its recipe."""
+    """A folder with one subfolder per entry, named by the key of its recipe."""
 
     root: Path
     max_bytes: int
     keep_seconds: float
 
-    def target(self, name: str, extension: str) -> OutputPaths:
-        """Where the stems of the entry `name` are to be written."""
+    def output_paths(self, name: str, extension: str) -> OutputPaths:
+        """Return where to write the stems of the entry `name`."""
         return OutputPaths(
-            folder=self.root / name, track="x", extension=extension, template=TEMPLATE
+            folder=self.root / name, track="x", extension=extension, template=STEM_TEMPLATE
         )
 
     def find(self, recipe: Recipe, name: str | None = None) -> CachedStems | None:
-        """The entry of a recipe, if every file of it is there."""
+        """Return the entry of a recipe if all its files are complete."""
         folder = self.root / (name or recipe.key)
         if matches(folder / MANIFEST, recipe) is None:
             return None
         return self.open(folder.name)
 
     def open(self, name: str) -> CachedStems | None:
-        """The entry called `name`, if every file of it is there; it counts as used now."""
+        """Return the entry `name` if all its files are complete, and mark it as used now."""
         folder = self.root / name
-        about = read_manifest(folder / MANIFEST)
-        if about is None:
+        manifest = read_manifest(folder / MANIFEST)
+        if manifest is None:
             return None
         try:
+            files = manifest["stems"].items()
             stems = tuple(
-                CachedStem(stem, folder / one["file"], (folder / one["file"]).stat().st_size)
-                for stem, one in about["stems"].items()
+                CachedStem(stem, folder / file["file"], (folder / file["file"]).stat().st_size)
+                for stem, file in files
             )
-            if any(one.size != about["stems"][one.stem]["bytes"] for one in stems):
+            if any(stem.size != manifest["stems"][stem.stem]["bytes"] for stem in stems):
                 return None
             os.utime(folder)
         except (OSError, KeyError, TypeError):
             return None
-        return CachedStems(folder, stems, about)
+        return CachedStems(folder, stems, manifest)
 
     def remove(self, name: str) -> None:
-        """Forget an entry, or what there is of one."""
+        """Delete an entry, complete or not."""
         shutil.rmtree(self.root / name, ignore_errors=True)
 
-    def tidy(
+    def evict(
         self,
-        busy: Collection[str],
-        promised: Collection[str],
+        in_use: Collection[str],
+        kept: Collection[str],
         now: Callable[[], float] = time.time,
     ) -> list[str]:
-        """Remove what is too old, and the oldest while there is too much; says what has gone.
+        """Delete entries that are too old, then the oldest while there are too many bytes.
 
-        `busy` are entries at work, which stay; `promised` leave for want of room only.
+        Entries `in_use` stay; `kept` ones are deleted for lack of space only, and last. Returns the
+        names of the deleted entries.
         """
-        found = [(used, size, name) for name, used, size in self._all() if name not in busy]
-        total, gone = sum(size for _, size, _ in found), []
-        for used, size, name in sorted(found, key=lambda one: (one[2] in promised, one[0])):
-            is_old = used < now() - self.keep_seconds and name not in promised
+        entries = [entry for entry in self._list_entries() if entry[2] not in in_use]
+        total, deleted = sum(size for _, size, _ in entries), []
+        for used, size, name in sorted(entries, key=lambda entry: (entry[2] in kept, entry[0])):
+            is_old = used < now() - self.keep_seconds and name not in kept
             if is_old or total > self.max_bytes:
                 self.remove(name)
                 total -= size
-                gone.append(name)
-        return gone
+                deleted.append(name)
+        return deleted
 
-    def _all(self) -> list[tuple[str, float, int]]:
+    def _list_entries(self) -> list[tuple[float, int, str]]:
+        """Return (time of last use, bytes, name) of every entry."""
         entries = []
         for folder in self.root.iterdir():
             try:
                 used = folder.stat().st_mtime
-                size = sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             except OSError:
                 continue
-            entries.append((folder.name, used, size))
+            entries.append((used, size, folder.name))
         return entries

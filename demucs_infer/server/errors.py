@@ -1,41 +1,164 @@
-"""How a request is turned down: a status, a word for programs, a sentence for people."""
+"""Error responses: which HTTP status and code each failure gets, and its JSON body."""
 
+import binascii
+import logging
 import re
 from dataclasses import dataclass
 
-_PATH = re.compile(r"(?<![\w.])(?:/[\w.+~@-]+){2,}/?|[A-Za-z]:\\[^\s'\"]+")
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from python_multipart.exceptions import FormParserError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError, is_disk_full
+
+logger = logging.getLogger(__name__)
+
+STATUS = {
+    "bad_form": 400,
+    "bad_request": 400,
+    "disconnected": 400,
+    "not_json": 400,
+    "no_key": 401,
+    "foreign_origin": 403,
+    "no_such_job": 404,
+    "no_such_stem": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "contradiction": 406,
+    "several_stems": 406,
+    "unknown_type": 406,
+    "too_slow": 408,
+    "cancelled": 409,
+    "not_done": 409,
+    "expired": 410,
+    "too_large": 413,
+    "too_long": 413,
+    "too_many_instances": 413,
+    "bad_range": 416,
+    "bad_base64": 422,
+    "cannot_separate": 422,
+    "empty_audio": 422,
+    "invalid_parameters": 422,
+    "invalid_request": 422,
+    "no_file": 422,
+    "several_files": 422,
+    "several_instances": 422,
+    "too_much_work": 422,
+    "unknown_model": 422,
+    "unreadable_audio": 422,
+    "too_many": 429,
+    "failed": 500,
+    "busy": 503,
+    "model_unavailable": 503,
+    "stopping": 503,
+    "out_of_time": 504,
+    "no_room": 507,
+}
+"""The status of every error code."""
+
+_CODES: dict[type[Exception], str] = {
+    AudioReadError: "unreadable_audio",
+    ModelLoadingError: "model_unavailable",
+    DemucsError: "invalid_parameters",  # the model cannot do what the request asks for
+    ValueError: "invalid_parameters",
+    RequestValidationError: "invalid_request",
+    FormParserError: "bad_form",
+    binascii.Error: "bad_base64",
+    TimeoutError: "too_slow",
+    ClientDisconnect: "disconnected",
+}
+"""The code of every exception that a bad request can cause; the most specific class counts."""
+
+_HTTP_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 416: "bad_range"}
+"""The codes of what the web framework itself refuses."""
+
+_RETRY_AFTER = {"model_unavailable": 60, "no_room": 60, "stopping": 30, "not_done": 1}
+"""Seconds after which a retry makes sense, by code."""
+
+_LOCATION = re.compile(
+    r"\w+://[^\s'\"]*[^\s'\".,:;]|(?<![\w.])(?:/[\w.+~@-]+){2,}/?|[A-Za-z]:\\[^\s'\":]+"
+)
 
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """Becomes `{"error": {"code", "message"}}` with its status."""
+    """A failed request; becomes `{"error": {"code", "message"}}` with the status of its code."""
 
-    status: int
     code: str
     message: str
     retry_after: int | None = None
-    """Seconds after which another try may be worth it."""
+    """Seconds after which a retry makes sense; by default that of the code."""
+
+    status: int = 0
+    """The HTTP status; by default that of the code."""
 
     def __post_init__(self) -> None:
         super().__init__(self.message)
+        self.status = self.status or STATUS[self.code]
+        if self.retry_after is None:
+            self.retry_after = _RETRY_AFTER.get(self.code)
 
-    def as_json(self) -> dict[str, dict[str, str]]:
-        """The body of the answer."""
-        return {"error": {"code": self.code, "message": without_paths(self.message)}}
+    def to_json(self) -> dict[str, dict[str, str]]:
+        """Return the body of the response."""
+        return {"error": {"code": self.code, "message": hide_paths(self.message)}}
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes beside it."""
+        """The headers of the response."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
-def no_room() -> ApiError:
-    """The disk of the server is full, which is no fault of whoever asks."""
-    return ApiError(507, "no_room", "the server has no room left on its disk; try again later", 60)
+def from_exception(error: Exception, message: str | None = None) -> ApiError:
+    """Return the `ApiError` for an exception; one that no request should cause is logged as well.
+
+    `message` replaces the exception's own text.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if is_disk_full(error):
+        logger.error("disk full: %s", error)
+        return disk_full()
+    if isinstance(error, HTTPException):
+        code = _HTTP_CODES.get(error.status_code, "refused")
+        return ApiError(code, message or str(error.detail), status=error.status_code)
+    code = next((_CODES[base] for base in type(error).__mro__ if base in _CODES), "failed")
+    if code == "failed":
+        logger.error("unexpected error", exc_info=error)
+        return ApiError(code, message or "internal error: see the server log")
+    if isinstance(error, ValidationError | RequestValidationError):
+        return ApiError(code, message or describe_invalid_fields(error))
+    return ApiError(code, message or str(error))
 
 
-def without_paths(message: str) -> str:
-    """`message` without a path of this machine, and as one line of sensible length."""
-    plain = " ".join(_PATH.sub("the file", message).split())
-    return plain if len(plain) <= 600 else f"{plain[:599]}…"
+def describe_invalid_fields(error: ValidationError | RequestValidationError) -> str:
+    """Return what is wrong with each field, one clause per field."""
+    # FastAPI puts the place, such as "query", before the name of a parameter.
+    first = -1 if isinstance(error, RequestValidationError) else 0
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'][first:])) or 'body'}: {problem['msg']}"
+        for problem in list(error.errors())[:8]
+    )
+
+
+def disk_full() -> ApiError:
+    """Return the error for a full disk, which is no fault of the client."""
+    return ApiError("no_room", "server disk is full: try again later")
+
+
+def stopping() -> ApiError:
+    """Return the error for requests that arrive, or still wait, while the server shuts down."""
+    return ApiError("stopping", "the server is shutting down: try again later")
+
+
+def too_large(max_bytes: int) -> ApiError:
+    """Return the error for a body or a file above the limit."""
+    return ApiError("too_large", f"the upload exceeds {max_bytes} bytes: send a smaller file")
+
+
+def hide_paths(message: str) -> str:
+    """Return `message` on one line of at most 600 characters, without paths of this machine."""
+    line = " ".join(_LOCATION.sub("the file", message).split())
+    return line if len(line) <= 600 else f"{line[:599]}…"

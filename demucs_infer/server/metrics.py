@@ -1,4 +1,4 @@
-"""What /metrics tells: counters of a server's own, never those of the process at large."""
+"""Prometheus metrics of this server instance, apart from those of the process."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ _BUCKETS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800)
 
 
 class Metrics:
-    """Counts requests; asks the queue for the rest when somebody looks."""
+    """Counts requests; reads the state of the queue when scraped."""
 
     def __init__(self, jobs: "JobQueue") -> None:
         self._registry = CollectorRegistry()
@@ -27,44 +27,44 @@ class Metrics:
         )
         self._seconds = Histogram(
             "demucs_http_request_seconds",
-            "How long requests take.",
+            "Duration of requests.",
             ("route",),
             buckets=_BUCKETS,
             registry=self._registry,
         )
-        self._registry.register(_Queue(jobs))
+        self._registry.register(_QueueCollector(jobs))
 
-    def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a finished request."""
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def text(self) -> bytes:
-        """All of it in the text format of Prometheus."""
+    def render(self) -> bytes:
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
 
-class _Queue:
+class _QueueCollector:
     def __init__(self, jobs: "JobQueue") -> None:
         self._jobs = jobs
 
     def collect(self) -> "Iterator[Metric]":
-        """The state of the queue now."""
+        """Yield the current state of the queue."""
         jobs = self._jobs
         waiting, running = jobs.depth
         yield GaugeMetricFamily("demucs_jobs_waiting", "Jobs in the queue.", value=waiting)
-        yield GaugeMetricFamily("demucs_jobs_running", "Jobs at work.", value=running)
-        yield GaugeMetricFamily("demucs_ready", "Whether requests are taken.", value=jobs.is_ready)
-        ended = CounterMetricFamily("demucs_jobs", "Jobs that are over.", labels=["status"])
+        yield GaugeMetricFamily("demucs_jobs_running", "Jobs being processed.", value=running)
+        yield GaugeMetricFamily(
+            "demucs_ready", "Whether requests are accepted.", value=jobs.is_ready
+        )
+        finished = CounterMetricFamily("demucs_jobs", "Finished jobs.", labels=["status"])
         for status in ("done", "failed", "cancelled"):
-            ended.add_metric([status], jobs.counts[status])
-        yield ended
+            finished.add_metric([status], jobs.counts[status])
+        yield finished
         yield CounterMetricFamily(
-            "demucs_jobs_cached", "Jobs that were answered from the cache.", jobs.counts["cached"]
+            "demucs_jobs_cached", "Jobs answered from the cache.", jobs.counts["cached"]
         )
+        yield CounterMetricFamily("demucs_models_loaded", "Models loaded.", jobs.counts["loaded"])
         yield CounterMetricFamily(
-            "demucs_models_loaded", "Models that were loaded.", jobs.counts["loaded"]
-        )
-        yield CounterMetricFamily(
-            "demucs_audio_seconds", "Seconds of music that were separated.", jobs.seconds_of_audio
+            "demucs_audio_seconds", "Seconds of audio separated.", jobs.audio_seconds
         )

@@ -1,4 +1,4 @@
-"""The player of the page as one HTML file with the stems inside, to open without a server."""
+"""Write the player of the page and the stems into one HTML file that needs no server."""
 
 import html
 import os
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _STATIC = Path(__file__).parent / "page"
-_PIECE = 3 << 18
-"""Bytes at a time; a multiple of three, so that pieces of base64 join."""
+_READ_BYTES = 3 << 18
+"""Bytes per read; a multiple of three, so that the pieces of base64 can be joined."""
 
-_HEAD = """<!doctype html>
+_HTML_HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -28,7 +28,7 @@ _HEAD = """<!doctype html>
 </main>
 """
 
-_START = """
+_SCRIPT = """
 const root = document.querySelector(".player");
 const blocks = [...document.querySelectorAll("script[data-stem]")];
 const stems = blocks.map((block) => {
@@ -44,37 +44,32 @@ mountPlayer(root, stems, { title: document.title }).catch(() => {
 """
 
 
-def player_html(stems: Mapping[str, str | os.PathLike[str]], title: str = "stems") -> str:
-    """A page that plays the files of `stems` in step, and needs nothing else."""
-    return "".join(_parts({name: Path(path) for name, path in stems.items()}, title))
-
-
 def write_player(
     path: Path, stems: Mapping[str, str | os.PathLike[str]], title: str = "stems"
 ) -> Path:
-    """The same as a file, which appears complete."""
+    """Write a page that plays `stems` to `path`; the file appears complete or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            file.writelines(_parts({name: Path(one) for name, one in stems.items()}, title))
+            file.writelines(_iter_html({name: Path(stem) for name, stem in stems.items()}, title))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
-def _parts(stems: Mapping[str, Path], title: str) -> Iterator[str]:
-    yield _HEAD.format(
+def _iter_html(stems: Mapping[str, Path], title: str) -> Iterator[str]:
+    yield _HTML_HEAD.format(
         title=html.escape(title),
         style=(_STATIC / "style.css").read_text("utf-8"),
         stems=html.escape(", ".join(stems)),
     )
     for name, path in stems.items():
-        names = f'data-stem="{html.escape(name)}" data-file="{html.escape(path.name)}"'
-        yield f'<script type="text/plain" {names}>'
+        attributes = f'data-stem="{html.escape(name)}" data-file="{html.escape(path.name)}"'
+        yield f'<script type="text/plain" {attributes}>'
         with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                yield b64encode(piece).decode("ascii")
+            while data := file.read(_READ_BYTES):
+                yield b64encode(data).decode("ascii")
         yield "</script>\n"
     code = (_STATIC / "player.js").read_text("utf-8").replace("\nexport ", "\n")
-    yield f'<script type="module">\n{code}{_START}</script>\n</body>\n</html>\n'
+    yield f'<script type="module">\n{code}{_SCRIPT}</script>\n</body>\n</html>\n'

@@ -1,6 +1,7 @@
-"""Who waits, who is at work, and what became of it; no HTTP, and all of it on the event loop.
+"""The job queue: waiting and running jobs, their events and results; free of HTTP.
 
-Work is done by `work.ModelWorker` threads; what they have to say comes here through `_post`.
+Everything here runs on the event loop. `worker.ModelWorker` threads do the work, and report back
+through `JobQueue._call_soon`.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -23,81 +24,76 @@ from demucs_infer.errors import ConfigError, ModelNotFound
 from demucs_infer.events import ChunkProcessed, Event, Stage, event_to_json
 from demucs_infer.pretrained import list_models, model_info
 from demucs_infer.server.cache import CachedStems, ResultCache
-from demucs_infer.server.errors import ApiError, no_room
-from demucs_infer.server.model_pool import ModelPool, models_of
-from demucs_infer.server.schemas import SeparateRequest, read_wish
+from demucs_infer.server.errors import ApiError, disk_full, from_exception, stopping
+from demucs_infer.server.model_pool import ModelPool
+from demucs_infer.server.schemas import SeparateRequest, parse_request
 from demucs_infer.server.settings import ServerSettings
-from demucs_infer.server.store import JobRecord, JobStore
+from demucs_infer.server.store import JobRecord, JobStore, Status
 from demucs_infer.server.uploads import Upload
 from demucs_infer.server.worker import (
-    Cancelled,
+    JobCancelled,
     ModelWorker,
-    Stopped,
+    WorkerStopped,
     WorkItem,
-    check_length,
+    check_duration,
     separate,
 )
 
 logger = logging.getLogger(__name__)
 
-USUAL = ("htdemucs", "htdemucs_ft", "htdemucs_6s", "hdemucs_mmi", "mdx_extra")
-_PATIENCE = 15.0
-_REMEMBERED = 256
-"""Jobs that are over whose events are still told; of older ones only the end is known."""
+DEFAULT_MODELS = ("htdemucs", "htdemucs_ft", "htdemucs_6s", "hdemucs_mmi", "mdx_extra")
+_KEEP_ALIVE_SECONDS = 15.0
+_MAX_JOBS_IN_MEMORY = 256
+"""Above this, finished jobs are dropped from memory, and their events with them."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job:
-    """A track on its way."""
+    """A track that waits, is being separated, or has finished."""
 
-    row: JobRecord
-    task: WorkItem
-    lasts: bool
-    """Whether it outlives the request that made it, and the process."""
+    record: JobRecord
+    item: WorkItem
+    is_persistent: bool
+    """Whether it outlives the request that created it, and the process."""
 
-    ticket: "Slot | None" = None
+    slot: "Slot | None" = None
     events: list[dict[str, Any]] = field(default_factory=list)
     fraction: float = 0.0
     stage: str = ""
-    began: float | None = None
-    refused: ApiError | None = None
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    started_at: float | None = None
+    error: ApiError | None = None
+    _updated: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def change(self) -> None:
-        """Wake whoever waits for news."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def notify(self) -> None:
+        """Wake everything that waits for an update."""
+        self._updated.set()
+        self._updated = asyncio.Event()
 
-    async def news(self) -> None:
-        """Wait until something happens."""
-        await self._changed.wait()
-
-    async def over(self) -> None:
-        """Wait for the end."""
-        while not self.row.is_over:
-            await self.news()
+    async def wait_for_update(self) -> None:
+        """Wait for an event or a change of status."""
+        await self._updated.wait()
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate, from how long the part that is done took."""
-        if self.began is None or not 0 < self.fraction < 1:
+        """The estimated time left, from how long the finished part took."""
+        if self.started_at is None or not 0 < self.fraction < 1:
             return None
-        return (time.monotonic() - self.began) * (1 - self.fraction) / self.fraction
+        return (time.monotonic() - self.started_at) * (1 - self.fraction) / self.fraction
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A place in the bounded queue."""
+    """A reserved place in the queue."""
 
     client: str
-    give_back: Callable[["Slot"], None]
+    on_release: Callable[["Slot"], None]
     is_held: bool = True
 
     def release(self) -> None:
-        """Leave it to somebody else."""
+        """Free the place; do nothing the second time."""
         if self.is_held:
             self.is_held = False
-            self.give_back(self)
+            self.on_release(self)
 
 
 class JobQueue:
@@ -107,71 +103,71 @@ class JobQueue:
         self.settings = settings
         self.uploads = settings.data_dir / "uploads"
         base = ModelSpec(repo=settings.repo, cache_dir=settings.cache_dir, offline=settings.offline)
-        self.models = models_of(base, _names(settings))
-        self.stems: dict[str, tuple[str, ...] | None] = {
-            name: _known_stems(name, base) for name in self.models
+        self.models = {name: replace(base, name=name) for name in _list_model_names(settings)}
+        self.model_stems: dict[str, tuple[str, ...] | None] = {
+            name: _find_catalog_stems(name, base) for name in self.models
         }
         self.results = ResultCache(
             settings.data_dir / "results", settings.max_store_bytes, settings.keep_seconds
         )
         self.is_ready = False
         self.is_stopping = False
-        self.problem = ""
+        self.load_error = ""
         """Why the first model could not be loaded."""
 
         self.counts: Counter[str] = Counter()
-        self.seconds_of_audio = 0.0
-        self._live: OrderedDict[str, Job] = OrderedDict()
+        self.audio_seconds = 0.0
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._waiting: deque[Job] = deque()
         self._running: dict[ModelWorker, Job] = {}
-        self._tickets: Counter[str] = Counter()
+        self._slots: Counter[str] = Counter()
         self._weights: dict[str, tuple[str, ...]] = {}
-        self._recent: deque[float] = deque([30.0], maxlen=20)
+        self._recent_seconds: deque[float] = deque([30.0], maxlen=20)
         self._workers: list[ModelWorker] = []
         self._idle: list[ModelWorker] = []
 
-    # ── life ──
+    # ── start and stop ──
 
     async def start(self) -> None:
-        """Take up what an earlier process left, and begin."""
+        """Start the workers and resume the jobs that an earlier process left unfinished."""
         self._loop = asyncio.get_running_loop()
         for folder in (self.uploads, self.results.root):
             folder.mkdir(parents=True, exist_ok=True)
         self._store = JobStore(self.settings.data_dir / "jobs.sqlite")
         for device in self.settings.devices:
-            pool = ModelPool(device, self.settings.model_memory_bytes, self._loaded)
+            pool = ModelPool(device, self.settings.model_memory_bytes, self._on_model_loaded)
             worker = ModelWorker(pool)
             worker.start()
             self._workers.append(worker)
             self._warm_up(worker)
         self._recover()
-        self._tidying = asyncio.create_task(self._tidy_forever())
+        self._clean_up_task = asyncio.create_task(self._clean_up_forever())
 
     async def stop(self) -> None:
-        """End within a batch; jobs that last are there when the next process starts."""
+        """Stop within one batch of windows; the next process resumes persistent jobs."""
         self.drain()
-        self._tidying.cancel()
+        self._clean_up_task.cancel()
         with suppress(asyncio.CancelledError):
-            await self._tidying
+            await self._clean_up_task
         for job in self._running.values():
-            job.task.stop.set()
+            job.item.stop.set()
         for worker in self._workers:
             await asyncio.to_thread(worker.stop)
-        await asyncio.sleep(0)  # for what they said last
+        await asyncio.sleep(0)  # so that the last callbacks of the workers run
         for job in [*self._waiting, *self._running.values()]:
-            if not job.lasts:
-                job.task.source.unlink(missing_ok=True)
+            if not job.is_persistent:
+                job.item.source.unlink(missing_ok=True)
         self._store.close()
 
     def drain(self) -> None:
-        """Take nothing more, and let those who watch go."""
+        """Accept no more jobs and end the event streams."""
         self.is_stopping = True
-        for job in self._live.values():
-            job.change()
+        for job in self._jobs.values():
+            job.notify()
 
-    def _loaded(self, name: str, stems: tuple[str, ...]) -> None:
-        self._post(lambda: self.stems.update({name: stems}))
-        self._post(lambda: self.counts.update(["loaded"]))
+    def _on_model_loaded(self, name: str, stems: tuple[str, ...]) -> None:
+        self._call_soon(lambda: self.model_stems.update({name: stems}))
+        self._call_soon(lambda: self.counts.update(["loaded"]))
 
     def _warm_up(self, worker: ModelWorker) -> None:
         first = next(iter(self.models.values()))
@@ -181,74 +177,84 @@ class JobQueue:
             return
 
         def work(pool: ModelPool) -> None:
+            load_error = ""
             try:
                 pool.warm_up(first)
-                self._post(lambda: self._warm(worker))
-            except Exception as error:  # noqa: BLE001 (the server lives, and says what is wrong)
-                logger.error("%s could not be loaded: %s", first.name, error)
-                problem = f"the model {first.name!r} could not be loaded"
-                self._post(lambda: self._warm(worker, problem))
+            except Exception as error:  # noqa: BLE001 (the server stays up and reports it)
+                logger.error("model %s could not be loaded: %s", first.name, error)
+                load_error = f"the model {first.name!r} could not be loaded"
+            self._call_soon(lambda: self._on_warmed_up(worker, load_error))
 
-        worker.give(work)
+        worker.submit(work)
 
-    def _warm(self, worker: ModelWorker, problem: str = "") -> None:
-        self.problem = problem
-        self.is_ready = self.is_ready or not problem
+    def _on_warmed_up(self, worker: ModelWorker, load_error: str) -> None:
+        self.load_error = load_error
+        self.is_ready = self.is_ready or not load_error
         self._idle.append(worker)
         self._dispatch()
 
     def _recover(self) -> None:
-        wanted = set()
-        for row in self._store.unfinished():
-            path = self.uploads / row.upload
+        recovered = set()
+        for record in self._store.unfinished():
+            path = self.uploads / record.upload
             try:
-                job = self._job(row.but(status="queued"), read_wish(row.wish), path, lasts=True)
-            except ApiError as refused:  # its model is no longer served
-                self._store.put(_failed(row, refused))
+                request = parse_request(record.request)
+                job = self._create_job(
+                    record.replace(status="queued"), request, path, is_persistent=True
+                )
+                if not path.is_file():
+                    del self._jobs[record.id]
+                    raise ApiError("failed", "the upload was lost")
+            except ApiError as error:  # also if its model is no longer available
+                details = error.to_json()["error"]
+                self._store.put(
+                    record.replace(status="failed", finished=time.time(), error=details)
+                )
                 continue
-            if not path.is_file():
-                self._store.put(_failed(row, ApiError(500, "failed", "the upload was lost")))
-                continue
-            wanted.add(path)
-            job.task.weights = self._weights_of(job.task.model)
-            job.ticket = self._ticket("recovered")
-            self._remember(job)
+            recovered.add(path)
+            job.item.weights = self._get_weights(job.item.model)
+            job.slot = self._take_slot("recovered")
+            self._save(job)
             self._enqueue(job)
         for path in self.uploads.iterdir():
-            if path not in wanted:
+            if path not in recovered:
                 path.unlink()
 
-    # ── coming in ──
+    # ── submit ──
 
-    def admit(self, client: str) -> Slot:
-        """A place in the queue, before anything is read; `ApiError` if there is none."""
+    def reserve(self, client: str) -> Slot:
+        """Reserve a place before the body is read; raise `ApiError` if the queue is full."""
         if self.is_stopping:
-            raise ApiError(503, "stopping", "the server is about to stop", 30)
-        if self._tickets.total() >= self.settings.max_queue:
-            raise ApiError(503, "busy", "too many requests wait already", self._wait())
-        most = self.settings.max_per_client
-        if most and self._tickets[client] >= most:
-            raise ApiError(429, "too_many", f"you have {most} requests here already", self._wait())
-        return self._ticket(client)
+            raise stopping()
+        if self._slots.total() >= self.settings.max_queue:
+            raise ApiError("busy", "the queue is full: try again later", self._estimate_wait())
+        limit = self.settings.max_per_client
+        if limit and self._slots[client] >= limit:
+            raise ApiError(
+                "too_many",
+                f"too many requests from this client (limit {limit})",
+                self._estimate_wait(),
+            )
+        return self._take_slot(client)
 
-    def _ticket(self, client: str) -> Slot:
-        self._tickets[client] += 1
-        return Slot(client, self._returned)
+    def _take_slot(self, client: str) -> Slot:
+        self._slots[client] += 1
+        return Slot(client, self._on_slot_released)
 
-    def _returned(self, ticket: Slot) -> None:
-        self._tickets[ticket.client] -= 1
-        self._tickets += Counter()  # forgets who has none
+    def _on_slot_released(self, slot: Slot) -> None:
+        self._slots[slot.client] -= 1
+        self._slots += Counter()  # drops clients without a slot
 
-    def _wait(self) -> int:
-        """Seconds until a place may be free."""
-        each = sum(self._recent) / len(self._recent)
-        return min(max(round(each / len(self.settings.devices)), 1), 600)
+    def _estimate_wait(self) -> int:
+        """Return the seconds until a place may be free."""
+        average = sum(self._recent_seconds) / len(self._recent_seconds)
+        return min(max(round(average / len(self.settings.devices)), 1), 600)
 
     async def submit(
-        self, upload: Upload, wish: SeparateRequest, *, ticket: Slot | None = None
+        self, upload: Upload, request: SeparateRequest, *, slot: Slot | None = None
     ) -> Job:
-        """A job for an upload, which is its from here on; with a ticket, one that lasts."""
-        row = JobRecord(
+        """Create a job and take ownership of the upload; persistent if `slot` is given."""
+        record = JobRecord(
             id=token_hex(16),
             status="queued",
             created=time.time(),
@@ -256,84 +262,87 @@ class JobQueue:
             sha256=upload.sha256,
             size=upload.size,
             upload=upload.path.name,
-            wish=wish.model_dump(exclude_defaults=True),
+            request=request.model_dump(exclude_defaults=True),
         )
         try:
-            job = self._job(row, wish, upload.path, lasts=ticket is not None)
-            await asyncio.to_thread(self._look, job, wish.no_cache)
-            if job.lasts and not self._store.put(job.row):
-                raise no_room()
+            job = self._create_job(record, request, upload.path, is_persistent=slot is not None)
+            await asyncio.to_thread(self._lookup_cache, job, request.no_cache)
+            if job.is_persistent and not self._store.put(job.record):
+                raise disk_full()
         except BaseException:
-            self._live.pop(row.id, None)
+            self._jobs.pop(record.id, None)
             upload.path.unlink(missing_ok=True)
             raise
-        job.ticket = ticket
-        if job.row.is_cached:
+        job.slot = slot
+        if job.record.is_cached:
             self.counts["cached"] += 1
-            self._end(job, "done")
+            self._set_final(job, "done")
         else:
             self._enqueue(job)
         return job
 
-    def _job(self, row: JobRecord, wish: SeparateRequest, path: Path, *, lasts: bool) -> Job:
+    def _create_job(
+        self, record: JobRecord, request: SeparateRequest, path: Path, *, is_persistent: bool
+    ) -> Job:
         settings = self.settings
-        order = wish.order(
+        separation = request.to_separation_request(
             max_passes=settings.max_passes, max_duration_seconds=settings.max_duration_seconds
         )
-        task = WorkItem(
+        item = WorkItem(
             source=path,
-            name=row.name,
-            target=self.results.target(row.entry or row.id, order.extension),
-            model=self.model(wish.model),
-            order=order,
+            name=record.name,
+            output=self.results.output_paths(record.entry or record.id, separation.extension),
+            model=self.find_model(request.model),
+            request=separation,
             weights=(),
-            seconds=settings.job_seconds,
+            max_seconds=settings.job_seconds,
             max_duration_seconds=settings.max_duration_seconds,
         )
-        job = Job(row=row, task=task, lasts=lasts)
-        self._live[row.id] = job
-        self._forget()
+        job = Job(record=record, item=item, is_persistent=is_persistent)
+        self._jobs[record.id] = job
+        self._drop_finished_jobs()
         return job
 
-    def model(self, name: str | None) -> ModelSpec:
-        """The model of that name, the first without one; `ApiError` if it is not served."""
+    def find_model(self, name: str | None) -> ModelSpec:
+        """Return the model `name` (default: the first); raise `ApiError` if it is not available."""
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
-            message = f"no model {name!r}; there are {', '.join(self.models)}"
-            raise ApiError(422, "unknown_model", message)
+            raise ApiError(
+                "unknown_model", f"unknown model {name!r}: expected one of {', '.join(self.models)}"
+            )
         return self.models[name]
 
-    def outputs(self, wish: SeparateRequest) -> tuple[str, ...] | None:
-        """The stems that a wish comes to, if those of its model are known yet."""
-        self.model(wish.model)
-        sources = self.stems[wish.model or next(iter(self.models))]
+    def output_stems(self, request: SeparateRequest) -> tuple[str, ...] | None:
+        """Return the stems a request results in, or None if its model was never loaded."""
+        self.find_model(request.model)
+        sources = self.model_stems[request.model or next(iter(self.models))]
         if sources is None:
             return None
         try:
             plan = choose_stems(
                 sources,
-                stems=wish.stems,
-                derive=wish.derive,
-                two_stems=wish.two_stems,
-                other_method=wish.other_method,
+                stems=request.stems,
+                derive=request.derive,
+                two_stems=request.two_stems,
+                other_method=request.other_method,
             )
         except ValueError as error:
-            raise ApiError(422, "invalid_parameters", str(error)) from error
+            raise from_exception(error) from error
         return plan.outputs
 
-    def _look(self, job: Job, no_cache: bool) -> None:
-        """All that can be known before the network is asked; on a thread of its own."""
-        task = job.task
-        check_length(task.source, task.name, task.order, task.max_duration_seconds)
-        task.weights = self._weights_of(task.model)
-        recipe = task.order.recipe(job.row.sha256, task.model, task.weights)
-        entry = recipe.key if not no_cache else f"{recipe.key}-{job.row.id}"
+    def _lookup_cache(self, job: Job, no_cache: bool) -> None:
+        """Check the track and look for its result; in a thread, as it reads and hashes files."""
+        item = job.item
+        check_duration(item.source, item.name, item.request, item.max_duration_seconds)
+        item.weights = self._get_weights(item.model)
+        recipe = item.request.recipe(job.record.sha256, item.model, item.weights)
+        entry = recipe.key if not no_cache else f"{recipe.key}-{job.record.id}"
         is_cached = self.results.find(recipe, entry) is not None
-        job.row = job.row.but(entry=entry, is_cached=is_cached)
-        task.target = self.results.target(entry, task.order.extension)
+        job.record = job.record.replace(entry=entry, is_cached=is_cached)
+        item.output = self.results.output_paths(entry, item.request.extension)
 
-    def _weights_of(self, model: ModelSpec) -> tuple[str, ...]:
+    def _get_weights(self, model: ModelSpec) -> tuple[str, ...]:
         if model.name not in self._weights:
             self._weights[model.name] = model.weights() or ()
         return self._weights[model.name]
@@ -342,219 +351,220 @@ class JobQueue:
         self._waiting.append(job)
         self._dispatch()
 
-    # ── at work ──
+    # ── run ──
 
     def _dispatch(self) -> None:
-        """Give every idle worker the first job whose stems nobody else is making."""
+        """Give every idle worker the first job whose result no other worker is computing."""
         while self._idle and not self.is_stopping:
-            busy = {job.row.entry for job in self._running.values()}
-            job = next((one for one in self._waiting if one.row.entry not in busy), None)
+            in_use = {job.record.entry for job in self._running.values()}
+            job = next((job for job in self._waiting if job.record.entry not in in_use), None)
             if job is None:
                 return
             self._waiting.remove(job)
-            self._begin(self._idle.pop(), job)
+            self._start_job(self._idle.pop(), job)
 
-    def _begin(self, worker: ModelWorker, job: Job) -> None:
+    def _start_job(self, worker: ModelWorker, job: Job) -> None:
         self._running[worker] = job
-        job.began = time.monotonic()
-        job.row = job.row.but(status="running", attempts=job.row.attempts + 1)
-        self._remember(job)
-        job.change()
+        job.started_at = time.monotonic()
+        job.record = job.record.replace(status="running", attempts=job.record.attempts + 1)
+        self._save(job)
+        job.notify()
+
+        def on_event(event: Event) -> None:
+            self._call_soon(lambda: self._on_event(job, event))
 
         def work(pool: ModelPool) -> None:
             outcome: TrackResult | Exception
             try:
-                outcome = separate(
-                    job.task, pool, lambda event: self._post(lambda: self._heard(job, event))
-                )
-            except Exception as error:  # noqa: BLE001 (told to whoever waits)
+                outcome = separate(job.item, pool, on_event)
+            except Exception as error:  # noqa: BLE001 (reported to the client)
                 outcome = error
-            if isinstance(outcome, ApiError | Cancelled):
-                self.results.remove(job.row.entry)
-            self._post(lambda: self._done(worker, job, outcome))
+            if isinstance(outcome, ApiError | JobCancelled):
+                self.results.remove(job.record.entry)
+            self._call_soon(lambda: self._on_finished(worker, job, outcome))
 
-        worker.give(work)
+        worker.submit(work)
 
-    def _post(self, what: Callable[[], None]) -> None:
-        """Have `what` done on the event loop, if there is one still."""
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        """Run `callback` on the event loop, unless that is closed."""
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(what)
+            self._loop.call_soon_threadsafe(callback)
 
-    def _heard(self, job: Job, event: Event) -> None:
+    def _on_event(self, job: Job, event: Event) -> None:
         if isinstance(event, ChunkProcessed):
             job.fraction = event.fraction
         elif isinstance(event, Stage.Started):
             job.stage = event.stage
         job.events.append(event_to_json(event))
-        job.change()
+        job.notify()
 
-    def _done(self, worker: ModelWorker, job: Job, outcome: TrackResult | Exception) -> None:
+    def _on_finished(self, worker: ModelWorker, job: Job, outcome: TrackResult | Exception) -> None:
         del self._running[worker]
         self._idle.append(worker)
-        if isinstance(outcome, Stopped):
-            return  # it stays as it is for the next process
-        seconds = time.monotonic() - (job.began or 0)
-        job.row = job.row.but(seconds=seconds)
+        if isinstance(outcome, WorkerStopped):
+            return  # the next process resumes the job
+        seconds = time.monotonic() - (job.started_at or 0)
+        job.record = job.record.replace(seconds=seconds)
         if isinstance(outcome, TrackResult):
-            self._recent.append(seconds)
-            self.seconds_of_audio += outcome.duration_seconds
+            self._recent_seconds.append(seconds)
+            self.audio_seconds += outcome.duration_seconds
             self.is_ready = True
-            job.row = job.row.but(warnings=tuple(outcome.warnings))
-            self._end(job, "done")
-        elif isinstance(outcome, Cancelled):
-            self._end(job, "cancelled")
+            job.record = job.record.replace(warnings=tuple(outcome.warnings))
+            self._set_final(job, "done")
+        elif isinstance(outcome, JobCancelled):
+            self._set_final(job, "cancelled")
         else:
-            self._end(job, "failed", _as_refused(outcome))
+            self._set_final(job, "failed", _as_job_error(outcome))
         self._dispatch()
 
-    def _end(self, job: Job, status: Any, refused: ApiError | None = None) -> None:
-        job.refused = refused
+    def _set_final(self, job: Job, status: Status, error: ApiError | None = None) -> None:
+        job.error = error
         job.fraction = 1.0 if status == "done" else job.fraction
-        error = None if refused is None else refused.as_json()["error"]
-        job.row = job.row.but(status=status, finished=time.time(), error=error)
-        job.task.source.unlink(missing_ok=True)
+        details = None if error is None else error.to_json()["error"]
+        job.record = job.record.replace(status=status, finished=time.time(), error=details)
+        job.item.source.unlink(missing_ok=True)
         self.counts[status] += 1
-        self._remember(job)
-        if job.ticket:
-            job.ticket.release()
-        if not job.lasts:
-            self._live.pop(job.row.id, None)
-        job.change()
+        self._save(job)
+        if job.slot:
+            job.slot.release()
+        if not job.is_persistent:
+            self._jobs.pop(job.record.id, None)
+        job.notify()
 
-    def _remember(self, job: Job) -> None:
-        if job.lasts:  # on a full disk it goes on all the same
-            self._store.put(job.row)
+    def _save(self, job: Job) -> None:
+        if job.is_persistent:  # on a full disk the job continues without its record
+            self._store.put(job.record)
 
-    def _forget(self) -> None:
-        """Let the events of jobs go that are long over."""
-        for id, job in list(self._live.items()):
-            if len(self._live) <= _REMEMBERED:
+    def _drop_finished_jobs(self) -> None:
+        """Drop the oldest finished jobs, with their events, from memory."""
+        for id, job in list(self._jobs.items()):
+            if len(self._jobs) <= _MAX_JOBS_IN_MEMORY:
                 return
-            if job.row.is_over:
-                del self._live[id]
+            if job.record.is_final:
+                del self._jobs[id]
 
-    # ── asking ──
+    # ── query ──
 
-    def row(self, id: str) -> JobRecord:
-        """What is known of a job; `ApiError` if there is none."""
-        job = self._live.get(id)
-        found = job.row if job else self._store.get(id)
-        if found is None or (job and not job.lasts):
-            raise ApiError(404, "no_such_job", "there is no job of that id; it may have expired")
-        return found
+    def get_record(self, id: str) -> JobRecord:
+        """Return the record of a job; raise `ApiError` if there is none."""
+        job = self._jobs.get(id)
+        record = job.record if job else self._store.get(id)
+        if record is None or (job and not job.is_persistent):
+            raise ApiError("no_such_job", "no job has this id: it may have expired")
+        return record
 
-    def live(self, id: str) -> Job | None:
-        """The job itself, unless it was over long ago."""
-        return self._live.get(id)
+    def get_job(self, id: str) -> Job | None:
+        """Return the job itself, unless it has been dropped from memory."""
+        return self._jobs.get(id)
 
-    def position(self, id: str) -> int | None:
-        """How many jobs are before this one."""
+    def get_position(self, id: str) -> int | None:
+        """Return the number of jobs ahead of a waiting one, or None if it does not wait."""
         for number, job in enumerate(self._waiting):
-            if job.row.id == id:
+            if job.record.id == id:
                 return number + len(self._running)
         return None
 
-    def entry(self, row: JobRecord) -> CachedStems:
-        """The stems of a job that is done; `ApiError` if they are not, or not any more."""
-        if row.status in ("queued", "running"):
-            raise ApiError(409, "not_done", "the job is not done yet", 1)
-        if row.status != "done":
-            raise ApiError(409, row.status, f"the job has no stems: it is {row.status}")
-        found = self.results.open(row.entry)
-        if found is None:
-            raise ApiError(410, "expired", "the stems of this job are gone; send the track again")
-        return found
+    def get_stems(self, record: JobRecord) -> CachedStems:
+        """Return the stems of a finished job; raise `ApiError` if there are none (any more)."""
+        if not record.is_final:
+            raise ApiError("not_done", "the job has not finished yet")
+        if record.status != "done":
+            raise ApiError(
+                record.status, f"the job has no stems: it is {record.status}", status=409
+            )
+        stems = self.results.open(record.entry)
+        if stems is None:
+            raise ApiError("expired", "the stems of this job were deleted: send the track again")
+        return stems
 
-    async def watch(
+    async def stream_events(
         self, job: Job, after: int = 0
     ) -> AsyncIterator[tuple[int, dict[str, Any] | None]]:
-        """Every event with its number, from the one behind `after` until the job is over.
+        """Yield (number, event) for every event after number `after` until the job has finished.
 
-        None now and then while nothing happens, so that nobody takes the line for dead.
+        Yields None as event from time to time, so that proxies keep an idle connection open.
         """
         number = after
         while True:
             for event in job.events[number:]:
                 number += 1
                 yield number, event
-            if job.row.is_over or self.is_stopping:
+            if job.record.is_final or self.is_stopping:
                 return
-            with anyio.move_on_after(_PATIENCE) as scope:
-                await job.news()
+            with anyio.move_on_after(_KEEP_ALIVE_SECONDS) as scope:
+                await job.wait_for_update()
             if scope.cancelled_caught:
                 yield number, None
 
     def cancel(self, id: str) -> JobRecord | None:
-        """End a job within a batch; one that is over is forgotten, and None."""
-        row, job = self.row(id), self._live.get(id)
-        if row.is_over or job is None:
-            self._live.pop(id, None)
-            self._store.remove(id)
-            if row.entry.endswith(row.id):  # made for this job alone
-                self.results.remove(row.entry)
+        """Cancel a job within one batch of windows; delete a finished one and return None."""
+        record, job = self.get_record(id), self._jobs.get(id)
+        if record.is_final or job is None:
+            self._delete(record)
             return None
         self.abandon(job)
-        return job.row
+        return job.record
 
     def abandon(self, job: Job) -> None:
-        """End a job that nobody waits for, within a batch."""
-        if job.row.is_over:
+        """Cancel a job whose result is not needed, within one batch of windows."""
+        if job.record.is_final:
             return
-        job.task.cancel.set()
+        job.item.cancel.set()
         if job in self._waiting:
             self._waiting.remove(job)
-            self._end(job, "cancelled")
-
-    # ── tidying ──
+            self._set_final(job, "cancelled")
 
     @property
     def depth(self) -> tuple[int, int]:
-        """(How many wait, how many are at work)."""
+        """The number of waiting and of running jobs."""
         return len(self._waiting), len(self._running)
 
-    async def tidy(self) -> None:
-        """Forget jobs and results whose time is over, or for which there is no room."""
-        limit = time.time() - self.settings.keep_seconds
-        rows = self._store.finished()
-        for row in rows:
-            if row.finished is not None and row.finished < limit:
-                self._store.remove(row.id)
-                self._live.pop(row.id, None)
-                if row.entry.endswith(row.id):
-                    self.results.remove(row.entry)
-        promised = {row.entry for row in rows if (row.finished or 0) >= limit}
-        busy = {job.row.entry for job in [*self._running.values(), *self._waiting]}
-        await asyncio.to_thread(self.results.tidy, busy, promised)
+    # ── clean up ──
 
-    async def _tidy_forever(self) -> None:
+    async def clean_up(self) -> None:
+        """Delete jobs and results that have expired, or exceed the space for results."""
+        oldest = time.time() - self.settings.keep_seconds
+        kept = set()
+        for record in self._store.finished():
+            if (record.finished or 0) >= oldest:
+                kept.add(record.entry)
+            elif record.finished is not None:
+                self._delete(record)
+        in_use = {job.record.entry for job in [*self._running.values(), *self._waiting]}
+        await asyncio.to_thread(self.results.evict, in_use, kept)
+
+    def _delete(self, record: JobRecord) -> None:
+        self._store.remove(record.id)
+        self._jobs.pop(record.id, None)
+        if record.owns_entry:
+            self.results.remove(record.entry)
+
+    async def _clean_up_forever(self) -> None:
         while True:
             await asyncio.sleep(min(max(self.settings.keep_seconds / 4, 1), 60))
-            await self.tidy()
+            await self.clean_up()
 
 
-def _as_refused(error: Exception) -> ApiError:
+def _as_job_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     logger.error("a job failed", exc_info=error)
-    return ApiError(500, "failed", "the separation failed; the log of the server says why")
+    return ApiError("failed", "the separation failed: see the server log")
 
 
-def _failed(row: JobRecord, refused: ApiError) -> JobRecord:
-    error = refused.as_json()["error"]
-    return row.but(status="failed", finished=time.time(), error=error)
-
-
-def _names(settings: ServerSettings) -> tuple[str, ...]:
-    """The models that may be asked for; a `ConfigError` if there are none."""
+def _list_model_names(settings: ServerSettings) -> tuple[str, ...]:
+    """Return the names of the models to serve; raise `ConfigError` if one does not exist."""
     if settings.repo is not None:
-        found = list_models(settings.repo)
-        known = {**found["bag"], **found["single"]}
-        names = settings.models or tuple(known)
-        missing = [name for name in names if name not in known]
-        if missing or not names:
-            raise ConfigError(f"repo has no model {', '.join(missing) or 'at all'}")
+        listed = list_models(settings.repo)
+        available = {**listed["bag"], **listed["single"]}
+        names = settings.models or tuple(available)
+        missing = [name for name in names if name not in available]
+        if missing:
+            raise ConfigError(f"repo = {str(settings.repo)!r} has no model {', '.join(missing)}")
+        if not names:
+            raise ConfigError(f"repo = {str(settings.repo)!r} has no models")
         return names
-    names = settings.models or USUAL
+    names = settings.models or DEFAULT_MODELS
     try:
         for name in names:
             if not name.startswith("hf://") and not Path(name).is_file():
@@ -564,7 +574,7 @@ def _names(settings: ServerSettings) -> tuple[str, ...]:
     return names
 
 
-def _known_stems(name: str, base: ModelSpec) -> tuple[str, ...] | None:
+def _find_catalog_stems(name: str, base: ModelSpec) -> tuple[str, ...] | None:
     if base.repo is not None:
         return None
     try:

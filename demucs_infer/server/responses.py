@@ -1,4 +1,4 @@
-"""Stems on their way out: as base64, as a zip, as one file; never held whole."""
+"""Response bodies: errors, and stems streamed as base64, as a zip or as one file."""
 
 import json
 import zipfile
@@ -8,114 +8,124 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from demucs_infer.server.cache import CachedStems
+from demucs_infer.server.errors import ApiError
 
-_PIECE = 3 << 17
-"""Bytes at a time; a multiple of three, so that pieces of base64 join."""
+_READ_BYTES = 3 << 17
+"""Bytes per read; a multiple of three, so that the pieces of base64 can be joined."""
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """Return the response for a failed request."""
+    return JSONResponse(error.to_json(), error.status, error.headers)
 
 
 class StreamedFile(StreamingResponse):
-    """An answer piece by piece; `after` is called at its end, however it ends."""
+    """A streamed response; `after` is called at its end, however it ends.
+
+    Starlette's `BackgroundTask` is not run when the client disconnects.
+    """
 
     def __init__(
         self,
-        pieces: Iterator[bytes],
+        content: Iterator[bytes],
         media_type: str,
         *,
         headers: dict[str, str] | None = None,
         after: Callable[[], object] = lambda: None,
     ) -> None:
-        super().__init__(pieces, media_type=media_type, headers=headers)
-        self._pieces = pieces
+        super().__init__(content, media_type=media_type, headers=headers)
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._after()
 
 
-def attachment(name: str) -> str:
-    """`Content-Disposition` for a file of that name, whatever letters it has."""
-    plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+def content_disposition(name: str) -> str:
+    """Return the header value for a download called `name`, in ASCII and in UTF-8."""
+    ascii_name = "".join(
+        c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name
+    )
+    return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def in_pieces(path: Path) -> Iterator[bytes]:
-    """The bytes of a file."""
+def iter_file(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file."""
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            yield piece
+        while data := file.read(_READ_BYTES):
+            yield data
 
 
-def as_base64(entry: CachedStems) -> Iterator[bytes]:
-    """A JSON object of base64 by stem."""
+def iter_base64(entry: CachedStems) -> Iterator[bytes]:
+    """Yield a JSON object with the base64 of each stem."""
     yield b"{"
-    for number, one in enumerate(entry.stems):
-        yield b"%s%s:" % (b"," if number else b"", json.dumps(one.stem).encode())
+    for number, stem in enumerate(entry.stems):
+        yield b"%s%s:" % (b"," if number else b"", json.dumps(stem.stem).encode())
         yield b'"'
-        for piece in in_pieces(one.path):
-            yield b64encode(piece)
+        for data in iter_file(stem.path):
+            yield b64encode(data)
         yield b'"'
     yield b"}"
 
 
-def predictions(answers: Sequence[CachedStems | dict[str, Any]]) -> Iterator[bytes]:
-    """`{"predictions": [...]}`: stems, or what was wrong."""
+def iter_predictions(results: Sequence[CachedStems | dict[str, Any]]) -> Iterator[bytes]:
+    """Yield `{"predictions": [...]}` with the stems, or the error, of each instance."""
     yield b'{"predictions":['
-    for number, answer in enumerate(answers):
+    for number, result in enumerate(results):
         if number:
             yield b","
-        if isinstance(answer, CachedStems):
-            yield from as_base64(answer)
+        if isinstance(result, CachedStems):
+            yield from iter_base64(result)
         else:
-            yield json.dumps(answer).encode()
+            yield json.dumps(result).encode()
     yield b"]}"
 
 
-def as_zip(entry: CachedStems) -> Iterator[bytes]:
-    """A zip of the stems and of what they were made of; the same entry gives the same bytes."""
-    sink = _ZipBuffer()
-    with zipfile.ZipFile(sink, "w") as archive:
-        for one in entry.stems:
-            about = _about(one.path.name)
-            about.file_size = one.size
-            with archive.open(about, "w", force_zip64=one.size > 1 << 30) as member:
-                for piece in in_pieces(one.path):
-                    member.write(piece)
-                    yield from sink.taken()
-        text = json.dumps(entry.public(), indent=2, ensure_ascii=False)
-        archive.writestr(_about("stems.json"), f"{text}\n")
-    yield from sink.taken()
+def iter_zip(entry: CachedStems) -> Iterator[bytes]:
+    """Yield a zip of the stems and their manifest; equal entries give equal bytes."""
+    buffer = _ZipBuffer()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for stem in entry.stems:
+            info = _zip_info(stem.path.name)
+            info.file_size = stem.size
+            with archive.open(info, "w", force_zip64=stem.size > 1 << 30) as member:
+                for data in iter_file(stem.path):
+                    member.write(data)
+                    yield from buffer.drain()
+        text = json.dumps(entry.public_manifest(), indent=2, ensure_ascii=False)
+        archive.writestr(_zip_info("stems.json"), f"{text}\n")
+    yield from buffer.drain()
 
 
-def _about(name: str) -> zipfile.ZipInfo:
-    about = zipfile.ZipInfo(name)  # of 1980, so that it does not tell when it was made
-    about.external_attr = 0o644 << 16
-    return about
+def _zip_info(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)  # dated 1980: the bytes must not depend on the time
+    info.external_attr = 0o644 << 16
+    return info
 
 
 class _ZipBuffer:
-    """A file that only grows, whose bytes are taken away as they come."""
+    """The unseekable file that `zipfile` writes to; `drain` removes what has been written."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._written: list[bytes] = []
 
     def write(self, data: bytes) -> int:
-        self._pieces.append(bytes(data))
+        self._written.append(bytes(data))
         return len(data)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: `zipfile` requires the method."""
 
     def close(self) -> None:
-        """What there is stays to be taken."""
+        """Do nothing: what was written is still to be drained."""
 
-    def taken(self) -> Iterator[bytes]:
-        pieces, self._pieces = self._pieces, []
-        yield from pieces
+    def drain(self) -> Iterator[bytes]:
+        written, self._written = self._written, []
+        yield from written

@@ -1,4 +1,4 @@
-"""Every address of the server: HTTP on one side, values and jobs on the other."""
+"""The handlers of every route: HTTP on one side, values and jobs on the other."""
 
 import asyncio
 import io
@@ -16,11 +16,21 @@ from pydantic import ValidationError
 from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.demo import song
-from demucs_infer.server.cache import CachedStems
-from demucs_infer.server.errors import ApiError
+from demucs_infer.server.cache import CachedStem, CachedStems
+from demucs_infer.server.errors import ApiError, describe_invalid_fields, stopping
 from demucs_infer.server.metrics import Metrics
-from demucs_infer.server.middleware import client_of
-from demucs_infer.server.openapi import (
+from demucs_infer.server.middleware import identify_client
+from demucs_infer.server.queue import Job, JobQueue, Slot
+from demucs_infer.server.responses import (
+    StreamedFile,
+    content_disposition,
+    iter_base64,
+    iter_file,
+    iter_predictions,
+    iter_zip,
+)
+from demucs_infer.server.schemas import (
+    MIME_TYPES,
     Capabilities,
     ErrorDetail,
     FormatView,
@@ -28,63 +38,57 @@ from demucs_infer.server.openapi import (
     JobView,
     ModelView,
     PredictRequest,
+    SeparateRequest,
     StemView,
+    add_field,
+    parse_request,
 )
-from demucs_infer.server.queue import Job, JobQueue, Slot
-from demucs_infer.server.responses import (
-    StreamedFile,
-    as_base64,
-    as_zip,
-    attachment,
-    in_pieces,
-    predictions,
-)
-from demucs_infer.server.schemas import MIME, SeparateRequest, enter, explain, read_wish
 from demucs_infer.server.store import JobRecord
-from demucs_infer.server.uploads import Upload, decode, receive, receive_body
+from demucs_infer.server.uploads import Upload, decode_base64, receive_body, receive_upload
 
 STATIC = Path(__file__).parent / "page"
 
 
 class Routes:
-    """What answers each address."""
+    """The handlers of all routes."""
 
-    def __init__(self, jobs: JobQueue, gauges: Metrics) -> None:
+    def __init__(self, jobs: JobQueue, metrics: Metrics) -> None:
         self._jobs = jobs
         self._settings = jobs.settings
-        self._gauges = gauges
+        self._metrics = metrics
 
     # ── operation ──
 
-    async def health(self) -> JSONResponse:
-        """200 once the first model is there, as load balancers and Vertex AI want it."""
+    async def get_health(self) -> JSONResponse:
+        """Return 200 once the first model is loaded, for load balancers and Vertex AI."""
         if self._jobs.is_stopping:
-            return _state(503, "stopping")
+            return _health(503, "stopping")
         if not self._jobs.is_ready:
-            return _state(503, "loading", self._jobs.problem)
-        return _state(200, "healthy")
+            return _health(503, "loading", self._jobs.load_error)
+        return _health(200, "healthy")
 
-    async def livez(self) -> JSONResponse:
-        """200 as long as the process answers."""
-        return _state(200, "alive")
+    async def get_liveness(self) -> JSONResponse:
+        """Return 200 while the process responds."""
+        return _health(200, "alive")
 
-    async def metrics(self) -> Response:
-        """Counters in the text format of Prometheus."""
-        return Response(self._gauges.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def get_metrics(self) -> Response:
+        """Return the metrics in the text format of Prometheus."""
+        text = self._metrics.render()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def menu(self) -> Capabilities:
-        """The models and formats there are, and the limits."""
+    async def list_models(self) -> Capabilities:
+        """List the available models and formats, and the limits."""
         jobs, settings = self._jobs, self._settings
         first = next(iter(jobs.models))
         return Capabilities(
             models=[
                 ModelView(name=name, stems=None if stems is None else list(stems),
                           is_default=name == first)
-                for name, stems in jobs.stems.items()
+                for name, stems in jobs.model_stems.items()
             ],
             formats=[
-                FormatView(name=name, is_lossy=kind.is_lossy, type=MIME[name])
-                for name, kind in FORMATS.items()
+                FormatView(name=name, is_lossy=format.is_lossy, type=MIME_TYPES[name])
+                for name, format in FORMATS.items()
             ],
             max_bytes=settings.max_bytes,
             max_duration_seconds=settings.max_duration_seconds,
@@ -95,298 +99,306 @@ class Routes:
     # ── predictions ──
 
     async def predict(
-        self, request: Request, flat: bool = Query(False, description="One track, as a plain map.")
+        self,
+        request: Request,
+        flat: bool = Query(False, description="For one instance: return its stems alone."),
     ) -> Response:
-        """Stems in base64 for every instance, in order; a bad one says so in its place."""
-        with _holding(self._jobs.admit(client_of(request.scope))):
-            asked = await self._asked(request)
-            if flat and len(asked.instances) > 1:
-                raise ApiError(422, "several_instances", "flat=1 is for one instance")
-            wish = read_wish({"format": "mp3", **asked.parameters})
-            texts = [one.b64 for one in asked.instances]
-            del asked
-            jobs = [await self._instance(text, wish) for text in texts]
+        """Return the stems of each instance in base64, or its error, in the order received."""
+        with _release_at_end(self._jobs.reserve(identify_client(request.scope))):
+            body = await self._read_prediction(request)
+            if flat and len(body.instances) > 1:
+                raise ApiError("several_instances", "flat=1 requires exactly one instance")
+            parameters = parse_request({"format": "mp3", **body.parameters})
+            texts = [instance.b64 for instance in body.instances]
+            del body  # megabytes of base64, which are not needed while the jobs run
+            results = [await self._submit_instance(text, parameters) for text in texts]
             del texts
-            waited = [one for one in jobs if isinstance(one, Job)]
-            await self._finished(request, waited)
-        answers = [self._answer(one) for one in jobs]
-        if all(isinstance(one, ApiError) for one in answers):
-            raise answers[0]  # type: ignore[misc]  # all of them are
-        plain = [one.as_json() if isinstance(one, ApiError) else one for one in answers]
-        pieces = (
-            as_base64(plain[0])
-            if flat and isinstance(plain[0], CachedStems)
-            else predictions(plain)
+            jobs = [result for result in results if isinstance(result, Job)]
+            await self._wait_for(request, jobs)
+        outcomes = [self._get_outcome(result) for result in results]
+        if all(isinstance(outcome, ApiError) for outcome in outcomes):
+            raise outcomes[0]  # type: ignore[misc]  # all of them are errors
+        values = [one.to_json() if isinstance(one, ApiError) else one for one in outcomes]
+        content = (
+            iter_base64(values[0])
+            if flat and isinstance(values[0], CachedStems)
+            else iter_predictions(values)
         )
-        return StreamedFile(pieces, "application/json", after=lambda: self._clean(waited))
+        return StreamedFile(content, "application/json", after=lambda: self._delete_uncached(jobs))
 
-    async def _asked(self, request: Request) -> PredictRequest:
+    async def _read_prediction(self, request: Request) -> PredictRequest:
         settings = self._settings
-        body = await receive_body(
+        data = await receive_body(
             request, max_bytes=settings.max_json_bytes, seconds=settings.upload_seconds
         )
         try:
-            found = await asyncio.to_thread(json.loads, body)
+            value = await asyncio.to_thread(json.loads, data)
         except (ValueError, RecursionError) as error:
-            raise ApiError(400, "not_json", "the body is not JSON") from error
+            raise ApiError("not_json", "the body is not valid JSON") from error
         try:
-            asked = PredictRequest.model_validate(found)
+            body = PredictRequest.model_validate(value)
         except ValidationError as error:
-            raise ApiError(422, "invalid_request", explain(error)) from error
-        if len(asked.instances) > settings.max_instances:
-            message = f"{len(asked.instances)} instances, and {settings.max_instances} are allowed"
-            raise ApiError(413, "too_many_instances", message)
-        return asked
+            raise ApiError("invalid_request", describe_invalid_fields(error)) from error
+        if len(body.instances) > settings.max_instances:
+            raise ApiError(
+                "too_many_instances",
+                f"{len(body.instances)} instances in one request (limit {settings.max_instances})",
+            )
+        return body
 
-    async def _instance(self, text: str, wish: SeparateRequest) -> "Job | ApiError":
-        folder, most = self._jobs.uploads, self._settings.max_bytes
+    async def _submit_instance(self, text: str, parameters: SeparateRequest) -> "Job | ApiError":
+        folder, max_bytes = self._jobs.uploads, self._settings.max_bytes
         try:
-            upload = await asyncio.to_thread(decode, text, folder, max_bytes=most)
-            return await self._jobs.submit(upload, wish)
-        except ApiError as refused:
-            if refused.code in ("unknown_model", "invalid_parameters", "too_much_work"):
-                raise  # it is not the track's fault
-            return refused
+            upload = await asyncio.to_thread(decode_base64, text, folder, max_bytes=max_bytes)
+            return await self._jobs.submit(upload, parameters)
+        except ApiError as error:
+            if error.code in ("unknown_model", "invalid_parameters", "too_much_work"):
+                raise  # concerns the whole request and not this track
+            return error
 
-    def _answer(self, job: "Job | ApiError") -> "CachedStems | ApiError":
-        if isinstance(job, ApiError):
-            return job
+    def _get_outcome(self, result: "Job | ApiError") -> "CachedStems | ApiError":
+        if isinstance(result, ApiError):
+            return result
         try:
-            if job.refused:
-                return job.refused
-            return self._jobs.entry(job.row)
-        except ApiError as refused:
-            return refused
+            return result.error or self._jobs.get_stems(result.record)
+        except ApiError as error:
+            return error
 
     # ── files ──
 
     async def separate(self, request: Request) -> Response:
-        """The stems as a zip; or one stem, when `Accept` asks for audio.
+        """Return the stems as a zip, or a single stem if `Accept` is an audio type.
 
         Send the audio as the body with parameters in the query, or as a form.
         """
-        with _holding(self._jobs.admit(client_of(request.scope))):
-            upload, wish = await self._taken(request, request.headers.get("accept", ""))
-            job = await self._jobs.submit(upload, wish)
-            await self._finished(request, [job])
-        if job.refused:
-            raise job.refused
-        entry = self._jobs.entry(job.row)
-        stem = Path(job.row.name).stem
-        headers = {"X-Demucs-Cached": "yes" if job.row.is_cached else "no"}
-        if not _wants_audio(request.headers.get("accept", "")):
-            headers["Content-Disposition"] = attachment(f"{stem}.zip")
-            pieces, kind = as_zip(entry), "application/zip"
-        elif len(entry.stems) != 1:  # of a model whose stems nobody knew before
-            self._clean([job])
-            raise _several([one.stem for one in entry.stems])
+        accept = request.headers.get("accept", "")
+        with _release_at_end(self._jobs.reserve(identify_client(request.scope))):
+            upload, parameters = await self._read_upload(request, accept)
+            job = await self._jobs.submit(upload, parameters)
+            await self._wait_for(request, [job])
+        if job.error:
+            raise job.error
+        entry = self._jobs.get_stems(job.record)
+        headers = {"X-Demucs-Cached": "yes" if job.record.is_cached else "no"}
+        if not _accepts_audio(accept):
+            headers["Content-Disposition"] = _name_zip(job.record)
+            content, media_type = iter_zip(entry), "application/zip"
+        elif len(entry.stems) != 1:  # not known before the model was loaded
+            self._delete_uncached([job])
+            raise _several_stems([stem.stem for stem in entry.stems])
         else:
-            one = entry.stems[0]
-            headers["Content-Disposition"] = attachment(f"{stem} ({one.stem}){one.path.suffix}")
-            headers["Content-Length"] = str(one.size)
-            pieces, kind = in_pieces(one.path), MIME[wish.format]
-        return StreamedFile(pieces, kind, headers=headers, after=lambda: self._clean([job]))
+            stem = entry.stems[0]
+            headers["Content-Disposition"] = _name_stem(job.record, stem)
+            headers["Content-Length"] = str(stem.size)
+            content, media_type = iter_file(stem.path), MIME_TYPES[parameters.format]
+        return StreamedFile(
+            content, media_type, headers=headers, after=lambda: self._delete_uncached([job])
+        )
 
-    async def _taken(self, request: Request, accept: str) -> tuple[Upload, SeparateRequest]:
-        """The audio and the parameters of a request; nothing is left if they are wrong."""
+    async def _read_upload(self, request: Request, accept: str) -> tuple[Upload, SeparateRequest]:
+        """Return the audio and the parameters; delete the audio if the parameters are invalid."""
         query: dict[str, str] = {}
         for name, value in request.query_params.multi_items():
-            enter(query, name, value)
-        settings = self._settings
-        read_wish(query)  # before an upload that would be for nothing
-        upload, fields = await receive(
+            add_field(query, name, value)
+        parse_request(query)  # reports an invalid query before the upload
+        upload, fields = await receive_upload(
             request,
             self._jobs.uploads,
-            max_bytes=settings.max_bytes,
-            seconds=settings.upload_seconds,
+            max_bytes=self._settings.max_bytes,
+            seconds=self._settings.upload_seconds,
         )
         try:
-            wish = read_wish(_with_format({**query, **fields}, accept))
-            names = self._jobs.outputs(wish) if _wants_audio(accept) else None
-            if names and len(names) != 1:
-                raise _several(names)
-            return upload, wish
+            parameters = parse_request(_add_format({**query, **fields}, accept))
+            stems = self._jobs.output_stems(parameters) if _accepts_audio(accept) else None
+            if stems and len(stems) != 1:
+                raise _several_stems(stems)
+            return upload, parameters
         except BaseException:
             upload.path.unlink(missing_ok=True)
             raise
 
-    async def _finished(self, request: Request, jobs: list[Job]) -> None:
-        """Wait for the end of jobs; they end when the client goes away."""
-        watching = asyncio.create_task(self._until_gone(request, jobs))
+    async def _wait_for(self, request: Request, jobs: list[Job]) -> None:
+        """Wait until the jobs have finished; cancel them if the client disconnects."""
+        watcher = asyncio.create_task(self._abandon_on_disconnect(request, jobs))
         try:
             for job in jobs:
-                while not job.row.is_over:
-                    if self._jobs.is_stopping and self._jobs.position(job.row.id) is not None:
-                        raise ApiError(503, "stopping", "the server is about to stop", 30)
-                    await job.news()
+                while not job.record.is_final:
+                    is_waiting = self._jobs.get_position(job.record.id) is not None
+                    if self._jobs.is_stopping and is_waiting:
+                        raise stopping()
+                    await job.wait_for_update()
         finally:
-            watching.cancel()
+            watcher.cancel()
             for job in jobs:
                 self._jobs.abandon(job)
 
-    async def _until_gone(self, request: Request, jobs: list[Job]) -> None:
+    async def _abandon_on_disconnect(self, request: Request, jobs: list[Job]) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         for job in jobs:
             self._jobs.abandon(job)
 
-    def _clean(self, jobs: list[Job]) -> None:
-        """Remove what was made for one request alone."""
+    def _delete_uncached(self, jobs: list[Job]) -> None:
+        """Delete the results of `no_cache` jobs."""
         for job in jobs:
-            if job.row.entry.endswith(job.row.id):
-                self._jobs.results.remove(job.row.entry)
+            if job.record.owns_entry:
+                self._jobs.results.remove(job.record.entry)
 
     # ── jobs ──
 
-    async def create(self, request: Request) -> JSONResponse:
-        """Begin a job; the answer says where to look for it."""
-        ticket = self._jobs.admit(client_of(request.scope))
+    async def create_job(self, request: Request) -> JSONResponse:
+        """Create a job; `Location` is its address."""
+        slot = self._jobs.reserve(identify_client(request.scope))
         try:
-            upload, wish = await self._taken(request, "")
-            job = await self._jobs.submit(upload, wish, ticket=ticket)
+            upload, parameters = await self._read_upload(request, "")
+            job = await self._jobs.submit(upload, parameters, slot=slot)
         except BaseException:
-            ticket.release()
+            slot.release()
             raise
-        where = f"v1/jobs/{job.row.id}"
-        return JSONResponse(
-            self._view(job.row).model_dump(),
-            202,
-            {"Location": f"{request.scope.get('root_path', '')}/{where}"},
-        )
+        location = f"{request.scope.get('root_path', '')}/v1/jobs/{job.record.id}"
+        return JSONResponse(self._view(job.record).model_dump(), 202, {"Location": location})
 
-    async def job(self, id: str) -> JobView:
-        """A job as it stands."""
-        return self._view(self._jobs.row(id))
+    async def get_job(self, id: str) -> JobView:
+        """Return the state of a job."""
+        return self._view(self._jobs.get_record(id))
 
-    async def events(self, id: str, request: Request) -> StreamingResponse:
-        """What the engine does, as server-sent events; the last, `end`, is the job itself."""
-        self._jobs.row(id)
+    async def stream_job_events(self, id: str, request: Request) -> StreamingResponse:
+        """Stream the events of a job (server-sent events); the last, `end`, is the job itself."""
+        self._jobs.get_record(id)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdecimal() and len(last) < 9 else 0
-        headers = {"X-Accel-Buffering": "no"}
         return StreamingResponse(
-            self._told(id, after), media_type="text/event-stream", headers=headers
+            self._iter_events(id, after),
+            media_type="text/event-stream",
+            headers={"X-Accel-Buffering": "no"},
         )
 
-    async def _told(self, id: str, after: int) -> AsyncIterator[str]:
-        job = self._jobs.live(id)
+    async def _iter_events(self, id: str, after: int) -> AsyncIterator[str]:
+        job = self._jobs.get_job(id)
         if job:
-            async for number, event in self._jobs.watch(job, after):
+            async for number, event in self._jobs.stream_events(job, after):
                 if event is None:
-                    yield ": still here\n\n"
+                    yield ": keep-alive\n\n"
                     continue
                 name = event["event"]
                 yield f"id: {number}\nevent: {name}\ndata: {json.dumps(event)}\n\n"
-        with suppress(ApiError):  # forgotten meanwhile
-            row = self._jobs.row(id)
-            if row.is_over:
-                yield f"event: end\ndata: {self._view(row).model_dump_json()}\n\n"
+        with suppress(ApiError):  # the job was deleted meanwhile
+            record = self._jobs.get_record(id)
+            if record.is_final:
+                yield f"event: end\ndata: {self._view(record).model_dump_json()}\n\n"
 
-    async def stem(self, id: str, name: str) -> FileResponse:
-        """A stem of a job; parts of it by `Range`."""
-        row = self._jobs.row(id)
-        entry = self._jobs.entry(row)
-        for one in entry.stems:
-            if name in (one.stem, one.path.name):
+    async def get_job_stem(self, id: str, name: str) -> FileResponse:
+        """Return a stem of a job, or parts of it (`Range`)."""
+        record = self._jobs.get_record(id)
+        entry = self._jobs.get_stems(record)
+        for stem in entry.stems:
+            if name in (stem.stem, stem.path.name):
                 return FileResponse(
-                    one.path,
-                    media_type=MIME[_format_of(row)],
-                    headers={
-                        "Content-Disposition": attachment(
-                            f"{Path(row.name).stem} ({one.stem}){one.path.suffix}"
-                        )
-                    },
+                    stem.path,
+                    media_type=MIME_TYPES[_get_format(record)],
+                    headers={"Content-Disposition": _name_stem(record, stem)},
                 )
-        names = ", ".join(one.stem for one in entry.stems)
-        raise ApiError(404, "no_such_stem", f"this job has no stem {name!r}; it has {names}")
+        names = ", ".join(stem.stem for stem in entry.stems)
+        raise ApiError("no_such_stem", f"this job has no stem {name!r}: expected one of {names}")
 
-    async def archive(self, id: str) -> StreamedFile:
-        """All stems of a job as a zip."""
-        row = self._jobs.row(id)
-        headers = {"Content-Disposition": attachment(f"{Path(row.name).stem}.zip")}
-        return StreamedFile(as_zip(self._jobs.entry(row)), "application/zip", headers=headers)
+    async def get_job_zip(self, id: str) -> StreamedFile:
+        """Return all stems of a job as a zip."""
+        record = self._jobs.get_record(id)
+        headers = {"Content-Disposition": _name_zip(record)}
+        content = iter_zip(self._jobs.get_stems(record))
+        return StreamedFile(content, "application/zip", headers=headers)
 
-    async def cancel(self, id: str) -> Response:
-        """End a job within a batch (202); one that is over is forgotten (204)."""
-        row = self._jobs.cancel(id)
-        if row is None:
+    async def cancel_job(self, id: str) -> Response:
+        """Cancel an unfinished job (202), or delete a finished one (204)."""
+        record = self._jobs.cancel(id)
+        if record is None:
             return Response(status_code=204)
-        return JSONResponse(self._view(row).model_dump(), 202)
+        return JSONResponse(self._view(record).model_dump(), 202)
 
-    def _view(self, row: JobRecord) -> JobView:
-        job = self._jobs.live(row.id)
+    def _view(self, record: JobRecord) -> JobView:
+        job = self._jobs.get_job(record.id)
         stems: list[StemView] = []
-        if row.status == "done":
-            with suppress(ApiError):
+        if record.status == "done":
+            with suppress(ApiError):  # the stems have expired
                 stems = [
-                    StemView(name=one.stem, file=one.path.name, bytes=one.size,
-                             url=f"{row.id}/stems/{one.stem}")
-                    for one in self._jobs.entry(row).stems
+                    StemView(name=stem.stem, file=stem.path.name, bytes=stem.size,
+                             url=f"{record.id}/stems/{stem.stem}")
+                    for stem in self._jobs.get_stems(record).stems
                 ]  # fmt: skip
         keep = self._settings.keep_seconds
         return JobView(
-            id=row.id,
-            status=row.status,
-            name=row.name,
-            model=row.wish.get("model") or next(iter(self._jobs.models)),
-            format=_format_of(row),
-            created=row.created,
-            expires=None if row.finished is None else row.finished + keep,
-            progress=job.fraction if job else float(row.status == "done"),
+            id=record.id,
+            status=record.status,
+            name=record.name,
+            model=record.request.get("model") or next(iter(self._jobs.models)),
+            format=_get_format(record),
+            created=record.created,
+            expires=None if record.finished is None else record.finished + keep,
+            progress=job.fraction if job else float(record.status == "done"),
             stage=job.stage if job else "",
-            seconds_left=job.seconds_left if job and not row.is_over else None,
-            position=self._jobs.position(row.id),
-            seconds=row.seconds,
-            is_cached=row.is_cached,
+            seconds_left=job.seconds_left if job and not record.is_final else None,
+            position=self._jobs.get_position(record.id),
+            seconds=record.seconds,
+            is_cached=record.is_cached,
             stems=stems,
-            warnings=list(row.warnings),
-            error=None if row.error is None else ErrorDetail(**row.error),
+            warnings=list(record.warnings),
+            error=None if record.error is None else ErrorDetail(**record.error),
         )
 
-    # ── for people ──
+    # ── pages ──
 
-    async def page(self) -> FileResponse:
-        """The page."""
+    async def get_page(self) -> FileResponse:
+        """Return the page."""
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
-    async def docs(self) -> FileResponse:
-        """The documentation, made of /openapi.json."""
+    async def get_docs(self) -> FileResponse:
+        """Return the API documentation, which is built from /openapi.json."""
         return FileResponse(STATIC / "docs.html", headers={"Cache-Control": "no-cache"})
 
-    async def sample(self) -> Response:
-        """A little song that was composed by a program, to try things with."""
-        return Response(await asyncio.to_thread(_sample), media_type="audio/wav")
+    async def get_sample(self) -> Response:
+        """Return a short generated song to try the server with."""
+        return Response(await asyncio.to_thread(_make_sample), media_type="audio/wav")
 
 
 @contextmanager
-def _holding(ticket: Slot) -> Iterator[None]:
-    """Give a ticket back at the end."""
+def _release_at_end(slot: Slot) -> Iterator[None]:
     try:
         yield
     finally:
-        ticket.release()
+        slot.release()
 
 
 @lru_cache(maxsize=1)
-def _sample() -> bytes:
+def _make_sample() -> bytes:
     file = io.BytesIO()
-    found = song(3.0, seed=4)
+    sample = song(3.0, seed=4)
     with wave.open(file, "wb") as wav:
-        wav.setparams((1, 2, found.sample_rate, 0, "NONE", ""))
-        wav.writeframes((found.mix.mean(0) * 32767).round().short().numpy().astype("<i2").tobytes())
+        wav.setparams((1, 2, sample.sample_rate, 0, "NONE", ""))
+        mono = (sample.mix.mean(0) * 32767).round().short()
+        wav.writeframes(mono.numpy().astype("<i2").tobytes())
     return file.getvalue()
 
 
-def _state(status: int, word: str, message: str = "") -> JSONResponse:
-    return JSONResponse(Health(status=word, message=message).model_dump(), status)
+def _health(status_code: int, status: str, message: str = "") -> JSONResponse:
+    return JSONResponse(Health(status=status, message=message).model_dump(), status_code)
 
 
-def _format_of(row: JobRecord) -> str:
-    return str(row.wish.get("format", SeparateRequest.model_fields["format"].default))
+def _get_format(record: JobRecord) -> str:
+    return str(record.request.get("format", SeparateRequest.model_fields["format"].default))
 
 
-_FORMAT_OF = {
-    **{kind: name for name, kind in MIME.items() if name != "alac"},
+def _name_stem(record: JobRecord, stem: CachedStem) -> str:
+    return content_disposition(f"{Path(record.name).stem} ({stem.stem}){stem.path.suffix}")
+
+
+def _name_zip(record: JobRecord) -> str:
+    return content_disposition(f"{Path(record.name).stem}.zip")
+
+
+# ── the Accept header ──
+
+_FORMATS_BY_TYPE = {
+    **{media_type: name for name, media_type in MIME_TYPES.items() if name != "alac"},
     "audio/x-wav": "wav",
     "audio/wave": "wav",
     "audio/mp3": "mp3",
@@ -396,26 +408,35 @@ _FORMAT_OF = {
 }
 
 
-def _several(names: Sequence[str]) -> ApiError:
-    message = f"name one with stems=: {', '.join(names)}; or take a zip"
-    return ApiError(406, "several_stems", message)
+def _several_stems(names: Sequence[str]) -> ApiError:
+    return ApiError(
+        "several_stems",
+        f"the result has several stems ({', '.join(names)}): choose one with stems=, "
+        "or accept application/zip",
+    )
 
 
-def _kinds(accept: str) -> list[str]:
-    return [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+def _first_media_type(accept: str) -> str:
+    return accept.partition(",")[0].partition(";")[0].strip().lower()
 
 
-def _wants_audio(accept: str) -> bool:
-    return _kinds(accept)[0].startswith("audio/")
+def _accepts_audio(accept: str) -> bool:
+    return _first_media_type(accept).startswith("audio/")
 
 
-def _with_format(fields: dict[str, str], accept: str) -> dict[str, str]:
-    """The fields, with the format that `Accept` names."""
-    kind = _kinds(accept)[0]
-    if not kind.startswith("audio/") or kind == "audio/*":
+def _add_format(fields: dict[str, str], accept: str) -> dict[str, str]:
+    """Return the fields with the format that `Accept` requests; raise `ApiError` if they differ."""
+    media_type = _first_media_type(accept)
+    if not _accepts_audio(accept) or media_type == "audio/*":
         return fields
-    if kind not in _FORMAT_OF:
-        raise ApiError(406, "unknown_type", f"{kind} is not made; there is {', '.join(_FORMAT_OF)}")
-    if fields.setdefault("format", _FORMAT_OF[kind]) != _FORMAT_OF[kind]:
-        raise ApiError(406, "contradiction", f"format={fields['format']} is not {kind}")
+    if media_type not in _FORMATS_BY_TYPE:
+        raise ApiError(
+            "unknown_type",
+            f"unsupported type {media_type}: expected one of {', '.join(_FORMATS_BY_TYPE)}",
+        )
+    format = _FORMATS_BY_TYPE[media_type]
+    if fields.setdefault("format", format) != format:
+        raise ApiError(
+            "contradiction", f"format={fields['format']} contradicts 'Accept: {media_type}'"
+        )
     return fields

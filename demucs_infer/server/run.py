@@ -1,4 +1,4 @@
-"""Run the application with uvicorn until somebody ends it."""
+"""Run the application with uvicorn until it is told to stop."""
 
 import logging
 import socket
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """Lets those who only watch go first, so that they hold nobody up."""
+    """Closes event streams first, so that they do not delay the shutdown."""
 
     def __init__(self, config: uvicorn.Config, jobs: JobQueue) -> None:
         super().__init__(config)
@@ -26,16 +26,16 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: ServerSettings) -> bool:
-    """Listen until a signal comes; whether it started at all.
+    """Serve until a signal arrives; return False if the server could not start.
 
-    What is wrong with the settings, or with what they name, is an exception.
+    Raises if the settings, or a file or device they refer to, are invalid.
     """
     for device in settings.devices:
         choose_device(device)
     if settings.is_exposed:
         logger.warning(
-            "%s can be reached from other machines and asks nobody for a key: "
-            "set --api-key, or --public if something in front does",
+            "other machines can reach %s and no API key is set: set api_keys, or public if a proxy "
+            "authenticates clients",
             settings.host,
         )
     app = create_app(settings)
@@ -43,7 +43,7 @@ def serve(settings: ServerSettings) -> bool:
         app,
         host=settings.host,
         port=settings.port,
-        log_config=None,  # the command line says where the lines go
+        log_config=None,  # configured by the command line
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=max(round(settings.shutdown_seconds), 1),
@@ -53,7 +53,7 @@ def serve(settings: ServerSettings) -> bool:
     server = _Server(config, app.state.jobs)
     try:
         server.run()
-    except SystemExit:  # what it says is in its log
+    except SystemExit:  # uvicorn has logged the reason
         if app.state.failure:
             raise app.state.failure from None
         return False

@@ -1,10 +1,10 @@
-"""The list of jobs, which outlives the process: one SQLite file."""
+"""The persistent list of jobs: one SQLite file that survives the process."""
 
 import json
 import logging
 import sqlite3
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,19 +13,19 @@ from demucs_infer.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
-OVER: tuple[Status, ...] = ("done", "failed", "cancelled")
+FINAL: tuple[Status, ...] = ("done", "failed", "cancelled")
 
 _TABLE = """
 create table if not exists jobs (
     id text primary key, status text not null, created real not null, finished real,
-    row text not null
+    record text not null
 )
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """What is remembered of a job."""
+    """The persistent part of a job."""
 
     id: str
     status: Status
@@ -36,93 +36,100 @@ class JobRecord:
     sha256: str
     size: int
     upload: str
-    """The file of ours that holds it, until the job is over."""
+    """File name of the upload, which is kept until the job has finished."""
 
-    wish: dict[str, Any]
+    request: dict[str, Any]
+    """The fields of the `SeparateRequest` that are not defaults."""
+
     entry: str = ""
-    """Which result is its."""
+    """Name of the cache entry with the stems."""
 
     attempts: int = 0
-    """How often it was begun; more than once if the process ended meanwhile."""
+    """How often the job was started; more than once if the process ended meanwhile."""
 
     finished: float | None = None
     seconds: float | None = None
     is_cached: bool = False
     warnings: tuple[str, ...] = ()
-    error: dict[str, Any] | None = field(default=None)
+    error: dict[str, Any] | None = None
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing more will happen."""
-        return self.status in OVER
+    def is_final(self) -> bool:
+        """Whether the job has finished."""
+        return self.status in FINAL
 
-    def but(self, **changes: Any) -> "JobRecord":
-        """The same with some things changed."""
+    @property
+    def owns_entry(self) -> bool:
+        """Whether the cache entry was made for this job alone (`no_cache`)."""
+        return self.entry.endswith(self.id)
+
+    def replace(self, **changes: Any) -> "JobRecord":
+        """Return a copy with some fields changed."""
         return replace(self, **changes)
 
 
 class JobStore:
-    """Rows by id; used from one thread."""
+    """Job records by id; used from one thread."""
 
     def __init__(self, path: Path) -> None:
-        self._base = sqlite3.connect(path, timeout=1, isolation_level=None)
+        self._database = sqlite3.connect(path, timeout=1, isolation_level=None)
         try:
-            # Held until the process ends, however it ends: a second server finds it taken.
-            self._base.execute("pragma locking_mode = exclusive")
-            self._base.execute("pragma journal_mode = wal")
-            self._base.execute("pragma synchronous = normal")
-            self._base.execute(_TABLE)
-            self._base.execute("begin exclusive")
-            self._base.execute("commit")
+            # Locked until the process ends, however it ends: a second server fails here.
+            self._database.execute("pragma locking_mode = exclusive")
+            self._database.execute("pragma journal_mode = wal")
+            self._database.execute("pragma synchronous = normal")
+            self._database.execute(_TABLE)
+            self._database.execute("begin exclusive")
+            self._database.execute("commit")
         except sqlite3.Error as error:
-            self._base.close()
+            self._database.close()
             raise ConfigError(
-                f"data_dir = {str(path.parent)!r} cannot be used ({error}): does another server "
-                "run there? Give each its own with --data-dir"
+                f"data_dir = {str(path.parent)!r} cannot be used ({error}): is another server "
+                "running there? Give each server its own data_dir"
             ) from error
 
-    def put(self, row: JobRecord) -> bool:
-        """Remember a row, in place of the last one of its id; false if there is no room for it."""
-        text = json.dumps({name: getattr(row, name) for name in JobRecord.__slots__})
+    def put(self, record: JobRecord) -> bool:
+        """Insert or replace a record; return False if the disk is full."""
+        text = json.dumps({name: getattr(record, name) for name in JobRecord.__slots__})
         try:
-            self._base.execute(
+            self._database.execute(
                 "insert or replace into jobs values (?, ?, ?, ?, ?)",
-                (row.id, row.status, row.created, row.finished, text),
+                (record.id, record.status, record.created, record.finished, text),
             )
         except sqlite3.OperationalError as error:
-            logger.error("the job %s is not remembered: %s", row.id, error)
+            logger.error("job %s cannot be saved: %s", record.id, error)
             return False
         return True
 
     def get(self, id: str) -> JobRecord | None:
-        """The row of that id."""
-        found = self._base.execute("select row from jobs where id = ?", (id,)).fetchone()
-        return None if found is None else _row(found[0])
+        """Return the record with this id."""
+        row = self._database.execute("select record from jobs where id = ?", (id,)).fetchone()
+        return None if row is None else _parse_record(row[0])
 
     def unfinished(self) -> list[JobRecord]:
-        """Every job that is not over, the oldest first."""
-        marks = ",".join("?" * len(OVER))
-        rows = self._base.execute(
-            f"select row from jobs where status not in ({marks}) order by created",
-            OVER,
+        """Return every job that has not finished, the oldest first."""
+        marks = ",".join("?" * len(FINAL))
+        rows = self._database.execute(
+            f"select record from jobs where status not in ({marks}) order by created",
+            FINAL,
         )
-        return [_row(text) for (text,) in rows]
+        return [_parse_record(text) for (text,) in rows]
 
     def finished(self) -> list[JobRecord]:
-        """Every job that is over."""
-        rows = self._base.execute("select row from jobs where finished is not null")
-        return [_row(text) for (text,) in rows]
+        """Return every finished job."""
+        rows = self._database.execute("select record from jobs where finished is not null")
+        return [_parse_record(text) for (text,) in rows]
 
     def remove(self, id: str) -> None:
-        """Forget a job, or do so next time if there is no room even for that."""
+        """Delete a record; on a full disk it stays until the next clean-up."""
         with suppress(sqlite3.OperationalError):
-            self._base.execute("delete from jobs where id = ?", (id,))
+            self._database.execute("delete from jobs where id = ?", (id,))
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._base.close()
+        """Close the file and release its lock."""
+        self._database.close()
 
 
-def _row(text: str) -> JobRecord:
+def _parse_record(text: str) -> JobRecord:
     values = json.loads(text)
     return JobRecord(**values | {"warnings": tuple(values["warnings"])})

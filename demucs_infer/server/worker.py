@@ -1,4 +1,4 @@
-"""One track through one network, on the thread that a device has: everything that takes time."""
+"""Separate one track after the other on the thread of a device, within the limits of a job."""
 
 import logging
 import queue
@@ -18,12 +18,12 @@ from demucs_infer.batch.result import TrackResult
 from demucs_infer.batch.runner import BatchRunner, TrackJob
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
 from demucs_infer.events import ChunkProcessed, Event
-from demucs_infer.server.errors import ApiError, no_room
+from demucs_infer.server.errors import ApiError, disk_full, from_exception
 from demucs_infer.server.model_pool import ModelPool
 
 logger = logging.getLogger(__name__)
 
-_MAX_DEATHS = 3
+_MAX_CRASHES = 3
 _UNEXPECTED = re.compile(r"\[Errno|\w+(Error|Exception|Interrupt): ")
 
 
@@ -35,111 +35,118 @@ class WorkItem:
     name: str
     """The client's name for the track."""
 
-    target: OutputPaths
+    output: OutputPaths
     model: ModelSpec
-    order: SeparationRequest
+    request: SeparationRequest
     weights: tuple[str, ...]
-    seconds: float
-    """How long it may take."""
+    max_seconds: float
+    """Limit of the processing time."""
 
     max_duration_seconds: float
+    """Limit of the track's duration."""
+
     cancel: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
-    """Set when the server ends: what is done so far is kept for the next one."""
+    """Set when the server shuts down: finished parts are kept for the next process."""
 
 
-class Cancelled(Exception):
-    """Nobody wants the stems any more."""
+class JobCancelled(Exception):
+    """The client cancelled the job, or disconnected."""
 
 
-class Stopped(Exception):
-    """The server ends; the next one continues."""
+class WorkerStopped(Exception):
+    """The server shuts down; the next process continues the job."""
 
 
-def check_length(source: Path, name: str, order: SeparationRequest, max_seconds: float) -> None:
-    """Refuse what is no audio, or by its own words too long, before anything is decoded."""
+def check_duration(
+    source: Path, name: str, request: SeparationRequest, max_duration_seconds: float
+) -> None:
+    """Raise `ApiError` if a file is not audio, or too long by its header; decode nothing."""
     try:
-        said = probe(source).duration_seconds
+        duration = probe(source).duration_seconds
     except AudioReadError as error:
-        raise ApiError(422, "unreadable_audio", _plain(str(error), source, name)) from error
-    if said is not None and min(said - order.start, order.duration or said) > max_seconds:
-        raise _too_long(max_seconds)
+        raise from_exception(error, _with_client_name(str(error), source, name)) from error
+    if duration is None:
+        return
+    if min(duration - request.start, request.duration or duration) > max_duration_seconds:
+        raise _too_long(max_duration_seconds)
 
 
-def separate(task: WorkItem, pool: ModelPool, tell: Callable[[Event], None]) -> TrackResult:
-    """Make the stems; raises `ApiError`, `Cancelled` or `Stopped`."""
-    deadline = time.monotonic() + task.seconds
+def separate(item: WorkItem, pool: ModelPool, on_event: Callable[[Event], None]) -> TrackResult:
+    """Write the stems of a track; raise `ApiError`, `JobCancelled` or `WorkerStopped`."""
+    deadline = time.monotonic() + item.max_seconds
     batch = BatchRunner(
-        _ready(task, pool),
-        task.model,
-        task.order,
-        weights=task.weights,
-        max_crashes=_MAX_DEATHS,
-        keeps_when_full=False,  # nobody may ever ask for it again
+        _configure(item, pool),
+        item.model,
+        item.request,
+        weights=item.weights,
+        max_crashes=_MAX_CRASHES,
+        keeps_when_full=False,  # the same track may never be sent again
     )
-    work = TrackJob(source=task.source, target=task.target, track=task.name)
-    with closing(batch.run([work])) as items:
-        for _, item in items:
-            if isinstance(item, TrackResult):
-                return _checked(item, task)
-            tell(item)
-            _check(item, task, deadline)
-    raise AssertionError("a track ends with its result")
+    job = TrackJob(source=item.source, target=item.output, track=item.name)
+    with closing(batch.run([job])) as events:
+        for _, event in events:
+            if isinstance(event, TrackResult):
+                return _check_result(event, item)
+            on_event(event)
+            _check_limits(event, item, deadline)
+    raise AssertionError("the events of a track end with its result")
 
 
-def _ready(task: WorkItem, pool: ModelPool) -> Separator:
+def _configure(item: WorkItem, pool: ModelPool) -> Separator:
     try:
-        return pool.ready(task.model, task.order)
+        return pool.configure(item.model, item.request)
     except ModelLoadingError as error:
-        logger.error("%s cannot be loaded: %s", task.model.name, error)
-        raise ApiError(
-            503, "model_unavailable", f"the model {task.model.name!r} cannot be loaded now", 60
-        ) from error
+        logger.error("model %s cannot be loaded: %s", item.model.name, error)
+        message = f"the model {item.model.name!r} cannot be loaded now"
+        raise from_exception(error, message) from error
     except (ValueError, DemucsError) as error:
-        raise ApiError(422, "invalid_parameters", str(error)) from error
+        raise from_exception(error) from error
 
 
-def _check(item: Event, task: WorkItem, deadline: float) -> None:
-    if task.cancel.is_set():
-        raise Cancelled
-    if task.stop.is_set():
-        raise Stopped
+def _check_limits(event: Event, item: WorkItem, deadline: float) -> None:
+    if item.cancel.is_set():
+        raise JobCancelled
+    if item.stop.is_set():
+        raise WorkerStopped
     if time.monotonic() > deadline:
         raise ApiError(
-            504, "out_of_time", f"not done after {task.seconds:g} s; send a shorter track"
+            "out_of_time",
+            f"job exceeded its time limit of {item.max_seconds:g} s: send a shorter track",
         )
-    if isinstance(item, ChunkProcessed) and item.seconds_total > task.max_duration_seconds:
-        raise _too_long(task.max_duration_seconds)
+    if isinstance(event, ChunkProcessed) and event.seconds_total > item.max_duration_seconds:
+        raise _too_long(item.max_duration_seconds)
 
 
-def _checked(result: TrackResult, task: WorkItem) -> TrackResult:
+def _check_result(result: TrackResult, item: WorkItem) -> TrackResult:
     if result.ok:
         return result
+    message = _with_client_name(result.error, item.source, item.name)
     if result.fault == "input":
-        message = _plain(result.error, task.source, task.name)
-        raise ApiError(422, "unreadable_audio", message)
+        raise ApiError("unreadable_audio", message)
+    is_unexpected = _UNEXPECTED.match(result.error) or result.status == "quarantined"
+    if result.fault != "disk" and not is_unexpected:
+        raise ApiError("cannot_separate", message)
+    logger.error("job on %s failed: %s", item.source.name, result.error)
     if result.fault == "disk":
-        logger.error("job on %s failed: %s", task.source.name, result.error)
-        raise no_room()
-    if _UNEXPECTED.match(result.error) or result.status == "quarantined":
-        logger.error("job on %s failed: %s", task.source.name, result.error)
-        raise ApiError(500, "failed", "the separation failed; the log of the server says why")
-    raise ApiError(422, "cannot_separate", _plain(result.error, task.source, task.name))
+        raise disk_full()
+    raise ApiError("failed", "the separation failed: see the server log")
 
 
-def _plain(message: str, source: Path, name: str) -> str:
-    """`message` with the client's name for the track in place of ours."""
+def _with_client_name(message: str, source: Path, name: str) -> str:
+    """Return `message` with the client's name for the track in place of the upload's."""
     return message.replace(str(source), name).replace(source.name, name)
 
 
-def _too_long(max_seconds: float) -> ApiError:
+def _too_long(max_duration_seconds: float) -> ApiError:
     return ApiError(
-        413, "too_long", f"the track is longer than {max_seconds:g} s; send a part, or a duration"
+        "too_long",
+        f"the track is longer than {max_duration_seconds:g} s: send a part of it, or set duration",
     )
 
 
 class ModelWorker:
-    """A thread with the networks of a device; does one thing after the other."""
+    """A thread with the models of one device; does one thing after the other."""
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool
@@ -147,15 +154,15 @@ class ModelWorker:
         self._thread = threading.Thread(target=self._run, name=f"demucs-{pool.device}", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
-    def give(self, work: Callable[[ModelPool], None]) -> None:
-        """The next thing to do."""
+    def submit(self, work: Callable[[ModelPool], None]) -> None:
+        """Queue a function to call with the models."""
         self._inbox.put(work)
 
     def stop(self) -> None:
-        """End after the thing at hand."""
+        """End the thread once the current work is done, and wait for it."""
         self._inbox.put(None)
         self._thread.join()
 

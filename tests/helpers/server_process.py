@@ -1,4 +1,4 @@
-"""What the tests of the server share: an application in this process, or one of its own."""
+"""Helpers for server tests: the application in this process, or in a process of its own."""
 
 import io
 import json
@@ -24,42 +24,42 @@ from tests.helpers.networks import noise
 
 RATE = 8000
 FAST = "9d0a6f1c"
-"""The quickest of the models in `shell.make_repo`."""
+"""The fastest model of `cli_process.make_repo`."""
 
 
 def song(seconds: float = 1.0, seed: int = 0, rate: int = RATE, channels: int = 2) -> bytes:
-    """A wav of noise."""
+    """Return the bytes of a wav file with noise."""
     file = io.BytesIO()
     wav = noise(channels, round(seconds * rate), seed)
     soundfile.write(file, wav.T.numpy(), rate, format="WAV")
     return file.getvalue()
 
 
-def load(data: bytes) -> Any:
-    """(T C)"""
+def decode_wav(data: bytes) -> Any:
+    """Return the samples of a wav file as (T, C)."""
     return soundfile.read(io.BytesIO(data), always_2d=True)[0]
 
 
-def settings(repo: Path, data: Path, **more: Any) -> ServerSettings:
+def make_settings(repo: Path, data: Path, **more: Any) -> ServerSettings:
     values = {"repo": repo, "models": (FAST, "bag"), "devices": ("cpu",), "access_log": False}
     return ServerSettings(data_dir=data, **{**values, **more})
 
 
 @contextmanager
 def client(repo: Path, data: Path, **more: Any) -> Iterator[TestClient]:
-    """The application in this process, once its model is there."""
+    """Yield a client of an application in this process, once its model is loaded."""
     with TestClient(
-        create_app(settings(repo, data, **more)), raise_server_exceptions=False
-    ) as found:
-        until(lambda: found.get("/readyz").status_code == 200)
-        yield found
+        create_app(make_settings(repo, data, **more)), raise_server_exceptions=False
+    ) as web:
+        wait_until(lambda: web.get("/readyz").status_code == 200)
+        yield web
 
 
-def until(condition: Any, seconds: float = 60.0) -> None:
-    """Wait for something that happens elsewhere."""
+def wait_until(condition: Any, seconds: float = 60.0) -> None:
+    """Wait until `condition()` is true; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, f"condition not met within {seconds} s"
         time.sleep(0.02)
 
 
@@ -71,7 +71,7 @@ def free_port() -> int:
 
 
 class Server:
-    """`demucs-infer serve` in a process of its own."""
+    """A `demucs-infer serve` process."""
 
     def __init__(self, *words: str | Path, **variables: str) -> None:
         self.port = free_port()
@@ -83,7 +83,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        until(self.is_up)
+        wait_until(self.is_up)
 
     def is_up(self) -> bool:
         if self.process.poll() is not None:
@@ -96,39 +96,39 @@ class Server:
         return self.call("GET", "/readyz")[0] == 200
 
     def call(
-        self, verb: str, path: str, body: bytes | None = None, **headers: str
+        self, method: str, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[int, bytes]:
-        """(Status, body) of a request."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(self.url + path, body, named, method=verb)
+        """Send a request and return the status and the body of the response."""
+        header_fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.url + path, body, header_fields, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, answer.read()
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, response.read()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read()
 
-    def json(self, verb: str, path: str, body: bytes | None = None, **headers: str) -> Any:
-        return json.loads(self.call(verb, path, body, **headers)[1])
+    def json(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Any:
+        return json.loads(self.call(method, path, body, **headers)[1])
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill the process without a chance to clean up."""
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.communicate(timeout=30)
 
     def stop(self) -> int:
-        """Ask it to end, and say how it did."""
+        """Terminate the process and return its exit code."""
         self.process.terminate()
         self.process.communicate(timeout=60)
         return int(self.process.returncode)
 
 
 @contextmanager
-def running(*words: str | Path, **variables: str) -> Iterator[Server]:
-    """A server that is ready, and surely ended."""
+def run_server(*words: str | Path, **variables: str) -> Iterator[Server]:
+    """Yield a server that is ready, and end it afterwards."""
     server = Server(*words, **variables)
     try:
-        until(server.is_ready)
+        wait_until(server.is_ready)
         yield server
     finally:
         if server.process.poll() is None:

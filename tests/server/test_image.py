@@ -1,4 +1,4 @@
-"""The image and the compose file: what they name exists, and nothing in them runs as root."""
+"""The image and the compose file: paths and variables exist, and nothing runs as root."""
 
 import re
 from dataclasses import fields
@@ -15,7 +15,7 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
 KNOWN = {f"{PREFIX}{one.name.upper()}" for one in fields(ServerSettings)} | {f"{PREFIX}CACHE"}
 
 
-def test_the_image_is_slim_and_nobody_in_it_is_root() -> None:
+def test_image_is_slim_and_not_root() -> None:
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert all(base.endswith("-slim") for base in bases) and len(bases) == 2
     last = DOCKERFILE.rpartition("\nFROM ")[2]
@@ -24,7 +24,7 @@ def test_the_image_is_slim_and_nobody_in_it_is_root() -> None:
     assert models_parser().parse_args(["pull", "htdemucs"]).name == ["htdemucs"]
 
 
-def test_what_is_copied_is_there_and_is_sent() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     sent = {
         line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
     }
@@ -33,7 +33,7 @@ def test_what_is_copied_is_there_and_is_sent() -> None:
     assert names == sent and all((ROOT / name).exists() for name in names)
 
 
-def test_every_variable_is_a_setting() -> None:
+def test_variables_are_settings() -> None:
     assert set(re.findall(rf"{PREFIX}\w+", DOCKERFILE)) <= KNOWN
     for service in COMPOSE["services"].values():
         assert set(service["environment"]) <= KNOWN

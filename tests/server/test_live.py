@@ -1,4 +1,4 @@
-"""A server in a process of its own: many clients, many requests, and what is left of them."""
+"""A server process under load: concurrent clients, leaks, restarts and start-up errors."""
 
 import base64
 import io
@@ -23,7 +23,16 @@ from demucs_infer.api import Separator
 from demucs_infer.errors import ConfigError
 from tests.helpers.cli_process import ROOT, environment, make_repo
 from tests.helpers.networks import need
-from tests.helpers.server_process import FAST, RATE, Server, client, free_port, running, song, until
+from tests.helpers.server_process import (
+    FAST,
+    RATE,
+    Server,
+    client,
+    free_port,
+    run_server,
+    song,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
 
@@ -42,9 +51,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(repo: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     temporary = tmp_path_factory.mktemp("tmp")
     words = ["--repo", repo, "--models", f"{FAST},bag", "--data-dir", data]
-    with running(*words, "--max-bytes", "2000000", TMPDIR=str(temporary)) as found:
-        yield found
-        assert found.stop() in (0, -signal.SIGTERM)
+    with run_server(*words, "--max-bytes", "2000000", TMPDIR=str(temporary)) as running:
+        yield running
+        assert running.stop() in (0, -signal.SIGTERM)
         assert list(temporary.iterdir()) == list((data / "uploads").iterdir()) == []
 
 
@@ -54,36 +63,34 @@ def stems_of(data: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_many_clients_at_once_each_get_their_own_stems(
-    server: Server, repo: Path, tmp_path: Path
-) -> None:
+def test_concurrent_clients_get_their_own_stems(server: Server, repo: Path, tmp_path: Path) -> None:
     songs = [song(0.3 + 0.05 * (seed % 7), seed) for seed in range(32)]
     slow = json.loads(
         server.call("POST", "/v1/jobs?model=bag&shifts=12", song(8.0, 99))[1]
-    )  # keeps the queue full while health is asked
+    )  # keeps the worker busy while health is requested
     waits: list[float] = []
 
     def one(audio: bytes) -> tuple[int, bytes]:
         return server.call("POST", "/v1/separate", audio)
 
     with ThreadPoolExecutor(32) as pool:
-        answers = pool.map(one, songs)
+        responses = pool.map(one, songs)
         for _ in range(20):
             began = time.perf_counter()
             assert server.call("GET", "/health")[0] == 200
             waits.append(time.perf_counter() - began)
         server.call("DELETE", f"/v1/jobs/{slow['id']}")
-        answers = list(answers)
+        responses = list(responses)
     print(f"health during a job: at most {1000 * max(waits):.0f} ms")
     with Separator(FAST, repo, device="cpu") as separator:
-        for number, (audio, (status, body)) in enumerate(zip(songs, answers, strict=True)):
+        for number, (audio, (status, body)) in enumerate(zip(songs, responses, strict=True)):
             assert status == 200
             expected = separator.run(audio).save(tmp_path / str(number))
             for stem, path in expected.items():
                 assert stems_of(body)[f"{stem}.wav"] == path.read_bytes()
 
 
-def test_two_hundred_requests_leave_nothing_behind(server: Server, data: Path) -> None:
+def test_two_hundred_requests_leak_neither_memory_nor_files(server: Server, data: Path) -> None:
     status = Path(f"/proc/{server.process.pid}")
 
     def memory() -> int:
@@ -104,16 +111,16 @@ def test_two_hundred_requests_leave_nothing_behind(server: Server, data: Path) -
         lambda seed: hang_up(server, song(1.5, seed)),  # while it is separated
     ]
     rounds: list[tuple[int, int]] = []
-    server.call("POST", "/v1/separate?model=bag", song(1.5))  # every network has run by now
+    server.call("POST", "/v1/separate?model=bag", song(1.5))  # so that every network has run once
     for seed in range(200):
-        answer = kinds[seed % len(kinds)](1000 + seed)
-        assert answer is None or answer[0] in (200, 400, 404, 413, 422), answer
+        response = kinds[seed % len(kinds)](1000 + seed)
+        assert response is None or response[0] in (200, 400, 404, 413, 422), response
         if seed in (79, 199):
-            until(lambda: idle(server))
+            wait_until(lambda: idle(server))
             rounds.append((memory(), files()))
     (memory_before, files_before), (memory_after, files_after) = rounds
     print(f"memory {memory_before / 1e6:.0f} -> {memory_after / 1e6:.0f} MB, files {files_after}")
-    # A connection that the client has not closed yet may be among them.
+    # A connection that the client has not closed yet may be counted.
     assert abs(files_after - files_before) <= 2
     # 120 requests that leaked what they were about, 30 kB, would make 4 MB; torch's own caches
     # for lengths that are new stay below 20.
@@ -122,7 +129,7 @@ def test_two_hundred_requests_leave_nothing_behind(server: Server, data: Path) -
 
 
 def hang_up(server: Server, body: bytes, length: int | None = None) -> None:
-    """A client that goes away in the middle."""
+    """Send a request and disconnect before the response."""
     with socket.create_connection(("127.0.0.1", server.port)) as line:
         head = f"POST /v1/separate?model=bag&shifts=9 HTTP/1.1\r\nHost: localhost:{server.port}\r\n"
         line.sendall(f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body)
@@ -134,9 +141,9 @@ def idle(server: Server) -> bool:
     return "demucs_jobs_waiting 0.0" in text and "demucs_jobs_running 0.0" in text
 
 
-def test_a_long_track_is_sent_without_being_held(server: Server, data: Path) -> None:
+def test_long_track_is_streamed(server: Server, data: Path) -> None:
     job = json.loads(server.call("POST", "/v1/jobs?shifts=0&bits=32", song(58.0, 5))[1])
-    until(lambda: server.json("GET", f"/v1/jobs/{job['id']}")["status"] == "done")
+    wait_until(lambda: server.json("GET", f"/v1/jobs/{job['id']}")["status"] == "done")
     status, archive = server.call("GET", f"/v1/jobs/{job['id']}/stems.zip")
     assert status == 200
     assert {
@@ -144,26 +151,26 @@ def test_a_long_track_is_sent_without_being_held(server: Server, data: Path) -> 
     } == dict.fromkeys(["drums.wav", "bass.wav", "other.wav", "vocals.wav"], True)
 
 
-def test_jobs_survive_a_power_cut(repo: Path, tmp_path: Path) -> None:
+def test_jobs_survive_sigkill(repo: Path, tmp_path: Path) -> None:
     words = ["--repo", repo, "--models", f"{FAST},bag", "--data-dir", tmp_path]
     rng = random.Random(4)
     first = Server(*words)
-    until(first.is_ready)
+    wait_until(first.is_ready)
     done = first.json("POST", "/v1/jobs?shifts=0", song(0.4, 1))["id"]
-    until(lambda: first.json("GET", f"/v1/jobs/{done}")["status"] == "done")
+    wait_until(lambda: first.json("GET", f"/v1/jobs/{done}")["status"] == "done")
     stem = first.call("GET", f"/v1/jobs/{done}/stems/bass")[1]
     preferences = ["model=bag&shifts=3", "shifts=1", "shifts=2", "model=bag&shifts=0&format=flac"]
     ids = [
         first.json("POST", f"/v1/jobs?{wish}", song(2.0, 10 + seed))["id"]
         for seed, wish in enumerate(preferences)
     ]
-    hang_up(first, song(2.0, 77))  # whose client is gone after the restart
+    hang_up(first, song(2.0, 77))  # not persistent: its client is gone after the restart
     time.sleep(rng.uniform(0.1, 0.6))
     first.kill()
-    with running(*words) as second:
+    with run_server(*words) as second:
         assert second.call("GET", f"/v1/jobs/{done}/stems/bass") == (200, stem)
         for id in ids:
-            until(lambda id=id: second.json("GET", f"/v1/jobs/{id}")["status"] == "done")  # type: ignore[misc]  # a default binds
+            wait_until(lambda id=id: second.json("GET", f"/v1/jobs/{id}")["status"] == "done")  # type: ignore[misc]  # a default binds
         audio = second.call("GET", f"/v1/jobs/{ids[1]}/stems/vocals")[1]
         assert list((tmp_path / "uploads").iterdir()) == []
     with Separator(FAST, repo, device="cpu") as separator:
@@ -171,15 +178,13 @@ def test_jobs_survive_a_power_cut(repo: Path, tmp_path: Path) -> None:
     assert audio == expected["vocals"].read_bytes()
 
 
-def test_a_second_server_is_kept_off_the_folder_of_the_first(
-    server: Server, repo: Path, data: Path
-) -> None:
+def test_second_server_cannot_use_same_data_dir(server: Server, repo: Path, data: Path) -> None:
     with pytest.raises(ConfigError, match="another server"), client(repo, data):
         pass
     assert server.is_ready()
 
 
-def test_the_environment_of_vertex(repo: Path, tmp_path: Path) -> None:
+def test_server_starts_from_vertex_environment(repo: Path, tmp_path: Path) -> None:
     port = free_port()
     variables = {
         "AIP_HTTP_PORT": str(port),
@@ -206,10 +211,10 @@ def test_the_environment_of_vertex(repo: Path, tmp_path: Path) -> None:
             except OSError:
                 return False
 
-        until(is_healthy)
+        wait_until(is_healthy)
         body = {"instances": [{"b64": base64.b64encode(song(0.3, n)).decode()} for n in (1, 2)]}
-        status, answer = vertex.call("POST", "/models/7:predict", json.dumps(body).encode())
-        assert status == 200 and len(json.loads(answer)["predictions"]) == 2
+        status, response = vertex.call("POST", "/models/7:predict", json.dumps(body).encode())
+        assert status == 200 and len(json.loads(response)["predictions"]) == 2
         process.terminate()
         process.wait(60)
     finally:
@@ -218,11 +223,11 @@ def test_the_environment_of_vertex(repo: Path, tmp_path: Path) -> None:
             process.wait()
 
 
-def test_the_clients_of_the_readme(server: Server, tmp_path: Path) -> None:
+def test_client_examples_of_readme(server: Server, tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text("utf-8").replace("http://127.0.0.1:8080", server.url)
     section = text[text.index("## Serve") :].split("\n## ")[0]
     blocks = dict(re.findall(r"```(py|bash)\n(.*?)```", section, re.DOTALL))
-    (tmp_path / "song.mp3").write_bytes(song(0.5, 3))  # told by what is inside
+    (tmp_path / "song.mp3").write_bytes(song(0.5, 3))  # recognized by its content
     assert len(blocks["py"].splitlines()) <= 6
     subprocess.run([sys.executable, "-c", blocks["py"]], cwd=tmp_path, check=True, timeout=60)
     stems = {path.name: path.read_bytes() for path in (tmp_path / "stems").glob("*.wav")}
@@ -235,21 +240,21 @@ def test_the_clients_of_the_readme(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "vocals.flac").read_bytes()[:4] == b"fLaC"
 
 
-def test_what_keeps_a_server_from_starting_is_one_line(
+def test_startup_failure_is_one_line(
     server: Server, repo: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Another one has its folder, or there is no such device."""
+    """The data folder is in use, or the device does not exist."""
     words = [sys.executable, "-m", "demucs_infer", "serve", "--repo", repo, "--port"]
     wrong = {
-        "does another server run there": ["--data-dir", data],
+        "is another server running there": ["--data-dir", data],
         "device=cuda:9 is not available": ["--data-dir", tmp_path, "--devices", "cuda:9"],
     }
     for message, flags in wrong.items():
-        told = subprocess.run(
+        process = subprocess.run(
             [*words, str(free_port()), *flags], env=environment(), capture_output=True, text=True,
             timeout=120,
         )  # fmt: skip
-        assert told.returncode == 2, told.stderr
-        assert "Traceback" not in told.stderr
-        errors = [line for line in told.stderr.splitlines() if line.startswith("error: ")]
+        assert process.returncode == 2, process.stderr
+        assert "Traceback" not in process.stderr
+        errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and message in errors[0]

@@ -1,4 +1,4 @@
-"""The page in a real browser: upload, progress, stems in step, saving; keys alone; a phone."""
+"""The page in a real browser: upload, progress, synchronized stems, saving, keyboard, phone."""
 
 import io
 import json
@@ -13,7 +13,7 @@ import soundfile
 from demucs_infer.cli.main import main
 from tests.helpers.cli_process import make_repo
 from tests.helpers.networks import need
-from tests.helpers.server_process import FAST, Server, running, song, until
+from tests.helpers.server_process import FAST, Server, run_server, song, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("page")
     repo = make_repo(folder / "repo")
     words = ["--repo", repo, "--models", f"bag,{FAST}", "--data-dir", folder / "data"]
-    with running(*words, "--max-duration-seconds", "60") as found:
+    with run_server(*words, "--max-duration-seconds", "60") as found:
         yield found
 
 
@@ -48,7 +48,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, server: Server) -> Iterator[Any]:
-    """The page; it may ask nobody but its own server, and nothing may go wrong unseen."""
+    """Open the page; fail on script errors and on requests to other hosts."""
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     context.set_default_timeout(60_000)
     found = context.new_page()
@@ -76,14 +76,14 @@ def separate(page: Any, *files: dict[str, Any]) -> None:
     page.wait_for_selector(".stems canvas")
 
 
-def ask(page: Any, question: str) -> Any:
-    """A question about the sound of the player that is open."""
+def evaluate(page: Any, question: str) -> Any:
+    """Evaluate an expression on the transport `t` of the open player."""
     player = "document.querySelector('.player .transport').parentNode"
     return page.evaluate(f"(t => {question})({player}.transport)")
 
 
 def levels(page: Any) -> list[float]:
-    found: list[float] = ask(page, "t.tracks.map(track => t.level(track))")
+    found: list[float] = evaluate(page, "t.tracks.map(track => t.level(track))")
     return found
 
 
@@ -93,7 +93,7 @@ def saved(page: Any, selector: str) -> tuple[str, bytes]:
     return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
 
 
-def test_from_a_file_to_stems_that_play_in_step(page: Any) -> None:
+def test_uploaded_file_plays_as_synchronized_stems(page: Any) -> None:
     page.evaluate(
         """() => { window.seen = [];
         const bar = new MutationObserver(() => seen.push(document.querySelector('progress').value));
@@ -104,10 +104,10 @@ def test_from_a_file_to_stems_that_play_in_step(page: Any) -> None:
     assert shares, "progress was seen on the way"
     assert "4 stems" in page.inner_text(".song .status")
     page.click(".play")
-    until(lambda: ask(page, "t.position") > 0.3)
-    # One moment and one place for all: they are scheduled to the sample.
-    assert ask(page, "new Set(t.tracks.map(x => x.startedAt + ' ' + x.startedFrom)).size") == 1
-    assert ask(page, "t.tracks.every(x => x.source.context === t.context)")
+    wait_until(lambda: evaluate(page, "t.position") > 0.3)
+    # One start time and one offset for all: synchronized to the sample.
+    assert evaluate(page, "new Set(t.tracks.map(x => x.startedAt + ' ' + x.startedFrom)).size") == 1
+    assert evaluate(page, "t.tracks.every(x => x.source.context === t.context)")
     page.click("[aria-label='Mute drums']")
     assert levels(page) == [0, 1, 1, 1]
     page.click("[aria-label='Solo vocals']")
@@ -116,15 +116,15 @@ def test_from_a_file_to_stems_that_play_in_step(page: Any) -> None:
     page.locator("[aria-label='Volume of bass']").fill("0.5")
     assert levels(page) == [0, 0.5, 1, 1]
     page.click(".stem canvas >> nth=2", position={"x": 5, "y": 20})
-    assert ask(page, "t.position") < 1
-    assert ask(page, "new Set(t.tracks.map(x => x.startedAt + ' ' + x.startedFrom)).size") == 1
+    assert evaluate(page, "t.position") < 1
+    assert evaluate(page, "new Set(t.tracks.map(x => x.startedAt + ' ' + x.startedFrom)).size") == 1
     page.click("[aria-label='Loop']")
-    assert ask(page, "t.loop && t.isPlaying && t.tracks.every(x => x.source.loop)")
+    assert evaluate(page, "t.loop && t.isPlaying && t.tracks.every(x => x.source.loop)")
     page.click(".play")
-    assert not ask(page, "t.isPlaying")
+    assert not evaluate(page, "t.isPlaying")
 
 
-def test_one_stem_all_stems_and_a_mix_can_be_saved(page: Any) -> None:
+def test_saving_one_stem_all_stems_and_mix(page: Any) -> None:
     page.select_option("#format", "wav")
     separate(page, file(seconds=2, seed=1))
     name, stem = saved(page, "[aria-label='Save vocals']")
@@ -143,11 +143,11 @@ def test_one_stem_all_stems_and_a_mix_can_be_saved(page: Any) -> None:
     assert 0.5 < abs(wav).mean() / abs(alone).mean() < 2  # the browser's own resampler
 
 
-def test_everything_can_be_done_with_keys_alone(page: Any) -> None:
+def test_keyboard_alone_operates_page(page: Any) -> None:
     separate(page, file(seconds=12, seed=2))
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("Space")
-    until(lambda: ask(page, "t.isPlaying"))
+    wait_until(lambda: evaluate(page, "t.isPlaying"))
     page.keyboard.press("2")
     page.keyboard.press("4")
     assert levels(page) == [1, 0, 1, 0]
@@ -155,14 +155,14 @@ def test_everything_can_be_done_with_keys_alone(page: Any) -> None:
     page.keyboard.press("Shift+3")
     assert levels(page) == [0, 0, 1, 0]
     page.keyboard.press("ArrowRight")
-    assert ask(page, "t.position") >= 5
+    assert evaluate(page, "t.position") >= 5
     page.keyboard.press("ArrowLeft")
-    assert ask(page, "t.position") < 5
+    assert evaluate(page, "t.position") < 5
     page.keyboard.press("l")
-    assert ask(page, "t.loop")
+    assert evaluate(page, "t.loop")
     page.keyboard.press("Space")
     page.keyboard.press("Home")
-    assert ask(page, "[t.isPlaying, t.position]") == [False, 0]
+    assert evaluate(page, "[t.isPlaying, t.position]") == [False, 0]
     reached = set()
     for _ in range(60):
         page.keyboard.press("Tab")
@@ -177,7 +177,7 @@ def test_everything_can_be_done_with_keys_alone(page: Any) -> None:
     assert form | stem | {"Save all (zip)", "Save this mix"} <= reached
 
 
-def test_every_control_has_a_name_for_a_screen_reader(page: Any) -> None:
+def test_every_control_has_accessible_name(page: Any) -> None:
     separate(page, file(seconds=1, seed=3))
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('button, a, input, select, canvas, progress')]
@@ -190,9 +190,9 @@ def test_every_control_has_a_name_for_a_screen_reader(page: Any) -> None:
     assert page.get_attribute("html", "lang") == "en"
 
 
-def test_stems_and_models_are_chosen(page: Any) -> None:
+def test_choice_of_model_and_stems(page: Any) -> None:
     page.select_option("#model", FAST)
-    # What this model makes is not known before it has run once.
+    # The stems of this model are unknown until it has run once.
     separate(page, file(seconds=1, seed=4))
     page.wait_for_selector(".chips label")
     for stem in ("drums", "bass", "other"):
@@ -202,20 +202,20 @@ def test_stems_and_models_are_chosen(page: Any) -> None:
     page.wait_for_selector(".song:first-child .status:has-text('2 stems')")
     page.click(".song:first-child .listen")
     page.wait_for_selector("[aria-label='Mute no vocals']")
-    assert page.locator(".player canvas").count() == 2  # the other player has made room
+    assert page.locator(".player canvas").count() == 2  # the other player was closed
     page.uncheck(".chips input[value=vocals]")
     page.set_input_files("#files", file())
-    assert "one stem at least" in page.inner_text("#notice")
+    assert "at least one stem" in page.inner_text("#notice")
 
 
-def test_several_songs_at_once(page: Any) -> None:
+def test_several_uploads_at_once(page: Any) -> None:
     page.set_input_files("#files", [file(f"song {n}.wav", 1, 20 + n) for n in range(3)])
-    until(lambda: page.locator(".status:has-text('4 stems')").count() == 3)
+    wait_until(lambda: page.locator(".status:has-text('4 stems')").count() == 3)
     page.locator(".song >> text=Remove").first.click()
     assert page.locator(".song").count() == 2
 
 
-def test_an_error_says_what_to_do_and_can_be_tried_again(page: Any, server: Server) -> None:
+def test_error_shows_advice_and_allows_retry(page: Any, server: Server) -> None:
     bad = {"name": "<b>no song</b>.mp3", "mimeType": "audio/mpeg", "buffer": b"no music at all"}
     page.set_input_files("#files", bad)
     page.wait_for_selector(".song.failed")
@@ -231,16 +231,16 @@ def test_an_error_says_what_to_do_and_can_be_tried_again(page: Any, server: Serv
     assert page.locator(".song.failed").count() == 0
 
 
-def test_a_song_is_cancelled(page: Any, server: Server) -> None:
+def test_running_song_is_cancelled(page: Any, server: Server) -> None:
     page.set_input_files("#files", file(seconds=50, seed=7))
     page.wait_for_selector(".status:has-text('Separating')")
     page.click(".song .cancel")
     assert page.locator(".song").count() == 0
-    until(lambda: b"demucs_jobs_running 0.0" in server.call("GET", "/metrics")[1])
+    wait_until(lambda: b"demucs_jobs_running 0.0" in server.call("GET", "/metrics")[1])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_can_be_read(page: Any, scheme: str) -> None:
+def test_phone_layout_and_contrast(page: Any, scheme: str) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     page.emulate_media(color_scheme=scheme)
     separate(page, file("a song with a rather long name that has to go somewhere.wav", 1, 8))
@@ -260,13 +260,13 @@ def test_it_fits_a_phone_and_can_be_read(page: Any, scheme: str) -> None:
             return [getComputedStyle(e).color, getComputedStyle(under).backgroundColor]; })"""
     )
     for ink, paper in pairs:
-        if paper.startswith("rgb("):  # tints of a stem lie on a card, and are nearly as it is
+        if paper.startswith("rgb("):  # tints of stems are nearly the color of the card
             assert contrast(ink, paper) >= 4.5, (ink, paper)  # WCAG 2 AA
 
 
 def contrast(one: str, two: str) -> float:
-    def light(colour: str) -> float:
-        parts = [int(x) / 255 for x in colour[4:-1].split(",")]
+    def light(color: str) -> float:
+        parts = [int(x) / 255 for x in color[4:-1].split(",")]
         linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -274,17 +274,17 @@ def contrast(one: str, two: str) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
-def test_it_asks_for_a_key_where_one_is_needed(browser: Any, tmp_path: Path) -> None:
+def test_sign_in_with_api_key(browser: Any, tmp_path: Path) -> None:
     repo = make_repo(tmp_path / "repo")
     words = ["--repo", repo, "--models", FAST, "--data-dir", tmp_path / "data"]
-    with running(*words, "--api-key", "open sesame", "--base-path", "/here") as locked:
+    with run_server(*words, "--api-key", "open sesame", "--base-path", "/here") as locked:
         page = browser.new_page()
         page.goto(f"{locked.url}/here")
         page.fill("#key", "a wrong one")
-        page.click("text=Come in")
-        page.wait_for_selector("text=not known here")
+        page.click("text=Sign in")
+        page.wait_for_selector("text=not valid")
         page.fill("#key", "open sesame")
-        page.click("text=Come in")
+        page.click("text=Sign in")
         page.wait_for_selector("#model option", state="attached")
         separate(page, file(seconds=1))
         name, stem = saved(page, "[aria-label='Save bass']")
@@ -292,7 +292,7 @@ def test_it_asks_for_a_key_where_one_is_needed(browser: Any, tmp_path: Path) -> 
         page.close()
 
 
-def test_a_page_beside_the_stems_plays_them_without_a_server(browser: Any, tmp_path: Path) -> None:
+def test_written_page_plays_stems_without_server(browser: Any, tmp_path: Path) -> None:
     repo = make_repo(tmp_path / "repo")
     (tmp_path / "a & b.wav").write_bytes(song(2.0, 3))
     words = ["--repo", repo, "-n", FAST, "-d", "cpu", "-q", "-o", tmp_path, "--page"]
@@ -306,14 +306,14 @@ def test_a_page_beside_the_stems_plays_them_without_a_server(browser: Any, tmp_p
     page.wait_for_selector(".stems canvas")
     assert page.title() == "a & b"
     page.click(".play")
-    until(lambda: ask(page, "t.position") > 0.1)
+    wait_until(lambda: evaluate(page, "t.position") > 0.1)
     name, stem = saved(page, "[aria-label='Save bass']")
     assert (name, stem) == ("bass.wav", (folder / "bass.wav").read_bytes())
     assert all(url.startswith(("file:", "blob:")) for url in asked)
     page.close()
 
 
-def test_the_documentation_lists_every_address(page: Any, server: Server) -> None:
+def test_docs_list_every_route(page: Any, server: Server) -> None:
     page.goto(f"{server.url}/docs")
     page.wait_for_selector(".route")
     paths = json.loads(server.call("GET", "/openapi.json")[1])["paths"]

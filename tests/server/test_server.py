@@ -1,4 +1,4 @@
-"""Every address and every status of the server, in this process."""
+"""Every route and every error of the server, in this process."""
 
 import base64
 import errno
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 from fastapi.testclient import TestClient
@@ -20,9 +21,10 @@ from fastapi.testclient import TestClient
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.cli.main import main
 from demucs_infer.errors import ConfigError
-from demucs_infer.server.schemas import MIME, SeparateRequest
+from demucs_infer.server.schemas import MIME_TYPES, SeparateRequest
+from demucs_infer.server.store import JobRecord, JobStore
 from tests.helpers.cli_process import make_repo
-from tests.helpers.server_process import FAST, RATE, client, load, song, until
+from tests.helpers.server_process import FAST, RATE, client, decode_wav, song, wait_until
 
 STEMS = ["drums", "bass", "other", "vocals"]
 SONG = song(1.5)
@@ -42,71 +44,73 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def web(repo: Path, data: Path) -> Iterator[TestClient]:
     limits = {"max_duration_seconds": 20.0, "max_bytes": 1 << 20, "max_instances": 4}
-    with client(repo, data, **limits, max_json_bytes=1 << 21) as found:
-        yield found
-        assert list((data / "uploads").iterdir()) == []  # whatever the tests have done
+    with client(repo, data, **limits, max_json_bytes=1 << 21) as opened:
+        yield opened
+        assert list((data / "uploads").iterdir()) == []  # no test leaves an upload behind
 
 
-def b64(audio: bytes) -> dict[str, str]:
+def instance(audio: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(audio).decode()}
 
 
-def code(answer: Any) -> tuple[int, str]:
-    """The status and the code of a refusal, whose message tells nothing about this machine."""
-    error = answer.json()["error"]
+def read_error(response: Any) -> tuple[int, str]:
+    """Return status and code of an error response; its message must reveal no server path."""
+    error = response.json()["error"]
     assert set(error) == {"code", "message"}
     assert "Traceback" not in error["message"] and "/tmp" not in error["message"]
-    return answer.status_code, error["code"]
+    return response.status_code, error["code"]
 
 
-def finished(web: TestClient, job: dict[str, Any]) -> dict[str, Any]:
-    until(lambda: web.get(f"/v1/jobs/{job['id']}").json()["status"] not in ("queued", "running"))
-    found: dict[str, Any] = web.get(f"/v1/jobs/{job['id']}").json()
-    return found
+def wait_for_job(web: TestClient, job: dict[str, Any]) -> dict[str, Any]:
+    wait_until(
+        lambda: web.get(f"/v1/jobs/{job['id']}").json()["status"] not in ("queued", "running")
+    )
+    view: dict[str, Any] = web.get(f"/v1/jobs/{job['id']}").json()
+    return view
 
 
 # ── operation ──
 
 
-def test_health_and_its_relatives(web: TestClient) -> None:
+def test_health_liveness_readiness_and_metrics(web: TestClient) -> None:
     assert web.get("/health").json()["status"] == "healthy"
     assert web.head("/health").status_code == 200
     assert web.get("/livez").status_code == web.get("/readyz").status_code == 200
     assert "demucs_ready 1.0" in web.get("/metrics").text
 
 
-def test_the_menu_tells_models_stems_formats_and_limits(web: TestClient) -> None:
+def test_models_route_lists_models_stems_formats_and_limits(web: TestClient) -> None:
     menu = web.get("/v1/models").json()
     assert [one["name"] for one in menu["models"]] == [FAST, "bag"]
     assert menu["models"][0]["stems"] == STEMS and menu["models"][0]["is_default"]
-    assert {one["name"] for one in menu["formats"]} == set(FORMATS) == set(MIME)
+    assert {one["name"] for one in menu["formats"]} == set(FORMATS) == set(MIME_TYPES)
     assert menu["max_duration_seconds"] == 20
     assert set(SeparateRequest.model_json_schema()["properties"]["format"]["enum"]) == set(FORMATS)
 
 
-def test_every_answer_carries_headers_that_protect(web: TestClient) -> None:
+def test_every_response_has_security_headers(web: TestClient) -> None:
     for path in ("/", "/health", "/nowhere", "/static/app.js"):
         headers = web.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["content-security-policy"].startswith("default-src 'none'")
 
 
-def test_pages_need_nothing_from_elsewhere(web: TestClient) -> None:
+def test_pages_load_nothing_from_other_hosts(web: TestClient) -> None:
     for path in ("/", "/docs", "/static/app.js", "/static/player.js", "/static/api.js",
                  "/static/style.css", "/static/docs.js", "/static/icon.svg"):  # fmt: skip
-        answer = web.get(path)
-        assert answer.status_code == 200
-        text = answer.text.replace("http://www.w3.org/2000/svg", "")
+        response = web.get(path)
+        assert response.status_code == 200
+        text = response.text.replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text and "https:" not in text and "//cdn" not in text
 
 
-def test_the_sample_is_small_and_can_be_separated(web: TestClient) -> None:
+def test_sample_is_small_and_can_be_separated(web: TestClient) -> None:
     sample = web.get("/sample.wav")
     assert len(sample.content) <= 300_000
     assert web.post("/v1/separate", params=PLAIN, content=sample.content).status_code == 200
 
 
-def test_openapi_tells_shapes_and_examples(web: TestClient) -> None:
+def test_openapi_describes_bodies_with_examples(web: TestClient) -> None:
     schema = web.get("/openapi.json").json()
     body = schema["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
     assert body["schema"]["examples"] and "instances" in body["schema"]["properties"]
@@ -117,28 +121,29 @@ def test_openapi_tells_shapes_and_examples(web: TestClient) -> None:
 # ── predictions ──
 
 
-def test_predictions_come_one_for_each_instance_in_order(web: TestClient) -> None:
+def test_predict_returns_one_result_per_instance_in_order(web: TestClient) -> None:
     lengths = [0.7, 0.4, 1.1]
-    instances = [b64(song(seconds, seed)) for seed, seconds in enumerate(lengths)]
-    instances.insert(1, b64(b"this is no music"))
-    answer = web.post("/predict", json={"instances": instances, "parameters": {"format": "wav"}})
-    assert answer.status_code == 200
-    first, bad, *rest = answer.json()["predictions"]
+    instances = [instance(song(seconds, seed)) for seed, seconds in enumerate(lengths)]
+    instances.insert(1, instance(b"this is no music"))
+    response = web.post("/predict", json={"instances": instances, "parameters": {"format": "wav"}})
+    assert response.status_code == 200
+    first, bad, *rest = response.json()["predictions"]
     assert bad["error"]["code"] == "unreadable_audio"
     for seconds, stems in zip(lengths, [first, *rest]):
         assert list(stems) == STEMS
         for text in stems.values():
-            assert load(base64.b64decode(text, validate=True)).shape == (round(seconds * RATE), 2)
+            assert decode_wav(base64.b64decode(text, validate=True)).shape == (
+                round(seconds * RATE),
+                2,
+            )
 
 
-def test_what_the_first_client_of_such_a_service_sent_works(
-    web: TestClient, tmp_path: Path
-) -> None:
+def test_predict_flat_returns_mp3_stems_of_one_instance(web: TestClient, tmp_path: Path) -> None:
     (tmp_path / "mixture.wav").write_bytes(SONG)
     encoded = base64.b64encode((tmp_path / "mixture.wav").read_bytes()).decode("utf-8")
-    answer = web.post("/predict?flat=1", json={"instances": [{"b64": encoded}]})
-    assert list(answer.json()) == STEMS
-    for stem, text in answer.json().items():
+    response = web.post("/predict?flat=1", json={"instances": [{"b64": encoded}]})
+    assert list(response.json()) == STEMS
+    for stem, text in response.json().items():
         (tmp_path / f"{stem}.mp3").write_bytes(base64.b64decode(text))
         info = soundfile.info(tmp_path / f"{stem}.mp3")
         assert (info.format, info.samplerate, info.channels) == ("MP3", RATE, 2)
@@ -166,31 +171,29 @@ def test_what_the_first_client_of_such_a_service_sent_works(
         (b" " * ((1 << 21) + 1), (413, "too_large")),
     ],
 )  # fmt: skip
-def test_bad_predictions_say_what_is_bad(
+def test_invalid_prediction_returns_status_and_code(
     web: TestClient, body: bytes, expected: tuple[int, str]
 ) -> None:
-    assert code(web.post("/predict", content=body)) == expected
+    assert read_error(web.post("/predict", content=body)) == expected
 
 
-def test_a_prediction_is_posted(web: TestClient) -> None:
-    answer = web.get("/predict")
-    assert code(answer) == (405, "method_not_allowed")
-    assert answer.headers["allow"] == "POST"
+def test_predict_requires_post(web: TestClient) -> None:
+    response = web.get("/predict")
+    assert read_error(response) == (405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
 
 
 # ── files ──
 
 
-def test_a_zip_holds_what_the_command_line_writes(
-    web: TestClient, repo: Path, tmp_path: Path
-) -> None:
+def test_zip_equals_files_of_command_line(web: TestClient, repo: Path, tmp_path: Path) -> None:
     (tmp_path / "song.wav").write_bytes(SONG)
     words = ["--repo", repo, "-n", FAST, "-d", "cpu", "-q", "-o", tmp_path, tmp_path / "song.wav"]
     assert main([str(word) for word in words]) == 0
-    answer = web.post("/v1/separate", files={"file": ("../../song.wav", SONG)})
-    assert answer.status_code == 200
-    assert 'filename="song.zip"' in answer.headers["content-disposition"]
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+    response = web.post("/v1/separate", files={"file": ("../../song.wav", SONG)})
+    assert response.status_code == 200
+    assert 'filename="song.zip"' in response.headers["content-disposition"]
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == [*(f"{stem}.wav" for stem in STEMS), "stems.json"]
         for stem in STEMS:
@@ -202,54 +205,53 @@ def test_a_zip_holds_what_the_command_line_writes(
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"alac"}))
-def test_one_stem_in_every_format(web: TestClient, name: str) -> None:
-    answer = web.post(
-        "/v1/separate", params={"stems": "vocals"}, content=SONG, headers={"Accept": MIME[name]}
+def test_accept_header_selects_format_of_single_stem(web: TestClient, name: str) -> None:
+    response = web.post(
+        "/v1/separate",
+        params={"stems": "vocals"},
+        content=SONG,
+        headers={"Accept": MIME_TYPES[name]},
     )
-    assert answer.status_code == 200 and answer.headers["content-type"] == MIME[name]
-    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert response.status_code == 200 and response.headers["content-type"] == MIME_TYPES[name]
+    assert int(response.headers["content-length"]) == len(response.content)
     from demucs_infer.audio.reader import probe
 
-    info = probe(answer.content)
+    info = probe(response.content)
     assert info.channels == 2 and info.sample_rate >= RATE
 
 
-def test_forms_bodies_and_predictions_agree_byte_for_byte(web: TestClient) -> None:
+def test_form_raw_body_and_prediction_give_equal_bytes(web: TestClient) -> None:
     fields = {"stems": "bass", "shifts": "0", "format": "flac"}
     accept = {"Accept": "audio/flac"}
     raw = web.post("/v1/separate", params=fields, content=SONG, headers=accept)
     form = web.post("/v1/separate", data=fields, files={"file": SONG}, headers=accept)
-    wish = {"stems": ["bass"], "shifts": 0, "format": "flac"}
-    json_ = web.post("/predict", json={"instances": [b64(SONG)], "parameters": wish})
+    parameters = {"stems": ["bass"], "shifts": 0, "format": "flac"}
+    prediction = web.post(
+        "/predict", json={"instances": [instance(SONG)], "parameters": parameters}
+    )
     assert raw.content == form.content
-    assert base64.b64decode(json_.json()["predictions"][0]["bass"]) == raw.content
+    assert base64.b64decode(prediction.json()["predictions"][0]["bass"]) == raw.content
     assert (raw.headers["x-demucs-cached"], form.headers["x-demucs-cached"]) == ("no", "yes")
 
 
-def test_two_stems_and_derived_ones(web: TestClient) -> None:
+def test_two_stems_and_derived_stems(web: TestClient) -> None:
     job = web.post("/v1/jobs", params={"two_stems": "vocals", **PLAIN}, content=SONG).json()
-    assert [one["name"] for one in finished(web, job)["stems"]] == ["vocals", "no_vocals"]
-    wish = {"stems": "drums", "derive": "band=bass+other", **PLAIN}
-    job = web.post("/v1/jobs", params=wish, content=SONG).json()
-    assert [one["name"] for one in finished(web, job)["stems"]] == ["drums", "band"]
+    assert [one["name"] for one in wait_for_job(web, job)["stems"]] == ["vocals", "no_vocals"]
+    parameters = {"stems": "drums", "derive": "band=bass+other", **PLAIN}
+    job = web.post("/v1/jobs", params=parameters, content=SONG).json()
+    assert [one["name"] for one in wait_for_job(web, job)["stems"]] == ["drums", "band"]
 
 
-def test_silence_stays_silence(web: TestClient) -> None:
+def test_silence_stays_silent(web: TestClient) -> None:
     file = io.BytesIO()
-    soundfile.write(file, noise_free(RATE), RATE, format="WAV")
-    answer = web.post(
+    soundfile.write(file, np.zeros((RATE, 2)), RATE, format="WAV")
+    response = web.post(
         "/v1/separate", params={"stems": "vocals", "clip": "none", "bits": "32"},
         content=file.getvalue(), headers={"Accept": "audio/wav"},
     )  # fmt: skip
-    assert answer.status_code == 200
-    # The network's answer to nothing, brought to the level of nothing.
-    assert abs(load(answer.content)).max() < 1e-3
-
-
-def noise_free(length: int) -> Any:
-    import numpy as np
-
-    return np.zeros((length, 2))
+    assert response.status_code == 200
+    # The output of the network for silence, scaled to the level of silence.
+    assert abs(decode_wav(response.content)).max() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -280,92 +282,91 @@ def noise_free(length: int) -> Any:
         ({}, {"Sec-Fetch-Site": "cross-site"}, SONG, (403, "foreign_origin")),
     ],
 )
-def test_bad_requests_say_what_is_bad(
+def test_invalid_separate_request_returns_status_and_code(
     web: TestClient, params: Any, headers: Any, content: bytes, expected: tuple[int, str]
 ) -> None:
-    answer = web.post("/v1/separate", params=params, headers=headers, content=content)
-    assert code(answer) == expected
+    response = web.post("/v1/separate", params=params, headers=headers, content=content)
+    assert read_error(response) == expected
 
 
-def test_audio_of_several_stems_is_refused_before_any_work(web: TestClient) -> None:
+def test_single_stem_is_required_for_audio_before_any_work(web: TestClient) -> None:
     def ended() -> list[str]:
         lines = web.get("/metrics").text.splitlines()
         return [line for line in lines if line.startswith("demucs_jobs_total")]
 
-    web.post("/v1/separate", content=SONG)  # from here on the model's stems are known
+    web.post("/v1/separate", content=SONG)  # the stems of the model are known from now on
     before = ended()
     for params in ({}, {"two_stems": "drums"}, {"stems": "drums,bass"}):
         headers = {"Accept": "audio/wav"}
-        answer = web.post("/v1/separate", params=params, headers=headers, content=song(0.2, seed=9))
-        assert code(answer) == (406, "several_stems")
+        response = web.post(
+            "/v1/separate", params=params, headers=headers, content=song(0.2, seed=9)
+        )
+        assert read_error(response) == (406, "several_stems")
     assert before and ended() == before
 
 
-def test_a_list_may_come_piece_by_piece(web: TestClient) -> None:
+def test_list_parameter_may_be_repeated(web: TestClient) -> None:
     twice = [("stems", "drums"), ("stems", "vocals")]
     in_query = web.post("/v1/separate", params=twice, content=SONG)
     parts = [(name, (None, value)) for name, value in twice]
     in_form = web.post("/v1/separate", files=[*parts, ("file", ("a.wav", SONG))])
-    for answer in (in_query, in_form):
-        names = zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
+    for response in (in_query, in_form):
+        names = zipfile.ZipFile(io.BytesIO(response.content)).namelist()
         assert sorted(Path(name).stem for name in names if name.endswith(".wav")) == [
             "drums", "vocals",
         ]  # fmt: skip
 
 
-def test_forms_without_a_file_or_with_two(web: TestClient) -> None:
-    assert code(web.post("/v1/separate", files={"shifts": (None, "0")})) == (422, "no_file")
+def test_form_needs_exactly_one_file(web: TestClient) -> None:
+    assert read_error(web.post("/v1/separate", files={"shifts": (None, "0")})) == (
+        422,
+        "no_file",
+    )
     two = [("file", ("a", SONG)), ("file", ("b", SONG))]
-    assert code(web.post("/v1/separate", files=two)) == (422, "several_files")
+    assert read_error(web.post("/v1/separate", files=two)) == (422, "several_files")
     long = {"model": (None, "x" * 70_000), "file": ("a", SONG)}
-    assert code(web.post("/v1/separate", files=long)) == (413, "too_large")
+    assert read_error(web.post("/v1/separate", files=long)) == (413, "too_large")
 
 
-def test_a_file_that_lies_about_its_length_is_refused_while_it_is_decoded(
-    web: TestClient, tmp_path: Path
-) -> None:
-    import numpy as np
-
+def test_unknown_length_is_limited_while_decoding(web: TestClient, tmp_path: Path) -> None:
     path = tmp_path / "bomb.flac"  # 40 s of silence, in a few kilobytes
     soundfile.write(path, np.zeros((40 * RATE, 2)), RATE)
     data = bytearray(path.read_bytes())
     assert len(data) < 50_000
-    data[21] &= 0xF0  # the 36 bits that count the samples: 0 is "unknown"
+    data[21] &= 0xF0  # the 36 bits of the sample count: 0 means unknown
     data[22:26] = bytes(4)
-    assert code(web.post("/v1/separate", content=bytes(data))) == (413, "too_long")
+    assert read_error(web.post("/v1/separate", content=bytes(data))) == (413, "too_long")
 
 
-def test_a_header_of_ten_hours_is_refused_before_anything_is_decoded(web: TestClient) -> None:
-    import numpy as np
-
+def test_declared_length_is_limited_before_decoding(web: TestClient) -> None:
     file = io.BytesIO()
     soundfile.write(file, np.zeros((8, 2)), RATE, format="FLAC")
     data = bytearray(file.getvalue())
     frames = 36_000 * RATE
     data[21] = (data[21] & 0xF0) | frames >> 32
     data[22:26] = (frames & 0xFFFFFFFF).to_bytes(4, "big")
-    assert code(web.post("/v1/separate", content=bytes(data))) == (413, "too_long")
+    assert read_error(web.post("/v1/separate", content=bytes(data))) == (413, "too_long")
 
 
 # ── jobs ──
 
 
-def test_a_job_from_beginning_to_end(web: TestClient) -> None:
-    answer = web.post(
+def test_job_lifecycle(web: TestClient) -> None:
+    response = web.post(
         "/v1/jobs", params={"model": "bag", "shifts": 2, "format": "wav"}, content=SONG,
         headers={"X-File-Name": "Bl%C3%BCten.wav"},
     )  # fmt: skip
-    assert answer.status_code == 202
-    job = answer.json()
-    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
-    told = events(web.get(f"/v1/jobs/{job['id']}/events").text)
-    names = [name for name, _ in told]
+    assert response.status_code == 202
+    job = response.json()
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}"
+    received = parse_events(web.get(f"/v1/jobs/{job['id']}/events").text)
+    names = [name for name, _ in received]
     assert names[0] == "Stage.Started" and names[-1] == "end"
-    parts = [data for name, data in told if name == "ChunkProcessed"]
+    parts = [data for name, data in received if name == "ChunkProcessed"]
     assert [one["batch_index"] for one in parts] == list(range(1, parts[0]["total_batches"] + 1))
     fractions = [one["fraction"] for one in parts]
     assert fractions == sorted(fractions) and fractions[-1] == 1
-    view = told[-1][1]
+    view = received[-1][1]
     assert (view["status"], view["name"], view["progress"]) == ("done", "Blüten.wav", 1)
     assert [one["name"] for one in view["stems"]] == STEMS
     for one in view["stems"]:
@@ -378,62 +379,64 @@ def test_a_job_from_beginning_to_end(web: TestClient) -> None:
     assert beyond.status_code == 416
     archive = web.get(f"/v1/jobs/{job['id']}/stems.zip")
     assert zipfile.ZipFile(io.BytesIO(archive.content)).testzip() is None
-    assert code(web.get(f"/v1/jobs/{job['id']}/stems/kazoo")) == (404, "no_such_stem")
+    assert read_error(web.get(f"/v1/jobs/{job['id']}/stems/kazoo")) == (404, "no_such_stem")
     assert web.delete(f"/v1/jobs/{job['id']}").status_code == 204
-    assert code(web.get(f"/v1/jobs/{job['id']}")) == (404, "no_such_job")
+    assert read_error(web.get(f"/v1/jobs/{job['id']}")) == (404, "no_such_job")
 
 
-def events(text: str) -> list[tuple[str, Any]]:
-    found = []
+def parse_events(text: str) -> list[tuple[str, Any]]:
+    parsed = []
     for block in text.strip().split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
-        found.append((lines["event"], json.loads(lines["data"])))
-    return found
+        parsed.append((lines["event"], json.loads(lines["data"])))
+    return parsed
 
 
-def test_events_are_those_of_the_engine_and_can_be_taken_up(web: TestClient, repo: Path) -> None:
+def test_job_events_equal_engine_events_and_resume_after_last_event_id(
+    web: TestClient, repo: Path
+) -> None:
     from demucs_infer.api import Separator
     from demucs_infer.events import event_to_json
 
     audio = song(2.5, seed=11)
     job = web.post("/v1/jobs", params={"shifts": 0}, content=audio).json()
-    finished(web, job)
-    told = events(web.get(f"/v1/jobs/{job['id']}/events").text)[:-1]
+    wait_for_job(web, job)
+    received = parse_events(web.get(f"/v1/jobs/{job['id']}/events").text)[:-1]
     expected = [
         event_to_json(item)
         for item in Separator(FAST, repo, device="cpu", shifts=0).stream(audio)
         if type(item).__name__ not in ("InferenceOutput",)
     ]
     chunks = [one for one in expected if one["event"] == "ChunkProcessed"]
-    assert [data for name, data in told if name == "ChunkProcessed"] == chunks
+    assert [data for name, data in received if name == "ChunkProcessed"] == chunks
     later = web.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "3"})
-    assert events(later.text)[:-1] == told[3:]
+    assert parse_events(later.text)[:-1] == received[3:]
 
 
-def test_jobs_that_fail_say_why(web: TestClient) -> None:
+def test_failed_job_reports_error(web: TestClient) -> None:
     job = web.post("/v1/jobs", params={"stems": "kazoo"}, content=song(0.3, seed=5)).json()
-    view = finished(web, job)
+    view = wait_for_job(web, job)
     assert (view["status"], view["error"]["code"]) == ("failed", "invalid_parameters")
     assert "kazoo" in view["error"]["message"]
-    assert code(web.get(f"/v1/jobs/{job['id']}/stems/vocals")) == (409, "failed")
-    assert code(web.get(f"/v1/jobs/{job['id']}/stems.zip")) == (409, "failed")
+    assert read_error(web.get(f"/v1/jobs/{job['id']}/stems/vocals")) == (409, "failed")
+    assert read_error(web.get(f"/v1/jobs/{job['id']}/stems.zip")) == (409, "failed")
 
 
 @pytest.mark.parametrize("path", ["nobody", "nobody/events", "nobody/stems/bass", "..%2f..%2fx"])
-def test_strange_ids_are_not_found(web: TestClient, path: str) -> None:
+def test_unknown_job_id_is_not_found(web: TestClient, path: str) -> None:
     assert web.get(f"/v1/jobs/{path}").status_code == 404
 
 
-def test_a_job_is_cancelled_within_a_batch(web: TestClient) -> None:
+def test_running_job_is_cancelled_within_one_batch(web: TestClient) -> None:
     long = {"model": "bag", "shifts": "15", "overlap": "0.2"}
     job = web.post("/v1/jobs", params=long, content=song(6.0, seed=3)).json()
     where = f"/v1/jobs/{job['id']}"
-    until(lambda: web.get(where).json()["progress"] > 0)
-    assert code(web.get(f"{where}/stems/vocals")) == (409, "not_done")
+    wait_until(lambda: web.get(where).json()["progress"] > 0)
+    assert read_error(web.get(f"{where}/stems/vocals")) == (409, "not_done")
     assert web.delete(where).status_code == 202
-    live = web.app.state.jobs.live(job["id"])  # type: ignore[attr-defined]  # our app
+    live = web.app.state.jobs.get_job(job["id"])  # type: ignore[attr-defined]  # our app
     seen = sum(one["event"] == "ChunkProcessed" for one in live.events)
-    view = finished(web, job)
+    view = wait_for_job(web, job)
     assert view["status"] == "cancelled"
     after = sum(one["event"] == "ChunkProcessed" for one in live.events)
     # One batch may have been under way, and its event on the way to the loop.
@@ -443,7 +446,7 @@ def test_a_job_is_cancelled_within_a_batch(web: TestClient) -> None:
 # ── cache ──
 
 
-def test_the_same_again_runs_no_network(web: TestClient) -> None:
+def test_repeated_request_is_answered_from_cache(web: TestClient) -> None:
     audio, runs = song(0.6, seed=21), lambda: web.app.state.jobs.counts["cached"]  # type: ignore[attr-defined]  # our app
     first = web.post("/v1/separate", params=PLAIN, content=audio)
     before = runs()
@@ -460,7 +463,7 @@ def test_the_same_again_runs_no_network(web: TestClient) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing stem", "short stem", "no manifest", "bad manifest"])
-def test_a_damaged_entry_is_made_again(web: TestClient, data: Path, damage: str) -> None:
+def test_damaged_cache_entry_is_recomputed(web: TestClient, data: Path, damage: str) -> None:
     audio = song(0.5, seed=31)
     first = web.post("/v1/separate", params=PLAIN, content=audio)
     entry = max((data / "results").iterdir(), key=lambda one: one.stat().st_mtime_ns)
@@ -481,68 +484,81 @@ def test_a_damaged_entry_is_made_again(web: TestClient, data: Path, damage: str)
         assert one.read("vocals.wav") == two.read("vocals.wav")
 
 
-def test_results_and_jobs_expire_and_the_oldest_leave_first(repo: Path, tmp_path: Path) -> None:
+def test_results_and_jobs_expire(repo: Path, tmp_path: Path) -> None:
     with client(repo, tmp_path, keep_seconds=1.5, max_store_bytes=120_000) as web:
         jobs = [
-            finished(web, web.post("/v1/jobs", params=PLAIN, content=song(0.8, seed)).json())
+            wait_for_job(web, web.post("/v1/jobs", params=PLAIN, content=song(0.8, seed)).json())
             for seed in range(4)
         ]
         assert all(job["status"] == "done" for job in jobs)
-        until(lambda: web.get(f"/v1/jobs/{jobs[0]['id']}").status_code == 404)
-        until(lambda: not list((tmp_path / "results").iterdir()))
+        wait_until(lambda: web.get(f"/v1/jobs/{jobs[0]['id']}").status_code == 404)
+        wait_until(lambda: not list((tmp_path / "results").iterdir()))
 
 
-def test_stems_that_left_for_want_of_room_are_gone(repo: Path, tmp_path: Path) -> None:
+def test_evicted_stems_return_410(repo: Path, tmp_path: Path) -> None:
     with client(repo, tmp_path, max_store_bytes=1) as web:
-        job = finished(web, web.post("/v1/jobs", params=PLAIN, content=SONG).json())
+        job = wait_for_job(web, web.post("/v1/jobs", params=PLAIN, content=SONG).json())
         jobs = web.app.state.jobs  # type: ignore[attr-defined]  # our app
         assert web.portal is not None
-        web.portal.call(jobs.tidy)
-        assert code(web.get(f"/v1/jobs/{job['id']}/stems/vocals")) == (410, "expired")
+        web.portal.call(jobs.clean_up)
+        assert read_error(web.get(f"/v1/jobs/{job['id']}/stems/vocals")) == (410, "expired")
 
 
-# ── guards ──
+def test_recovered_job_without_upload_fails(repo: Path, tmp_path: Path) -> None:
+    record = JobRecord(
+        id="1" * 32, status="running", created=0.0, name="a.wav", sha256="", size=1,
+        upload="missing", request={},
+    )  # fmt: skip
+    store = JobStore(tmp_path / "jobs.sqlite")
+    store.put(record)
+    store.close()
+    with client(repo, tmp_path) as web:
+        job = web.get(f"/v1/jobs/{record.id}").json()
+        assert (job["status"], job["error"]["code"]) == ("failed", "failed")
 
 
-def test_without_a_key_nobody_gets_in(repo: Path, tmp_path: Path) -> None:
+# ── access and limits ──
+
+
+def test_api_key_is_required(repo: Path, tmp_path: Path) -> None:
     with client(repo, tmp_path, api_keys=("correct horse", "battery staple")) as web:
         assert web.get("/health").status_code == web.get("/").status_code == 200
         for path in ("/v1/models", "/metrics"):
-            assert code(web.get(path)) == (401, "no_key")
+            assert read_error(web.get(path)) == (401, "no_key")
         for headers in ({}, {"X-API-Key": "correct"}, {"Authorization": "Bearer wrong"},
                         {"Authorization": "Basic correct horse"}):  # fmt: skip
-            answer = web.post("/predict", json={"instances": [b64(SONG)]}, headers=headers)
-            assert code(answer) == (401, "no_key")
-            assert answer.headers["www-authenticate"] == "Bearer"
+            response = web.post("/predict", json={"instances": [instance(SONG)]}, headers=headers)
+            assert read_error(response) == (401, "no_key")
+            assert response.headers["www-authenticate"] == "Bearer"
         assert web.get("/v1/models", headers={"X-API-Key": "battery staple"}).status_code == 200
         bearer = {"Authorization": "Bearer correct horse"}
         assert web.get("/metrics", headers=bearer).status_code == 200
 
 
-def test_other_sites_are_let_in_by_name_only(repo: Path, web: TestClient, tmp_path: Path) -> None:
+def test_cors_allows_listed_origins_only(repo: Path, web: TestClient, tmp_path: Path) -> None:
     ask = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in web.options("/v1/jobs", headers=ask).headers
     with client(repo, tmp_path, cors_origins=("https://a.example",)) as open_:
         allowed = open_.options("/v1/jobs", headers=ask)
         assert allowed.headers["access-control-allow-origin"] == "https://a.example"
         assert "access-control-allow-credentials" not in allowed.headers
-        stranger = open_.options("/v1/jobs", headers={**ask, "Origin": "https://b.example"})
-        assert stranger.status_code == 400
+        other_site = open_.options("/v1/jobs", headers={**ask, "Origin": "https://b.example"})
+        assert other_site.status_code == 400
         cross = {"Origin": "https://a.example", "Sec-Fetch-Site": "cross-site"}
         assert open_.post("/v1/separate", content=SONG, headers=cross).status_code == 200
 
 
-def test_behind_a_proxy_at_a_path(repo: Path, tmp_path: Path) -> None:
+def test_base_path_behind_proxy(repo: Path, tmp_path: Path) -> None:
     with client(repo, tmp_path, base_path="/music/stems", api_keys=("a long key",)) as web:
         moved = web.get("/music/stems", follow_redirects=False)
         assert moved.headers["location"] == "/music/stems/"
         for base in ("/music/stems", ""):  # whether the proxy takes the path away or not
             assert web.get(f"{base}/").status_code == 200
             assert web.get(f"{base}/static/app.js").status_code == 200
-            assert code(web.get(f"{base}/v1/models")) == (401, "no_key")
+            assert read_error(web.get(f"{base}/v1/models")) == (401, "no_key")
 
 
-def test_a_full_disk_is_no_fault_of_the_client_and_passes(
+def test_full_disk_returns_507_and_server_recovers(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -551,34 +567,36 @@ def test_a_full_disk_is_no_fault_of_the_client_and_passes(
     with client(repo, tmp_path) as web:
 
         def pages(most: int) -> None:
-            base = web.app.state.jobs._store._base  # type: ignore[attr-defined]
+            base = web.app.state.jobs._store._database  # type: ignore[attr-defined]
             assert web.portal is not None
             web.portal.call(lambda: base.execute(f"pragma max_page_count = {most}"))
 
-        pages(1)  # no more than there are: the next rows fill the last one
-        answers = [
+        pages(1)  # the current size: the next rows fill the last page
+        responses = [
             web.post("/v1/jobs", content=song(0.2, seed), headers={"x-file-name": "x" * 99})
             for seed in range(40)
         ]
-        assert {answer.status_code for answer in answers} == {202, 507}
-        assert code(answers[-1]) == (507, "no_room") and "Retry-After" in answers[-1].headers
+        assert {response.status_code for response in responses} == {202, 507}
+        assert (
+            read_error(responses[-1]) == (507, "no_room") and "Retry-After" in responses[-1].headers
+        )
         pages(1 << 30)
-        for answer in answers:
-            if answer.status_code == 202:
-                assert finished(web, answer.json())["status"] == "done"
+        for response in responses:
+            if response.status_code == 202:
+                assert wait_for_job(web, response.json())["status"] == "done"
         for place in (
             "demucs_infer.server.uploads.UploadWriter.write",
             "demucs_infer.batch.spool.Spool.append",
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(place, full)
-                assert code(web.post("/v1/separate", content=SONG)) == (507, "no_room")
+                assert read_error(web.post("/v1/separate", content=SONG)) == (507, "no_room")
         assert web.post("/v1/separate", content=SONG).status_code == 200
         assert web.get("/metrics").text.count("jobs_running 0") == 1
     assert list((tmp_path / "uploads").iterdir()) == []
 
 
-def test_a_full_queue_says_when_to_come_back(repo: Path, tmp_path: Path) -> None:
+def test_full_queue_returns_retry_after(repo: Path, tmp_path: Path) -> None:
     long = {"model": "bag", "shifts": "15"}
     with client(repo, tmp_path, max_queue=3, max_per_client=2) as web:
         jobs = [
@@ -589,50 +607,52 @@ def test_a_full_queue_says_when_to_come_back(repo: Path, tmp_path: Path) -> None
         assert jobs[2].json()["position"] is not None
         for key in ("one", "three"):
             full = web.post("/v1/separate", content=SONG, headers={"X-API-Key": key})
-            assert code(full) == (503, "busy") and int(full.headers["retry-after"]) >= 1
+            assert read_error(full) == (503, "busy") and int(full.headers["retry-after"]) >= 1
         web.delete(f"/v1/jobs/{jobs[2].json()['id']}")
         mine = web.post("/v1/jobs", content=SONG, headers={"X-API-Key": "one"})
-        assert code(mine) == (429, "too_many") and "retry-after" in mine.headers
+        assert read_error(mine) == (429, "too_many") and "retry-after" in mine.headers
         for job in jobs:
             web.delete(f"/v1/jobs/{job.json()['id']}")
 
 
-def test_work_that_takes_too_long_is_ended(repo: Path, tmp_path: Path) -> None:
+def test_job_time_limit(repo: Path, tmp_path: Path) -> None:
     with client(repo, tmp_path, job_seconds=1.0) as web:
         slow = {"model": "bag", "shifts": "15"}
         began = time.monotonic()
-        answer = web.post("/v1/separate", params=slow, content=song(15.0, 7))
-        assert code(answer) == (504, "out_of_time")
+        response = web.post("/v1/separate", params=slow, content=song(15.0, 7))
+        assert read_error(response) == (504, "out_of_time")
         assert time.monotonic() - began < 60
         assert web.post("/v1/separate", params=PLAIN, content=song(0.2)).status_code == 200
 
 
-def test_a_model_that_cannot_be_loaded(repo: Path, tmp_path: Path) -> None:
+def test_unloadable_model_returns_503(repo: Path, tmp_path: Path) -> None:
     bad = tmp_path / "models"
     bad.mkdir()
     (bad / "aaaa1111.th").write_bytes(b"no checkpoint")
-    with TestClient(app := _app(bad, tmp_path / "data", models=())) as web:
-        until(lambda: app.state.jobs.problem)
+    with TestClient(app := _create_app(bad, tmp_path / "data", models=())) as web:
+        wait_until(lambda: app.state.jobs.load_error)
         health = web.get("/health")
         assert health.status_code == 503 and "aaaa1111" in health.json()["message"]
         assert web.get("/livez").status_code == 200
-        answer = web.post("/v1/separate", content=SONG)
-        assert code(answer) == (503, "model_unavailable") and "retry-after" in answer.headers
+        response = web.post("/v1/separate", content=SONG)
+        assert (
+            read_error(response) == (503, "model_unavailable") and "retry-after" in response.headers
+        )
 
 
-def _app(repo: Path, data: Path, **more: Any) -> Any:
+def _create_app(repo: Path, data: Path, **more: Any) -> Any:
     from demucs_infer.server import create_app
-    from tests.helpers.server_process import settings
+    from tests.helpers.server_process import make_settings
 
-    return create_app(settings(repo, data, **more))
+    return create_app(make_settings(repo, data, **more))
 
 
-def test_routes_of_vertex(repo: Path, tmp_path: Path) -> None:
+def test_configured_vertex_routes(repo: Path, tmp_path: Path) -> None:
     routes = {"predict_route": "/v1/endpoints/7:predict", "health_route": "/ping"}
     with client(repo, tmp_path, **routes) as web:
         assert web.get("/ping").status_code == 200
-        answer = web.post("/v1/endpoints/7:predict", json={"instances": [b64(SONG)]})
-        assert len(answer.json()["predictions"]) == 1
+        response = web.post("/v1/endpoints/7:predict", json={"instances": [instance(SONG)]})
+        assert len(response.json()["predictions"]) == 1
         assert web.post("/predict").status_code == 404
 
 
@@ -642,23 +662,23 @@ def test_routes_of_vertex(repo: Path, tmp_path: Path) -> None:
     + [("health_route", route) for route in ("/", "/livez", "/metrics", "/v1/jobs/7", "/docs")]
     + [("health_route", route) for route in ("/openapi.json", "/static/app.js", "/v1/models")],
 )
-def test_a_route_of_the_server_cannot_be_taken(
+def test_configured_route_must_not_replace_another(
     repo: Path, tmp_path: Path, name: str, route: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{name} = '{route}' is where"):
-        _app(repo, tmp_path, **{name: route})
+    with pytest.raises(ConfigError, match=f"{name} = '{route}' is already"):
+        _create_app(repo, tmp_path, **{name: route})
 
 
 @pytest.mark.parametrize(
     ("name", "route"), [("predict_route", "/v1/models"), ("health_route", "/readyz")]
 )
-def test_a_route_stays_free_for_another_method_and_for_the_same_answer(
+def test_configured_route_may_share_path_with_other_method(
     repo: Path, tmp_path: Path, name: str, route: str
 ) -> None:
-    assert _app(repo, tmp_path, **{name: route})
+    assert _create_app(repo, tmp_path, **{name: route})
 
 
-def test_models_are_loaded_once_and_the_least_recently_used_leaves(
+def test_models_are_loaded_once_and_least_recently_used_is_evicted(
     repo: Path, tmp_path: Path
 ) -> None:
     with client(repo, tmp_path, model_memory_bytes=1) as web:
@@ -673,18 +693,18 @@ def test_models_are_loaded_once_and_the_least_recently_used_leaves(
         assert jobs.counts["loaded"] == 3
 
 
-def test_requests_at_once_load_a_model_once(repo: Path, tmp_path: Path) -> None:
+def test_concurrent_requests_load_model_once(repo: Path, tmp_path: Path) -> None:
     with client(repo, tmp_path, warmup=False) as web:
-        answers: list[int] = []
+        responses: list[int] = []
 
         def one(seed: int) -> None:
             sent = web.post("/v1/separate", params=PLAIN, content=song(0.3, seed))
-            answers.append(sent.status_code)
+            responses.append(sent.status_code)
 
         threads = [threading.Thread(target=one, args=(seed,)) for seed in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert answers == [200] * 4
+        assert responses == [200] * 4
         assert web.app.state.jobs.counts["loaded"] == 1  # type: ignore[attr-defined]  # our app

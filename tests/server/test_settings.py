@@ -1,4 +1,4 @@
-"""Flag > environment > file > default, and every bad setting by its name."""
+"""Precedence of flags, variables, file and defaults; every invalid setting is named."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from demucs_infer.errors import ConfigError
 from demucs_infer.server.settings import ServerSettings, load_settings
 
 
-def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(tmp_path: Path) -> None:
+def test_precedence_of_flag_variable_file_and_default(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text("max_bytes = 1\nmax_queue = 1\nmax_instances = 1\nmodels = ['a', 'b']\n")
     environ = {"DEMUCS_INFER_MAX_BYTES": "2", "DEMUCS_INFER_MAX_QUEUE": "2"}
@@ -20,7 +20,7 @@ def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(tmp_pa
     assert found.port == ServerSettings().port and found.models == ("a", "b")
 
 
-def test_vertex_speaks_its_own_words_and_flags_go_before_them(tmp_path: Path) -> None:
+def test_vertex_variables_and_their_precedence(tmp_path: Path) -> None:
     environ = {
         "AIP_HTTP_PORT": "7080",
         "AIP_PREDICT_ROUTE": "/a",
@@ -60,12 +60,12 @@ def test_vertex_speaks_its_own_words_and_flags_go_before_them(tmp_path: Path) ->
         ("DEVICES", ","),
     ],
 )
-def test_a_bad_variable_is_named(name: str, value: str) -> None:
+def test_invalid_variable_is_named(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"(?i){name}"):
         load_settings({}, {f"DEMUCS_INFER_{name}": value})
 
 
-def test_a_bad_file_is_named(tmp_path: Path) -> None:
+def test_invalid_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     for text in ("max_byte = 1", "max_bytes = 'x'", "max_bytes = "):
         file.write_text(text)
@@ -75,7 +75,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         load_settings({}, {}, tmp_path / "missing.toml")
 
 
-def test_bad_settings_end_the_command(
+def test_invalid_variable_ends_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DEMUCS_INFER_MAX_BYTES", "abc")
@@ -86,14 +86,14 @@ def test_bad_settings_end_the_command(
 @pytest.mark.parametrize(
     "words", [["--port", "x"], ["--max-queue", "many"], ["--wrong"], ["--api-key", ""]]
 )
-def test_bad_flags_are_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_flag_is_usage_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         serve.parser().parse_args(words)
     assert caught.value.code == 2
     assert words[0] in capsys.readouterr().err
 
 
-def test_every_setting_is_a_flag_that_says_what_it_is_for() -> None:
+def test_every_setting_has_flag_with_help() -> None:
     text = serve.parser().format_help()
     from dataclasses import fields
 
@@ -116,9 +116,9 @@ def test_every_setting_is_a_flag_that_says_what_it_is_for() -> None:
         ({"host": "0.0.0.0", "public": True}, False),
     ],
 )
-def test_an_open_door_is_noticed(settings: dict[str, Any], exposed: bool) -> None:
+def test_exposed_server_without_key_is_detected(settings: dict[str, Any], exposed: bool) -> None:
     assert ServerSettings(**settings).is_exposed is exposed
 
 
-def test_keys_are_not_shown() -> None:
+def test_repr_hides_api_keys() -> None:
     assert "12345678" not in repr(ServerSettings(api_keys=("12345678",)))

@@ -1,6 +1,6 @@
-// The server's side of the page: requests, the key, progress. Every address is relative.
+// Requests to the server: uploads, events, the API key. Every URL is relative.
 
-export class Trouble extends Error {
+export class ApiError extends Error {
   constructor(status, code, message) {
     super(message);
     this.status = status;
@@ -18,51 +18,51 @@ export function setKey(value) {
 
 const headers = () => (key ? { "X-API-Key": key } : {});
 
-async function troubleOf(status, text) {
+async function parseError(status, text) {
   try {
     const { code, message } = JSON.parse(text).error;
-    return new Trouble(status, code, message);
+    return new ApiError(status, code, message);
   } catch {
-    return new Trouble(status, "failed", `The server answered ${status}.`);
+    return new ApiError(status, "failed", `The server responded with status ${status}.`);
   }
 }
 
-export async function ask(path, options = {}) {
-  let answer;
+export async function request(path, options = {}) {
+  let response;
   try {
-    answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+    response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Trouble(0, "offline", "The server cannot be reached.");
+    throw new ApiError(0, "offline", "The server cannot be reached.");
   }
-  if (!answer.ok) throw await troubleOf(answer.status, await answer.text());
-  return answer;
+  if (!response.ok) throw await parseError(response.status, await response.text());
+  return response;
 }
 
-// fetch cannot tell how much has been sent; this can.
-export function upload(file, wish, { onProgress, signal }) {
+// XMLHttpRequest, as fetch does not report the progress of an upload.
+export function upload(file, parameters, { onProgress, signal }) {
   return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", `v1/jobs?${new URLSearchParams(wish)}`);
-    request.setRequestHeader("Content-Type", "application/octet-stream");
-    request.setRequestHeader("X-File-Name", encodeURIComponent(file.name));
-    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
-    request.upload.onprogress = (event) => onProgress(event.loaded / Math.max(event.total, 1));
-    request.onload = async () => {
-      if (request.status === 202) resolve(JSON.parse(request.responseText));
-      else reject(await troubleOf(request.status, request.responseText));
+    const xhr = new XMLHttpRequest();
+    xhr.open("POST", `v1/jobs?${new URLSearchParams(parameters)}`);
+    xhr.setRequestHeader("Content-Type", "application/octet-stream");
+    xhr.setRequestHeader("X-File-Name", encodeURIComponent(file.name));
+    for (const [name, value] of Object.entries(headers())) xhr.setRequestHeader(name, value);
+    xhr.upload.onprogress = (event) => onProgress(event.loaded / Math.max(event.total, 1));
+    xhr.onload = async () => {
+      if (xhr.status === 202) resolve(JSON.parse(xhr.responseText));
+      else reject(await parseError(xhr.status, xhr.responseText));
     };
-    request.onerror = () => reject(new Trouble(0, "offline", "The upload was cut off."));
-    request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
-    signal.addEventListener("abort", () => request.abort());
-    request.send(file);
+    xhr.onerror = () => reject(new ApiError(0, "offline", "The upload was interrupted."));
+    xhr.onabort = () => reject(new DOMException("cancelled", "AbortError"));
+    signal.addEventListener("abort", () => xhr.abort());
+    xhr.send(file);
   });
 }
 
-// Server-sent events by hand: an EventSource sends no key.
-export async function* events(id, signal) {
-  const answer = await ask(`v1/jobs/${id}/events`, { signal });
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+// Parsed by hand, as an EventSource cannot send the API key.
+export async function* streamEvents(id, signal) {
+  const response = await request(`v1/jobs/${id}/events`, { signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { done, value } = await reader.read();

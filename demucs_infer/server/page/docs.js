@@ -1,13 +1,13 @@
-// The documentation, drawn from the description that the server gives of itself.
+// Builds the API docs from /openapi.json.
 
-const made = (tag, text = "", className = "") =>
+const create = (tag, text = "", className = "") =>
   Object.assign(document.createElement(tag), { textContent: text, className });
 
 function table(rows) {
-  const body = made("table");
+  const body = create("table");
   for (const cells of rows) {
     const row = body.insertRow();
-    for (const cell of cells) row.insertCell().textContent = cell;
+    for (const text of cells) row.insertCell().textContent = text;
   }
   return body;
 }
@@ -18,18 +18,20 @@ function typeOf(schema = {}) {
   return schema.items ? `${schema.type} of ${typeOf(schema.items)}` : (schema.type ?? schema.$ref?.split("/").pop() ?? "");
 }
 
-const answer = await fetch("openapi.json");
-const { paths } = await answer.json();
-for (const [path, verbs] of Object.entries(paths)) {
-  for (const [verb, route] of Object.entries(verbs)) {
-    const box = made("details", "", "card route");
-    const head = made("summary");
-    head.append(made("span", verb.toUpperCase(), "verb"), made("code", path), made("span", route.summary ?? ""));
-    box.append(head, made("p", route.description ?? ""));
-    const parameters = (route.parameters ?? []).map((one) => [one.name, one.in, typeOf(one.schema), one.description ?? ""]);
-    if (parameters.length) box.append(made("h2", "Parameters"), table(parameters));
-    for (const kind of Object.keys(route.requestBody?.content ?? {})) box.append(made("p", `Body: ${kind}`));
-    box.append(made("h2", "Answers"), table(Object.entries(route.responses).map(([status, one]) => [status, one.description])));
+const response = await fetch("openapi.json");
+const { paths } = await response.json();
+for (const [path, methods] of Object.entries(paths)) {
+  for (const [method, route] of Object.entries(methods)) {
+    const box = create("details", "", "card route");
+    const head = create("summary");
+    head.append(create("span", method.toUpperCase(), "method"), create("code", path), create("span", route.summary ?? ""));
+    box.append(head, create("p", route.description ?? ""));
+    const parameters = (route.parameters ?? []).map((parameter) => [
+      parameter.name, parameter.in, typeOf(parameter.schema), parameter.description ?? "",
+    ]);
+    if (parameters.length) box.append(create("h2", "Parameters"), table(parameters));
+    for (const type of Object.keys(route.requestBody?.content ?? {})) box.append(create("p", `Body: ${type}`));
+    box.append(create("h2", "Responses"), table(Object.entries(route.responses).map(([status, { description }]) => [status, description])));
     document.getElementById("routes").append(box);
   }
 }

@@ -1,10 +1,10 @@
-// Plays stems in step: one clock, one gain each. `mountPlayer` draws it; `Transport` is the sound.
+// Plays stems in sync on one clock, each with its own gain: `Transport` plays, `mountPlayer` draws.
 
 export const HUES = { drums: 345, bass: 38, other: 160, vocals: 232, guitar: 18, piano: 286 };
-const SPARE_HUES = [200, 80, 310, 130, 260, 50, 0, 180];
+const OTHER_HUES = [200, 80, 310, 130, 260, 50, 0, 180];
 const PEAKS = 600; // bars of a waveform
 
-export const hueOf = (name, index) => HUES[name] ?? SPARE_HUES[index % SPARE_HUES.length];
+export const hueOf = (name, index) => HUES[name] ?? OTHER_HUES[index % OTHER_HUES.length];
 export const clock = (seconds) => {
   const whole = Math.max(0, Math.floor(seconds));
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
@@ -35,7 +35,7 @@ export class Transport extends EventTarget {
     if (this.isPlaying) return;
     await this.context.resume();
     if (this.offset >= this.duration) this.offset = 0;
-    // One moment a little ahead for all of them: not a sample apart, now or later.
+    // One start time slightly ahead for all sources keeps them in sync to the sample.
     this.startedAt = this.context.currentTime + 0.05;
     for (const track of this.tracks) {
       track.source = new AudioBufferSourceNode(this.context, {
@@ -77,9 +77,9 @@ export class Transport extends EventTarget {
   }
 
   async setLoop(loop) {
-    const at = this.position;
+    const { position } = this;
     this.loop = loop;
-    await this.seek(at);
+    await this.seek(position);
   }
 
   set(index, values) {
@@ -91,7 +91,7 @@ export class Transport extends EventTarget {
   }
 
   level(track) {
-    const anySolo = this.tracks.some((one) => one.solo);
+    const anySolo = this.tracks.some((other) => other.solo);
     return track.muted || (anySolo && !track.solo) ? 0 : track.volume;
   }
 
@@ -113,7 +113,7 @@ export class Transport extends EventTarget {
       source.connect(gain).connect(offline.destination);
       source.start();
     }
-    return wav(await offline.startRendering());
+    return encodeWav(await offline.startRendering());
   }
 
   close() {
@@ -124,8 +124,8 @@ export class Transport extends EventTarget {
   changed() { this.dispatchEvent(new Event("change")); }
 }
 
-// 16 bits, turned down where it would clip.
-function wav(buffer) {
+// 16 bit, attenuated if it would clip.
+function encodeWav(buffer) {
   const channels = [buffer.getChannelData(0), buffer.getChannelData(1)];
   let peak = 1;
   for (const channel of channels) for (const x of channel) peak = Math.max(peak, Math.abs(x));
@@ -142,7 +142,7 @@ function wav(buffer) {
   return new Blob([view], { type: "audio/wav" });
 }
 
-function peaksOf(buffer, bars) {
+function computePeaks(buffer, bars) {
   const data = buffer.getChannelData(0);
   const step = data.length / bars;
   return Float32Array.from({ length: bars }, (_, bar) => {
@@ -153,15 +153,15 @@ function peaksOf(buffer, bars) {
   });
 }
 
-function draw(canvas, peaks, hue, share, top) {
+function draw(canvas, peaks, hue, fraction, top) {
   const ratio = window.devicePixelRatio || 1;
   const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
   if (!width) return;
   if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
-  const pen = canvas.getContext("2d");
+  const context = canvas.getContext("2d");
   const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
   const light = isDark ? 68 : 46;
-  pen.clearRect(0, 0, width, height);
+  context.clearRect(0, 0, width, height);
   const bars = Math.max(1, Math.min(peaks.length, Math.floor(width / (3 * ratio))));
   const step = width / bars;
   for (let bar = 0; bar < bars; bar++) {
@@ -169,11 +169,11 @@ function draw(canvas, peaks, hue, share, top) {
     const stop = Math.ceil(((bar + 1) * peaks.length) / bars);
     for (let i = Math.floor((bar * peaks.length) / bars); i < stop; i++) peak = Math.max(peak, peaks[i]);
     const size = Math.max(2 * ratio, (peak / top) * height * 0.94);
-    pen.fillStyle = `hsl(${hue} 70% ${light}% / ${bar / bars < share ? 1 : 0.42})`;
-    pen.fillRect(bar * step, (height - size) / 2, Math.max(1, step - ratio), size);
+    context.fillStyle = `hsl(${hue} 70% ${light}% / ${bar / bars < fraction ? 1 : 0.42})`;
+    context.fillRect(bar * step, (height - size) / 2, Math.max(1, step - ratio), size);
   }
-  pen.fillStyle = isDark ? "#fff" : "#1c1a28";
-  if (share > 0) pen.fillRect(Math.min(share * width, width - 2 * ratio), 0, 2 * ratio, height);
+  context.fillStyle = isDark ? "#fff" : "#1c1a28";
+  if (fraction > 0) context.fillRect(Math.min(fraction * width, width - 2 * ratio), 0, 2 * ratio, height);
 }
 
 const ICONS = {
@@ -185,22 +185,22 @@ const ICONS = {
 
 function element(tag, properties = {}, ...children) {
   const { label, html, ...rest } = properties;
-  const made = Object.assign(document.createElement(tag), rest);
-  if (label) { made.setAttribute("aria-label", label); made.title = label; }
-  if (html) made.innerHTML = html;
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(tag), rest);
+  if (label) { created.setAttribute("aria-label", label); created.title = label; }
+  if (html) created.innerHTML = html;
+  created.append(...children);
+  return created;
 }
 
-// `stems`: [{ name, file, url, bytes: () => Promise<ArrayBuffer> }]. Gives what to call when it goes.
-export async function mountPlayer(root, stems, { title = "track", zip = null, save = saveLink } = {}) {
+// `stems`: [{ name, file, url, bytes: () => Promise<ArrayBuffer> }]. Returns a function that closes the player.
+export async function mountPlayer(root, stems, { title = "track", zip = null, save = followLink } = {}) {
   const context = new AudioContext();
   const buffers = await Promise.all(
     stems.map(async (stem) => context.decodeAudioData(await stem.bytes())),
   );
   const transport = new Transport(buffers, context);
-  const peaks = buffers.map((buffer) => peaksOf(buffer, PEAKS));
-  const top = Math.max(0.05, ...peaks.map((one) => Math.max(...one)));
+  const peaks = buffers.map((buffer) => computePeaks(buffer, PEAKS));
+  const top = Math.max(0.05, ...peaks.map((values) => Math.max(...values)));
 
   const play = element("button", { type: "button", className: "primary play" });
   const time = element("span", { className: "time" });
@@ -212,10 +212,10 @@ export async function mountPlayer(root, stems, { title = "track", zip = null, sa
   const rows = stems.map((stem, index) => stemRow(stem, index, transport, save));
   const list = element("ul", { className: "stems" }, ...rows.map((row) => row.item));
   const mix = element("button", { type: "button", textContent: "Save this mix" });
-  const take = element("div", { className: "take" });
-  if (zip) take.append(savable(element("a", { href: zip, download: `${title}.zip`, textContent: "Save all (zip)" }), save));
-  take.append(mix);
-  root.replaceChildren(bar, list, take);
+  const downloads = element("div", { className: "downloads" });
+  if (zip) downloads.append(makeSavable(element("a", { href: zip, download: `${title}.zip`, textContent: "Save all (zip)" }), save));
+  downloads.append(mix);
+  root.replaceChildren(bar, list, downloads);
   root.transport = transport;
 
   play.onclick = () => transport.toggle();
@@ -228,12 +228,12 @@ export async function mountPlayer(root, stems, { title = "track", zip = null, sa
   };
 
   const show = () => {
-    const at = transport.position;
-    time.textContent = `${clock(at)} / ${clock(transport.duration)}`;
-    seek.value = at;
+    const position = transport.position;
+    time.textContent = `${clock(position)} / ${clock(transport.duration)}`;
+    seek.value = position;
     fill(seek);
-    seek.setAttribute("aria-valuetext", `${clock(at)} of ${clock(transport.duration)}`);
-    rows.forEach((row, i) => draw(row.canvas, peaks[i], row.hue, at / transport.duration, top));
+    seek.setAttribute("aria-valuetext", `${clock(position)} of ${clock(transport.duration)}`);
+    rows.forEach((row, i) => draw(row.canvas, peaks[i], row.hue, position / transport.duration, top));
   };
   const update = () => {
     const label = transport.isPlaying ? "Pause" : "Play";
@@ -247,26 +247,26 @@ export async function mountPlayer(root, stems, { title = "track", zip = null, sa
     show();
   };
   let frame = 0;
-  const turn = () => {
+  const animate = () => {
     transport.tick();
     if (transport.isPlaying) show();
-    frame = requestAnimationFrame(turn);
+    frame = requestAnimationFrame(animate);
   };
-  const resized = new ResizeObserver(show);
+  const resizeObserver = new ResizeObserver(show);
   const scheme = matchMedia("(prefers-color-scheme: dark)");
-  const onKey = (event) => key(event, transport);
+  const onKey = (event) => handleKey(event, transport);
   transport.addEventListener("change", update);
   document.addEventListener("keydown", onKey);
   scheme.addEventListener("change", show);
-  resized.observe(root);
+  resizeObserver.observe(root);
   update();
-  turn();
+  animate();
 
   return () => {
     cancelAnimationFrame(frame);
     document.removeEventListener("keydown", onKey);
     scheme.removeEventListener("change", show);
-    resized.disconnect();
+    resizeObserver.disconnect();
     transport.removeEventListener("change", update);
     root.replaceChildren();
     delete root.transport;
@@ -276,21 +276,21 @@ export async function mountPlayer(root, stems, { title = "track", zip = null, sa
 
 function stemRow(stem, index, transport, save) {
   const hue = hueOf(stem.name, index);
-  const nice = stem.name.replaceAll("_", " ");
-  const mute = element("button", { type: "button", textContent: "M", label: `Mute ${nice}` });
-  const solo = element("button", { type: "button", textContent: "S", label: `Solo ${nice}` });
+  const label = stem.name.replaceAll("_", " ");
+  const mute = element("button", { type: "button", textContent: "M", label: `Mute ${label}` });
+  const solo = element("button", { type: "button", textContent: "S", label: `Solo ${label}` });
   const volume = element("input", {
-    type: "range", className: "volume", min: 0, max: 1.5, step: 0.01, value: 1, label: `Volume of ${nice}`,
+    type: "range", className: "volume", min: 0, max: 1.5, step: 0.01, value: 1, label: `Volume of ${label}`,
   });
   const canvas = element("canvas");
-  canvas.setAttribute("aria-hidden", "true"); // the same can be done with Position
-  const get = savable(element("a", {
-    className: "get", href: stem.url, download: stem.file, html: ICONS.get, label: `Save ${nice}`,
+  canvas.setAttribute("aria-hidden", "true"); // the Position slider does the same
+  const link = makeSavable(element("a", {
+    className: "get", href: stem.url, download: stem.file, html: ICONS.get, label: `Save ${label}`,
   }), save);
   const head = element("div", { className: "head" },
-    element("div", { className: "name", textContent: nice }),
+    element("div", { className: "name", textContent: label }),
     element("div", { className: "knobs" }, mute, solo, volume));
-  const item = element("li", { className: "stem" }, head, canvas, get);
+  const item = element("li", { className: "stem" }, head, canvas, link);
   item.style.setProperty("--hue", hue);
 
   const track = transport.tracks[index];
@@ -312,13 +312,13 @@ function fill(range) {
   range.style.setProperty("--fill", `${(100 * range.value) / range.max}%`);
 }
 
-function key(event, transport) {
+function handleKey(event, transport) {
   if (event.ctrlKey || event.altKey || event.metaKey || document.querySelector("dialog[open]")) return;
-  const kind = event.target.tagName;
-  if (kind === "SELECT" || kind === "TEXTAREA" || (kind === "INPUT" && event.target.type !== "checkbox")) {
+  const tag = event.target.tagName;
+  if (tag === "SELECT" || tag === "TEXTAREA" || (tag === "INPUT" && event.target.type !== "checkbox")) {
     if (event.target.type !== "range" || !/^(Space|Digit\d|KeyL)$/.test(event.code)) return;
   }
-  if (event.code === "Space" && /^(BUTTON|A|SUMMARY|INPUT)$/.test(kind) && event.target.type !== "range") return;
+  if (event.code === "Space" && /^(BUTTON|A|SUMMARY|INPUT)$/.test(tag) && event.target.type !== "range") return;
   const digit = /^Digit([1-9])$/.exec(event.code);
   const track = digit && transport.tracks[digit[1] - 1];
   if (track && event.shiftKey) transport.set(digit[1] - 1, { solo: !track.solo });
@@ -332,12 +332,12 @@ function key(event, transport) {
   event.preventDefault();
 }
 
-function savable(link, save) {
+function makeSavable(link, save) {
   link.addEventListener("click", (event) => save(event, link));
   return link;
 }
 
-function saveLink() {} // the browser follows it
+function followLink() {} // the browser saves the file
 
 export function saveBlob(blob, name) {
   const link = element("a", { href: URL.createObjectURL(blob), download: name });
