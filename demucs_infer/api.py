@@ -43,7 +43,7 @@ from demucs_infer.engine.stems import StemPlan
 from demucs_infer.errors import AudioReadError as LoadAudioError
 from demucs_infer.errors import ModelLoadingError as LoadModelError
 from demucs_infer.events import ChunkStarted, Event, Stage, WarningEvent, call_back
-from demucs_infer.optimized.compiled import compiled
+from demucs_infer.optimized.compiled import compile_network
 from demucs_infer.optimized.optimize import optimize
 from demucs_infer.pretrained import get_model, list_models
 from demucs_infer.results import (
@@ -503,7 +503,7 @@ def _runner(device: torch.device, *, compile: bool | str, consume_weights: bool 
             cast(nn.Module, network), precision, device=device, consume_weights=consume_weights
         )
         backend = "inductor" if compile is True else compile
-        return cast(Network, compiled(fast, backend) if backend else fast)
+        return cast(Network, compile_network(fast, backend) if backend else fast)
 
     return Runner(device, prepare=prepare)
 

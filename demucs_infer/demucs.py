@@ -1,4 +1,4 @@
-"""Demucs (v1, v2, and the time branch of v3 by itself): a U-Net on the waveform.
+"""Define Demucs v1 and v2 (and the time branch of v3 on its own): a U-Net on the waveform.
 
 Shapes: B batch, S sources, C channels, W samples of the window.
 """
@@ -18,101 +18,106 @@ from torch.nn import functional as F
 
 from demucs_infer.layers import BLSTM, DConv, DConvConfig, group_norm
 
-_ZEROS = 24
-"""Zero crossings of the resampling filter on each side."""
+_ZERO_CROSSINGS = 24
+"""Zero crossings on each side of the resampling filter."""
 _ROLLOFF = 0.945
-"""Its cut-off, as a fraction of the lower of the two Nyquist frequencies."""
+"""Cut-off of the resampling filter, as a fraction of the lower of the two Nyquist frequencies."""
 
 
 @lru_cache(maxsize=8)
 def _sinc_filters(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One windowed sinc for each of the `new` phases between two input periods: (new 1 taps)."""
+    """Build one windowed sinc for each of the `new` output phases: (new 1 taps)."""
     # An inference tensor in the cache would poison every later use under autograd.
     with torch.inference_mode(False):
         rate = min(old, new) * _ROLLOFF
-        reach = _reach(old, new)
-        taps = torch.arange(-reach, reach + old, device="cpu").float()
-        filters = []
+        radius = _filter_radius(old, new)
+        taps = torch.arange(-radius, radius + old, device="cpu").float()
+        sincs = []
         for phase in range(new):
-            t = ((-phase / new + taps / old) * rate).clamp(-_ZEROS, _ZEROS) * math.pi
+            t = ((-phase / new + taps / old) * rate).clamp(
+                -_ZERO_CROSSINGS, _ZERO_CROSSINGS
+            ) * math.pi
             sinc = torch.where(t == 0, torch.ones_like(t), torch.sin(t) / t)
-            weights = sinc * torch.cos(t / _ZEROS / 2) ** 2
-            filters.append(weights / weights.sum())  # a constant stays what it is
-        return torch.stack(filters)[:, None].to(device, dtype)
+            weights = sinc * torch.cos(t / _ZERO_CROSSINGS / 2) ** 2
+            sincs.append(weights / weights.sum())  # unit gain at 0 Hz
+        return torch.stack(sincs)[:, None].to(device, dtype)
 
 
-def _reach(old: int, new: int) -> int:
-    """Input samples that the filter sees on each side."""
-    return math.ceil(_ZEROS * old / (min(old, new) * _ROLLOFF))
+def _filter_radius(old: int, new: int) -> int:
+    """Return how many input samples the filter reads on each side."""
+    return math.ceil(_ZERO_CROSSINGS * old / (min(old, new) * _ROLLOFF))
 
 
 def resample(x: Tensor, old: int, new: int) -> Tensor:
-    """Change the rate by new / old, a small ratio of coprime integers: (B C W) -> (B C W')."""
+    """Change the sample rate by new / old (small coprime integers): (B C W) -> (B C W')."""
     batch, channels, length = x.shape
-    reach = _reach(old, new)
-    x = F.pad(x.reshape(-1, 1, length), (reach, reach + old), mode="replicate")
+    radius = _filter_radius(old, new)
+    x = F.pad(x.reshape(-1, 1, length), (radius, radius + old), mode="replicate")
     y = F.conv1d(x, _sinc_filters(old, new, x.dtype, x.device), stride=old)
     y = y.transpose(1, 2).reshape(batch, channels, -1)
     return y[..., : new * length // old]
 
 
-def _centre(x: Tensor, length: int) -> Tensor:
-    """The `length` steps in the middle; an odd one too many goes on the right."""
+def _center_crop(x: Tensor, length: int) -> Tensor:
+    """Return the middle `length` steps; if the surplus is odd, the right side loses one more."""
     start = (x.shape[-1] - length) // 2
     return x[..., start : start + length]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _WaveLevel:
-    """One level of the ladder: what its encoder and its decoder have in common."""
+class _WaveStage:
+    """The parameters that the encoder and the decoder of one stage of the U-Net share."""
 
-    fine: int
-    coarse: int
+    outer_channels: int
+    inner_channels: int
     kernel_size: int
     stride: int
     norm_groups: int | None
     gelu: bool
     gate: int | None
-    """Factor of channels in front of the rewriting activation; None: no rewriting."""
+    """Channel factor before the activation of the rewrite convolution; None: no rewrite."""
     context: int
     dconv_encoder: DConvConfig | None
     dconv_decoder: DConvConfig | None
 
-    def encoder(self) -> nn.Sequential:
+    def make_encoder(self) -> nn.Sequential:
+        """Build the encoder layer."""
         return nn.Sequential(
-            nn.Conv1d(self.fine, self.coarse, self.kernel_size, self.stride),
-            group_norm(self.norm_groups, self.coarse),
-            self._activation(),
-            *self._residual(self.dconv_encoder),
-            *self._rewrite(0),
+            nn.Conv1d(self.outer_channels, self.inner_channels, self.kernel_size, self.stride),
+            group_norm(self.norm_groups, self.inner_channels),
+            self._make_activation(),
+            *self._make_dconv(self.dconv_encoder),
+            *self._make_rewrite(0),
         )
 
-    def decoder(self, channels_out: int, last: bool) -> nn.Sequential:
-        up = nn.ConvTranspose1d(self.coarse, channels_out, self.kernel_size, self.stride)
-        end = [] if last else [group_norm(self.norm_groups, channels_out), self._activation()]
+    def make_decoder(self, channels_out: int, last: bool) -> nn.Sequential:
+        """Build the decoder layer; the `last` one has no norm and no activation."""
+        up = nn.ConvTranspose1d(self.inner_channels, channels_out, self.kernel_size, self.stride)
+        tail = [] if last else [group_norm(self.norm_groups, channels_out), self._make_activation()]
         return nn.Sequential(
-            *self._rewrite(self.context), *self._residual(self.dconv_decoder), up, *end
+            *self._make_rewrite(self.context), *self._make_dconv(self.dconv_decoder), up, *tail
         )
 
-    def _activation(self) -> nn.Module:
+    def _make_activation(self) -> nn.Module:
         return nn.GELU() if self.gelu else nn.ReLU()
 
-    def _residual(self, config: DConvConfig | None) -> Iterator[nn.Module]:
+    def _make_dconv(self, config: DConvConfig | None) -> Iterator[nn.Module]:
         if config is not None:
-            yield DConv(self.coarse, config)
+            yield DConv(self.inner_channels, config)
 
-    def _rewrite(self, context: int) -> Iterator[nn.Module]:
+    def _make_rewrite(self, context: int) -> Iterator[nn.Module]:
         if self.gate is None:
             return
-        yield nn.Conv1d(self.coarse, self.gate * self.coarse, 1 + 2 * context, padding=context)
-        yield group_norm(self.norm_groups, self.gate * self.coarse)
+        channels = self.gate * self.inner_channels
+        yield nn.Conv1d(self.inner_channels, channels, 1 + 2 * context, padding=context)
+        yield group_norm(self.norm_groups, channels)
         yield nn.GLU(dim=1) if self.gate == 2 else nn.ReLU()
 
 
 class Demucs(nn.Module):
-    """Demucs v1 and v2. The arguments are those of the training that made a checkpoint.
+    """Demucs v1 and v2. The arguments are upstream's, as stored in a checkpoint.
 
-    `dconv_init` and `rescale` only shape fresh weights.
+    `dconv_init` and `rescale` only affect newly initialized weights.
     """
 
     def __init__(
@@ -155,8 +160,8 @@ class Demucs(nn.Module):
         self.normalize = normalize
         self.resample = resample
 
-        levels: list[_WaveLevel] = []
-        fine, coarse = audio_channels, channels
+        stages: list[_WaveStage] = []
+        outer_channels, inner_channels = audio_channels, channels
         for index in range(depth):
             dconv = DConvConfig(
                 depth=dconv_depth,
@@ -165,10 +170,10 @@ class Demucs(nn.Module):
                 lstm=index >= dconv_lstm,
                 attn=index >= dconv_attn,
             )
-            levels.append(
-                _WaveLevel(
-                    fine=fine,
-                    coarse=coarse,
+            stages.append(
+                _WaveStage(
+                    outer_channels=outer_channels,
+                    inner_channels=inner_channels,
                     kernel_size=kernel_size,
                     stride=stride,
                     norm_groups=norm_groups if index >= norm_starts else None,
@@ -179,16 +184,19 @@ class Demucs(nn.Module):
                     dconv_decoder=dconv if dconv_mode & 2 else None,
                 )
             )
-            fine, coarse = coarse, int(growth * coarse)
-        self.encoder = nn.ModuleList(level.encoder() for level in levels)
+            outer_channels, inner_channels = inner_channels, int(growth * inner_channels)
+        self.encoder = nn.ModuleList(stage.make_encoder() for stage in stages)
         self.decoder = nn.ModuleList(
-            level.decoder(level.fine if index else len(self.sources) * audio_channels, not index)
-            for index, level in reversed(list(enumerate(levels)))
+            stage.make_decoder(
+                stage.outer_channels if index else len(self.sources) * audio_channels,
+                last=not index,
+            )
+            for index, stage in reversed(list(enumerate(stages)))
         )
-        self.lstm = BLSTM(fine, lstm_layers) if lstm_layers else None
+        self.lstm = BLSTM(outer_channels, lstm_layers) if lstm_layers else None
 
     def valid_length(self, length: int) -> int:
-        """The next length of a window that leaves no sample over in any convolution."""
+        """Return the smallest window of at least `length` samples that every stride divides."""
         if self.resample:
             length *= 2
         for _ in range(self.depth):
@@ -198,7 +206,7 @@ class Demucs(nn.Module):
         return math.ceil(length / 2) if self.resample else length
 
     def forward(self, mix: Tensor) -> Tensor:
-        """(B C W) -> (B S C W)."""
+        """Separate windows: (B C W) -> (B S C W)."""
         if not self.normalize:
             return self._separate(mix)
         mono = mix.mean(dim=1, keepdim=True)
@@ -210,14 +218,14 @@ class Demucs(nn.Module):
         length = x.shape[-1]
         missing = self.valid_length(length) - length
         x = F.pad(x, (missing // 2, missing - missing // 2))
-        x = self._estimate(resample(x, 1, 2)) if self.resample else self._estimate(x)
+        x = self._apply_unet(resample(x, 1, 2)) if self.resample else self._apply_unet(x)
         if self.resample:
             x = resample(x, 2, 1)
-        y: Tensor = _centre(x, length).unflatten(1, (-1, self.audio_channels))
+        y: Tensor = _center_crop(x, length).unflatten(1, (-1, self.audio_channels))
         return y
 
-    def _estimate(self, x: Tensor) -> Tensor:
-        """The U-Net: (B C W) -> (B S*C W')."""
+    def _apply_unet(self, x: Tensor) -> Tensor:
+        """Apply the U-Net: (B C W) -> (B S*C W')."""
         skips = []
         for encode in self.encoder:
             x = encode(x)
@@ -225,19 +233,19 @@ class Demucs(nn.Module):
         if self.lstm is not None:
             x = self.lstm(x)
         for decode in self.decoder:
-            x = decode(x + _centre(skips.pop(), x.shape[-1]))
+            x = decode(x + _center_crop(skips.pop(), x.shape[-1]))
         return x
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As every module does; the first Demucs, which had no norms yet, is understood too."""
+        """Load weights, also those of the first Demucs, whose layers had no norms yet."""
         state = dict(state_dict)
-        own = self.state_dict().keys()
+        expected = self.state_dict().keys()
         for index in range(self.depth):
             for side in ("encoder", "decoder"):
                 for kind in ("bias", "weight"):
                     old, new = f"{side}.{index}.2.{kind}", f"{side}.{index}.3.{kind}"
-                    if old in state and old not in own:
+                    if old in state and old not in expected:
                         state[new] = state.pop(old)
         return super().load_state_dict(state, strict=strict, assign=assign)

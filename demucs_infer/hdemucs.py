@@ -1,14 +1,16 @@
-"""Hybrid Demucs (v3): one U-Net on the spectrogram, one on the waveform, summed at the end.
+"""Define Hybrid Demucs (v3): a U-Net on the spectrogram and one on the waveform, summed at the end.
 
-Shapes: B batch, S sources, C channels, F bins, T frames, W samples of the window.
+Shapes: B batch, S sources, C channels, P planes, F bins, T frames, W samples of the window. Planes
+are what the network sees of a spectrogram: real and imaginary parts, or magnitudes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ from demucs_infer.wiener import wiener
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HybridConfig:
-    """The arguments that decide the shape of a hybrid, under the names that trainings gave them."""
+    """The arguments of a hybrid network that its layers depend on, under upstream's names."""
 
     sources: Sequence[str]
     audio_channels: int
@@ -61,57 +63,63 @@ class HybridConfig:
     dconv_comp: float
     dconv_attn: int | None = None
     dconv_lstm: int | None = None
-    """First level whose residual branches have local attention, an LSTM; None: none has."""
+    """First stage whose residual branches have local attention or an LSTM; None: no stage."""
     dconv_init: float
     samplerate: int
     segment: float | Fraction
 
     def __post_init__(self) -> None:
         if self.hybrid_old and not self.hybrid:
-            raise ValueError("hybrid_old=True describes a padding of hybrids: set hybrid=True.")
+            raise ValueError("hybrid_old=True requires hybrid=True: it pads the waveform branch.")
         if self.hybrid and self.wiener_iters != self.end_iters:
             raise ValueError(
-                f"a hybrid needs wiener_iters == end_iters, not {self.wiener_iters} and "
-                f"{self.end_iters}: its waveform branch was trained beside one of them."
+                f"wiener_iters={self.wiener_iters} and end_iters={self.end_iters} differ: a hybrid "
+                "needs equal values, as in its training."
             )
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> HybridConfig:
+        """Pick the fields out of the arguments of a network's `__init__` (its `locals()`)."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: arguments[name] for name in names & arguments.keys()})
 
     @property
     def planes(self) -> int:
-        """Channels of one spectrogram as the network sees it: real and imaginary ones apart."""
+        """Channels of one spectrogram as the network sees it."""
         return self.audio_channels * (2 if self.cac else 1)
 
-    def levels(self) -> Iterator[UNetLevel]:
-        """What happens at every level of the two ladders, from the outermost inwards."""
+    def stages(self) -> Iterator[UNetStage]:
+        """Yield the parameters of every stage of the two U-Nets, from the outermost inwards."""
         bins = self.nfft // 2
         width, width_time = self.channels, self.channels_time or self.channels
-        fine, fine_time = self.planes, self.audio_channels
+        outer_channels, outer_channels_time = self.planes, self.audio_channels
         for index in range(self.depth):
-            merges = 1 < bins <= self.kernel_size
-            if merges:
+            merges_time = 1 < bins <= self.kernel_size
+            if merges_time:
                 width = width_time = max(width, width_time)
-            yield UNetLevel(
-                freq=self._layer(index, bins),
-                time=self._layer(index, None) if self.hybrid and bins > 1 else None,
-                merges=merges,
+            yield UNetStage(
+                freq=self._layer_config(index, bins),
+                time=self._layer_config(index, None) if self.hybrid and bins > 1 else None,
+                merges_time=merges_time,
                 bands=self._bands(index),
-                fine=fine,
-                fine_time=fine_time,
-                coarse=width,
-                coarse_time=width_time,
+                outer_channels=outer_channels,
+                outer_channels_time=outer_channels_time,
+                inner_channels=width,
+                inner_channels_time=width_time,
             )
-            fine, fine_time = width, width_time
+            outer_channels, outer_channels_time = width, width_time
             width, width_time = int(self.growth * width), int(self.growth * width_time)
             if bins > 1:
-                bins = 1 if merges else bins // self.stride
+                bins = 1 if merges_time else bins // self.stride
 
-    def _layer(self, index: int, bins: int | None) -> LayerConfig:
-        """The layer at a level that still has `bins` of them; None: in the time branch."""
+    def _layer_config(self, index: int, bins: int | None) -> LayerConfig:
+        """Return the parameters of a layer with so many `bins`; None: in the time branch."""
         over_frequency = bins is not None and bins > 1
         kernel_size, stride, padded = self.kernel_size, self.stride, True
         if bins == 1:
             kernel_size, stride = 2 * self.time_stride, self.time_stride
         elif bins is not None and bins <= self.kernel_size:
-            kernel_size, padded = bins, False  # one stride over all that is left
+            kernel_size, padded = bins, False  # one stride over all remaining bins
         dconv = DConvConfig(
             depth=self.dconv_depth,
             compress=self.dconv_comp,
@@ -138,85 +146,92 @@ class HybridConfig:
             return ()
         if index >= self.norm_starts:
             raise ValueError(
-                f"multi_freqs splits level {index}, which norm_starts={self.norm_starts} gives a "
-                "group norm: a norm cannot be split into bands; lower multi_freqs_depth."
+                f"multi_freqs splits layer {index} into bands, but norm_starts={self.norm_starts} "
+                "gives it a group norm, which cannot be split: lower multi_freqs_depth."
             )
         return tuple(self.multi_freqs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UNetLevel:
-    """One level of the two ladders: the fine side is towards the audio, the coarse side deeper."""
+class UNetStage:
+    """One stage of the two U-Nets; the outer side faces the audio."""
 
     freq: LayerConfig
     time: LayerConfig | None
-    """None: there is no time branch at this level."""
-    merges: bool
-    """The time branch ends here: its layers are one convolution each."""
+    """None: this stage has no time branch."""
+    merges_time: bool
+    """The time branch ends here: each of its layers is a single convolution."""
     bands: tuple[float, ...]
-    """Where the layers over frequency are split, as fractions of all bins."""
-    fine: int
-    fine_time: int
-    coarse: int
-    coarse_time: int
+    """Where the layers over frequency are split, as fractions of the number of bins."""
+    outer_channels: int
+    outer_channels_time: int
+    inner_channels: int
+    inner_channels_time: int
 
-    def encoder(self) -> EncoderLayer | BandEncoder:
+    def make_encoder(self) -> EncoderLayer | BandEncoder:
+        """Build the encoder layer of the frequency branch."""
         if self.bands:
-            return BandEncoder(self.fine, self.coarse, self._splittable(), self.bands)
-        return EncoderLayer(self.fine, self.coarse, self.freq)
+            self._check_bands()
+            return BandEncoder(self.outer_channels, self.inner_channels, self.freq, self.bands)
+        return EncoderLayer(self.outer_channels, self.inner_channels, self.freq)
 
-    def decoder(self, channels_out: int, last: bool) -> DecoderLayer | BandDecoder:
+    def make_decoder(self, channels_out: int, last: bool) -> DecoderLayer | BandDecoder:
+        """Build the decoder layer of the frequency branch."""
         if self.bands:
-            return BandDecoder(self.coarse, channels_out, self._splittable(), self.bands, last=last)
-        return DecoderLayer(self.coarse, channels_out, self.freq, last=last)
+            self._check_bands()
+            return BandDecoder(self.inner_channels, channels_out, self.freq, self.bands, last=last)
+        return DecoderLayer(self.inner_channels, channels_out, self.freq, last=last)
 
-    def _splittable(self) -> LayerConfig:
+    def _check_bands(self) -> None:
         if not (self.freq.over_frequency and self.freq.padded):
             raise ValueError(
-                "multi_freqs splits a level that has too few bins left: lower multi_freqs_depth."
+                "multi_freqs splits a layer with too few bins: lower multi_freqs_depth."
             )
-        return self.freq
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scale:
-    """The mean and deviation of every item of a batch: what is taken off, and put on again."""
+class Normalizer:
+    """The mean and standard deviation of each item of a batch."""
 
     mean: Tensor
     std: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> Scale:
+    def measure(cls, x: Tensor) -> Normalizer:
+        """Take the statistics of (B ...), each item on its own."""
         axes = tuple(range(1, x.dim()))
         return cls(x.mean(dim=axes, keepdim=True), x.std(dim=axes, keepdim=True))
 
-    def remove(self, x: Tensor) -> Tensor:
-        """(B ...) -> (B ...) around zero."""
+    def normalize(self, x: Tensor) -> Tensor:
+        """Bring (B ...) to zero mean and unit deviation."""
         return (x - self.mean) / (1e-5 + self.std)
 
-    def restore(self, x: Tensor) -> Tensor:
-        """(B S ...) -> (B S ...)."""
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Bring (B S ...) back to the original mean and deviation."""
         return x * self.std[:, None] + self.mean[:, None]
 
 
 @dataclass(slots=True, eq=False)
 class SkipConnections:
-    """What the way up needs from the way down, of one branch; the outermost level first."""
+    """The encoder outputs of one branch and their lengths in time, the outermost stage first."""
 
-    skips: list[Tensor] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
 
-def _only(x: Tensor, stems: Sequence[int], size: int) -> Tensor:
-    """Those stems of (B S*size ...): a view, unless some are left out."""
-    wanted, each = list(stems), x.unflatten(1, (-1, size))
-    return x if wanted == list(range(each.shape[1])) else each[:, wanted].flatten(1, 2)
+def _select_stems(x: Tensor, stems: Sequence[int], size: int) -> Tensor:
+    """Select stems of (B S*size ...); `x` itself if they are all of them in order."""
+    indices, by_stem = list(stems), x.unflatten(1, (-1, size))
+    if indices == list(range(by_stem.shape[1])):
+        return x
+    selected: Tensor = by_stem[:, indices].flatten(1, 2)
+    return selected
 
 
 class Hybrid(nn.Module):
-    """A spectrogram U-Net and, unless `hybrid` is off, a waveform U-Net that meets it half-way.
+    """A spectrogram U-Net and, if `hybrid`, a waveform U-Net that meets it half-way.
 
-    Subclasses say in `bottom` what happens between the two halves.
+    Subclasses define in `bottleneck` what happens between encoders and decoders.
     """
 
     def __init__(self, config: HybridConfig) -> None:
@@ -228,143 +243,150 @@ class Hybrid(nn.Module):
         self.segment = config.segment
         self.nfft = config.nfft
         self.hop_length = config.nfft // 4
-        levels = list(config.levels())
-        both = [level for level in levels if level.time is not None]
+        stages = list(config.stages())
+        hybrid_stages = [stage for stage in stages if stage.time is not None]
 
-        self.encoder = nn.ModuleList(level.encoder() for level in levels)
+        self.encoder = nn.ModuleList(stage.make_encoder() for stage in stages)
         self.decoder = nn.ModuleList(
-            level.decoder(level.fine if index else config.planes * len(self.sources), not index)
-            for index, level in reversed(list(enumerate(levels)))
+            stage.make_decoder(
+                stage.outer_channels if index else config.planes * len(self.sources),
+                last=not index,
+            )
+            for index, stage in reversed(list(enumerate(stages)))
         )
         self.tencoder = nn.ModuleList(
-            EncoderLayer(level.fine_time, level.coarse_time, level.time, empty=level.merges)
-            for level in both
-            if level.time is not None
+            EncoderLayer(
+                stage.outer_channels_time,
+                stage.inner_channels_time,
+                stage.time,
+                empty=stage.merges_time,
+            )
+            for stage in hybrid_stages
+            if stage.time is not None
         )
         self.tdecoder = nn.ModuleList(
             DecoderLayer(
-                level.coarse_time,
-                level.fine_time if index else config.audio_channels * len(self.sources),
-                level.time,
-                empty=level.merges,
+                stage.inner_channels_time,
+                stage.outer_channels_time if index else config.audio_channels * len(self.sources),
+                stage.time,
+                empty=stage.merges_time,
                 last=not index,
             )
-            for index, level in reversed(list(enumerate(both)))
-            if level.time is not None
+            for index, stage in reversed(list(enumerate(hybrid_stages)))
+            if stage.time is not None
         )
         self.freq_emb: FrequencyEmbedding | None = None
         if config.freq_emb:
-            first = levels[0]
-            bins = 1 if first.merges else config.nfft // 2 // config.stride
-            self.freq_emb = FrequencyEmbedding(bins, first.coarse, config.emb_scale)
+            first = stages[0]
+            bins = 1 if first.merges_time else config.nfft // 2 // config.stride
+            self.freq_emb = FrequencyEmbedding(bins, first.inner_channels, config.emb_scale)
 
-    def bottom(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the two ways up start with, given what the two ways down ended with."""
+    def bottleneck(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the inputs of the two decoders, given the outputs of the two encoders."""
         raise NotImplementedError
 
     def forward(self, mix: Tensor) -> Tensor:
-        """(B C W) -> (B S C W)."""
+        """Separate windows: (B C W) -> (B S C W)."""
         return self.forward_stems(mix, range(len(self.sources)))
 
     def forward_stems(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
-        """As `forward`, for these stems: what the others would say is not made into samples."""
+        """Run `forward` for these stems only; the others are not turned into samples."""
         length = mix.shape[-1]
-        z = self.analyse(mix)
+        z = self.analyze(mix)
         x = self.to_planes(z).to(mix.device)
-        scale, scale_time = Scale.of(x), Scale.of(mix)
+        normalizer, normalizer_time = Normalizer.measure(x), Normalizer.measure(mix)
         x, xt = self.estimate(
-            scale.remove(x), scale_time.remove(mix) if self.config.hybrid else None
+            normalizer.normalize(x),
+            normalizer_time.normalize(mix) if self.config.hybrid else None,
         )
         if self.config.cac or self.config.wiener_iters <= 0:
-            wave = self.to_wave(_only(x, stems, self.config.planes), scale, z, length)
-        else:  # a Wiener filter hears every source for each
-            wave = self.to_wave(x, scale, z, length)[:, list(stems)]
+            wave = self.to_wave(_select_stems(x, stems, self.config.planes), normalizer, z, length)
+        else:  # a Wiener filter needs every source
+            wave = self.to_wave(x, normalizer, z, length)[:, list(stems)]
         wave = wave.to(mix.device)
         if xt is None:
             return wave
-        xt = _only(xt, stems, self.audio_channels)
-        return scale_time.restore(xt.unflatten(1, (-1, self.audio_channels))) + wave
+        xt = _select_stems(xt, stems, self.audio_channels)
+        return normalizer_time.denormalize(xt.unflatten(1, (-1, self.audio_channels))) + wave
 
     def estimate(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The two U-Nets: (B P F T) and (B C W) -> (B S*P F T) and (B S*C W), P planes."""
-        trail, trail_time = SkipConnections(), SkipConnections()
+        """Apply the two U-Nets: (B P F T) and (B C W) -> (B S*P F T) and (B S*C W)."""
+        skips, skips_time = SkipConnections(), SkipConnections()
         for index, encode in enumerate(self.encoder):
-            trail.lengths.append(x.shape[-1])
+            skips.lengths.append(x.shape[-1])
             inject = None
             if xt is not None and index < len(self.tencoder):
                 encode_time = self.tencoder[index]
-                trail_time.lengths.append(xt.shape[-1])
+                skips_time.lengths.append(xt.shape[-1])
                 xt = encode_time(xt)
                 if encode_time.empty:
                     inject = xt
                 else:
-                    trail_time.skips.append(xt)
+                    skips_time.tensors.append(xt)
             x = encode(x, inject)
             if index == 0 and self.freq_emb is not None:
-                # Lets convolutions over frequency know where they are.
+                # Tells convolutions over frequency which bin they are at.
                 x = x + (self.config.freq_emb * self.freq_emb(x.shape[2]))[..., None]
-            trail.skips.append(x)
-        return self._up(*self.bottom(x, xt), trail, trail_time)
+            skips.tensors.append(x)
+        return self._decode(*self.bottleneck(x, xt), skips, skips_time)
 
-    def _up(
-        self, x: Tensor, xt: Tensor | None, trail: SkipConnections, trail_time: SkipConnections
+    def _decode(
+        self, x: Tensor, xt: Tensor | None, skips: SkipConnections, skips_time: SkipConnections
     ) -> tuple[Tensor, Tensor | None]:
         first_time = len(self.decoder) - len(self.tdecoder)
         for index, decode in enumerate(self.decoder):
-            x, coarse = decode(x, trail.skips.pop(), trail.lengths.pop())
+            x, merged = decode(x, skips.tensors.pop(), skips.lengths.pop())
             if index < first_time:
                 continue
             decode_time = self.tdecoder[index - first_time]
             if decode_time.empty:
-                xt, _ = decode_time(coarse[:, :, 0], None, trail_time.lengths.pop())
+                xt, _ = decode_time(merged[:, :, 0], None, skips_time.lengths.pop())
             else:
-                xt, _ = decode_time(xt, trail_time.skips.pop(), trail_time.lengths.pop())
+                xt, _ = decode_time(xt, skips_time.tensors.pop(), skips_time.lengths.pop())
         return x, xt
 
-    def analyse(self, mix: Tensor) -> Tensor:
-        """The spectrum: (B C W) -> (B C F T) complex, without the bin at half the rate."""
+    def analyze(self, mix: Tensor) -> Tensor:
+        """Return the spectrum: (B C W) -> (B C F T) complex, without the Nyquist bin."""
         if not self.config.hybrid:
-            # The last window of a track may be shorter than what its ends are mirrored by.
+            # The last window of a track may be shorter than the reflect padding needs.
             missing = max(0, self.nfft // 2 + 1 - mix.shape[-1])
             return spectro(F.pad(mix, (0, missing)), self.nfft, self.hop_length)[..., :-1, :]
-        # One frame every hop, the first one centred on half a hop: the time branch counts alike.
+        # A frame per hop, the first one centered on half a hop, to align with the time branch.
         frames = math.ceil(mix.shape[-1] / self.hop_length)
         left = self.margin
         right = left + frames * self.hop_length - mix.shape[-1]
         pad = F.pad(mix, (left, right)) if self.config.hybrid_old else pad_reflect(mix, left, right)
         return spectro(pad, self.nfft, self.hop_length)[..., :-1, 2 : 2 + frames]
 
-    def to_wave(self, x: Tensor, scale: Scale, z: Tensor, length: int) -> Tensor:
-        """The samples of planes around zero, z of the mix: (B S*P F T) -> (B S C length)."""
-        x = scale.restore(x.unflatten(1, (-1, self.config.planes)))
-        return self.synthesise(self.to_spectra(x.to(z.device), z), length)
+    def to_wave(self, x: Tensor, normalizer: Normalizer, z: Tensor, length: int) -> Tensor:
+        """Turn normalized planes into samples (`z` is the mix's): (B S*P F T) -> (B S C length)."""
+        x = normalizer.denormalize(x.unflatten(1, (-1, self.config.planes)))
+        return self.synthesize(self.to_spectra(x.to(z.device), z), length)
 
-    def synthesise(self, z: Tensor, length: int) -> Tensor:
-        """The samples of a spectrum: (B S C F T) complex -> (B S C length)."""
+    def synthesize(self, z: Tensor, length: int) -> Tensor:
+        """Invert `analyze`: (B S C F T) complex -> (B S C length)."""
         if not self.config.hybrid:
             return ispectro(F.pad(z, (0, 0, 0, 1)), self.hop_length, length)
-        return self.overlap(F.pad(z, (2, 2, 0, 1)), length)
-
-    def overlap(self, z: Tensor, length: int) -> Tensor:
-        """The samples of a spectrum that has its last bin and its silent frames again."""
+        z = F.pad(z, (2, 2, 0, 1))  # the frames and the bin that `analyze` left out, silent
         whole = self.hop_length * math.ceil(length / self.hop_length)
-        if self.config.hybrid_old:  # late by the margin, as those networks were trained to be
+        if self.config.hybrid_old:  # late by the margin, as in the training of those networks
             return ispectro(z, self.hop_length, whole)[..., :length]
         wave = ispectro(z, self.hop_length, whole + 2 * self.margin)
         return wave[..., self.margin : self.margin + length]
 
     @property
     def margin(self) -> int:
+        """Samples before and after a window that its spectrum covers."""
         return self.hop_length // 2 * 3
 
     def to_planes(self, z: Tensor) -> Tensor:
-        """What the network sees of a spectrum: (B C F T) complex -> (B P F T)."""
+        """Return what the network sees of a spectrum: (B C F T) complex -> (B P F T)."""
         if not self.config.cac:
             return z.abs()
         return torch.view_as_real(z).permute(0, 1, 4, 2, 3).flatten(1, 2)
 
     def to_spectra(self, x: Tensor, z: Tensor) -> Tensor:
-        """The spectra that planes stand for: (B S P F T), of the mix (B C F T) -> (B S C F T)."""
+        """Invert `to_planes`, given z of the mix: (B S P F T), (B C F T) -> (B S C F T)."""
         if self.config.cac:
             x = x.unflatten(2, (-1, 2)).permute(0, 1, 2, 4, 5, 3)
             return torch.view_as_complex(x.contiguous())
@@ -375,9 +397,9 @@ class Hybrid(nn.Module):
 
 
 class HDemucs(Hybrid):
-    """Demucs v3. The arguments are those of the training that made a checkpoint.
+    """Demucs v3. The arguments are upstream's, as stored in a checkpoint.
 
-    `emb_smooth`, `dconv_init` and `rescale` only shape fresh weights.
+    `emb_smooth`, `dconv_init` and `rescale` only affect newly initialized weights.
     """
 
     def __init__(
@@ -418,45 +440,8 @@ class HDemucs(Hybrid):
         samplerate: int = 44100,
         segment: float | Fraction = 4 * 10,
     ) -> None:
-        del emb_smooth, rescale
-        super().__init__(
-            HybridConfig(
-                sources=sources,
-                audio_channels=audio_channels,
-                channels=channels,
-                channels_time=channels_time,
-                growth=growth,
-                nfft=nfft,
-                wiener_iters=wiener_iters,
-                end_iters=end_iters,
-                wiener_residual=wiener_residual,
-                cac=cac,
-                depth=depth,
-                rewrite=rewrite,
-                hybrid=hybrid,
-                hybrid_old=hybrid_old,
-                multi_freqs=multi_freqs,
-                multi_freqs_depth=multi_freqs_depth,
-                freq_emb=freq_emb,
-                emb_scale=emb_scale,
-                kernel_size=kernel_size,
-                time_stride=time_stride,
-                stride=stride,
-                context=context,
-                context_enc=context_enc,
-                norm_starts=norm_starts,
-                norm_groups=norm_groups,
-                dconv_mode=dconv_mode,
-                dconv_depth=dconv_depth,
-                dconv_comp=dconv_comp,
-                dconv_attn=dconv_attn,
-                dconv_lstm=dconv_lstm,
-                dconv_init=dconv_init,
-                samplerate=samplerate,
-                segment=segment,
-            )
-        )
+        super().__init__(HybridConfig.from_arguments(locals()))
 
-    def bottom(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Silence: everything goes through the skip connections."""
+    def bottleneck(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return silence: everything goes through the skip connections."""
         return torch.zeros_like(x), None if xt is None else torch.zeros_like(xt)

@@ -1,4 +1,4 @@
-"""Hybrid Transformer Demucs (v4): the hybrid of v3 with a transformer between its halves.
+"""Define Hybrid Transformer Demucs (v4): the hybrid of v3 with a transformer at its bottleneck.
 
 Shapes: B batch, S sources, C channels, F bins, T frames, W samples of the window.
 """
@@ -16,11 +16,11 @@ from demucs_infer.transformer import CrossTransformer, TransformerConfig
 
 
 class HTDemucs(Hybrid):
-    """Demucs v4. The arguments are those of the training that made a checkpoint.
+    """Demucs v4. The arguments are upstream's, as stored in a checkpoint.
 
-    `emb_smooth`, `dconv_init` and `rescale` only shape fresh weights; dropout, learning rate,
-    weight decay, random shifts and augmentation of positions act in training only. Sparse
-    attention, which no released checkpoint has, is refused.
+    `emb_smooth`, `dconv_init` and `rescale` only affect newly initialized weights; dropout,
+    learning rate, weight decay, random shifts and position augmentation only act in training.
+    Sparse attention, which no released checkpoint uses, is refused with a `ValueError`.
     """
 
     def __init__(
@@ -89,48 +89,13 @@ class HTDemucs(Hybrid):
         segment: float | Fraction = 10,
         use_train_segment: bool = True,
     ) -> None:
-        del emb_smooth, rescale, t_dropout, t_weight_decay, t_lr
-        del t_sin_random_shift, t_cape_augment, t_cape_glob_loc_scale
-        del t_mask_type, t_mask_random_seed, t_sparse_attn_window, t_global_window
-        del t_sparsity, t_auto_sparsity
+        arguments = locals()
         if t_layers and (t_sparse_self_attn or t_sparse_cross_attn):
             raise ValueError(
-                "sparse attention (t_sparse_self_attn, t_sparse_cross_attn) is not supported: no "
-                "released checkpoint has it, and dense attention would answer something else."
+                "sparse attention (t_sparse_self_attn, t_sparse_cross_attn) is not supported, and "
+                "dense attention would give another result: use a model without it."
             )
-        super().__init__(
-            HybridConfig(
-                sources=sources,
-                audio_channels=audio_channels,
-                channels=channels,
-                channels_time=channels_time,
-                growth=growth,
-                nfft=nfft,
-                wiener_iters=wiener_iters,
-                end_iters=end_iters,
-                wiener_residual=wiener_residual,
-                cac=cac,
-                depth=depth,
-                rewrite=rewrite,
-                multi_freqs=multi_freqs,
-                multi_freqs_depth=multi_freqs_depth,
-                freq_emb=freq_emb,
-                emb_scale=emb_scale,
-                kernel_size=kernel_size,
-                time_stride=time_stride,
-                stride=stride,
-                context=context,
-                context_enc=context_enc,
-                norm_starts=norm_starts,
-                norm_groups=norm_groups,
-                dconv_mode=dconv_mode,
-                dconv_depth=dconv_depth,
-                dconv_comp=dconv_comp,
-                dconv_init=dconv_init,
-                samplerate=samplerate,
-                segment=segment,
-            )
-        )
+        super().__init__(HybridConfig.from_arguments(arguments))
         self.use_train_segment = use_train_segment
         self.bottom_channels = bottom_channels
         width = int(channels * growth ** (depth - 1))
@@ -141,50 +106,31 @@ class HTDemucs(Hybrid):
             self.channel_downsampler_t = nn.Conv1d(bottom_channels, width, 1)
         self.crosstransformer: CrossTransformer | None = None
         if t_layers > 0:
-            self.crosstransformer = CrossTransformer(
-                TransformerConfig(
-                    dim=bottom_channels or width,
-                    emb=t_emb,
-                    hidden_scale=t_hidden_scale,
-                    heads=t_heads,
-                    layers=t_layers,
-                    cross_first=t_cross_first,
-                    max_positions=t_max_positions,
-                    norm_in=t_norm_in,
-                    norm_in_group=t_norm_in_group,
-                    group_norm=t_group_norm,
-                    norm_first=t_norm_first,
-                    norm_out=t_norm_out,
-                    max_period=t_max_period,
-                    layer_scale=t_layer_scale,
-                    gelu=t_gelu,
-                    weight_pos_embed=t_weight_pos_embed,
-                    cape_mean_normalize=t_cape_mean_normalize,
-                )
-            )
+            config = TransformerConfig.from_arguments(bottom_channels or width, arguments)
+            self.crosstransformer = CrossTransformer(config)
 
     def valid_length(self, length: int) -> int:
-        """Samples of the window that a window of `length` samples is padded to."""
+        """Return the length that a window is padded to; raise `ValueError` if it is too long."""
         if not self.use_train_segment:
             return length
         training_length = int(self.segment * self.samplerate)
         if length > training_length:
             raise ValueError(
-                f"a window of {length} samples is longer than the {training_length} that this "
-                "network was trained on: use a shorter segment."
+                f"the window has {length} samples, but this network was trained on "
+                f"{training_length}: use a shorter segment."
             )
         return training_length
 
     def forward_stems(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
-        """As `forward`, for these stems: (B C W) -> (B S C W)."""
+        """Run `forward` for these stems only: (B C W) -> (B S C W)."""
         length = mix.shape[-1]
         missing = self.valid_length(length) - length
         if not missing:
             return super().forward_stems(mix, stems)
         return super().forward_stems(F.pad(mix, (0, missing)), stems)[..., :length]
 
-    def bottom(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Through the transformer."""
+    def bottleneck(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Apply the transformer."""
         if self.crosstransformer is None or xt is None:
             return x, xt
         if not self.bottom_channels:

@@ -1,6 +1,6 @@
-"""The building blocks that the networks share.
+"""Define the layers that the networks share.
 
-Attribute names and positions in a `Sequential` are those of the released checkpoints.
+Attribute names and positions in a `Sequential` match the state dicts of the released checkpoints.
 
 Shapes: B batch, C channels, F bins, T steps of time (frames or samples), K keys, Q queries.
 """
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _BLSTM_STEPS = 200
-"""Steps that an LSTM inside a residual branch sees at once."""
+"""Largest number of steps that the LSTM of a residual branch reads in one go."""
 
 
 def group_norm(groups: int | None, channels: int) -> nn.Module:
-    """A group norm, or the identity (which keeps its place in a `Sequential`) for None."""
+    """Build a group norm; for None the identity, which keeps the position in a `Sequential`."""
     return nn.Identity() if groups is None else nn.GroupNorm(groups, channels)
 
 
 class LayerScale(nn.Module):
-    """One learnt gain a channel: (... C T), or (... T C) if `channel_last`."""
+    """A learned gain per channel: (... C T), or (... T C) if `channel_last`."""
 
     def __init__(self, channels: int, init: float, channel_last: bool = False) -> None:
         super().__init__()
@@ -36,14 +36,15 @@ class LayerScale(nn.Module):
         self.scale = nn.Parameter(torch.full((channels,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scale every channel."""
         return (self.scale if self.channel_last else self.scale[:, None]) * x
 
 
 class BLSTM(nn.Module):
-    """An LSTM in both directions and a projection back to C channels: (B C T) -> (B C T).
+    """A bidirectional LSTM and a projection back to C channels: (B C T) -> (B C T).
 
-    With `max_steps` (a multiple of four), longer inputs are read in frames that overlap by half,
-    of which the middle halves are kept.
+    Inputs longer than `max_steps` (a multiple of four) are read in frames that overlap by half;
+    the middle half of each frame is kept.
     """
 
     def __init__(
@@ -56,29 +57,30 @@ class BLSTM(nn.Module):
         self.linear = nn.Linear(2 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the LSTM and the projection, plus the input if `skip`."""
         if self.max_steps is None or x.shape[-1] <= self.max_steps:
-            y = self._read(x)
+            y = self._run_lstm(x)
         else:
-            y = self._read_in_frames(x, self.max_steps)
+            y = self._run_lstm_in_frames(x, self.max_steps)
         return y + x if self.skip else y
 
-    def _read(self, x: Tensor) -> Tensor:
+    def _run_lstm(self, x: Tensor) -> Tensor:
         y: Tensor = self.linear(self.lstm(x.permute(2, 0, 1))[0])  # (T B C)
         return y.permute(1, 2, 0)
 
-    def _read_in_frames(self, x: Tensor, width: int) -> Tensor:
+    def _run_lstm_in_frames(self, x: Tensor, width: int) -> Tensor:
         batch, channels, length = x.shape
         stride, margin = width // 2, width // 4
         frames = math.ceil(length / stride)
         x = F.pad(x, (0, (frames - 1) * stride + width - length))
         x = x.unfold(-1, width, stride).permute(0, 2, 1, 3)  # (B frames C width)
-        y = self._read(x.reshape(-1, channels, width)).reshape(batch, frames, channels, width)
+        y = self._run_lstm(x.reshape(-1, channels, width)).reshape(batch, frames, channels, width)
         middles = y[..., margin:-margin].transpose(1, 2).flatten(2)
         return torch.cat([y[:, 0, :, :margin], middles, y[:, -1, :, -margin:]], -1)[..., :length]
 
 
 class LocalState(nn.Module):
-    """Attention that fades with distance, at a rate that each query learns: (B C T) -> (B C T)."""
+    """Self-attention that decays with distance, at a rate per query: (B C T) -> (B C T)."""
 
     num_decays = 4
 
@@ -86,8 +88,8 @@ class LocalState(nn.Module):
         super().__init__()
         if channels % heads:
             raise ValueError(
-                f"local attention splits {channels} hidden channels among {heads} heads: "
-                "they must be a multiple; change dconv_comp or dconv_attn."
+                f"local attention has {channels} hidden channels and {heads} heads: expected a "
+                "multiple of the heads; change dconv_comp or dconv_attn."
             )
         self.heads = heads
         self.content = nn.Conv1d(channels, channels, 1)
@@ -97,22 +99,23 @@ class LocalState(nn.Module):
         self.proj = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add what each step attends to."""
         queries, keys, content, decays = (
             project(x).unflatten(1, (self.heads, -1))
             for project in (self.query, self.key, self.content, self.query_decay)
         )
         scores = torch.einsum("bhck,bhcq->bhkq", keys, queries)
         scores /= keys.shape[2] ** 0.5
-        scores += torch.einsum("nkq,bhnq->bhkq", self._fading(x), torch.sigmoid(decays) / 2)
+        scores += torch.einsum("nkq,bhnq->bhkq", self._decay_penalty(x), torch.sigmoid(decays) / 2)
         # A step never attends to itself.
-        itself = torch.eye(x.shape[-1], device=x.device, dtype=torch.bool)
-        weights = torch.softmax(scores.masked_fill_(itself, -100), dim=2)
-        result = torch.einsum("bhkq,bhck->bhcq", weights, content).flatten(1, 2)
-        y: Tensor = x + self.proj(result)
+        diagonal = torch.eye(x.shape[-1], device=x.device, dtype=torch.bool)
+        weights = torch.softmax(scores.masked_fill_(diagonal, -100), dim=2)
+        attended = torch.einsum("bhkq,bhck->bhcq", weights, content).flatten(1, 2)
+        y: Tensor = x + self.proj(attended)
         return y
 
-    def _fading(self, x: Tensor) -> Tensor:
-        """Penalty of key k for query q at each of the rates: (rates K Q)."""
+    def _decay_penalty(self, x: Tensor) -> Tensor:
+        """Return the penalty of key k for query q at each decay rate: (rates K Q)."""
         steps = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype)
         rates = torch.arange(1, self.num_decays + 1, device=x.device, dtype=x.dtype)
         distance = (steps[:, None] - steps[None, :]).abs()
@@ -122,46 +125,47 @@ class LocalState(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DConvConfig:
-    """What the residual branches of one level are made of."""
+    """The parameters of the residual branches of one stage."""
 
     depth: int
     """Number of branches; negative: without dilation."""
     compress: float
-    """Factor between the channels outside and inside a branch."""
+    """Channels outside a branch divided by those inside it."""
     init: float
-    """What the layer scales of a fresh network start at."""
+    """Initial value of the layer scales."""
     lstm: bool = False
     attn: bool = False
 
 
 class DConv(nn.Module):
-    """Residual branches of dilated convolutions in few channels: (B C T) -> (B C T)."""
+    """Residual branches of dilated convolutions with few channels: (B C T) -> (B C T)."""
 
     def __init__(self, channels: int, config: DConvConfig) -> None:
         super().__init__()
         hidden = int(channels / config.compress)
         self.layers = nn.ModuleList(
-            _branch(channels, hidden, 2**index if config.depth > 0 else 1, config)
+            _make_branch(channels, hidden, 2**index if config.depth > 0 else 1, config)
             for index in range(abs(config.depth))
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add every branch in turn."""
         for layer in self.layers:
             x = x + layer(x)
         return x
 
 
-def _branch(channels: int, hidden: int, dilation: int, config: DConvConfig) -> nn.Sequential:
-    inner: list[nn.Module] = []
+def _make_branch(channels: int, hidden: int, dilation: int, config: DConvConfig) -> nn.Sequential:
+    memory: list[nn.Module] = []
     if config.lstm:
-        inner.append(BLSTM(hidden, layers=2, max_steps=_BLSTM_STEPS, skip=True))
+        memory.append(BLSTM(hidden, layers=2, max_steps=_BLSTM_STEPS, skip=True))
     if config.attn:
-        inner.append(LocalState(hidden))
+        memory.append(LocalState(hidden))
     return nn.Sequential(
         nn.Conv1d(channels, hidden, 3, dilation=dilation, padding=dilation),
         nn.GroupNorm(1, hidden),
         nn.GELU(),
-        *inner,
+        *memory,
         nn.Conv1d(hidden, 2 * channels, 1),
         nn.GroupNorm(1, 2 * channels),
         nn.GLU(1),
@@ -170,7 +174,7 @@ def _branch(channels: int, hidden: int, dilation: int, config: DConvConfig) -> n
 
 
 class FrequencyEmbedding(nn.Module):
-    """A learnt offset for every channel and bin, times a fixed `scale`: (C F)."""
+    """A learned offset per channel and bin, times a fixed `scale`: (C F)."""
 
     def __init__(self, bins: int, channels: int, scale: float) -> None:
         super().__init__()
@@ -178,51 +182,53 @@ class FrequencyEmbedding(nn.Module):
         self.scale = scale
 
     def forward(self, bins: int) -> Tensor:
+        """Return the offsets of the first `bins` bins."""
         return (self.embedding.weight[:bins] * self.scale).t()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerConfig:
-    """What the encoder and the decoder layer at one level of one branch have in common."""
+    """The parameters that the encoder and decoder layers of one stage of one branch share."""
 
     over_frequency: bool
-    """Strides over F of (B C F T); otherwise over T of (B C T)."""
+    """Stride over F of (B C F T); otherwise over T of (B C T)."""
     kernel_size: int
     stride: int
     padded: bool
-    """The coarse side has exactly 1 / stride of the steps of the fine side."""
+    """The encoder's output has exactly 1 / stride of the steps of its input."""
     norm_groups: int | None
     """None: no group norm."""
     rewrite: bool
     """Mix the channels once more before (decoder) or after (encoder) the strided convolution."""
     context_encoder: int
     context_decoder: int
-    """Neighbours on each side that the rewriting convolution of the decoder sees."""
+    """Neighbors on each side that the decoder's rewrite convolution reads."""
     context_across_bins: bool
-    """The neighbours of the decoder are bins and frames, not only frames."""
+    """The decoder's neighbors are bins and frames, not only frames."""
     dconv_encoder: DConvConfig | None
     dconv_decoder: DConvConfig | None
 
     @property
     def padding(self) -> int:
+        """Padding on each side of the strided axis."""
         return self.kernel_size // 4 if self.padded else 0
 
-    def down(self, channels_in: int, channels_out: int) -> nn.Module:
-        """The convolution from the fine to the coarse side."""
+    def make_down_conv(self, channels_in: int, channels_out: int) -> nn.Module:
+        """Build the strided convolution of an encoder."""
         if self.over_frequency:
             size, stride, padding = (self.kernel_size, 1), (self.stride, 1), (self.padding, 0)
             return nn.Conv2d(channels_in, channels_out, size, stride, padding)
         return nn.Conv1d(channels_in, channels_out, self.kernel_size, self.stride, self.padding)
 
-    def up(self, channels_in: int, channels_out: int) -> nn.Module:
-        """The convolution from the coarse to the fine side, its padding not yet cut off."""
+    def make_up_conv(self, channels_in: int, channels_out: int) -> nn.Module:
+        """Build the transposed convolution of a decoder, whose padding is cropped later."""
         if self.over_frequency:
             size, stride = (self.kernel_size, 1), (self.stride, 1)
             return nn.ConvTranspose2d(channels_in, channels_out, size, stride)
         return nn.ConvTranspose1d(channels_in, channels_out, self.kernel_size, self.stride)
 
-    def mixer(self, channels: int, context: int, across_bins: bool = True) -> nn.Module:
-        """The rewriting convolution, whose answer goes through a gate."""
+    def make_rewrite_conv(self, channels: int, context: int, across_bins: bool = True) -> nn.Module:
+        """Build the rewrite convolution, which is followed by a GLU."""
         if not self.over_frequency:
             return nn.Conv1d(channels, 2 * channels, 1 + 2 * context, padding=context)
         beside = context if across_bins else 0
@@ -230,8 +236,8 @@ class LayerConfig:
         return nn.Conv2d(channels, 2 * channels, size, padding=(beside, context))
 
 
-def _along_time(dconv: nn.Module, x: Tensor) -> Tensor:
-    """`dconv` on every bin by itself: (B C F T) or (B C T) -> the same."""
+def _apply_per_bin(dconv: nn.Module, x: Tensor) -> Tensor:
+    """Apply `dconv` to each bin on its own: (B C F T) or (B C T) -> the same shape."""
     if x.dim() == 3:
         y: Tensor = dconv(x)
         return y
@@ -241,10 +247,10 @@ def _along_time(dconv: nn.Module, x: Tensor) -> Tensor:
 
 
 class EncoderLayer(nn.Module):
-    """One step down: (B C F T) -> (B C' F/stride T), or (B C T) -> (B C' T/stride).
+    """Encode one stage: (B C F T) -> (B C' F/stride T), or (B C T) -> (B C' T/stride).
 
-    An `empty` layer is its convolution only, the last one of the time branch: its answer has the
-    shape of the other branch at that level and is injected there.
+    An `empty` layer, the last one of the time branch, is only a convolution: its output has the
+    shape of the other branch at that stage and is injected there.
     """
 
     def __init__(
@@ -253,33 +259,34 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.config = config
         self.empty = empty
-        self.conv = config.down(channels_in, channels_out)
+        self.conv = config.make_down_conv(channels_in, channels_out)
         if empty:
             return
         self.norm1 = group_norm(config.norm_groups, channels_out)
         self.rewrite: nn.Module | None = None
         if config.rewrite:
-            self.rewrite = config.mixer(channels_out, config.context_encoder)
+            self.rewrite = config.make_rewrite_conv(channels_out, config.context_encoder)
             self.norm2 = group_norm(config.norm_groups, 2 * channels_out)
         self.dconv: nn.Module | None = None
         if config.dconv_encoder is not None:
             self.dconv = DConv(channels_out, config.dconv_encoder)
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
-        y: Tensor = self.conv(x if self.config.over_frequency else self._whole_strides(x))
+        """Encode `x`, adding `inject` (the output of an empty layer) before the activation."""
+        y: Tensor = self.conv(x if self.config.over_frequency else self._pad_to_stride(x))
         if self.empty:
             return y
         if inject is not None:
             y = y + (inject[:, :, None] if self.config.over_frequency else inject)
         y = F.gelu(self.norm1(y))
         if self.dconv is not None:
-            y = _along_time(self.dconv, y)
+            y = _apply_per_bin(self.dconv, y)
         if self.rewrite is not None:
             y = F.glu(self.norm2(self.rewrite(y)), dim=1)
         return y
 
-    def _whole_strides(self, x: Tensor) -> Tensor:
-        """Without the axis of bins, and with silence up to a whole stride."""
+    def _pad_to_stride(self, x: Tensor) -> Tensor:
+        """Drop the axis of bins and pad with silence to a whole number of strides."""
         if x.dim() == 4:
             x = x.flatten(1, 2)
         missing = -x.shape[-1] % self.config.stride
@@ -287,9 +294,9 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One step up, the mirror of `EncoderLayer`; `last` leaves out the activation.
+    """Decode one stage, mirroring `EncoderLayer`; the `last` one has no activation.
 
-    An `empty` layer begins the time branch: it has no skip connection.
+    An `empty` layer, the first one of the time branch, has no skip connection.
     """
 
     def __init__(
@@ -305,13 +312,13 @@ class DecoderLayer(nn.Module):
         self.empty = empty
         self.last = last
         self.channels_in = channels_in
-        self.conv_tr = config.up(channels_in, channels_out)
+        self.conv_tr = config.make_up_conv(channels_in, channels_out)
         self.norm2 = group_norm(config.norm_groups, channels_out)
         if empty:
             return
         self.rewrite: nn.Module | None = None
         if config.rewrite:
-            self.rewrite = config.mixer(
+            self.rewrite = config.make_rewrite_conv(
                 channels_in, config.context_decoder, config.context_across_bins
             )
             self.norm1 = group_norm(config.norm_groups, 2 * channels_in)
@@ -320,29 +327,29 @@ class DecoderLayer(nn.Module):
             self.dconv = DConv(channels_in, config.dconv_decoder)
 
     def forward(self, x: Tensor, skip: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
-        """The fine side, `length` steps of time, and what it was made of on the coarse side."""
-        y = x if skip is None else self.blend(x, skip)
-        z = self.trim(self.spread(y), length)
+        """Return the output (`length` steps of time) and the input of the upsampling."""
+        y = x if skip is None else self.merge_skip(x, skip)
+        z = self.crop(self.upsample(y), length)
         return (z if self.last else F.gelu(z)), y
 
-    def blend(self, x: Tensor, skip: Tensor) -> Tensor:
-        """What comes from below and what comes across, mixed on the coarse side."""
+    def merge_skip(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Combine the stage below with the skip connection."""
         if self.config.over_frequency and x.dim() == 3:
             x = x.unflatten(1, (self.channels_in, -1))
         y = x + skip
         if self.rewrite is not None:
             y = F.glu(self.norm1(self.rewrite(y)), dim=1)
         if self.dconv is not None:
-            y = _along_time(self.dconv, y)
+            y = _apply_per_bin(self.dconv, y)
         return y
 
-    def spread(self, y: Tensor) -> Tensor:
-        """From the coarse to the fine side, padding included."""
+    def upsample(self, y: Tensor) -> Tensor:
+        """Apply the transposed convolution and its norm; the padding is still there."""
         z: Tensor = self.norm2(self.conv_tr(y))
         return z
 
-    def trim(self, z: Tensor, length: int) -> Tensor:
-        """Without the padding."""
+    def crop(self, z: Tensor, length: int) -> Tensor:
+        """Remove the padding."""
         padding = self.config.padding
         if not self.config.over_frequency:
             return z[..., padding : padding + length]
@@ -350,7 +357,7 @@ class DecoderLayer(nn.Module):
 
 
 class BandEncoder(nn.Module):
-    """Several encoder layers, each for one band of bins, next to each other without a seam."""
+    """Encode each band of bins with a layer of its own, without a seam between them."""
 
     def __init__(
         self, channels_in: int, channels_out: int, config: LayerConfig, ratios: Sequence[float]
@@ -358,33 +365,33 @@ class BandEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.ratios = tuple(ratios)
-        inner = dataclasses.replace(config, padded=False)
+        band = dataclasses.replace(config, padded=False)
         self.layers = nn.ModuleList(
-            EncoderLayer(channels_in, channels_out, inner) for _ in range(len(self.ratios) + 1)
+            EncoderLayer(channels_in, channels_out, band) for _ in range(len(self.ratios) + 1)
         )
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
-        """(B C F T) -> (B C' F/stride T); nothing is ever injected into a band."""
+        """Encode (B C F T) -> (B C' F/stride T); nothing is injected into bands."""
         del inject
         padding = self.config.padding
         x = F.pad(x, (0, 0, padding, padding))
-        bands = zip(self.layers, self._bands(x.shape[2]), strict=True)
+        bands = zip(self.layers, self._band_ranges(x.shape[2]), strict=True)
         return torch.cat([layer(x[:, :, start:stop]) for layer, (start, stop) in bands], dim=2)
 
-    def _bands(self, bins: int) -> list[tuple[int, int]]:
-        """What each layer reads, in bins of the padded input: whole strides, one after another."""
+    def _band_ranges(self, bins: int) -> list[tuple[int, int]]:
+        """Return (start, stop) of each layer's input, in bins of the padded input."""
         size, stride, padding = self.config.kernel_size, self.config.stride, self.config.padding
         start, bands = 0, []
         for ratio in self.ratios:
-            wish = round((bins - 2 * padding) * ratio) + padding
-            outputs = round((wish - start - size) / stride + 1)
+            target = round((bins - 2 * padding) * ratio) + padding
+            outputs = round((target - start - size) / stride + 1)
             bands.append((start, start + (outputs - 1) * stride + size))
             start += outputs * stride
         return [*bands, (start, bins)]
 
 
 class BandDecoder(nn.Module):
-    """The mirror of `BandEncoder`: neighbouring bands are added where their kernels overlap."""
+    """Decode what `BandEncoder` encodes; adjacent bands are added where their kernels overlap."""
 
     def __init__(
         self,
@@ -398,27 +405,27 @@ class BandDecoder(nn.Module):
         self.config = config
         self.ratios = tuple(ratios)
         self.last = last
-        inner = dataclasses.replace(config, padded=False, context_across_bins=False)
+        band = dataclasses.replace(config, padded=False, context_across_bins=False)
         self.layers = nn.ModuleList(
-            DecoderLayer(channels_in, channels_out, inner, last=True)
+            DecoderLayer(channels_in, channels_out, band, last=True)
             for _ in range(len(self.ratios) + 1)
         )
 
     def forward(self, x: Tensor, skip: Tensor, length: int) -> tuple[Tensor, None]:
-        """The fine side; bands have no single coarse side that the time branch could begin at."""
+        """Return the output, and None: the time branch never begins at a stage with bands."""
         del length
         bins, stride = x.shape[2], self.config.stride
         edges = [0, *(round(bins * ratio) for ratio in self.ratios), bins]
         bands: list[Tensor] = []
         for module, (start, stop) in zip(self.layers, pairwise(edges), strict=True):
             layer = cast(DecoderLayer, module)
-            y = layer.spread(layer.blend(x[:, :, start:stop], skip[:, :, start:stop]))
-            if bands:  # the bias is already there once
+            y = layer.upsample(layer.merge_skip(x[:, :, start:stop], skip[:, :, start:stop]))
+            if bands:  # the previous band already added the bias here
                 bias = cast(Tensor, layer.conv_tr.bias).view(1, -1, 1, 1)
                 bands[-1][:, :, -stride:] += y[:, :, :stride] - bias
                 y = y[:, :, stride:]
             bands.append(y)
-        # Half a stride is rounded down in front and up behind.
+        # Half a stride, rounded down at the start and up at the end.
         bands[0], bands[-1] = bands[0][:, :, stride // 2 :], bands[-1][:, :, : -stride // 2]
         z = torch.cat(bands, dim=2)
         return (z if self.last else F.gelu(z)), None

@@ -1,4 +1,4 @@
-"""Spectrograms as the networks were trained with, and the way back to samples.
+"""Compute the spectrograms that the networks were trained on, and invert them.
 
 Shapes: F bins, T frames, W samples of a window; `...` any leading axes.
 """
@@ -12,24 +12,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _WITHOUT_COMPLEX = frozenset({"mps", "xpu"})
-"""Kinds of device on which complex tensors are not to be relied upon."""
+"""Device types with unreliable complex tensors."""
 
 
 @lru_cache(maxsize=16)
 def hann(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The periodic Hann window of `size` samples: (size)."""
+    """Return the periodic Hann window of `size` samples: (size)."""
     # An inference tensor in the cache would poison every later use under autograd.
     with torch.inference_mode(False):
         return torch.hann_window(size, device="cpu").to(device, dtype)
 
 
 def complex_device(device: torch.device) -> torch.device:
-    """Where the spectrogram of a tensor on `device` lives: the processor if `device` has none."""
+    """Return the device for spectrograms: `device`, or the CPU if it lacks complex tensors."""
     return torch.device("cpu") if device.type in _WITHOUT_COMPLEX else device
 
 
 def spectro(x: Tensor, n_fft: int, hop_length: int) -> Tensor:
-    """Centred, orthonormal short-time spectrum: (... W) -> (... F T) complex, F = n_fft / 2 + 1."""
+    """Compute the centered, orthonormal STFT: (... W) -> (... F T) complex, F = n_fft / 2 + 1."""
     *other, length = x.shape
     x = x.reshape(-1, length).to(complex_device(x.device))
     z = torch.stft(
@@ -45,7 +45,7 @@ def spectro(x: Tensor, n_fft: int, hop_length: int) -> Tensor:
 
 
 def ispectro(z: Tensor, hop_length: int, length: int) -> Tensor:
-    """The `length` samples that `spectro` answered `z` for: (... F T) complex -> (... length)."""
+    """Invert `spectro` to `length` samples: (... F T) complex -> (... length)."""
     *other, bins, frames = z.shape
     z = z.reshape(-1, bins, frames)
     n_fft = 2 * bins - 2
@@ -61,10 +61,10 @@ def ispectro(z: Tensor, hop_length: int, length: int) -> Tensor:
 
 
 def pad_reflect(x: Tensor, left: int, right: int) -> Tensor:
-    """Mirror both ends, whatever the length: (... W) -> (... left+W+right).
+    """Pad both ends by reflection, at any length: (... W) -> (... left+W+right).
 
-    A mirror cannot show more than there is: what is missing is first filled with silence, on
-    the right as far as it was to be padded anyway, then on the left.
+    Reflection cannot pad by more than the signal has, so a short signal is first padded with
+    silence, up to `right` samples on the right, then on the left (as upstream does).
     """
     missing = max(0, max(left, right) - x.shape[-1] + 1)
     silent_right = min(right, missing)

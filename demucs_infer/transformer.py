@@ -1,7 +1,7 @@
-"""The cross-domain transformer between the two halves of HTDemucs.
+"""Define the cross-domain transformer at the bottleneck of HTDemucs.
 
-Two stacks of layers, one for the spectrogram and one for the waveform; every other layer of each
-attends to the other stack. Dropout, position shifts and augmentation act in training only.
+There are two stacks of layers, one for the spectrogram and one for the waveform; every other layer
+attends to the other stack. Dropout, position shifts and augmentation only act in training.
 
 Shapes: B batch, C channels, F bins, T frames, U steps of the waveform branch, N tokens.
 """
@@ -9,8 +9,10 @@ Shapes: B batch, C channels, F bins, T frames, U steps of the waveform branch, N
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +25,11 @@ _SCALE_INIT = 1e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerConfig:
-    """What decides the shape of a transformer, under the names that trainings gave it."""
+    """The arguments that the layers depend on, under upstream's names without their `t_`."""
 
     dim: int
     emb: str
-    """Positions of the waveform branch: "sin", "cape" or "scaled" (a learnt table)."""
+    """Position embedding of the waveform branch: "sin", "cape" or "scaled" (learned)."""
     hidden_scale: float
     heads: int
     layers: int
@@ -47,16 +49,22 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if self.dim % self.heads:
             raise ValueError(
-                f"the transformer has {self.dim} channels for t_heads={self.heads}: "
+                f"the transformer has {self.dim} channels and t_heads={self.heads}: "
                 "the channels must be a multiple of the heads."
             )
         if self.dim % 4:
             raise ValueError(
-                f"the transformer has {self.dim} channels: its table of positions needs a "
+                f"the transformer has {self.dim} channels: its position embedding needs a "
                 "multiple of 4."
             )
         if self.emb not in ("sin", "cape", "scaled"):
-            raise ValueError(f"t_emb={self.emb!r} must be 'sin', 'cape' or 'scaled'.")
+            raise ValueError(f"unsupported t_emb={self.emb!r}: expected 'sin', 'cape' or 'scaled'.")
+
+    @classmethod
+    def from_arguments(cls, dim: int, arguments: Mapping[str, Any]) -> TransformerConfig:
+        """Pick the fields out of the arguments of a network's `__init__` (its `locals()`)."""
+        names = [field.name for field in fields(cls) if field.name != "dim"]
+        return cls(dim=dim, **{name: arguments[f"t_{name}"] for name in names})
 
 
 @lru_cache(maxsize=8)
@@ -69,24 +77,24 @@ def positions_2d(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Where each token of a spectrogram is, frame by frame: (1 T*F C)."""
+    """Return the position embedding of a spectrogram, frame by frame: (1 T*F C)."""
     # An inference tensor in the cache would poison every later use under autograd.
     with torch.inference_mode(False):
         rates = torch.arange(0.0, channels // 2, 2, device="cpu")
         rates = torch.exp(rates * -(math.log(max_period) / (channels // 2)))
-        of_frames, of_bins = (_waves(count, rates) for count in (frames, bins))
+        frame_table, bin_table = (_sinusoids(count, rates) for count in (frames, bins))
         table = torch.cat(
             [
-                of_frames[:, None].expand(-1, bins, -1),
-                of_bins[None, :].expand(frames, -1, -1),
+                frame_table[:, None].expand(-1, bins, -1),
+                bin_table[None, :].expand(frames, -1, -1),
             ],
             dim=-1,
         )
         return (weight * table.flatten(0, 1)[None]).to(device, dtype)
 
 
-def _waves(count: int, rates: Tensor) -> Tensor:
-    """Sines and cosines in turn of `count` positions: (count 2*rates)."""
+def _sinusoids(count: int, rates: Tensor) -> Tensor:
+    """Interleave the sines and cosines of `count` positions: (count 2*rates)."""
     angles = torch.arange(0.0, count, device="cpu")[:, None] * rates
     return torch.stack([torch.sin(angles), torch.cos(angles)], dim=-1).flatten(1)
 
@@ -97,35 +105,36 @@ def positions_1d(
     steps: int,
     max_period: float,
     weight: float,
-    centred: bool,
+    centered: bool,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Where each step of the waveform branch is, counted from the middle if `centred`: (1 U C)."""
+    """Return the position embedding of the waveform, zero in the middle if `centered`: (1 U C)."""
     with torch.inference_mode(False):
-        where = torch.arange(0.0, steps, device="cpu")[:, None]
-        if centred:
-            where = where - where.mean()
+        positions = torch.arange(0.0, steps, device="cpu")[:, None]
+        if centered:
+            positions = positions - positions.mean()
         half = channels // 2
-        angles = where / (max_period ** (torch.arange(half, device="cpu") / (half - 1)))
+        angles = positions / (max_period ** (torch.arange(half, device="cpu") / (half - 1)))
         table = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
         return (weight * table[None]).to(device, dtype)
 
 
 class PositionTable(nn.Module):
-    """Learnt positions: (1 U C)."""
+    """A learned position embedding: (1 U C)."""
 
     boost = 3.0
-    """Factor between the stored table and the positions."""
+    """Factor between the stored table and the embedding."""
 
     def __init__(self, count: int, channels: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(count, channels)
 
     def forward(self, steps: int) -> Tensor:
+        """Return the first `steps` positions; raise `ValueError` if there are fewer."""
         if steps > self.embedding.num_embeddings:
             raise ValueError(
-                f"the window has {steps} positions and the network learnt "
+                f"the window has {steps} positions, but the network was trained on "
                 f"{self.embedding.num_embeddings} (t_max_positions): use a shorter segment."
             )
         return self.embedding.weight[None, :steps] * self.boost
@@ -135,18 +144,19 @@ class TokenGroupNorm(nn.GroupNorm):
     """A group norm over all tokens of an item: (B N C) -> (B N C)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize each item."""
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
 def _token_norm(groups: int, channels: int) -> nn.Module:
-    """Over all tokens in so many groups, or over the channels of each token for zero."""
+    """Build a norm over all tokens in `groups` groups; for 0, over the channels of each token."""
     return TokenGroupNorm(int(groups), channels) if groups else nn.LayerNorm(channels)
 
 
 class Attention(nn.Module):
-    """Attention of one sequence to another, or to itself, with `nn.MultiheadAttention`'s weights.
+    """Self- or cross-attention with the weights of `nn.MultiheadAttention`.
 
-    Its own module because the built-in one holds the whole matrix of scores on a processor.
+    The built-in module would keep the whole matrix of scores in memory on a CPU.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -159,7 +169,7 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, query: Tensor, memory: Tensor | None = None) -> Tensor:
-        """(B N C), and (B M C) to attend to (None: itself) -> (B N C)."""
+        """Attend from (B N C) to `memory` (B M C), or to itself for None -> (B N C)."""
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if memory is None:
             q, k, v = F.linear(query, weight, bias).chunk(3, dim=-1)
@@ -168,13 +178,13 @@ class Attention(nn.Module):
             q = F.linear(query, weight[:c], bias[:c])
             k, v = F.linear(memory, weight[c:], bias[c:]).chunk(2, dim=-1)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (B heads N C/heads)
-        y: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B heads N C/heads)
+        y: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return y
 
 
 class TransformerLayer(nn.Module):
-    """What a layer that attends to itself and one that attends elsewhere have in common."""
+    """The parts that self- and cross-attention layers share."""
 
     norm1: nn.Module
     norm2: nn.Module
@@ -187,15 +197,15 @@ class TransformerLayer(nn.Module):
         self.norm_first = config.norm_first
         self.activation = F.gelu if config.gelu else F.relu
 
-    def _build(self, config: TransformerConfig, norms: int) -> None:
-        """Everything after the attention, in the order in which checkpoints list it."""
+    def _add_feed_forward(self, config: TransformerConfig, norms: int) -> None:
+        """Add the modules after the attention, in the order of the state dicts."""
         dim = config.dim
         hidden = int(dim * config.hidden_scale)
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
         for index in range(1, norms + 1):
             self.add_module(f"norm{index}", _token_norm(config.group_norm, dim))
-        # `&`: an even number of groups at the way out meant none, as trained.
+        # `&` as upstream: an even number of output groups means no norm.
         groups = bool(config.norm_first) & config.norm_out
         self.norm_out = TokenGroupNorm(int(groups), dim) if groups else nn.Identity()
         self.gamma_1, self.gamma_2 = (
@@ -204,19 +214,21 @@ class TransformerLayer(nn.Module):
         )
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        """Apply the two-layer perceptron."""
         y: Tensor = self.linear2(self.activation(self.linear1(x)))
         return y
 
 
 class SelfLayer(TransformerLayer):
-    """(B N C) -> (B N C)."""
+    """A layer with self-attention: (B N C) -> (B N C)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.self_attn = Attention(config.dim, config.heads)
-        self._build(config, norms=2)
+        self._add_feed_forward(config, norms=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply attention and perceptron, each with its norm and residual connection."""
         if self.norm_first:
             x = x + self.gamma_1(self.self_attn(self.norm1(x)))
             x = x + self.gamma_2(self.feed_forward(self.norm2(x)))
@@ -228,14 +240,15 @@ class SelfLayer(TransformerLayer):
 
 
 class CrossLayer(TransformerLayer):
-    """(B N C), and (B M C) to attend to -> (B N C)."""
+    """A layer that attends from (B N C) to (B M C) -> (B N C)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.cross_attn = Attention(config.dim, config.heads)
-        self._build(config, norms=3)
+        self._add_feed_forward(config, norms=3)
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        """Apply attention to `other` and perceptron, each with its norm and residual."""
         if self.norm_first:
             x = x + self.gamma_1(self.cross_attn(self.norm1(x), self.norm2(other)))
             x = x + self.gamma_2(self.feed_forward(self.norm3(x)))
@@ -247,30 +260,31 @@ class CrossLayer(TransformerLayer):
 
 
 class CrossTransformer(nn.Module):
-    """(B C F T) and (B C U) -> the same."""
+    """Both stacks of layers: (B C F T) and (B C U) -> the same shapes."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         if config.emb == "scaled":
             self.position_embeddings = PositionTable(config.max_positions, config.dim)
-        self.norm_in = self._norm_in()
-        self.norm_in_t = self._norm_in()
-        self.layers = self._stack()
-        self.layers_t = self._stack()
+        self.norm_in = self._make_norm_in()
+        self.norm_in_t = self._make_norm_in()
+        self.layers = self._make_layers()
+        self.layers_t = self._make_layers()
 
-    def _norm_in(self) -> nn.Module:
+    def _make_norm_in(self) -> nn.Module:
         if not self.config.norm_in and not self.config.norm_in_group:
             return nn.Identity()
         return _token_norm(0 if self.config.norm_in else self.config.norm_in_group, self.config.dim)
 
-    def _stack(self) -> nn.ModuleList:
+    def _make_layers(self) -> nn.ModuleList:
         crosses = (index % 2 != int(self.config.cross_first) for index in range(self.config.layers))
         return nn.ModuleList(
             CrossLayer(self.config) if cross else SelfLayer(self.config) for cross in crosses
         )
 
     def forward(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the layers in step; a cross layer reads the other stack's input."""
         _, _, bins, frames = x.shape
         x = x.permute(0, 3, 2, 1).flatten(1, 2)  # (B T*F C)
         x = self.norm_in(x) + self._positions(x, bins, frames)
@@ -292,8 +306,8 @@ class CrossTransformer(nn.Module):
     def _positions_t(self, xt: Tensor) -> Tensor:
         config = self.config
         if config.emb == "scaled":
-            learnt: Tensor = self.position_embeddings(xt.shape[1])
-            return config.weight_pos_embed * learnt
+            learned: Tensor = self.position_embeddings(xt.shape[1])
+            return config.weight_pos_embed * learned
         return positions_1d(
             config.dim,
             xt.shape[1],

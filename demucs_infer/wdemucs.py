@@ -1,4 +1,4 @@
-"""The class path that the first hybrid checkpoints name."""
+"""Keep the class path that the first hybrid checkpoints refer to."""
 
 from demucs_infer.hdemucs import HDemucs
 

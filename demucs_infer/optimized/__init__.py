@@ -1,1 +1,1 @@
-"""A loaded network in its fast form: the same answers, to a stated tolerance."""
+"""Build optimized copies of loaded networks: the same results, within a stated tolerance."""

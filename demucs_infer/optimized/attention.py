@@ -1,4 +1,4 @@
-"""The cross-domain transformer with packed products and scores that stay in the cache.
+"""Run the cross-domain transformer with packed products and scores that stay in the cache.
 
 Shapes: B batch, C channels, F bins, T frames, U steps of the waveform branch, N tokens.
 """
@@ -14,42 +14,43 @@ from demucs_infer.transformer import Attention, CrossLayer, CrossTransformer, Se
 
 
 def supports(network: CrossTransformer) -> bool:
-    """Whether the fast form exists: what was released, not every variant that can be built."""
+    """Tell whether a transformer can be optimized: only released variants are covered."""
     return network.config.norm_first and network.config.gelu
 
 
 class FastAttention:
-    """`Attention` with the layer scale after it folded into its last product."""
+    """`Attention` with the layer scale that follows it folded into its last product."""
 
     def __init__(
         self, attention: Attention, scale: nn.Module, dtype: torch.dtype, *, crosses: bool
     ) -> None:
         self._dtype = dtype
         self._heads = attention.heads
-        size = attention.channels
+        channels = attention.channels
         weight = attention.in_proj_weight.detach().clone()
         bias = attention.in_proj_bias.detach().clone()
-        shrink = (size / attention.heads) ** -0.5
-        weight[:size] *= shrink
-        bias[:size] *= shrink
-        # To itself: one product makes all three. To another: what is read has two.
-        own = size if crosses else 3 * size
-        self._own = Linear(weight[:own], bias[:own], dtype)
-        self._memory = Linear(weight[own:], bias[own:], dtype) if crosses else None
-        self._out = scaled(attention.out_proj, scale, dtype)
+        query_scale = (channels / attention.heads) ** -0.5
+        weight[:channels] *= query_scale
+        bias[:channels] *= query_scale
+        # Self-attention: one product for queries, keys and values. Cross-attention: one for the
+        # queries, one for the keys and values of the other sequence.
+        split = channels if crosses else 3 * channels
+        self._project = Linear(weight[:split], bias[:split], dtype)
+        self._project_memory = Linear(weight[split:], bias[split:], dtype) if crosses else None
+        self._project_out = _make_scaled_linear(attention.out_proj, scale, dtype)
 
     def __call__(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        if memory is None or self._memory is None:
-            q, k, v = self._own(x).chunk(3, dim=-1)
+        if memory is None or self._project_memory is None:
+            q, k, v = self._project(x).chunk(3, dim=-1)
         else:
-            q = self._own(x)
-            k, v = self._memory(memory).chunk(2, dim=-1)
+            q = self._project(x)
+            k, v = self._project_memory(memory).chunk(2, dim=-1)
         q, k, v = (each.unflatten(-1, (self._heads, -1)) for each in (q, k, v))
-        return self._out(attend(q, k, v, dtype=self._dtype).flatten(2)).float()
+        return self._project_out(attend(q, k, v, dtype=self._dtype).flatten(2)).float()
 
 
-def scaled(linear: nn.Linear, scale: nn.Module, dtype: torch.dtype) -> Linear:
-    """A product whose every output is then multiplied by a learnt gain."""
+def _make_scaled_linear(linear: nn.Linear, scale: nn.Module, dtype: torch.dtype) -> Linear:
+    """Build a product with the layer scale that follows it (if it is one) folded in."""
     weight, bias = linear.weight.detach(), linear.bias.detach()
     if isinstance(scale, LayerScale):
         gain = scale.scale.detach()
@@ -58,7 +59,7 @@ def scaled(linear: nn.Linear, scale: nn.Module, dtype: torch.dtype) -> Linear:
 
 
 class FastLayer:
-    """`SelfLayer` or `CrossLayer`, norms first; answers into a tensor that it may keep."""
+    """`SelfLayer` or `CrossLayer` with the norms first."""
 
     def __init__(self, layer: SelfLayer | CrossLayer, dtype: torch.dtype) -> None:
         self._layer = layer
@@ -66,7 +67,7 @@ class FastLayer:
         attention = layer.cross_attn if isinstance(layer, CrossLayer) else layer.self_attn
         self._attention = FastAttention(attention, layer.gamma_1, dtype, crosses=self.crosses)
         self._up = Linear(layer.linear1.weight, layer.linear1.bias, dtype)
-        self._down = scaled(layer.linear2, layer.gamma_2, dtype)
+        self._down = _make_scaled_linear(layer.linear2, layer.gamma_2, dtype)
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         norms = cast(Any, self._layer)
@@ -76,14 +77,14 @@ class FastLayer:
         else:
             x = x + self._attention(norms.norm1(x), norms.norm2(other))
             x += self._feed_forward(norms.norm3(x))
-        return _norm_all(norms.norm_out, x)
+        return _normalize_items(norms.norm_out, x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self._down(self._up(x, gelu=True)).float()
 
 
-def _norm_all(norm: nn.Module, x: Tensor) -> Tensor:
-    """A norm over all tokens and channels of an item, without moving the channels about."""
+def _normalize_items(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm over all tokens and channels of each item without transposing it."""
     if not isinstance(norm, nn.GroupNorm) or norm.num_groups != 1:
         y: Tensor = norm(x)
         return y
@@ -93,7 +94,7 @@ def _norm_all(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class FastTransformer(nn.Module):
-    """`CrossTransformer`: (B C F T) and (B C U) -> the same."""
+    """`CrossTransformer`: (B C F T) and (B C U) -> the same shapes."""
 
     def __init__(self, network: CrossTransformer, dtype: torch.dtype) -> None:
         super().__init__()
@@ -102,6 +103,7 @@ class FastTransformer(nn.Module):
         self._layers_t = [FastLayer(cast(Any, layer), dtype) for layer in network.layers_t]
 
     def forward(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the layers in step; a cross layer reads the other stack's input."""
         _, _, bins, frames = x.shape
         x = x.permute(0, 3, 2, 1).flatten(1, 2).contiguous()
         x = self._network.norm_in(x) + self._network._positions(x, bins, frames)

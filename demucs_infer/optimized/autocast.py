@@ -1,4 +1,4 @@
-"""Half the bits where a device does it by itself: spectra and statistics stay in float32."""
+"""Run a network in half precision through autocast, with spectra and statistics in float32."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 
 class AutocastNetwork(nn.Module):
-    """A network whose products run in `dtype`; everything one asks it about is the network's.
+    """A network whose products run in `dtype`, with all attributes of the original.
 
-    Autocast keeps norms and softmax in float32. A hybrid's spectrogram and its inverse stay
-    outside: there are no complex numbers in half the bits.
+    Autocast keeps norms and softmax in float32. The spectrogram of a hybrid and its inverse stay
+    outside autocast, because half precision has no complex numbers.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.network = copy.copy(network)
         self.dtype = dtype
-        inner = getattr(network, "estimate", None)
-        if inner is not None:
-            object.__setattr__(self.network, "estimate", self._reduced(inner))
+        estimate = getattr(network, "estimate", None)
+        if estimate is not None:
+            object.__setattr__(self.network, "estimate", self._wrap_estimate(estimate))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -31,12 +31,13 @@ class AutocastNetwork(nn.Module):
             return getattr(super().__getattr__("network"), name)
 
     def forward(self, mix: Tensor, **kwargs: Any) -> Any:
+        """Run the network under autocast."""
         if "estimate" in self.network.__dict__:
             return self.network(mix, **kwargs)
         with torch.autocast(mix.device.type, self.dtype):
             return self.network(mix, **kwargs)
 
-    def _reduced(self, estimate: Any) -> Any:
+    def _wrap_estimate(self, estimate: Any) -> Any:
         def run(x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
             with torch.autocast(x.device.type, self.dtype):
                 y, yt = estimate(x, xt)

@@ -1,6 +1,6 @@
-"""The static core of a network through PyTorch's compiler: for a GPU and many windows.
+"""Compile the static core of a network with PyTorch's compiler: for a GPU and many windows.
 
-Minutes of compilation buy fewer and larger kernels; a processor gains more from the packed ones.
+Minutes of compilation buy fewer and larger kernels; a CPU gains more from the packed kernels.
 """
 
 import copy
@@ -14,37 +14,37 @@ from torch import nn
 from demucs_infer.transformer import CrossTransformer
 
 
-def compiled(network: nn.Module, backend: Any = "inductor") -> nn.Module:
-    """A network whose real-valued core is compiled at its first window.
+def compile_network(network: nn.Module, backend: Any = "inductor") -> nn.Module:
+    """Return a copy of a network whose real-valued core is compiled at its first window.
 
-    Spectra stay outside, where a network has an `estimate` or an `ask` between them: compilers stop
-    at complex numbers. If the compiler cannot be had or gives up, a warning says so and the network
-    runs as it was.
+    The core is the network's `estimate` or `ask`, if it has one: spectra stay outside, because the
+    compiler does not handle complex numbers. If compilation fails, the copy warns once and runs
+    without it.
     """
-    for tables in (CrossTransformer._positions, CrossTransformer._positions_t):
-        torch.compiler.assume_constant_result(tables)  # looked up once, not made in every window
-    fast = copy.copy(network)
-    name = next(one for one in ("estimate", "ask", "forward") if hasattr(network, one))
-    object.__setattr__(fast, name, _Core(getattr(network, name), backend))
-    return fast
+    for positions in (CrossTransformer._positions, CrossTransformer._positions_t):
+        torch.compiler.assume_constant_result(positions)  # looked up once, not for every window
+    compiled = copy.copy(network)
+    name = next(core for core in ("estimate", "ask", "forward") if hasattr(network, core))
+    object.__setattr__(compiled, name, _CompiledCore(getattr(network, name), backend))
+    return compiled
 
 
-class _Core:
-    """A function that is compiled for as long as that works."""
+class _CompiledCore:
+    """A compiled function, replaced by the original one when compilation fails."""
 
-    def __init__(self, plain: Callable[..., Any], backend: Any) -> None:
-        self._plain = plain
-        self._run = torch.compile(plain, dynamic=False, backend=backend)
+    def __init__(self, original: Callable[..., Any], backend: Any) -> None:
+        self._original = original
+        self._function = torch.compile(original, dynamic=False, backend=backend)
 
     def __call__(self, *tensors: Any, **kwargs: Any) -> Any:
-        if self._run is self._plain:
-            return self._plain(*tensors, **kwargs)
+        if self._function is self._original:
+            return self._original(*tensors, **kwargs)
         try:
-            return self._run(*tensors, **kwargs)
+            return self._function(*tensors, **kwargs)
         except torch.OutOfMemoryError:
-            raise  # the runner's business: it takes a smaller batch
+            raise  # the runner retries with a smaller batch
         except (RuntimeError, AssertionError, ImportError, OSError) as error:
-            what = " ".join(str(error).split())[:200]
-            warnings.warn(f"torch.compile gave up, going on without: {what}", stacklevel=2)
-            self._run = self._plain
-            return self._plain(*tensors, **kwargs)
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"torch.compile failed, running without it: {reason}", stacklevel=2)
+            self._function = self._original
+            return self._original(*tensors, **kwargs)

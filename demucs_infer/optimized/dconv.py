@@ -1,6 +1,7 @@
-"""The residual branches of a level, in place and in tiles that stay in the cache.
+"""Run the residual branches of a stage in place and in tiles that stay in the cache.
 
-Shapes: R rows that are normalised each by itself, T steps of time, C channels, H hidden ones.
+Shapes: R rows that are normalized independently, T steps of time, C channels, H hidden channels,
+O = 2 C outputs of the second convolution, K taps.
 """
 
 from typing import Any, cast
@@ -14,91 +15,91 @@ from demucs_infer.optimized.kernels import linear
 from demucs_infer.optimized.layout import tiles
 
 
-def plain(dconv: nn.Module | None) -> bool:
-    """Whether the branches are what `Branch` knows: no LSTM, no attention."""
+def supports(dconv: nn.Module | None) -> bool:
+    """Tell whether `Branch` covers the branches: no LSTM, no attention."""
     return dconv is None or all(len(layer) == 7 for layer in cast(Any, dconv).layers)
 
 
 class Branch:
-    """One residual branch of a DConv: convolution, norm, GELU, mixing, norm, gate and scale.
+    """One residual branch: convolution, norm, GELU, 1x1 convolution, norm, GLU and layer scale.
 
-    There are so few hidden channels that time is what lies side by side in them.
+    Hidden tensors are (R H T), with time contiguous, because they have so few channels.
     """
 
     def __init__(self, layer: nn.Sequential) -> None:
         conv, norm, _, mix, mix_norm, _, scale = cast(Any, tuple(layer))
         (self._dilation,) = conv.dilation
         self._taps = conv.weight.detach().float().permute(2, 0, 1).contiguous()  # (K H C)
-        self._shift = conv.bias.detach().float()[:, None]
-        self._norm = norm.weight.detach().float(), norm.bias.detach().float(), norm.eps
-        self._eps = mix_norm.eps
+        self._conv_bias = conv.bias.detach().float()[:, None]
+        self._hidden_norm = norm.weight.detach().float(), norm.bias.detach().float(), norm.eps
+        self._output_eps = mix_norm.eps
         self._weight = mix.weight.detach().float()[:, :, 0].contiguous()
         self._bias = mix.bias.detach().float()
-        # The scale that follows the gate multiplies the half that is not the gate.
+        # The layer scale follows the GLU: it multiplies the half that is not the gate.
         gain = torch.cat([scale.scale.detach(), torch.ones_like(scale.scale)])
-        self._mix_gain = (mix_norm.weight.detach() * gain).double()
-        self._mix_shift = (mix_norm.bias.detach() * gain).double()
-        # What `_normalised` asks of the mixing: sums over its outputs.
+        self._output_gain = (mix_norm.weight.detach() * gain).double()
+        self._output_shift = (mix_norm.bias.detach() * gain).double()
+        # `_fold_norm` needs sums over the outputs of the 1x1 convolution.
         weight, bias = self._weight.double(), self._bias.double()
-        self._squares = weight.t() @ weight
-        self._sums = torch.stack([weight.sum(0), 2 * bias @ weight], dim=1)
-        self._rest = torch.stack([bias.sum(), bias.square().sum()])
+        self._weight_gram = weight.t() @ weight
+        self._sum_weights = torch.stack([weight.sum(0), 2 * bias @ weight], dim=1)
+        self._sum_constants = torch.stack([bias.sum(), bias.square().sum()])
 
     def add_to(self, y: Tensor) -> None:
-        """`y` (R T C), in place."""
+        """Add the branch to `y` (R T C) in place."""
         rows, steps, channels = y.shape
-        hidden = self._hidden(y)
-        weight, bias = self._normalised(hidden)
+        hidden = self._compute_hidden(y)
+        weight, bias = self._fold_norm(hidden)
         parts = list(zip(bias[:, None].chunk(2, 2), weight.mT.chunk(2, 2), strict=True))
         for start, stop in tiles(steps, 8 * rows * channels):
-            some = hidden[..., start:stop].mT
-            # Apart in memory: see `SplitGate`.
-            values, gates = (torch.baddbmm(shift, some, gain) for shift, gain in parts)
+            hidden_tile = hidden[..., start:stop].mT
+            # Two separate tensors: see `SplitGate`.
+            values, gates = (torch.baddbmm(shift, hidden_tile, gain) for shift, gain in parts)
             y[:, start:stop].addcmul_(values, gates.sigmoid_())
 
-    def _hidden(self, y: Tensor) -> Tensor:
-        """(R T C) -> (R H T): convolution, norm, GELU."""
-        # Not `F.group_norm`, which refuses a single number: a short window's innermost row.
-        return F.gelu(torch.group_norm(self._convolved(y), 1, *self._norm))
+    def _compute_hidden(self, y: Tensor) -> Tensor:
+        """Apply convolution, norm and GELU: (R T C) -> (R H T)."""
+        # `F.group_norm` would refuse a row of one number: the innermost stage of a short window.
+        return F.gelu(torch.group_norm(self._convolve(y), 1, *self._hidden_norm))
 
-    def _convolved(self, y: Tensor) -> Tensor:
-        """One product for all taps, which are then added up where they belong."""
+    def _convolve(self, y: Tensor) -> Tensor:
+        """Multiply by all taps in one product, then add them up with their delays."""
         rows, steps, channels = y.shape
-        wide = linear(self._taps.flatten(0, 1), y.view(-1, channels))
-        taps = wide.view(*self._taps.shape[:2], rows, steps).transpose(1, 2)
+        products = linear(self._taps.flatten(0, 1), y.view(-1, channels))
+        taps = products.view(*self._taps.shape[:2], rows, steps).transpose(1, 2)
         middle = len(taps) // 2
-        sums = torch.add(taps[middle], self._shift, out=y.new_empty(taps.shape[1:]))
+        sums = torch.add(taps[middle], self._conv_bias, out=y.new_empty(taps.shape[1:]))
         for index, tap in enumerate(taps):
-            late = (middle - index) * self._dilation
-            if late > 0:
-                sums[..., late:].add_(tap[..., :-late])
-            elif late < 0:
-                sums[..., :late].add_(tap[..., -late:])
+            delay = (middle - index) * self._dilation
+            if delay > 0:
+                sums[..., delay:].add_(tap[..., :-delay])
+            elif delay < 0:
+                sums[..., :delay].add_(tap[..., -delay:])
         return sums
 
-    def _normalised(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixing with the norm after it folded in: (R H T) -> (R O H) and (R O).
+    def _fold_norm(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Fold the norm into the 1x1 convolution before it: (R H T) -> weight (R O H), bias (R O).
 
-        Mean and variance of `W h + b` over all steps follow from the sums of `h` and `h hᵀ`, so
-        the wide result needs no pass of its own to be measured.
+        Mean and variance of `W h + b` over all steps follow from the sums of `h` and `h hᵀ`, so the
+        wide result needs no pass of its own to be measured.
         """
         steps, outputs = hidden.shape[-1], len(self._bias)
-        hidden = hidden.double()  # in float32, long sums would lose 20 dB here
-        sums = hidden.sum(2) @ self._sums + steps * self._rest
-        sums[:, 1].add_(((hidden @ hidden.mT) * self._squares).sum((1, 2)))
+        hidden = hidden.double()  # long sums in float32 would cost 20 dB
+        sums = hidden.sum(2) @ self._sum_weights + steps * self._sum_constants
+        sums[:, 1].add_(((hidden @ hidden.mT) * self._weight_gram).sum((1, 2)))
         mean, square = (sums / (steps * outputs)).chunk(2, 1)
-        gain = self._mix_gain * torch.rsqrt(square - mean**2 + self._eps)
-        bias = (self._bias - mean) * gain + self._mix_shift
+        gain = self._output_gain * torch.rsqrt(square - mean**2 + self._output_eps)
+        bias = (self._bias - mean) * gain + self._output_shift
         return gain.float()[..., None] * self._weight, bias.float()
 
 
 class FastDConv:
-    """The residual branches of a level."""
+    """`DConv`: the residual branches of a stage."""
 
     def __init__(self, dconv: DConv) -> None:
         self._branches = [Branch(cast(nn.Sequential, layer)) for layer in dconv.layers]
 
     def add_to(self, y: Tensor) -> None:
-        """`y` (R T C), in place."""
+        """Add every branch to `y` (R T C) in place."""
         for branch in self._branches:
             branch.add_to(y)

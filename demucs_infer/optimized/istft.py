@@ -1,4 +1,4 @@
-"""From the planes that a hybrid answers to samples, with one copy where there would be six.
+"""Turn the output planes of a hybrid into samples with one copy instead of six.
 
 Shapes: B batch, S sources, C channels, P planes (two a channel), F bins, T frames.
 """
@@ -6,69 +6,74 @@ Shapes: B batch, S sources, C channels, P planes (two a channel), F bins, T fram
 import torch
 from torch import Tensor
 
-from demucs_infer.hdemucs import Hybrid, Scale
+from demucs_infer.hdemucs import Hybrid, Normalizer
 from demucs_infer.optimized.layout import tiles
 from demucs_infer.spec import hann
 
-_SILENT_FRAMES = 2
-"""Frames on each side that the networks never see."""
+_PADDING_FRAMES = 2
+"""Silent frames on each side, which the networks never see."""
 
-_HOPS = 4
-"""Frames that every sample is in, of those that are kept."""
+_HOPS_PER_FRAME = 4
+"""Hops in a frame, and frames that overlap at every sample."""
 
 
 def supports(network: Hybrid) -> bool:
-    """Whether the planes are real and imaginary parts, in the frames of both branches."""
+    """Tell whether the planes are real and imaginary parts, framed like the waveform branch."""
     config = network.config
-    return config.cac and config.hybrid and not config.hybrid_old and config.nfft % _HOPS == 0
+    return (
+        config.cac
+        and config.hybrid
+        and not config.hybrid_old
+        and config.nfft % _HOPS_PER_FRAME == 0
+    )
 
 
 class InverseStft:
-    """`Hybrid.to_wave`."""
+    """`Hybrid.to_wave`, for the networks that `supports` accepts."""
 
     def __init__(self, network: Hybrid) -> None:
-        self._plain = network.to_wave
+        self._original = network.to_wave
         self._bins = network.nfft // 2
         self._planes = network.config.planes
         self._hop = network.hop_length
-        self._first = _HOPS // 2 * self._hop + network.margin
+        self._start = _HOPS_PER_FRAME // 2 * self._hop + network.margin
         window = hann(network.nfft, torch.float32, torch.device("cpu"))
-        # The squares of what overlaps there add up to three halves: 4 times the mean of sin⁴.
-        self._window = (window / 1.5).view(_HOPS, self._hop)
+        # The squared windows of four overlapping frames add up to 1.5: 4 times the mean of sin⁴.
+        self._window = (window / 1.5).view(_HOPS_PER_FRAME, self._hop)
 
-    def __call__(self, x: Tensor, scale: Scale, z: Tensor, length: int) -> Tensor:
-        """(B S*P F T) -> (B S C length); `z` only says where spectra live."""
-        if x.shape[2] != self._bins:  # strides that do not divide them leave some out
-            return self._plain(x, scale, z, length)
-        spectra = self._spectra(x, scale, z.device)
-        # One source after the other, because results above 32 MB are fresh pages each time.
-        return torch.stack([self._wave(each, length) for each in spectra.unbind(1)], dim=1)
+    def __call__(self, x: Tensor, normalizer: Normalizer, z: Tensor, length: int) -> Tensor:
+        """Turn (B S*P F T) into (B S C length); only the device of `z` is used."""
+        if x.shape[2] != self._bins:  # a stride that does not divide the bins drops some
+            return self._original(x, normalizer, z, length)
+        spectra = self._make_spectra(x, normalizer, z.device)
+        # One stem at a time: glibc maps fresh pages for every result above 32 MB.
+        return torch.stack([self._overlap_add(stem, length) for stem in spectra.unbind(1)], dim=1)
 
-    def _spectra(self, x: Tensor, scale: Scale, device: torch.device) -> Tensor:
-        """(B S*P F T) -> (B S C T F), with the last bin and the silent frames again."""
+    def _make_spectra(self, x: Tensor, normalizer: Normalizer, device: torch.device) -> Tensor:
+        """Denormalize and pad the planes into spectra: (B S*P F T) -> (B S C T F)."""
         batch, _, bins, frames = x.shape
-        parts = x.unflatten(1, (-1, self._planes // 2, 2)).permute(0, 1, 2, 5, 4, 3)
-        size = (*parts.shape[:3], frames + 2 * _SILENT_FRAMES, bins + 1)
+        real_imag = x.unflatten(1, (-1, self._planes // 2, 2)).permute(0, 1, 2, 5, 4, 3)
+        size = (*real_imag.shape[:3], frames + 2 * _PADDING_FRAMES, bins + 1)
         spectra = torch.empty(size, dtype=torch.complex64, device=device)
         for silent in (
             spectra[..., bins:],
-            spectra[..., :_SILENT_FRAMES, :],
-            spectra[..., -_SILENT_FRAMES:, :],
+            spectra[..., :_PADDING_FRAMES, :],
+            spectra[..., -_PADDING_FRAMES:, :],
         ):
             silent.zero_()
-        inside = torch.view_as_real(spectra)[..., _SILENT_FRAMES:-_SILENT_FRAMES, :bins, :]
-        mean, std = scale.mean[..., None, None], scale.std[..., None, None]
-        # Planes lie side by side in `x` and far apart in the result: a few bins at a time.
+        inside = torch.view_as_real(spectra)[..., _PADDING_FRAMES:-_PADDING_FRAMES, :bins, :]
+        mean, std = normalizer.mean[..., None, None], normalizer.std[..., None, None]
+        # Adjacent bins of `x` are far apart in the result, so copy a few bins at a time.
         for start, stop in tiles(bins, 16 * x.shape[1] * frames):
-            some = slice(start, stop)
-            torch.addcmul(mean, parts[..., some, :], std, out=inside[..., some, :])
+            bin_range = slice(start, stop)
+            torch.addcmul(mean, real_imag[..., bin_range, :], std, out=inside[..., bin_range, :])
         return spectra
 
-    def _wave(self, spectra: Tensor, length: int) -> Tensor:
-        """(B C T F) -> (B C length)."""
-        frames = torch.fft.irfft(spectra, norm="ortho").unflatten(-1, (_HOPS, self._hop))
+    def _overlap_add(self, spectra: Tensor, length: int) -> Tensor:
+        """Apply the inverse FFT, window and overlap-add: (B C T F) -> (B C length)."""
+        frames = torch.fft.irfft(spectra, norm="ortho").unflatten(-1, (_HOPS_PER_FRAME, self._hop))
         *other, count, _, _ = frames.shape
-        sums: Tensor = frames.new_zeros(*other, count + _HOPS - 1, self._hop)
+        sums: Tensor = frames.new_zeros(*other, count + _HOPS_PER_FRAME - 1, self._hop)
         for index, window in enumerate(self._window):
             sums[..., index : index + count, :].addcmul_(frames[..., index, :], window)
-        return sums.flatten(-2)[..., self._first : self._first + length]
+        return sums.flatten(-2)[..., self._start : self._start + length]

@@ -122,8 +122,8 @@ class SplitGate:
     number of vectors: a gate over those takes three times as long.
     """
 
-    together = 1
-    """Rows of results that are made at a time."""
+    rows_per_step = 1
+    """Rows of results that are computed at a time."""
 
     def __init__(
         self,

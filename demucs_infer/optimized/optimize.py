@@ -1,4 +1,4 @@
-"""Turn a loaded network into its fast form; the caller's own is left as it was."""
+"""Build an optimized copy of a loaded network; the caller's network is left as it was."""
 
 import copy
 from typing import Any, cast
@@ -9,9 +9,7 @@ from torch import nn
 from demucs_infer.demucs import Demucs
 from demucs_infer.hdemucs import Hybrid
 from demucs_infer.layers import DecoderLayer, EncoderLayer
-from demucs_infer.optimized import attention as transformer
-from demucs_infer.optimized import istft as spectra
-from demucs_infer.optimized import unet as ladder
+from demucs_infer.optimized import attention, istft, unet
 from demucs_infer.optimized.attention import FastTransformer
 from demucs_infer.optimized.autocast import AutocastNetwork
 from demucs_infer.optimized.istft import InverseStft
@@ -26,7 +24,7 @@ from demucs_infer.transformer import CrossTransformer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
-_LADDERS = ("encoder", "tencoder", "decoder", "tdecoder")
+_LAYER_LISTS = ("encoder", "tencoder", "decoder", "tdecoder")
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
@@ -63,13 +61,15 @@ def optimize(
     device: str | torch.device = "cpu",
     consume_weights: bool = False,
 ) -> Any:
-    """A network that answers the same, faster; itself, where there is nothing to gain.
+    """Return an optimized copy of `network`, or `network` itself where there is nothing to gain.
 
-    "fp32" is exact up to the order of sums. "bf16" and "fp16" compute products and convolutions in
-    half the bits, and keep norms, residual streams, softmax and spectra in float32.
+    "fp32" changes only the order of sums. "bf16" and "fp16" compute products and convolutions in
+    reduced precision and keep norms, residual streams, softmax and spectra in float32.
 
-    `spends` lets go of every weight of which the fast form has its own copy: `network` itself
-    cannot run any more. In half the bits it is still needed, for windows that overflow.
+    `consume_weights` releases the weights of `network` that the copy has in its own layout, so that
+    `network` cannot run any more. It is ignored in reduced precision, where `network` is still
+    needed for windows that overflow. Raises `ValueError` for an unusable `precision` and for a
+    network whose weights were released.
     """
     is_known = isinstance(network, Hybrid | Demucs)
     if is_known and not all(parameter.numel() for parameter in network.parameters()):
@@ -80,64 +80,64 @@ def optimize(
         return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])
     if not is_known:
         return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])
-    return _on_processor(
+    return _optimize_for_cpu(
         network, DTYPES[precision], consume_weights=consume_weights and precision == "fp32"
     )
 
 
-def _on_processor(
+def _optimize_for_cpu(
     network: Hybrid | Demucs, dtype: torch.dtype, *, consume_weights: bool
 ) -> nn.Module:
     fast = copy.copy(network)
     fast._modules = dict(network._modules)
     for name, module in network.named_children():
-        if name in _LADDERS:
-            layers = (_layer(layer, dtype) for layer in cast(nn.ModuleList, module))
+        if name in _LAYER_LISTS:
+            layers = [_optimize_layer(layer, dtype) for layer in cast(nn.ModuleList, module)]
             setattr(fast, name, nn.ModuleList(layers))
         elif isinstance(module, nn.Conv1d):
             setattr(fast, name, FastPointwise(module, dtype))
-        elif isinstance(module, CrossTransformer) and transformer.supports(module):
+        elif isinstance(module, CrossTransformer) and attention.supports(module):
             setattr(fast, name, FastTransformer(module, dtype))
     if isinstance(fast, Hybrid):
         _fold_embedding(fast)
-        if spectra.supports(fast):
+        if istft.supports(fast):
             object.__setattr__(fast, "to_wave", InverseStft(fast))
     if consume_weights:
         for name, module in network.named_children():
-            _spend(module, fast._modules[name])
+            _release_weights(module, fast._modules[name])
     return fast.eval()
 
 
 def _fold_embedding(fast: Hybrid) -> None:
-    """What tells the bins apart is constant: the outermost layer can add it while it is at it."""
+    """Let the outermost encoder add the frequency embedding, which is constant, to its output."""
     first = fast.encoder[0]
-    if fast.freq_emb is None or not isinstance(first, FastEncoder) or first.over_bins is None:
+    if fast.freq_emb is None or not isinstance(first, FastEncoder) or first.frequency is None:
         return
     bins = fast.freq_emb.embedding.num_embeddings
     offsets = (fast.config.freq_emb * fast.freq_emb(bins)).t()
-    first.over_bins.offset = offsets.detach()
+    first.frequency.offset = offsets.detach()
     fast.freq_emb = None
 
 
-def _spend(module: nn.Module, fast: nn.Module | None) -> None:
-    """Norms and biases stay: they are small, and some fast forms read them in place."""
+def _release_weights(module: nn.Module, fast: nn.Module | None) -> None:
+    """Release the matrices that `fast` has copied; it may still read norms and biases in place."""
     if fast is module:
         return
     if isinstance(module, nn.ModuleList) and isinstance(fast, nn.ModuleList):
-        for layer, its in zip(module, fast, strict=True):
-            _spend(layer, its)
+        for layer, fast_layer in zip(module, fast, strict=True):
+            _release_weights(layer, fast_layer)
         return
     for parameter in module.parameters():
         if parameter.dim() > 1:
             parameter.data = parameter.new_empty(0)
 
 
-def _layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    if isinstance(layer, EncoderLayer) and ladder.supports(layer):
+def _optimize_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if isinstance(layer, EncoderLayer) and unet.supports(layer):
         return FastEncoder(layer, dtype)
-    if isinstance(layer, DecoderLayer) and ladder.supports(layer):
+    if isinstance(layer, DecoderLayer) and unet.supports(layer):
         return FastDecoder(layer, dtype)
-    if isinstance(layer, nn.Sequential) and ladder.fits_waveform(layer):
-        up = any(isinstance(module, nn.ConvTranspose1d) for module in layer)
-        return (FastWaveDecoder if up else FastWaveEncoder)(layer, dtype)
+    if isinstance(layer, nn.Sequential) and unet.supports_waveform(layer):
+        is_decoder = any(isinstance(module, nn.ConvTranspose1d) for module in layer)
+        return (FastWaveDecoder if is_decoder else FastWaveEncoder)(layer, dtype)
     return layer

@@ -46,7 +46,7 @@ from demucs_infer.custom.adapter import (
 from demucs_infer.custom.build import build_network, load_network
 from demucs_infer.custom.config import StftConfig
 from demucs_infer.custom.metadata import Traits
-from demucs_infer.optimized.compiled import compiled
+from demucs_infer.optimized.compiled import compile_network
 from tests.helpers.networks import noise
 
 ROOT = Path(__file__).parents[2]
@@ -434,7 +434,7 @@ def test_a_compiled_network_answers_the_same(
 
     def watched(network: nn.Module, backend: str) -> nn.Module:
         seen.append(backend)
-        return compiled(network, backend)
+        return compile_network(network, backend)
 
     monkeypatch.setattr("demucs_infer.api.compiled", watched)
     separator = Separator.from_pretrained(

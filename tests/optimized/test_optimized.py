@@ -17,7 +17,7 @@ from demucs_infer.optimized import kernels
 from demucs_infer.optimized import layout as memory
 from demucs_infer.optimized import winograd as pairs
 from demucs_infer.optimized.autocast import AutocastNetwork
-from demucs_infer.optimized.compiled import compiled
+from demucs_infer.optimized.compiled import compile_network
 from demucs_infer.optimized.optimize import choose_precision, optimize
 from tests.helpers.networks import TINY, noise, randomise
 
@@ -321,7 +321,7 @@ def test_reduced_products_keep_spectra_and_attributes() -> None:
 @pytest.mark.parametrize("network", [HTDemucs(**BASE), Demucs(**TINY["Demucs"])])
 def test_a_compiled_core_answers_the_same(network: nn.Module) -> None:
     # Traced for real, code generation left out: that takes minutes and another compiler.
-    fast = compiled(randomise(network), backend="eager")
+    fast = compile_network(randomise(network), backend="eager")
     mix = noise(2, network.valid_length(8000))[None]
     with torch.inference_mode():
         assert torch.equal(fast(mix), network(mix))
@@ -333,9 +333,9 @@ def test_a_compiler_that_gives_up_is_done_without() -> None:
     def backend(*_: object) -> None:
         raise RuntimeError("no kernels for this machine")
 
-    fast, mix = compiled(network, backend=backend), noise(2, 8000)[None]
+    fast, mix = compile_network(network, backend=backend), noise(2, 8000)[None]
     with torch.inference_mode():
-        with pytest.warns(UserWarning, match="gave up, going on without: .*no kernels"):
+        with pytest.warns(UserWarning, match="torch.compile failed, running without it: .*no kernels"):
             first = fast(mix)
         assert torch.equal(first, network(mix))
         assert torch.equal(fast(mix), first)  # and says so once
