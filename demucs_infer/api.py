@@ -194,7 +194,7 @@ class Separator:
         of `Separator(...)` and go before it. `metadata` says which network it is; without, its
         package offers it under the configuration's `model_type`.
         """
-        known = Config.of(config, overrides)
+        known = Config.load(config, overrides)
         network = load_network(known, checkpoint, metadata)
         separator = cls.__new__(cls)
         told: Parameters = {**known.parameters, **parameters}

@@ -1,4 +1,4 @@
-"""The public names for networks of your own, under the path that packages import them from."""
+"""Public names for custom networks, under the path that packages import them from."""
 
 from demucs_infer.custom.adapter import WaveformModel, apply_mask, create_w2w_model
 from demucs_infer.custom.build import build_network, load_network

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING
 from demucs_infer.checkpoints.cache import CheckpointStore
 from demucs_infer.checkpoints.catalog import NOT_STATED, Checkpoint, load_catalog
 from demucs_infer.checkpoints.download import Progress, sha256_of
-from demucs_infer.custom.registry import find_package, list_offered_models, load_offered_network
+from demucs_infer.custom.registry import (
+    find_package,
+    list_registered_models,
+    load_registered_network,
+)
 from demucs_infer.errors import CheckpointError, ModelLoadingError
 from demucs_infer.repo import (
     AnyModelRepo,
@@ -109,7 +113,7 @@ def get_model(
 
         return load_model(text, trust=trust)
     if text not in load_catalog().bags and text not in load_catalog().checkpoints:
-        return load_offered_network(text)
+        return load_registered_network(text)
     store = CheckpointStore.of(cache_dir, offline, progress)
     for checkpoint in load_catalog().files(text):  # all of them before the first one is built
         store.obtain(checkpoint)
@@ -123,14 +127,14 @@ def list_models(repo: AnyPath | None = None) -> dict[str, Places]:
         found = _local(Path(repo))
         return {"single": found.model_repo.list_model(), "bag": found.bag_repo.list_model()}
     single = RemoteRepo()
-    networks = {**single.list_model(), **list_offered_models()}
+    networks = {**single.list_model(), **list_registered_models()}
     return {"single": networks, "bag": BagOnlyRepo(load_catalog(), single).list_model()}
 
 
 def model_info(name: str, *, cache_dir: AnyPath | None = None) -> ModelInfo:
     """What the catalogue, or another package, says about a name; nothing is fetched."""
     catalog, store = load_catalog(), CheckpointStore.of(cache_dir, offline=True)
-    if name not in {*catalog.bags, *catalog.checkpoints} and name in list_offered_models():
+    if name not in {*catalog.bags, *catalog.checkpoints} and name in list_registered_models():
         return _offered_info(name)
     bag, checkpoints = catalog.bag(name), catalog.files(name)
     stems = {checkpoint.stems for checkpoint in checkpoints}
@@ -246,7 +250,7 @@ def _offered_info(name: str) -> ModelInfo:
         segment=None,
         weights=None,
         licence=NOT_STATED,
-        source=find_package(name) or list_offered_models()[name],
+        source=find_package(name) or list_registered_models()[name],
         note=None,
         ships=False,
         files=(),

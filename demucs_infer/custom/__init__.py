@@ -1,1 +1,1 @@
-"""Networks of other people, run by the same engine: how they are described, found and filled."""
+"""Custom networks: describe, register, build and load networks from other packages."""

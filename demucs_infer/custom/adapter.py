@@ -1,7 +1,7 @@
-"""Networks behind the engine's interface: sound in, one sound per stem out, spectra between.
+"""Wrap any network as waveform in, one waveform per stem out, with spectra in between if needed.
 
-Shapes: B batch, S stems, C channels, W samples of a window, F bins, T frames; a last axis of 2 is
-the real and the imaginary part.
+Shapes: B batch, S stems, C channels, W samples of a window, F bins, T frames; a last axis of 2
+contains the real and the imaginary part.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def apply_mask(
     add_sub_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The product of two complex numbers (... 2), without complex numbers: (... 2).
+    """Multiply two complex tensors (... 2) without complex dtypes, with broadcasting.
 
-    Products are added in `add_sub_dtype`. Either side may have axes of 1 where the other has more.
+    The products are added in `add_sub_dtype` (None: their own). The result has `out_dtype` (None:
+    that of `spectrum`).
     """
     (a, b), (c, d) = spectrum.unbind(-1), mask.unbind(-1)
     ac, bd, ad, bc = (part.to(add_sub_dtype or part.dtype) for part in (a * c, b * d, a * d, b * c))
@@ -43,9 +44,8 @@ def apply_mask(
 
 
 def model_floating_dtype(model: nn.Module) -> torch.dtype | None:
-    """Of the first weight that is a real number; None where there is none."""
-    found = (each.dtype for each in model.parameters() if each.is_floating_point())
-    return next(found, None)
+    """Return the dtype of the first floating-point parameter; None if there is none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def to_model_device(
@@ -54,15 +54,15 @@ def to_model_device(
     model_device: torch.device | str,
     model_floating_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """`tensor` where the model is; as the model's kind of real number if it is one."""
+    """Move `tensor` to the model's device; cast it to the model's dtype if it is floating-point."""
     dtype = model_floating_dtype if tensor.is_floating_point() else None
     return tensor.to(device=model_device, dtype=dtype)
 
 
 def str_to_torch_dtype(value: object) -> torch.dtype:
-    """`torch.float16` from `"float16"`."""
+    """Return the dtype of a name: `torch.float16` for `"float16"`."""
     if not isinstance(value, str):
-        raise TypeError(f"a dtype is named by text such as 'float16', not by {value!r}")
+        raise TypeError(f"expected the name of a dtype such as 'float16', got {value!r}")
     if not hasattr(torch, value):
         raise ValueError(f"torch has no dtype {value!r}")
     dtype = getattr(torch, value)
@@ -73,20 +73,20 @@ def str_to_torch_dtype(value: object) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True)
 class Stft:
-    """Spectra and the way back, as a configuration says; always in float32."""
+    """Short-time Fourier transform and its inverse, always in float32."""
 
     config: StftConfig
 
     def forward(self, wave: Tensor) -> Tensor:
-        """(... W) -> (... F T 2)."""
-        config, home = self.config, complex_device(wave.device)
-        flat = wave.reshape(-1, wave.shape[-1]).to(home, torch.float32)
+        """Transform (... W) -> (... F T 2)."""
+        config, device = self.config, complex_device(wave.device)
+        flat = wave.reshape(-1, wave.shape[-1]).to(device, torch.float32)
         z = torch.stft(
             flat,
             config.n_fft,
             config.hop_length,
             config.win_length,
-            self._window(home),
+            self._window(device),
             pad_mode=config.padding,
             normalized=config.normalized,
             return_complex=True,
@@ -95,29 +95,29 @@ class Stft:
         return parts.reshape(*wave.shape[:-1], *parts.shape[-3:])
 
     def inverse(self, parts: Tensor, length: int) -> Tensor:
-        """(... F T 2) -> (... length)."""
-        config, home = self.config, complex_device(parts.device)
-        z = torch.view_as_complex(parts.to(home, torch.float32).contiguous())
+        """Transform (... F T 2) -> (... length)."""
+        config, device = self.config, complex_device(parts.device)
+        z = torch.view_as_complex(parts.to(device, torch.float32).contiguous())
         wave = torch.istft(
             z.reshape(-1, *z.shape[-2:]),
             config.n_fft,
             config.hop_length,
             config.win_length,
-            self._window(home),
+            self._window(device),
             normalized=config.normalized,
             length=length,
         )
         return wave.reshape(*z.shape[:-2], length).to(parts.device)
 
     def mask(self, parts: Tensor, mask: Tensor) -> Tensor:
-        """(... F T 2) times (... F T), or times (... F T 2)."""
+        """Multiply a spectrum (... F T 2) by a real (... F T) or complex (... F T 2) mask."""
         if mask.ndim < parts.ndim:
             return parts * mask[..., None]
         if self.config.masking == "real":
             return apply_mask(parts, mask)
-        home = complex_device(parts.device)
-        one, other = (torch.view_as_complex(each.to(home).contiguous()) for each in (parts, mask))
-        return torch.view_as_real(one * other).to(parts.device)
+        device = complex_device(parts.device)
+        z, factor = (torch.view_as_complex(x.to(device).contiguous()) for x in (parts, mask))
+        return torch.view_as_real(z * factor).to(parts.device)
 
     def _window(self, device: torch.device) -> Tensor:
         return _window(self.config.window, self.config.win_length or self.config.n_fft, device)
@@ -125,13 +125,13 @@ class Stft:
 
 @lru_cache(maxsize=16)
 def _window(name: str, length: int, device: torch.device) -> Tensor:
-    # An inference tensor in the cache would poison every later use under autograd.
+    # A cached inference tensor would fail under autograd later.
     with torch.inference_mode(False):
         return make_window(name, length).to(device)
 
 
 class WaveformModel(nn.Module):
-    """Any network as the engine wants one; whatever else it is called with goes through."""
+    """Adapter between a network and the engine; further keyword arguments reach the network."""
 
     def __init__(
         self,
@@ -153,32 +153,35 @@ class WaveformModel(nn.Module):
         self.segment = Fraction(self.chunk_size, sample_rate)
         self.stft = None if stft is None else Stft(stft)
         self.preferences: dict[str, object] = {}
-        """What a `Separator` does for it unless told otherwise."""
-        problems = [*_contradictions(model, self), *_missing_spectra(traits, stft, self.chunk_size)]
+        """Default options of a `Separator` for this network."""
+        problems = [
+            *_find_conflicts(model, self),
+            *_find_stft_problems(traits, stft, self.chunk_size),
+        ]
         if problems:
             raise ConfigError("\n".join(problems))
 
     def valid_length(self, length: int) -> int:
-        """A short chunk borrows what is around it: the network always reads a whole window."""
+        """Return the input length for a chunk: a short one is read with its context."""
         return max(length, self.chunk_size)
 
     def forward(self, mix: Tensor, **arguments: object) -> Tensor:
-        """(B C W) -> (B S C W)."""
+        """Separate (B C W) -> (B S C W)."""
         dtype = model_floating_dtype(self.model)
         spectrum = self.stft.forward(mix) if self.stft is not None else None
-        answer = self.ask(
+        output = self.run_network(
             *(
-                to_model_device(each, model_device=each.device, model_floating_dtype=dtype)
-                for each in self._inputs(mix, spectrum)
+                to_model_device(x, model_device=x.device, model_floating_dtype=dtype)
+                for x in self._inputs(mix, spectrum)
             ),
             **arguments,
         )
         if self.traits.output_type == "waveform" or self.stft is None or spectrum is None:
-            return as_tensor(answer, self.sources).float()
-        return self.stft.inverse(self._spectra(answer, spectrum), mix.shape[-1])
+            return as_tensor(output, self.sources).float()
+        return self.stft.inverse(self._stem_spectra(output, spectrum), mix.shape[-1])
 
-    def ask(self, *inputs: Tensor, **arguments: object) -> object:
-        """What the network itself says: the part that a compiler is given."""
+    def run_network(self, *inputs: Tensor, **arguments: object) -> object:
+        """Call the network itself; `torch.compile` is applied to this method."""
         return self.model(*inputs, **arguments)
 
     def _inputs(self, mix: Tensor, spectrum: Tensor | None) -> list[Tensor]:
@@ -188,13 +191,13 @@ class WaveformModel(nn.Module):
             spectrum = spectrum.pow(2).sum(-1).sqrt()
         return [spectrum] if self.traits.input_type == "spectrogram" else [mix, spectrum]
 
-    def _spectra(self, answer: object, spectrum: Tensor) -> Tensor:
-        """What the network answered as spectra of the stems: (B S C F T 2)."""
+    def _stem_spectra(self, output: object, spectrum: Tensor) -> Tensor:
+        """Convert the output of the network to spectra of the stems, (B S C F T 2)."""
         assert self.stft is not None
         if self.traits.output_type == "spectrogram":
-            return as_tensor(answer, self.sources, SPECTRUM).float()
-        first: Sequence[str] = MAGNITUDE if self.stft.config.spectrum == "magnitude" else SPECTRUM
-        return self.stft.mask(spectrum[:, None], as_tensor(answer, self.sources, first).float())
+            return as_tensor(output, self.sources, SPECTRUM).float()
+        axes: Sequence[str] = MAGNITUDE if self.stft.config.spectrum == "magnitude" else SPECTRUM
+        return self.stft.mask(spectrum[:, None], as_tensor(output, self.sources, axes).float())
 
 
 def create_w2w_model(
@@ -206,10 +209,13 @@ def create_w2w_model(
     channels: int | None = None,
     chunk_size: int | None = None,
 ) -> WaveformModel:
-    """`model` from sound to sound, whatever its `params` say that it reads and answers."""
+    """Wrap `model` as waveform to waveform, according to the input and output type of `params`.
+
+    Raises `ConfigError` where model, parameters and arguments disagree.
+    """
     return WaveformModel(
         model,
-        Traits.of(params),
+        Traits.from_params(params),
         sample_rate=sample_rate,
         channels=channels,
         chunk_size=chunk_size,
@@ -217,34 +223,44 @@ def create_w2w_model(
     )
 
 
-def _contradictions(model: nn.Module, outside: WaveformModel) -> list[str]:
-    """Where a network says of itself what the configuration says otherwise."""
-    found = []
+def _find_conflicts(model: nn.Module, wrapper: WaveformModel) -> list[str]:
+    """Return the attributes of a network that differ from the configuration."""
+    problems = []
     for name, key in (
         ("samplerate", "audio.sample_rate"),
         ("audio_channels", "audio.channels"),
         ("sources", "model.output_stem_names"),
     ):
-        asked = getattr(outside, name)
-        own = getattr(model, name, asked)
-        own = list(own) if isinstance(own, list | tuple) else own
-        if own != asked:
-            found.append(f"{key}: {asked} is not the network's {own}")
-    own_rate = outside.traits.sample_rate
-    if own_rate not in (None, outside.samplerate):
-        text = f"{outside.samplerate} is not the {own_rate} of the model's parameters"
-        found.append(f"audio.sample_rate: {text}")
-    return found
+        configured = getattr(wrapper, name)
+        actual = getattr(model, name, configured)
+        actual = list(actual) if isinstance(actual, list | tuple) else actual
+        if actual != configured:
+            problems.append(f"{key}: the network has {actual}, got {configured}")
+    rate = wrapper.traits.sample_rate
+    if rate not in (None, wrapper.samplerate):
+        problems.append(
+            f"audio.sample_rate: the model's parameters have {rate}, got {wrapper.samplerate}"
+        )
+    return problems
 
 
-def _missing_spectra(traits: Traits, stft: StftConfig | None, chunk_size: int) -> list[str]:
+def _find_stft_problems(traits: Traits, stft: StftConfig | None, chunk_size: int) -> list[str]:
     if not traits.needs_stft:
-        return [] if stft is None else ["stft: the network neither reads nor answers spectra"]
+        return (
+            []
+            if stft is None
+            else ["stft: not used by a network from waveform to waveform: omit it"]
+        )
     if stft is None:
-        return [f"stft: is missing, for a network from {traits.input_type} to {traits.output_type}"]
-    found = []
+        return [f"stft: required for a network from {traits.input_type} to {traits.output_type}"]
+    problems = []
     if chunk_size <= stft.n_fft // 2:
-        found.append(f"stft.n_fft: {stft.n_fft} is too long for a window of {chunk_size} samples")
+        problems.append(
+            f"stft.n_fft: must be below twice the window of {chunk_size} samples, got {stft.n_fft}"
+        )
     if traits.output_type == "spectrogram" and stft.spectrum == "magnitude":
-        found.append("stft.spectrum: magnitudes have no phase to make sound of; answer a mask")
-    return found
+        problems.append(
+            "stft.spectrum: a magnitude has no phase to resynthesize from: use 'parts', "
+            "or output_type 'spectrogram_mask'"
+        )
+    return problems

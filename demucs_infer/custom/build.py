@@ -1,4 +1,4 @@
-"""From a configuration and a file of weights to a network that is ready to run."""
+"""Build a custom network from a configuration, and load its weights from a file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from demucs_infer.states import load_weights
 
 
 def build_network(config: Config, metadata: ModelMetadata[Any] | None = None) -> WaveformModel:
-    """The network that a configuration describes, with the weights that it begins with.
+    """Build the network of a configuration, with its initial weights.
 
-    `metadata` says what it is; without, whatever is known under the configuration's `model_type`.
+    `metadata` defaults to what is registered under the configuration's `model_type`.
     """
     if metadata is None:
         metadata = find_metadata(config.model_type)
     elif metadata.model_type != config.model_type:
         raise ConfigError(
-            f"model_type: the configuration is for {config.model_type!r}, "
-            f"and the network is a {metadata.model_type!r}"
+            f"model_type: the configuration has {config.model_type!r}, but the metadata "
+            f"{metadata.model_type!r}: use the same name in both"
         )
     params = config.model.to_concrete(metadata.params)
-    traits = Traits.of(params)
-    with torch.random.fork_rng(devices=[]):  # what it begins with is nobody else's business
+    traits = Traits.from_params(params)
+    with torch.random.fork_rng(devices=[]):  # keep the global random state
         model = metadata.model(params)
     network = WaveformModel(
         model,
@@ -48,7 +48,10 @@ def load_network(
     checkpoint: str | os.PathLike[str],
     metadata: ModelMetadata[Any] | None = None,
 ) -> WaveformModel:
-    """The same with the weights of a file, which must be just those of the network."""
+    """Build the network of a configuration and load its weights from `checkpoint`.
+
+    Raises `CheckpointError` unless names and shapes of the weights match the network.
+    """
     network = build_network(config, metadata)
     load_weights(network.model, checkpoint)
     if config.inference.weights_dtype is not None:

@@ -1,8 +1,7 @@
-"""How a network of one's own is built and run, as one file: `Config.from_file("model.json")`.
+"""Configuration of a custom network in one file: `Config.from_file("model.json")`.
 
-Nothing is ignored and nothing is guessed: whatever is wrong with a file is said in one
-`ConfigError`, each problem with its place. What `model` holds beyond two names is for the network's
-own class of parameters to judge.
+Parsing is strict; all problems are reported in one `ConfigError` with their paths. Keys of the
+`model` section beyond the two common ones are validated by the network's parameters class.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from demucs_infer.custom.json_schema import (
     INVALID,
     REST,
     SchemaReader,
-    check,
-    plain,
-    refusal,
-    schema,
+    config_error,
+    json_schema,
+    to_plain_data,
+    validate,
 )
 from demucs_infer.engine.stems import MIXTURE, choose_stems
 from demucs_infer.errors import ConfigError
@@ -44,180 +43,188 @@ def _number(default: Any, **limits: float) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class LazyModelConfig:
-    """What everybody must know of a network; the rest waits for its own class of parameters."""
+    """The parameters that all networks share; the rest is kept for the network's own class."""
 
     chunk_size: int = field(metadata={"minimum": 1})
-    """Samples of a window that the network reads."""
+    """Samples of one window of the network."""
 
     output_stem_names: tuple[str, ...] = field(metadata={"minItems": 1, "uniqueItems": True})
-    """What it answers, in its order."""
+    """Stems that the network returns, in its order."""
 
     rest: Mapping[str, object] = field(default_factory=dict, metadata={REST: True})
-    """Everything else, as it stands in the file."""
+    """All other keys, as in the file."""
 
     def __post_init__(self) -> None:
-        check(self)
+        validate(self)
 
     def to_concrete(self, params_cls: type[_Params]) -> _Params:
-        """The parameters themselves, with nothing unknown, missing or of the wrong type."""
-        reader, given = SchemaReader(), cast("dict[str, object]", plain(self))
-        names = getattr(params_cls, "__dataclass_fields__", None)
-        if names is None:
+        """Return an instance of the dataclass `params_cls`.
+
+        Raises `ConfigError` with all unknown and missing keys and all values of a wrong type.
+        """
+        reader, data = SchemaReader(), cast("dict[str, object]", to_plain_data(self))
+        field_names = getattr(params_cls, "__dataclass_fields__", None)
+        if field_names is None:
             raise ConfigError(f"model: {params_cls.__name__} is not a dataclass")
-        # A class may work these two out of others; then they are compared and not passed.
-        own = ("chunk_size", "output_stem_names")
-        worked_out = [name for name in own if name not in names and hasattr(params_cls, name)]
-        kept = {name: value for name, value in given.items() if name not in worked_out}
-        params = reader.record(params_cls, kept, "model")
+        # A class may derive these two from other fields; then they are compared, not passed.
+        common = ("chunk_size", "output_stem_names")
+        derived = [n for n in common if n not in field_names and hasattr(params_cls, n)]
+        arguments = {name: value for name, value in data.items() if name not in derived}
+        params = reader.read_dataclass(params_cls, arguments, "model")
         if params is not INVALID:
-            for name in worked_out:
-                if plain(getattr(params, name)) != given[name]:
-                    text = f"{given[name]} is not the {plain(getattr(params, name))} it comes to"
-                    reader.complain(f"model.{name}", text)
+            for name in derived:
+                value = to_plain_data(getattr(params, name))
+                if value != data[name]:
+                    text = f"{params_cls.__name__} derives {value}, got {data[name]}"
+                    reader.add_problem(f"model.{name}", text)
         if reader.problems:
-            raise refusal(f"the parameters of {params_cls.__name__}", reader.problems)
+            raise config_error(f"the parameters of {params_cls.__name__}", reader.problems)
         return cast(_Params, params)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StftConfig:
-    """The spectra of a network that does not take sound itself, centred on their frames."""
+    """Short-time Fourier transform around a network that reads spectra; frames are centered."""
 
     n_fft: int = _number(2048, minimum=2)
     hop_length: int = _number(512, minimum=1)
     win_length: int | None = _number(None, minimum=1)
-    """Samples of the window; None: `n_fft`."""
+    """Window length in samples; None: `n_fft`."""
     window: Literal["hann", "hamming", "ones"] = "hann"
     padding: Literal["reflect", "constant"] = "reflect"
     normalized: bool = False
-    """Whether spectra are divided by the root of `n_fft`."""
+    """Whether spectra are divided by the square root of `n_fft`."""
     spectrum: Literal["parts", "magnitude"] = "parts"
-    """What the network reads: (B C F T 2), real and imaginary, or (B C F T)."""
+    """Input of the network: (B C F T 2), real and imaginary parts, or (B C F T)."""
     masking: Literal["complex", "real"] = "complex"
-    """Arithmetic that a mask of two parts is applied with; "real" needs no complex numbers."""
+    """Arithmetic for complex masks; "real" does not use complex dtypes."""
 
     def __post_init__(self) -> None:
-        check(self)
+        validate(self)
         if self.n_fft % 2:
-            raise ConfigError(f"n_fft = {self.n_fft} must be even")
+            raise ConfigError(f"n_fft must be even, got {self.n_fft}")
         if self.win_length is not None and self.win_length > self.n_fft:
-            raise ConfigError(f"win_length = {self.win_length} must be at most {self.n_fft = }")
+            raise ConfigError(
+                f"win_length must be at most n_fft ({self.n_fft}), got {self.win_length}"
+            )
         if not 2 * self.hop_length < (self.win_length or self.n_fft):
             raise ConfigError(
-                f"hop_length = {self.hop_length} must be below half the window of "
-                f"{self.win_length or self.n_fft}: otherwise samples between frames are lost"
+                f"hop_length must be below half the window of {self.win_length or self.n_fft} "
+                f"samples, got {self.hop_length}: samples between frames would be lost"
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioConfig:
-    """What the network hears."""
+    """Audio format of the network."""
 
     sample_rate: int = _number(44100, minimum=1)
     channels: int | None = _number(None, minimum=1)
-    """None: what the parameters say, otherwise 2."""
+    """None: `input_channels` of the parameters, 2 by default."""
     normalize: bool = False
-    """Bring each track to mean 0 and deviation 1 first, as Demucs networks need it."""
+    """Normalize each track to mean 0 and standard deviation 1, as Demucs networks need it."""
 
     def __post_init__(self) -> None:
-        check(self)
+        validate(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceConfig:
-    """How the network runs; sizes are in samples, or in seconds under the longer name."""
+    """How the network is run; sizes are in samples, or in seconds under the longer name."""
 
     chunk_size: int | None = _number(None, minimum=1)
-    """Samples of a window; None: the model's."""
+    """Samples of a window; None: `model.chunk_size`."""
     chunk_size_seconds: float | None = _number(None, exclusiveMinimum=0)
     hop_size: int | None = _number(None, minimum=1)
     """Samples between windows, instead of `chunking.overlap`."""
     hop_size_seconds: float | None = _number(None, exclusiveMinimum=0)
     batch_size: int | Literal["auto"] = _number("auto", minimum=1)
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Arithmetic; the weights stay what they are."""
+    """Of the arithmetic; `weights_dtype` is separate."""
     weights_dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Of the weights themselves; None: as the network makes them."""
+    """Of the weights; None: as the network creates them."""
     device: str = "auto"
     io_device: str = "cpu"
-    """Where tracks and stems are."""
+    """Device of the track and the stems."""
     compile: bool | str = False
-    """Whether `torch.compile` takes the network, or with which of its backends."""
+    """Whether to use `torch.compile`, or the name of its backend."""
     shifts: int = _number(0, minimum=0)
     seed: int | None = 0
 
     def __post_init__(self) -> None:
-        check(self)
+        validate(self)
         for name in ("chunk_size", "hop_size"):
             if getattr(self, name) is not None and getattr(self, f"{name}_seconds") is not None:
-                raise ConfigError(f"{name} and {name}_seconds exclude each other: leave one out")
+                raise ConfigError(f"{name} and {name}_seconds are mutually exclusive: omit one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkingConfig:
-    """How a track is cut, and put together again."""
+    """How a track is cut into windows and the windows are blended."""
 
     overlap: float | None = _number(None, minimum=0, exclusiveMaximum=1)
-    """Fraction of a window shared with the next; None: as `inference.hop_size`, otherwise 0.5."""
+    """Fraction of a window shared with the next; None: from `inference.hop_size`, else 0.5."""
     profile: Literal["padded", "demucs"] = "padded"
-    """Grid: padded by an overlap on both sides, or from the first sample as Demucs does."""
+    """Grid of windows: padded by an overlap on both sides, or from the first sample (Demucs)."""
     window: Literal["hann", "hamming", "linear_fade", "triangle", "ones"] = "hann"
     padding: Literal["reflect", "constant", "replicate"] = "reflect"
-    """What a window reads beyond the track."""
+    """Samples read beyond the ends of the track."""
 
     def __post_init__(self) -> None:
-        check(self)
+        validate(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
-    """What is handed out, and the files it goes to where none are described otherwise."""
+    """Which stems are returned, and the default format of files."""
 
     stems: tuple[str, ...] | None = field(
         default=None, metadata={"minItems": 1, "uniqueItems": True}
     )
-    """Of the model, and derived ones come besides; or all, if it names derived ones; None: all."""
+    """Stems of the model, to which derived ones are added; if derived stems are listed, exactly
+    the listed stems. None: all."""
     format: str = "wav"
     bits: int | None = None
     bitrate: int | None = None
     clip: Literal["track", "rescale", "clamp", "tanh", "none"] = "track"
 
     def __post_init__(self) -> None:
-        check(self)
+        validate(self)
         _ = self.encoding
 
     @property
     def encoding(self) -> Encoding:
-        """The same in the words of the encoders."""
+        """The encoder settings."""
         return Encoding(self.format, bits=self.bits, bitrate=self.bitrate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything about a network of one's own but its weights."""
+    """Configuration of a custom network: everything except its weights."""
 
     model_type: str
-    """Name under which its `ModelMetadata` is known."""
+    """Name under which the `ModelMetadata` is registered."""
     model: LazyModelConfig
     identifier: str = ""
-    """Which of all networks of that type; for people."""
+    """Display name of this variant of the model type."""
     stft: StftConfig | None = None
     audio: AudioConfig = field(default_factory=AudioConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     chunking: ChunkingConfig = field(default_factory=ChunkingConfig)
     derived_stems: Mapping[str, str] = field(default_factory=dict)
-    """More stems by name, such as `{"drumless": "mixture - drums"}`."""
+    """Additional stems, such as `{"drumless": "mixture - drums"}`."""
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        check(self)
-        if problems := list(_contradictions(vars_of(self))):
-            raise refusal("the configuration", problems)
+        validate(self)
+        sections = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if problems := list(_find_conflicts(sections)):
+            raise config_error("the configuration", problems)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-        """Read a JSON file; `overrides` are as `apply_overrides` takes them."""
-        return cls.from_dict(read_json(path), overrides, what=str(path))
+        """Read a JSON file; see `apply_overrides` for `overrides`."""
+        return cls.from_dict(read_json(path), overrides, source=str(path))
 
     @classmethod
     def from_dict(
@@ -225,23 +232,23 @@ class Config:
         data: Mapping[str, object],
         overrides: Sequence[str] = (),
         *,
-        what: str = "the configuration",
+        source: str = "the configuration",
     ) -> Config:
-        """Read plain data; `what` is what an error calls it."""
+        """Read JSON data; error messages begin with `source`."""
         reader = SchemaReader()
-        parts = reader.fields(cls, apply_overrides(data, overrides), "")
-        problems = [*reader.problems, *_contradictions(parts)]
+        sections = reader.read_fields(cls, apply_overrides(data, overrides), "")
+        problems = [*reader.problems, *_find_conflicts(sections)]
         if problems:
-            raise refusal(what, problems)
-        return cls(**cast("dict[str, Any]", parts))
+            raise config_error(source, problems)
+        return cls(**cast("dict[str, Any]", sections))
 
     @classmethod
-    def of(
+    def load(
         cls,
         config: Config | Mapping[str, object] | str | os.PathLike[str],
         overrides: Sequence[str] = (),
     ) -> Config:
-        """A configuration from whatever holds one."""
+        """Return a configuration from an instance, JSON data or the path of a file."""
         if isinstance(config, Config):
             return cls.from_dict(config.to_dict(), overrides) if overrides else config
         if isinstance(config, Mapping):
@@ -249,13 +256,13 @@ class Config:
         return cls.from_file(config, overrides)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain data that says the same, defaults included."""
-        return cast("dict[str, object]", plain(self))
+        """Return the configuration as JSON data, defaults included."""
+        return cast("dict[str, object]", to_plain_data(self))
 
     @classmethod
     def json_schema(cls) -> dict[str, object]:
-        """JSON Schema of what `from_dict` takes."""
-        return {"$schema": SCHEMA, "title": "demucs-infer model configuration", **schema(cls)}
+        """Return the JSON Schema of what `from_dict` accepts."""
+        return {"$schema": SCHEMA, "title": "demucs-infer model configuration", **json_schema(cls)}
 
     @property
     def chunk_size(self) -> int:
@@ -270,12 +277,12 @@ class Config:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """The derived stems as lines, in order."""
+        """The derived stems as rules (`name=terms`), in order."""
         return tuple(f"{name}={terms}" for name, terms in self.derived_stems.items())
 
     @property
     def preferences(self) -> Parameters:
-        """What a network of this kind wants however it is run."""
+        """Options that every separation with this network uses by default."""
         return {
             "profile": self.chunking.profile,
             "window": self.chunking.window,
@@ -285,7 +292,7 @@ class Config:
 
     @property
     def parameters(self) -> Parameters:
-        """All that a `Separator` is told."""
+        """All options for `Separator`."""
         inference = self.inference
         return {
             **self.preferences,
@@ -302,52 +309,50 @@ class Config:
         }
 
 
-def vars_of(config: Config) -> dict[str, object]:
-    """The sections by name."""
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
-
-
 def read_json(path: str | os.PathLike[str]) -> Mapping[str, object]:
-    """A file with one JSON table, in which no key stands twice."""
+    """Read a file with one JSON object; duplicate keys raise `ConfigError`."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: a configuration of more than {MAX_BYTES} bytes is none")
-        data = json.loads(path.read_text("utf-8"), object_pairs_hook=_once)
+            raise ConfigError(f"{path}: a configuration may have at most {MAX_BYTES} bytes")
+        data = json.loads(path.read_text("utf-8"), object_pairs_hook=_reject_duplicates)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a {type(data).__name__}, not a table")
+        raise ConfigError(f"{path}: expected a JSON object, got a {type(data).__name__}")
     return data
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    names = [name for name, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{', '.join(twice)} stands in it twice")
+def _reject_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    keys = [key for key, _ in pairs]
+    duplicates = sorted({key for key in keys if keys.count(key) > 1})
+    if duplicates:
+        raise ValueError(f"duplicate keys: {', '.join(duplicates)}")
     return dict(pairs)
 
 
 def apply_overrides(data: Mapping[str, object], overrides: Sequence[str]) -> dict[str, object]:
-    """`data` with values put in: `inference.batch_size=2`, read as JSON, or else as text."""
+    """Return a copy of `data` with values such as `inference.batch_size=2` inserted.
+
+    Values are parsed as JSON, or else taken as strings; missing objects are created.
+    """
     if isinstance(overrides, str):
-        raise ConfigError(f"overrides = {overrides!r} must be a list of lines, [{overrides!r}] say")
+        raise ConfigError(f"overrides must be a list of strings, such as [{overrides!r}]")
     result = copy.deepcopy(dict(data))
     for line in overrides:
         path, equals, text = line.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise ConfigError(f"override {line!r} must look like 'inference.batch_size=2'")
-        at: dict[str, object] = result
+        target: dict[str, object] = result
         for key in keys[:-1]:
-            inside = at.setdefault(key, {})
-            if not isinstance(inside, dict):
-                raise ConfigError(f"override {line!r}: {key} is {inside!r}, and has no keys")
-            at = inside
-        at[keys[-1]] = _json_or_text(text.strip())
+            child = target.setdefault(key, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"override {line!r}: {key} is {child!r}, not an object")
+            target = child
+        target[keys[-1]] = _json_or_text(text.strip())
     return result
 
 
@@ -361,7 +366,7 @@ def _json_or_text(text: str) -> object:
 def _sizes(
     inference: InferenceConfig, chunking: ChunkingConfig, model: LazyModelConfig, audio: AudioConfig
 ) -> tuple[int, int]:
-    """(chunk, hop) in samples."""
+    """Return (chunk, hop) in samples."""
     rate, chunk, hop = audio.sample_rate, inference.chunk_size, inference.hop_size
     if inference.chunk_size_seconds is not None:
         chunk = round(inference.chunk_size_seconds * rate)
@@ -375,45 +380,52 @@ def _sizes(
 
 
 def _overlap(chunk: int, hop: int) -> float:
-    """The fraction that comes to just this hop when it is truncated again."""
+    """Return the fraction that results in exactly this hop when the engine truncates it."""
     overlap = 1 - hop / chunk
     while int((1 - overlap) * chunk) < hop:
         overlap = nextafter(overlap, 0)
     return overlap
 
 
-def _contradictions(parts: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong between sections, as far as they could be read."""
+def _find_conflicts(sections: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems between sections, as far as those could be read."""
     needed = ("inference", "chunking", "model", "audio")
-    if all(name in parts for name in needed):
-        yield from _impossible_chunking(*(parts[name] for name in needed))
-    if "model" in parts and "derived_stems" in parts:
-        yield from _impossible_stems(parts["model"], parts["derived_stems"], parts.get("output"))
+    if all(name in sections for name in needed):
+        yield from _find_chunking_problems(*(sections[name] for name in needed))
+    if "model" in sections and "derived_stems" in sections:
+        yield from _find_stem_problems(
+            sections["model"], sections["derived_stems"], sections.get("output")
+        )
 
 
-def _impossible_chunking(
+def _find_chunking_problems(
     inference: InferenceConfig, chunking: ChunkingConfig, model: LazyModelConfig, audio: AudioConfig
 ) -> Iterator[str]:
-    hop_names = [n for n in ("hop_size", "hop_size_seconds") if getattr(inference, n) is not None]
-    if hop_names and chunking.overlap is not None:
-        yield f"chunking.overlap: {hop_names[0]} of inference says it too; leave one out"
+    hop_keys = [k for k in ("hop_size", "hop_size_seconds") if getattr(inference, k) is not None]
+    if hop_keys and chunking.overlap is not None:
+        yield f"chunking.overlap: excludes inference.{hop_keys[0]}: omit one"
     chunk, hop = _sizes(inference, chunking, model, audio)
     if chunk < 1:
-        yield f"inference.chunk_size_seconds: {inference.chunk_size_seconds} s are no sample"
-    elif hop < 1 and hop_names:
-        yield f"inference.{hop_names[0]}: {getattr(inference, hop_names[0])} is not one sample"
+        seconds = inference.chunk_size_seconds
+        yield f"inference.chunk_size_seconds: must be at least one sample, got {seconds} s"
+    elif hop < 1 and hop_keys:
+        value = getattr(inference, hop_keys[0])
+        yield f"inference.{hop_keys[0]}: must be at least one sample, got {value}"
     elif hop < 1:
-        yield f"chunking.overlap: {chunking.overlap} of {chunk} samples leaves none to advance by"
+        yield (
+            f"chunking.overlap: {chunking.overlap} of {chunk} samples leaves a hop of 0 samples: "
+            "choose a smaller overlap"
+        )
     elif hop > chunk:
-        yield f"inference.{hop_names[0]}: a hop of {hop} samples leaves gaps between {chunk}"
+        yield f"inference.{hop_keys[0]}: must be at most the window of {chunk} samples, got {hop}"
 
 
-def _impossible_stems(
+def _find_stem_problems(
     model: LazyModelConfig, derived: Mapping[str, str], output: OutputConfig | None
 ) -> Iterator[str]:
     sources = model.output_stem_names
     if MIXTURE in sources or "" in sources:
-        yield f"model.output_stem_names: {MIXTURE!r} and '' cannot be stems"
+        yield f"model.output_stem_names: {MIXTURE!r} and '' are not valid stem names"
         return
     rules = [f"{name}={terms}" for name, terms in derived.items()]
     try:

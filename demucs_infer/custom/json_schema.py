@@ -1,8 +1,14 @@
-"""Strict values out of plain data: dataclasses from JSON, every problem at once, and its schema.
+"""Read dataclasses from JSON data strictly, report every problem at once, and derive JSON Schema.
 
-A field may carry keywords of JSON Schema in its metadata (`minimum`, `uniqueItems`, ...): they are
-checked here and written into the schema. One field of a class may be the `rest`: it keeps what no
-other field is called.
+A field's metadata may contain JSON Schema keywords (`minimum`, `uniqueItems`, ...), which are
+validated here and written into the schema. One field of a class may be marked as `rest`: it
+collects all keys that are not fields.
+
+Written by hand instead of with pydantic, because network authors bring plain dataclasses, nested as
+they like. For those pydantic ignores unknown keys and accepts NaN unless each class is configured,
+which would take a walk over the same types again; its import and one schema take 0.3 s, where this
+takes nothing measurable, and it would be a compiled dependency of the core. About half of this
+module would go.
 """
 
 from __future__ import annotations
@@ -21,166 +27,168 @@ from demucs_infer.errors import ConfigError
 
 REST = "rest"
 INVALID = object()
-"""What is read where there is a problem."""
+"""Stands for a value that could not be read."""
 
-_SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
-_WORDS = {
+_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+_TYPE_NAMES = {
     bool: "true or false",
     int: "an integer",
     float: "a number",
-    str: "text",
+    str: "a string",
     type(None): "null",
 }
-_MANY = (list, tuple, Sequence)
-_TABLES = (dict, Mapping)
+_SEQUENCES = (list, tuple, Sequence)
+_MAPPINGS = (dict, Mapping)
 
 
-def refusal(what: str, problems: Sequence[str]) -> ConfigError:
-    """One error that lists all problems."""
+def config_error(source: str, problems: Sequence[str]) -> ConfigError:
+    """Return one error that lists all `problems` of `source`."""
     if len(problems) == 1:
-        return ConfigError(f"{what}: {problems[0]}")
-    return ConfigError(f"{what}: {len(problems)} problems\n  " + "\n  ".join(problems))
+        return ConfigError(f"{source}: {problems[0]}")
+    return ConfigError(f"{source}: {len(problems)} problems\n  " + "\n  ".join(problems))
 
 
 class SchemaReader:
-    """Reads plain data as what an annotation says, and collects what is wrong with it."""
+    """Convert JSON data to annotated types and collect the problems."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        """`a.b: what was given and what was expected`."""
+        """One line each: `a.b: what is wrong`."""
 
-    def complain(self, path: str, text: str) -> object:
-        """Note a problem."""
+    def add_problem(self, path: str, text: str) -> object:
+        """Record a problem and return `INVALID`."""
         self.problems.append(f"{path}: {text}" if path else text)
         return INVALID
 
-    def value(self, hint: Any, value: object, path: str) -> object:
-        """`value` as `hint`, or `INVALID`."""
-        hint, origin = _bare(hint), get_origin(_bare(hint))
+    def read(self, hint: Any, value: object, path: str) -> object:
+        """Return `value` as the type `hint`, or `INVALID`."""
+        hint, origin = _strip_hint(hint), get_origin(_strip_hint(hint))
         if hint is Any or hint is object:
             return value
-        if hint in _SCALARS:
-            return self._scalar(hint, value, path)
+        if hint in _JSON_TYPES:
+            return self._read_scalar(hint, value, path)
         if origin is Literal:
-            return self._one_of(get_args(hint), value, path)
+            return self._read_choice(get_args(hint), value, path)
         if origin in (Union, types.UnionType):
-            return self._union(get_args(hint), value, path)
-        if hint in _MANY or origin in _MANY:
-            return self._many(hint, value, path)
-        if hint in _TABLES or origin in _TABLES:
-            return self._table(hint, value, path)
+            return self._read_union(get_args(hint), value, path)
+        if hint in _SEQUENCES or origin in _SEQUENCES:
+            return self._read_sequence(hint, value, path)
+        if hint in _MAPPINGS or origin in _MAPPINGS:
+            return self._read_mapping(hint, value, path)
         if is_dataclass(hint):
-            return self.record(hint, value, path)
+            return self.read_dataclass(hint, value, path)
         if isinstance(hint, type) and issubclass(hint, Enum):
-            found = self._one_of([each.value for each in hint], value, path)
-            return found if found is INVALID else hint(found)
-        return self.complain(path, f"{_name(hint)} is nothing that JSON can say")
+            choice = self._read_choice([member.value for member in hint], value, path)
+            return choice if choice is INVALID else hint(choice)
+        return self.add_problem(path, f"unsupported type: {_describe_type(hint)}")
 
-    def record(self, cls: Any, data: object, path: str) -> object:
-        """An object of the dataclass `cls`, or `INVALID`."""
-        before = len(self.problems)
-        parts = self.fields(cls, data, path)
-        if len(self.problems) > before:
+    def read_dataclass(self, cls: Any, data: object, path: str) -> object:
+        """Return an instance of the dataclass `cls`, or `INVALID`."""
+        num_problems = len(self.problems)
+        values = self.read_fields(cls, data, path)
+        if len(self.problems) > num_problems:
             return INVALID
         try:
-            return cls(**parts)
+            return cls(**values)
         except (ValueError, TypeError, ConfigError) as error:
-            return self.complain(path, str(error))
+            return self.add_problem(path, str(error))
 
-    def fields(self, cls: Any, data: object, path: str) -> dict[str, object]:
-        """The fields of `cls` that could be read, those left out with their defaults."""
+    def read_fields(self, cls: Any, data: object, path: str) -> dict[str, object]:
+        """Return the values of the fields of `cls` that are valid, defaults included."""
         if not isinstance(data, Mapping):
-            self.complain(path, f"{_short(data)} is not a table of {cls.__name__}")
+            self.add_problem(path, f"expected an object ({cls.__name__}), got {_short(data)}")
             return {}
         hints = get_type_hints(cls)
-        known = {each.name: each for each in fields(cls) if each.init}
-        rest = next((name for name, each in known.items() if each.metadata.get(REST)), None)
-        named = {name: each for name, each in known.items() if name != rest}
+        all_fields = {field.name: field for field in fields(cls) if field.init}
+        rest = next((name for name, f in all_fields.items() if f.metadata.get(REST)), None)
+        named = {name: field for name, field in all_fields.items() if name != rest}
         unknown = [key for key in data if key not in named]
-        parts: dict[str, object] = {}
+        values: dict[str, object] = {}
         if rest is not None:
-            parts[rest] = {key: data[key] for key in unknown}
+            values[rest] = {key: data[key] for key in unknown}
         for key in unknown if rest is None else ():
-            self.complain(_join(path, key), f"there is no such key{_hint(key, named)}")
-        for name, each in named.items():
-            where = _join(path, name)
+            self.add_problem(_join_path(path, key), f"unknown key{_suggest(key, named)}")
+        for name, field in named.items():
+            field_path = _join_path(path, name)
             if name in data:
-                found = self.value(hints[name], data[name], where)
-                if found is not INVALID and self._keeps(each, found, where):
-                    parts[name] = found
-            elif _is_required(each):
-                self.complain(where, "is missing")
-            elif each.default_factory is not MISSING:
-                parts[name] = each.default_factory()
+                value = self.read(hints[name], data[name], field_path)
+                if value is not INVALID and self._check_limits(field, value, field_path):
+                    values[name] = value
+            elif _is_required(field):
+                self.add_problem(field_path, "required key is missing")
+            elif field.default_factory is not MISSING:
+                values[name] = field.default_factory()
             else:
-                parts[name] = each.default
-        return parts
+                values[name] = field.default
+        return values
 
-    def _scalar(self, kind: Any, value: object, path: str) -> object:
+    def _read_scalar(self, kind: Any, value: object, path: str) -> object:
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is kind and not (kind is float and not isfinite(typing.cast(float, value))):
             return value
-        return self.complain(path, f"{_short(value)} is not {_WORDS[kind]}")
+        return self.add_problem(path, f"expected {_TYPE_NAMES[kind]}, got {_short(value)}")
 
-    def _one_of(self, choices: Sequence[object], value: object, path: str) -> object:
+    def _read_choice(self, choices: Sequence[object], value: object, path: str) -> object:
         for choice in choices:
             if type(value) is type(choice) and value == choice:
                 return choice
-        words = ", ".join(map(_short, choices))
-        close = _hint(value, [each for each in choices if isinstance(each, str)])
-        return self.complain(path, f"{_short(value)} is not one of {words}{close}")
+        listing = ", ".join(map(_short, choices))
+        close = _suggest(value, [choice for choice in choices if isinstance(choice, str)])
+        return self.add_problem(path, f"expected one of {listing}, got {_short(value)}{close}")
 
-    def _union(self, hints: Sequence[Any], value: object, path: str) -> object:
+    def _read_union(self, hints: Sequence[Any], value: object, path: str) -> object:
         readers = []
         for hint in hints:
             reader = SchemaReader()
-            found = reader.value(hint, value, path)
+            result = reader.read(hint, value, path)
             if not reader.problems:
-                return found
+                return result
             readers.append(reader)
-        alone = [reader for hint, reader in zip(hints, readers) if hint is not type(None)]
-        if len(alone) == 1:
-            self.problems += alone[0].problems
+        not_null = [reader for hint, reader in zip(hints, readers) if hint is not type(None)]
+        if len(not_null) == 1:
+            self.problems += not_null[0].problems
             return INVALID
-        return self.complain(path, f"{_short(value)} is not {' or '.join(map(_name, hints))}")
+        expected = " or ".join(map(_describe_type, hints))
+        return self.add_problem(path, f"expected {expected}, got {_short(value)}")
 
-    def _many(self, hint: Any, value: object, path: str) -> object:
+    def _read_sequence(self, hint: Any, value: object, path: str) -> object:
         if not isinstance(value, list | tuple):
-            return self.complain(path, f"{_short(value)} is not a list")
+            return self.add_problem(path, f"expected a list, got {_short(value)}")
         kind = tuple if (get_origin(hint) or hint) is tuple else list
-        inside = get_args(hint) or (Any, ...)
-        if kind is tuple and inside[-1] is not ...:
-            if len(inside) != len(value):
-                return self.complain(path, f"{_short(value)} is not a list of {len(inside)}")
-            hints: Iterable[Any] = inside
+        arguments = get_args(hint) or (Any, ...)
+        if kind is tuple and arguments[-1] is not ...:
+            if len(arguments) != len(value):
+                text = f"expected a list of {len(arguments)}, got {_short(value)}"
+                return self.add_problem(path, text)
+            hints: Iterable[Any] = arguments
         else:
-            hints = [inside[0]] * len(value)
-        found = [self.value(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value))]
-        return INVALID if INVALID in found else kind(found)
+            hints = [arguments[0]] * len(value)
+        items = [self.read(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value))]
+        return INVALID if INVALID in items else kind(items)
 
-    def _table(self, hint: Any, value: object, path: str) -> object:
+    def _read_mapping(self, hint: Any, value: object, path: str) -> object:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            return self.complain(path, f"{_short(value)} is not a table")
-        inside = get_args(hint)[1] if get_args(hint) else Any
-        found = {key: self.value(inside, one, _join(path, key)) for key, one in value.items()}
-        return INVALID if INVALID in found.values() else found
+            return self.add_problem(path, f"expected an object, got {_short(value)}")
+        item_hint = get_args(hint)[1] if get_args(hint) else Any
+        items = {key: self.read(item_hint, v, _join_path(path, key)) for key, v in value.items()}
+        return INVALID if INVALID in items.values() else items
 
-    def _keeps(self, each: Field[Any], value: object, path: str) -> bool:
-        """Whether `value` is within what the field's metadata allows."""
-        before = len(self.problems)
+    def _check_limits(self, field: Field[Any], value: object, path: str) -> bool:
+        """Return whether `value` satisfies the JSON Schema keywords in the field's metadata."""
+        num_problems = len(self.problems)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            for keyword, (words, is_kept) in _LIMITS.items():
-                limit = each.metadata.get(keyword)
-                if limit is not None and not is_kept(value, limit):
-                    self.complain(path, f"{value} must be {words} {limit}")
+            for keyword, (words, is_satisfied) in _LIMITS.items():
+                limit = field.metadata.get(keyword)
+                if limit is not None and not is_satisfied(value, limit):
+                    self.add_problem(path, f"must be {words} {limit}, got {value}")
         if isinstance(value, tuple):
-            if len(value) < each.metadata.get("minItems", 0):
-                self.complain(path, "is empty: name at least one")
-            if each.metadata.get("uniqueItems"):
-                for one in dict.fromkeys(each for each in value if value.count(each) > 1):
-                    self.complain(path, f"{one!r} is named more than once")
-        return len(self.problems) == before
+            if len(value) < field.metadata.get("minItems", 0):
+                self.add_problem(path, "must have at least one entry")
+            if field.metadata.get("uniqueItems"):
+                for item in dict.fromkeys(item for item in value if value.count(item) > 1):
+                    self.add_problem(path, f"duplicate entry {item!r}")
+        return len(self.problems) == num_problems
 
 
 _LIMITS: dict[str, tuple[str, Any]] = {
@@ -190,76 +198,76 @@ _LIMITS: dict[str, tuple[str, Any]] = {
 }
 
 
-def check(value: object) -> None:
-    """Refuse an object of a dataclass that could not have been read from a file."""
+def validate(value: object) -> None:
+    """Raise `ConfigError` if a dataclass instance could not have been read from a file."""
     reader = SchemaReader()
-    parts = typing.cast("dict[str, object]", plain(value))
-    reader.fields(type(value), parts, "")
+    data = typing.cast("dict[str, object]", to_plain_data(value))
+    reader.read_fields(type(value), data, "")
     if reader.problems:
-        raise refusal(type(value).__name__, reader.problems)
+        raise config_error(type(value).__name__, reader.problems)
 
 
-def plain(value: object) -> object:
-    """`value` as JSON has it: tables, lists, and what is in them."""
+def to_plain_data(value: object) -> object:
+    """Return `value` as JSON data: dictionaries, lists and scalars."""
     if is_dataclass(value) and not isinstance(value, type):
-        found: dict[str, object] = {}
-        for each in fields(value):
-            if each.init:
-                one = plain(getattr(value, each.name))
-                found |= (
-                    typing.cast("dict[str, object]", one)
-                    if each.metadata.get(REST)
-                    else {each.name: one}
-                )
-        return found
+        data: dict[str, object] = {}
+        for field in fields(value):
+            if field.init:
+                item = to_plain_data(getattr(value, field.name))
+                if field.metadata.get(REST):
+                    data |= typing.cast("dict[str, object]", item)
+                else:
+                    data[field.name] = item
+        return data
     if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: to_plain_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [to_plain_data(item) for item in value]
     return value.value if isinstance(value, Enum) else value
 
 
-def schema(hint: Any) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of what `SchemaReader` takes for `hint`."""
-    hint, origin = _bare(hint), get_origin(_bare(hint))
-    inside = get_args(hint)
-    if hint in _SCALARS:
-        return {"type": _SCALARS[hint]}
+def json_schema(hint: Any) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of what `SchemaReader` accepts for `hint`."""
+    hint, origin = _strip_hint(hint), get_origin(_strip_hint(hint))
+    arguments = get_args(hint)
+    if hint in _JSON_TYPES:
+        return {"type": _JSON_TYPES[hint]}
     if origin is Literal:
-        return {"enum": list(inside)}
+        return {"enum": list(arguments)}
     if origin in (Union, types.UnionType):
-        return {"anyOf": [schema(each) for each in inside]}
-    if hint in _MANY or origin in _MANY:
-        return {"type": "array", "items": schema(inside[0] if inside else Any)}
-    if hint in _TABLES or origin in _TABLES:
-        return {"type": "object", "additionalProperties": schema(inside[1] if inside else Any)}
-    return _record_schema(hint) if is_dataclass(hint) else {}
+        return {"anyOf": [json_schema(member) for member in arguments]}
+    if hint in _SEQUENCES or origin in _SEQUENCES:
+        return {"type": "array", "items": json_schema(arguments[0] if arguments else Any)}
+    if hint in _MAPPINGS or origin in _MAPPINGS:
+        items = json_schema(arguments[1] if arguments else Any)
+        return {"type": "object", "additionalProperties": items}
+    return _dataclass_schema(hint) if is_dataclass(hint) else {}
 
 
-def _record_schema(cls: Any) -> dict[str, Any]:
+def _dataclass_schema(cls: Any) -> dict[str, Any]:
     hints = get_type_hints(cls)
-    known = [each for each in fields(cls) if each.init]
+    all_fields = [field for field in fields(cls) if field.init]
     properties = {}
-    for each in known:
-        if not each.metadata.get(REST):
-            properties[each.name] = schema(hints[each.name]) | dict(each.metadata)
-            if each.default is not MISSING:
-                properties[each.name]["default"] = plain(each.default)
+    for field in all_fields:
+        if not field.metadata.get(REST):
+            properties[field.name] = json_schema(hints[field.name]) | dict(field.metadata)
+            if field.default is not MISSING:
+                properties[field.name]["default"] = to_plain_data(field.default)
     return {
         "type": "object",
         "properties": properties,
-        "required": [each.name for each in known if _is_required(each)],
-        "additionalProperties": len(properties) < len(known),
+        "required": [field.name for field in all_fields if _is_required(field)],
+        "additionalProperties": len(properties) < len(all_fields),
     }
 
 
-def _is_required(each: Field[Any]) -> bool:
-    has_none = each.default is MISSING and each.default_factory is MISSING
-    return has_none and not each.metadata.get(REST)
+def _is_required(field: Field[Any]) -> bool:
+    has_default = field.default is not MISSING or field.default_factory is not MISSING
+    return not has_default and not field.metadata.get(REST)
 
 
-def _bare(hint: Any) -> Any:
-    """An annotation without the names and notes around it."""
+def _strip_hint(hint: Any) -> Any:
+    """Return the type behind `NewType` and `Annotated`."""
     while True:
         if hasattr(hint, "__supertype__"):  # NewType
             hint = hint.__supertype__
@@ -271,19 +279,19 @@ def _bare(hint: Any) -> Any:
             return hint
 
 
-def _join(path: str, key: object) -> str:
+def _join_path(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _hint(key: object, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(key), list(known), n=1)
+def _suggest(key: object, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(key), list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _name(hint: Any) -> str:
-    hint = _bare(hint)
-    if hint in _WORDS:
-        return _WORDS[hint]
+def _describe_type(hint: Any) -> str:
+    hint = _strip_hint(hint)
+    if hint in _TYPE_NAMES:
+        return _TYPE_NAMES[hint]
     if get_origin(hint) is Literal:
         return " or ".join(map(_short, get_args(hint)))
     return getattr(hint, "__name__", str(hint))

@@ -1,7 +1,7 @@
-"""What a network of one's own says about itself: its parameters, and how one is made of them.
+"""Describe a custom network: its parameters class and its constructor.
 
-Nothing has to be inherited. A plain dataclass with `chunk_size` and `output_stem_names` will do,
-and it may say more: see `Traits`.
+No base class is required: a plain dataclass with `chunk_size` and `output_stem_names` is enough.
+`Traits` lists the optional attributes.
 """
 
 from __future__ import annotations
@@ -27,49 +27,51 @@ P = TypeVar("P")
 
 @runtime_checkable
 class ModelParamsLike(Protocol):
-    """What any class of parameters has; an attribute or a property, by itself or inherited."""
+    """The attributes or properties that every parameters class has."""
 
     @property
     def chunk_size(self) -> int:
-        """Samples of a window that the network reads."""
+        """Samples of one window of the network."""
 
     @property
     def output_stem_names(self) -> Sequence[str]:
-        """What it answers, in its order."""
+        """Stems that the network returns, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What parameters say of a network, with what they leave unsaid."""
+    """Interface of a network, from its parameters and the defaults."""
 
     chunk_size: int
     output_stem_names: tuple[str, ...]
     input_type: InputType = "waveform"
-    """(B C W) sound, its spectrum, or both in that order."""
+    """Waveform (B C W), its spectrum, or both in that order."""
     output_type: OutputType = "waveform"
-    """Sound per stem, its spectrum, or what to multiply the spectrum of the mix by."""
+    """Per stem: waveform, spectrum, or a mask for the spectrum of the mixture."""
     input_channels: int = 2
     sample_rate: int | None = None
-    """None: whatever the configuration says."""
+    """None: `audio.sample_rate` of the configuration."""
 
     @classmethod
-    def of(cls, params: object) -> Traits:
-        """Those of any object with the names of `ModelParamsLike`."""
+    def from_params(cls, params: object) -> Traits:
+        """Read the traits of any object with the attributes of `ModelParamsLike`.
+
+        Raises `ConfigError` for missing attributes and for types that are not audio.
+        """
         if not isinstance(params, ModelParamsLike):
-            own = ("chunk_size", "output_stem_names")
-            missing = [name for name in own if not hasattr(params, name)]
+            required = ("chunk_size", "output_stem_names")
+            missing = [name for name in required if not hasattr(params, name)]
             raise ConfigError(f"model: {type(params).__name__} has no {' and no '.join(missing)}")
         problems = []
-        for name, known in (
+        for name, choices in (
             ("input_type", INPUTS),
             ("output_type", OUTPUTS),
             ("inference_archetype", ARCHETYPES),
         ):
-            value = getattr(params, name, known[0])
-            if value not in known:
+            value = getattr(params, name, choices[0])
+            if value not in choices:
                 problems.append(
-                    f"model.{name}: {value!r} is not one of {', '.join(known)}, "
-                    "and what does not become sound cannot be separated with"
+                    f"model.{name}: expected one of {', '.join(choices)}, got {value!r}"
                 )
         if problems:
             raise ConfigError("\n".join(problems))
@@ -84,13 +86,13 @@ class Traits:
 
     @property
     def needs_stft(self) -> bool:
-        """Whether there are spectra on either side."""
+        """Whether the input or the output is a spectrum."""
         return (self.input_type, self.output_type) != ("waveform", "waveform")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata(Generic[P]):
-    """A kind of network: `metadata.model(params)` makes one, without weights."""
+    """A type of network: `metadata.model(params)` creates one, without trained weights."""
 
     model_type: str
     params: type[P]
@@ -100,33 +102,34 @@ class ModelMetadata(Generic[P]):
     def from_module(
         cls, module_name: str, model_cls_name: str, *, model_type: str, package: str | None = None
     ) -> ModelMetadata[P]:
-        """Import a module, in which `Net` has its parameters in `NetParams`.
+        """Import the class `model_cls_name` and its parameters class, named `...Params`.
 
-        A `module_name` that begins with a dot is looked for in `package`.
+        A `module_name` that begins with a dot is relative to `package`. Raises `ValueError` if the
+        module cannot be imported and `AttributeError` if it lacks one of the classes.
         """
         try:
             name = util.resolve_name(module_name, package)
             module = import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # it is there, and needs something that is not
+                raise  # the module exists; one that it imports does not
             raise ValueError(
-                f"there is no module {name!r}: install its package, or put its folder on PYTHONPATH"
+                f"no module {name!r}: install its package, or add its folder to PYTHONPATH"
             ) from error
         except ImportError as error:
             raise ValueError(
-                f"module {module_name!r} of package {package!r} cannot be found: {error}"
+                f"cannot find module {module_name!r} of package {package!r}: {error}"
             ) from error
         except Exception as error:
             raise ValueError(
-                f"module {name!r} cannot be imported: {type(error).__name__}: {error}"
+                f"cannot import module {name!r}: {type(error).__name__}: {error}"
             ) from error
         if not hasattr(module, model_cls_name):
             raise AttributeError(f"module {name!r} has no class {model_cls_name!r}")
         if not hasattr(module, f"{model_cls_name}Params"):
             raise AttributeError(
-                f"module {name!r} has no class '{model_cls_name}Params', of which an instance is "
-                f"what {model_cls_name!r} is made from"
+                f"module {name!r} has no class '{model_cls_name}Params', the parameters class of "
+                f"{model_cls_name!r}"
             )
         params, model = getattr(module, f"{model_cls_name}Params"), getattr(module, model_cls_name)
         return cls(model_type, cast("type[P]", params), cast("Callable[[P], nn.Module]", model))

@@ -1,8 +1,8 @@
-"""Which networks of other people there are, by name; none is imported before it is used.
+"""Registry of custom networks by name; none is imported before it is used.
 
-An installed package offers some through its entry points of the group `demucs_infer.models`, and
-a program adds its own with `register_model`. Each name stands for a `ModelMetadata`, which needs a
-configuration and weights, or for a function without arguments that gives a network with its own.
+Installed packages register theirs with entry points of the group `demucs_infer.models`, programs
+with `register_model`. A name refers to a `ModelMetadata`, which needs a configuration and weights,
+or to a function without arguments that returns a network with its weights.
 """
 
 from __future__ import annotations
@@ -21,52 +21,58 @@ if TYPE_CHECKING:
 
 GROUP = "demucs_infer.models"
 
-Offer: TypeAlias = "ModelMetadata[Any] | Callable[[], nn.Module]"
+RegisteredModel: TypeAlias = "ModelMetadata[Any] | Callable[[], nn.Module]"
 
-_registered: dict[str, Offer] = {}
+_registered: dict[str, RegisteredModel] = {}
 _lock = Lock()
 
 
-def register_model(offer: Offer, name: str | None = None) -> None:
-    """Make a kind of network, or a function that gives a network, known in this process.
+def register_model(model: RegisteredModel, name: str | None = None) -> None:
+    """Register a type of network, or a function that returns a network, in this process.
 
-    Metadata is known by its `model_type` unless `name` says otherwise; registering the same again
-    changes nothing.
+    `name` defaults to the `model_type` of metadata. Registering the same model again has no effect;
+    another one under the same name raises `ValueError`.
     """
     if name is None:
-        if not isinstance(offer, ModelMetadata):
-            raise ValueError("a function that gives a network needs a name")
-        name = offer.model_type
-    if not name or not callable(offer) and not isinstance(offer, ModelMetadata):
-        raise ValueError(f"{name!r} is {offer!r}, neither a ModelMetadata nor a function")
-    if name in _taken():
-        raise ValueError(f"{name!r} is a model of the catalogue: take another name")
+        if not isinstance(model, ModelMetadata):
+            raise ValueError("a function needs a name: register_model(function, 'my-model')")
+        name = model.model_type
+    if not name or not callable(model) and not isinstance(model, ModelMetadata):
+        raise ValueError(
+            f"cannot register {model!r} as {name!r}: expected a ModelMetadata or a function"
+        )
+    if name in _catalog_names():
+        raise ValueError(f"{name!r} is a model of the catalog: choose another name")
     with _lock:
-        if _registered.setdefault(name, offer) != offer:
-            raise ValueError(f"{name!r} is registered already, for {_registered[name]!r}")
+        if _registered.setdefault(name, model) != model:
+            raise ValueError(f"{name!r} is already registered as {_registered[name]!r}")
 
 
-def list_offered_models() -> dict[str, str]:
-    """Where each name leads, as `module:attribute`; nothing is imported."""
-    found = {name: points[0].value for name, points in _entry_points().items()}
+def list_registered_models() -> dict[str, str]:
+    """Return `module:attribute` of each registered name, without importing any of them."""
+    locations = {name: points[0].value for name, points in _entry_points().items()}
     with _lock:
-        for name, offer in _registered.items():
-            made = offer.model if isinstance(offer, ModelMetadata) else offer
-            qualified = getattr(made, "__qualname__", type(made).__qualname__)
-            found[name] = f"{made.__module__}:{qualified}"
-    return {name: where for name, where in sorted(found.items()) if name not in _taken()}
+        for name, entry in _registered.items():
+            factory = entry.model if isinstance(entry, ModelMetadata) else entry
+            qualname = getattr(factory, "__qualname__", type(factory).__qualname__)
+            locations[name] = f"{factory.__module__}:{qualname}"
+    catalog_names = _catalog_names()
+    return {name: loc for name, loc in sorted(locations.items()) if name not in catalog_names}
 
 
 def find_package(name: str) -> str | None:
-    """The package that offers a name, with its version; None where no package does."""
+    """Return package, version and location of an entry point `name`; None if there is none."""
     for point in _entry_points().get(name, []):
         if point.dist is not None:
             return f"{point.dist.name}=={point.dist.version} {point.value}"
     return None
 
 
-def find_offer(name: str) -> Offer | None:
-    """What `name` stands for, imported if it must be; None if nobody offers it."""
+def find_registered_model(name: str) -> RegisteredModel | None:
+    """Return the entry registered as `name`, imported if necessary; None if there is none.
+
+    Raises `ModelLoadingError` if it cannot be imported or if two packages register the same name.
+    """
     with _lock:
         if name in _registered:
             return _registered[name]
@@ -75,66 +81,71 @@ def find_offer(name: str) -> Offer | None:
         return None
     if len({point.value for point in points}) > 1:
         packages = " and ".join(_package(point) for point in points)
-        raise ModelLoadingError(f"{name!r} is offered by {packages}: uninstall one of them")
+        raise ModelLoadingError(f"{name!r} is registered by {packages}: uninstall one of them")
     point = points[0]
     try:
-        offer = point.load()
+        entry = point.load()
     except Exception as error:
         raise ModelLoadingError(
-            f"the model {name!r} of {_package(point)} cannot be imported from {point.value}: "
+            f"cannot import model {name!r} of {_package(point)} from {point.value}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if not isinstance(offer, ModelMetadata) and not callable(offer):
+    if not isinstance(entry, ModelMetadata) and not callable(entry):
         raise ModelLoadingError(
-            f"the model {name!r} of {_package(point)} is a {type(offer).__name__}, "
-            "neither a ModelMetadata nor a function"
+            f"model {name!r} of {_package(point)} must be a ModelMetadata or a function, "
+            f"got {type(entry).__name__}"
         )
-    return cast(Offer, offer)
+    return cast(RegisteredModel, entry)
 
 
-def load_offered_network(name: str) -> nn.Module:
-    """The network that a name stands for, with its weights."""
-    offer = find_offer(name)
-    if offer is None:
+def load_registered_network(name: str) -> nn.Module:
+    """Create the network registered as `name`, with its weights."""
+    entry = find_registered_model(name)
+    if entry is None:
         catalog = load_catalog()
-        raise ModelNotFound(name, {*catalog.bags, *catalog.checkpoints, *list_offered_models()})
-    if isinstance(offer, ModelMetadata):
+        raise ModelNotFound(name, {*catalog.bags, *catalog.checkpoints, *list_registered_models()})
+    if isinstance(entry, ModelMetadata):
         raise ModelLoadingError(
-            f"{name!r} is a kind of network, without weights: "
-            "give Separator.from_pretrained a config and a checkpoint"
+            f"{name!r} is a type of network without weights: "
+            "pass a config and a checkpoint to Separator.from_pretrained"
         )
     from torch import nn
 
-    network = offer()
+    network = entry()
     if not isinstance(network, nn.Module):
-        raise ModelLoadingError(f"{name!r} gave a {type(network).__name__}, not a network")
+        raise ModelLoadingError(
+            f"the function of {name!r} must return a network, got {type(network).__name__}"
+        )
     return network.eval()
 
 
 def find_metadata(model_type: str) -> ModelMetadata[Any]:
-    """The kind of network that a configuration names."""
-    offer = find_offer(model_type)
-    if isinstance(offer, ModelMetadata):
-        return offer
-    if offer is not None:
-        raise ConfigError(f"model_type: {model_type!r} is a network, and has its weights already")
-    names = ", ".join(list_offered_models()) or "none"
+    """Return the metadata registered as `model_type`; raise `ConfigError` if there is none."""
+    entry = find_registered_model(model_type)
+    if isinstance(entry, ModelMetadata):
+        return entry
+    if entry is not None:
+        raise ConfigError(
+            f"model_type: {model_type!r} is a network with weights, not a ModelMetadata: "
+            f"use Separator({model_type!r}) without config and checkpoint"
+        )
+    names = ", ".join(list_registered_models()) or "none"
     raise ConfigError(
-        f"model_type: no network is known as {model_type!r} (there are: {names}); install its "
-        "package, call register_model, or say which module and class it is"
+        f"model_type: no network is registered as {model_type!r} (registered: {names}); install "
+        "its package, call register_model, or specify its module and class"
     )
 
 
 def _entry_points() -> dict[str, list[EntryPoint]]:
-    found: dict[str, list[EntryPoint]] = {}
+    points_by_name: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=GROUP):
-        found.setdefault(point.name, []).append(point)
-    return found
+        points_by_name.setdefault(point.name, []).append(point)
+    return points_by_name
 
 
 def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "a package"
 
 
-def _taken() -> set[str]:
+def _catalog_names() -> set[str]:
     return {*load_catalog().bags, *load_catalog().checkpoints}

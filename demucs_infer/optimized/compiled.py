@@ -17,14 +17,14 @@ from demucs_infer.transformer import CrossTransformer
 def compile_network(network: nn.Module, backend: Any = "inductor") -> nn.Module:
     """Return a copy of a network whose real-valued core is compiled at its first window.
 
-    The core is the network's `estimate` or `ask`, if it has one: spectra stay outside, because the
-    compiler does not handle complex numbers. If compilation fails, the copy warns once and runs
-    without it.
+    The core is the network's `estimate` or `run_network`, if it has one: spectra stay outside,
+    because the compiler does not handle complex numbers. If compilation fails, the copy warns once
+    and runs without it.
     """
     for positions in (CrossTransformer._positions, CrossTransformer._positions_t):
         torch.compiler.assume_constant_result(positions)  # looked up once, not for every window
     compiled = copy.copy(network)
-    name = next(core for core in ("estimate", "ask", "forward") if hasattr(network, core))
+    name = next(core for core in ("estimate", "run_network", "forward") if hasattr(network, core))
     object.__setattr__(compiled, name, _CompiledCore(getattr(network, name), backend))
     return compiled
 

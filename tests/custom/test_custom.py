@@ -1,4 +1,4 @@
-"""Networks of other people: described, found, filled, and run by the same engine.
+"""Test that custom networks are described, registered, loaded and run.
 
 Shapes: B batch, S stems, C channels, W samples of a window, F bins, T frames.
 """
@@ -60,7 +60,7 @@ class GainParams:
 
 
 class Gain(nn.Module):
-    """Each stem is the mix times its weight; the norm is only there to be counted."""
+    """Each stem is the mixture times its weight; the norm provides an integer buffer."""
 
     def __init__(self, params: GainParams) -> None:
         super().__init__()
@@ -94,24 +94,24 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_registered", {})
     yield
 
 
-# ── what a network says of itself ──
+# ── metadata ──
 
 
-def test_parameters_are_known_by_their_names_alone() -> None:
+def test_parameters_class_needs_no_base_class() -> None:
     class Bare:
         chunk_size = 5
         output_stem_names = ["a"]
 
     assert isinstance(Bare(), ModelParamsLike)
-    assert Traits.of(Bare()) == Traits(5, ("a",), "waveform", "waveform", 2, None)
+    assert Traits.from_params(Bare()) == Traits(5, ("a",), "waveform", "waveform", 2, None)
     assert not isinstance(object(), ModelParamsLike)
     with pytest.raises(ConfigError, match="object has no chunk_size and no output_stem_names"):
-        Traits.of(object())
+        Traits.from_params(object())
 
 
 @pytest.mark.parametrize(
@@ -122,20 +122,20 @@ def test_parameters_are_known_by_their_names_alone() -> None:
         ("inference_archetype", "sequence_labeling"),
     ],
 )
-def test_what_does_not_become_sound_is_refused(name: str, value: str) -> None:
+def test_types_that_are_not_audio_are_refused(name: str, value: str) -> None:
     params = type("Params", (), {"chunk_size": 5, "output_stem_names": ["a"], name: value})()
-    with pytest.raises(ConfigError, match=f"model.{name}: '{value}' is not one of .* not become"):
-        Traits.of(params)
+    with pytest.raises(ConfigError, match=f"model.{name}: expected one of .*, got '{value}'"):
+        Traits.from_params(params)
 
 
-def test_metadata_is_a_value_that_makes_networks() -> None:
+def test_metadata_is_comparable_and_creates_networks() -> None:
     assert ModelMetadata("gain", GainParams, Gain) == GAIN
     assert isinstance(GAIN.model(GainParams(1000, ("a",))), Gain)
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A package on the path that nobody has imported."""
+    """Create a package on the path that is not imported yet."""
     folder = tmp_path / "away" / "away_package"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")
@@ -149,37 +149,39 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         del sys.modules[name]
 
 
-def test_metadata_from_a_module(package: str) -> None:
-    found: ModelMetadata[Any] = ModelMetadata.from_module(f"{package}.nets", "Net", model_type="n")
-    same: ModelMetadata[Any] = ModelMetadata.from_module(
+def test_metadata_from_module(package: str) -> None:
+    metadata: ModelMetadata[Any] = ModelMetadata.from_module(
+        f"{package}.nets", "Net", model_type="n"
+    )
+    relative: ModelMetadata[Any] = ModelMetadata.from_module(
         ".nets", "Net", model_type="n", package=package
     )
-    assert found == same
-    assert (found.params.__name__, found.model.__name__) == ("NetParams", "Net")  # type: ignore[attr-defined]  # a class
+    assert metadata == relative
+    assert (metadata.params.__name__, metadata.model.__name__) == ("NetParams", "Net")  # type: ignore[attr-defined]  # a class
 
 
 @pytest.mark.parametrize(
     ("module", "name", "error", "message"),
     [
-        ("{}.none", "Net", ValueError, "there is no module 'away_package.none': install"),
-        ("no_such_package", "Net", ValueError, "there is no module 'no_such_package'"),
+        ("{}.none", "Net", ValueError, "no module 'away_package.none': install"),
+        ("no_such_package", "Net", ValueError, "no module 'no_such_package'"),
         ("{}.nets", "Bare", AttributeError, "module 'away_package.nets' has no class 'BareParams'"),
         ("{}.nets", "Lost", AttributeError, "module 'away_package.nets' has no class 'Lost'"),
-        (".nets", "Net", ValueError, "'.nets' of package None cannot be found"),
+        (".nets", "Net", ValueError, "cannot find module '.nets' of package None"),
         ("{}.broken", "Net", ModuleNotFoundError, "a_module_that_is_nowhere"),
     ],
 )
-def test_metadata_from_what_is_not_there(
+def test_metadata_from_missing_module_or_class(
     package: str, module: str, name: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         ModelMetadata.from_module(module.format(package), name, model_type="n")
 
 
-# ── found by name ──
+# ── registry ──
 
 
-def test_a_registered_function_is_a_model(checkpoint: Path) -> None:
+def test_registered_function_provides_a_model(checkpoint: Path) -> None:
     register_model(lambda: load_network(Config.from_dict(CONFIG), checkpoint, GAIN), "my-gain")
     assert list_models()["single"]["my-gain"].startswith("tests.custom.test_custom:")  # type: ignore[union-attr]  # a module
     assert isinstance(get_model("my-gain"), WaveformModel)
@@ -191,39 +193,43 @@ def test_a_registered_function_is_a_model(checkpoint: Path) -> None:
     torch.testing.assert_close(stems["drums"], 0.25 * mix, rtol=0, atol=1e-6)
 
 
-def test_registering() -> None:
+def test_register_model_refuses_conflicts() -> None:
     register_model(GAIN)
     register_model(GAIN)  # a module that is imported twice
     assert registry.find_metadata("gain") is GAIN
-    with pytest.raises(ValueError, match="'gain' is registered already"):
-        register_model(ModelMetadata("gain", GainParams, WaveformModel))  # type: ignore[arg-type]  # any will do
-    with pytest.raises(ValueError, match="'htdemucs' is a model of the catalogue: take another"):
+    with pytest.raises(ValueError, match="'gain' is already registered"):
+        register_model(ModelMetadata("gain", GainParams, WaveformModel))  # type: ignore[arg-type]  # any class
+    with pytest.raises(ValueError, match="'htdemucs' is a model of the catalog: choose another"):
         register_model(GAIN, "htdemucs")
     with pytest.raises(ValueError, match="needs a name"):
         register_model(lambda: nn.Identity())
-    with pytest.raises(ValueError, match="neither a ModelMetadata nor a function"):
-        register_model(3, "three")  # type: ignore[arg-type]  # what a caller may do
+    with pytest.raises(ValueError, match="expected a ModelMetadata or a function"):
+        register_model(3, "three")  # type: ignore[arg-type]  # the error under test
 
 
-def test_a_name_that_stands_for_something_else(checkpoint: Path) -> None:
+def test_name_of_the_wrong_kind_is_refused(checkpoint: Path) -> None:
     register_model(GAIN)
     register_model(lambda: nn.Identity(), "identity")
-    register_model(lambda: "text", "text")  # type: ignore[arg-type,return-value]  # what a caller may do
-    with pytest.raises(ModelLoadingError, match="'gain' is a kind of network, without weights"):
+    register_model(lambda: "text", "text")  # type: ignore[arg-type,return-value]  # the error under test
+    with pytest.raises(ModelLoadingError, match="'gain' is a type of network without weights"):
         get_model("gain")
-    with pytest.raises(ModelLoadingError, match="'text' gave a str, not a network"):
+    with pytest.raises(
+        ModelLoadingError, match="function of 'text' must return a network, got str"
+    ):
         get_model("text")
     with pytest.raises(ModelNotFound, match="no model named 'gian'. Did you mean 'gain'?"):
         get_model("gian")
     data = CONFIG | {"model_type": "identity"}
-    with pytest.raises(ConfigError, match="'identity' is a network, and has its weights already"):
+    with pytest.raises(ConfigError, match="'identity' is a network with weights"):
         Separator.from_pretrained(config=data, checkpoint=checkpoint)
-    with pytest.raises(ConfigError, match=r"no network is known as 'gone' \(there are: gain, "):
+    with pytest.raises(
+        ConfigError, match=r"no network is registered as 'gone' \(registered: gain, "
+    ):
         Separator.from_pretrained(config=data | {"model_type": "gone"}, checkpoint=checkpoint)
 
 
 def install(folder: Path, name: str, points: dict[str, str], code: str = "") -> None:
-    """What an installer leaves behind of a package with entry points."""
+    """Write the files of an installed package with entry points."""
     (folder / f"{name}.py").write_text(code)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
@@ -246,7 +252,7 @@ assert [name for name in sys.modules if name.startswith("package")] == ["package
 """
 
 
-def test_ten_packages_are_listed_and_none_is_imported(tmp_path: Path) -> None:
+def test_listing_imports_no_package(tmp_path: Path) -> None:
     code = "from torch import nn\ndef make(): return nn.Linear(1, 1)\n"
     for i in range(10):
         install(tmp_path, f"package{i}", {f"model{i}": f"package{i}:make"}, code)
@@ -257,40 +263,40 @@ def test_ten_packages_are_listed_and_none_is_imported(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_packages_that_are_broken_or_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_and_conflicting_packages_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, "torn", {"torn": "torn:gone", "three": "torn:three"}, "three = 3")
     install(tmp_path, "worn", {"worn": "worn:x", "twin": "worn:x"}, "raise RuntimeError('rust')")
     install(tmp_path, "born", {"twin": "born:x", "htdemucs": "born:x"})
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, message in {
-        "torn": "'torn' of torn cannot be imported from torn:gone: AttributeError: .*'gone'",
-        "worn": "'worn' of worn cannot be imported from worn:x: RuntimeError: rust",
-        "twin": "'twin' is offered by (worn and born|born and worn): uninstall one of them",
-        "three": "'three' of torn is a int, neither a ModelMetadata nor a function",
+        "torn": "model 'torn' of torn from torn:gone: AttributeError: .*'gone'",
+        "worn": "model 'worn' of worn from worn:x: RuntimeError: rust",
+        "twin": "'twin' is registered by (worn and born|born and worn): uninstall one of them",
+        "three": "'three' of torn must be a ModelMetadata or a function, got int",
     }.items():
         with pytest.raises(ModelLoadingError, match=message):
             get_model(name)
     assert list_models()["single"]["torn"] == "torn:gone"
-    assert "htdemucs" not in list_models()["single"]  # ours goes first
+    assert "htdemucs" not in list_models()["single"]  # the catalog takes precedence
 
 
-# ── filled ──
+# ── weights ──
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.", "module.model."])
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "lightning"])
-def test_weights_are_found_behind_what_wrappers_add(
-    tmp_path: Path, prefix: str, wrapped: bool
-) -> None:
+def test_prefixes_of_wrappers_are_removed(tmp_path: Path, prefix: str, wrapped: bool) -> None:
     named: dict[str, Any] = {f"{prefix}{name}": weight for name, weight in state().items()}
     torch.save({"state_dict": named, "epoch": 3} if wrapped else named, tmp_path / "x.ckpt")
     network = load_weights(Gain(GainParams(1000, ("a", "b"))), tmp_path / "x.ckpt")
     assert network.gains.tolist() == [0.25, 0.75]
     assert int(network.norm.num_batches_tracked) == 7  # type: ignore[arg-type]  # a buffer
-    assert network.norm.num_batches_tracked.dtype == torch.int64  # type: ignore[union-attr]  # so too
+    assert network.norm.num_batches_tracked.dtype == torch.int64  # type: ignore[union-attr]  # a buffer
 
 
-def test_weights_that_are_not_those_of_the_network(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     wrong = state() | {"gains": torch.zeros(3), "more": torch.zeros(1)}
     del wrong["norm.bias"]
     save_file(wrong, tmp_path / "x.safetensors")
@@ -301,7 +307,7 @@ def test_weights_that_are_not_those_of_the_network(tmp_path: Path) -> None:
     assert "1 missing ('norm.bias'); 1 unexpected ('more'); 1 differ" in str(caught.value)
 
 
-def test_a_count_is_not_taken_for_a_weight(tmp_path: Path) -> None:
+def test_integer_weights_are_refused(tmp_path: Path) -> None:
     torch.save(state() | {"gains": torch.tensor([1, 2])}, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match="'gains' is torch.int64, not a real number"):
         load_weights(Gain(GainParams(1000, ("a", "b"))), tmp_path / "x.ckpt")
@@ -316,7 +322,7 @@ class Bomb:
         return exec, ("raise SystemExit('the file ran')",)
 
 
-def test_a_file_that_would_run_code_does_not(tmp_path: Path) -> None:
+def test_pickled_code_is_refused(tmp_path: Path) -> None:
     torch.save(
         {"state_dict": state() | {"gains": Bomb()}}, tmp_path / "x.ckpt", pickle_module=pickle
     )
@@ -324,10 +330,10 @@ def test_a_file_that_would_run_code_does_not(tmp_path: Path) -> None:
         Separator.from_pretrained(config=CONFIG, checkpoint=tmp_path / "x.ckpt", metadata=GAIN)
 
 
-# ── from a configuration and a file ──
+# ── from_pretrained ──
 
 
-def test_from_pretrained(checkpoint: Path, tmp_path: Path) -> None:
+def test_from_pretrained_separates(checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(CONFIG | {"derived_stems": {"rest": "mixture-drums"}}))
     register_model(GAIN)
@@ -340,11 +346,11 @@ def test_from_pretrained(checkpoint: Path, tmp_path: Path) -> None:
     assert not separator.model.training
     assert (separator.samplerate, separator.audio_channels) == (8000, 2)
     for stem, gain in zip(stems, (0.25, 0.75, 0.75)):
-        # Hann windows that are added and divided out again: a few roundings of float32.
+        # Overlap-add of Hann windows: a few roundings of float32.
         torch.testing.assert_close(stems[stem], gain * mix, rtol=0, atol=1e-6)
 
 
-def test_what_is_said_goes_before_the_configuration(checkpoint: Path) -> None:
+def test_arguments_override_the_configuration(checkpoint: Path) -> None:
     separator = Separator.from_pretrained(
         config=CONFIG | {"output": {"stems": ["bass"]}},
         checkpoint=checkpoint,
@@ -355,8 +361,8 @@ def test_what_is_said_goes_before_the_configuration(checkpoint: Path) -> None:
     assert separator.stems == ("drums",)
 
 
-def test_the_grid_is_the_configurations(checkpoint: Path) -> None:
-    """A padded grid gives the ends as many windows as the middle, and so has more of them."""
+def test_configured_profile_determines_the_number_of_windows(checkpoint: Path) -> None:
+    """A padded grid covers the ends with as many windows as the middle, so it has more."""
     sizes = ["inference.chunk_size=1000", "inference.hop_size=250", "inference.batch_size=1"]
     totals = {}
     for profile in ("padded", "demucs"):
@@ -371,38 +377,38 @@ def test_the_grid_is_the_configurations(checkpoint: Path) -> None:
     assert totals == {"padded": (2000 + 2 * 750 - 1000) // 250 + 1, "demucs": 2000 // 250}
 
 
-def test_files_are_as_the_configuration_says(checkpoint: Path, tmp_path: Path) -> None:
+def test_configured_output_format_is_the_default(checkpoint: Path, tmp_path: Path) -> None:
     output = {"format": "flac", "bits": 24, "clip": "none", "stems": ["bass"]}
     separator = Separator.from_pretrained(
         config=CONFIG | {"output": output}, checkpoint=checkpoint, metadata=GAIN
     )
     mix = noise(2, 4000)
-    found = separator.separate_to(mix, tmp_path / "a", sample_rate=8000)
-    assert [path.name for path in found.paths.values() if path] == ["bass.flac"]
-    other = separator.separate_to(mix, tmp_path / "b", "wav", sample_rate=8000)
-    assert [path.name for path in other.paths.values() if path] == ["bass.wav"]
+    result = separator.separate_to(mix, tmp_path / "a", sample_rate=8000)
+    assert [path.name for path in result.paths.values() if path] == ["bass.flac"]
+    wav_result = separator.separate_to(mix, tmp_path / "b", "wav", sample_rate=8000)
+    assert [path.name for path in wav_result.paths.values() if path] == ["bass.wav"]
 
 
-def test_building_draws_none_of_the_callers_numbers(checkpoint: Path) -> None:
+def test_building_keeps_the_global_random_state(checkpoint: Path) -> None:
     before = torch.get_rng_state()
     load_network(Config.from_dict(CONFIG), checkpoint, GAIN)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_configuration_for_another_kind(checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match="is for 'other', and the network is a 'gain'"):
+def test_metadata_of_another_model_type_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="has 'other', but the metadata 'gain'"):
         build_network(Config.from_dict(CONFIG | {"model_type": "other"}), GAIN)
 
 
-def test_an_unknown_key_of_the_model_names_itself(checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match="model.depth: there is no such key"):
+def test_unknown_model_key_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="model.depth: unknown key"):
         Separator.from_pretrained(
             config=CONFIG, checkpoint=checkpoint, metadata=GAIN, overrides=["model.depth=3"]
         )
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_weights_of_half_the_size(checkpoint: Path, kind: str) -> None:
+def test_weights_dtype_converts_the_weights(checkpoint: Path, kind: str) -> None:
     separator = Separator.from_pretrained(
         config=CONFIG,
         checkpoint=checkpoint,
@@ -411,14 +417,14 @@ def test_weights_of_half_the_size(checkpoint: Path, kind: str) -> None:
     )
     assert model_floating_dtype(separator.model) == str_to_torch_dtype(kind)
     mix = noise(2, 3000)
-    found = separator.run(mix)["bass"]
-    assert found.dtype == torch.float32
-    # 8 bits of mantissa at the least, on samples of at most 0.5.
-    torch.testing.assert_close(found, 0.75 * mix, rtol=0, atol=4e-3)
+    stem = separator.run(mix)["bass"]
+    assert stem.dtype == torch.float32
+    # At least 8 bits of mantissa, on samples of at most 0.5.
+    torch.testing.assert_close(stem, 0.75 * mix, rtol=0, atol=4e-3)
 
 
 @pytest.mark.parametrize(
-    ("told", "said", "backends"),
+    ("configured", "arguments", "backends"),
     [
         (None, {}, []),
         ("eager", {}, ["eager"]),
@@ -426,27 +432,27 @@ def test_weights_of_half_the_size(checkpoint: Path, kind: str) -> None:
         (None, {"compile": "eager"}, ["eager"]),
     ],
 )
-def test_a_compiled_network_answers_the_same(
-    told: str | None, said: Any, backends: list[str], checkpoint: Path, monkeypatch: Any
+def test_compiled_network_returns_the_same(
+    configured: str | None, arguments: Any, backends: list[str], checkpoint: Path, monkeypatch: Any
 ) -> None:
-    # "eager" is the backend that needs no C++ compiler: the graph is taken, and run as it is.
-    seen: list[str] = []
+    # The "eager" backend needs no C++ compiler.
+    used_backends: list[str] = []
 
-    def watched(network: nn.Module, backend: str) -> nn.Module:
-        seen.append(backend)
+    def record_backend(network: nn.Module, backend: str) -> nn.Module:
+        used_backends.append(backend)
         return compile_network(network, backend)
 
-    monkeypatch.setattr("demucs_infer.api.compiled", watched)
+    monkeypatch.setattr("demucs_infer.api.compiled", record_backend)
     separator = Separator.from_pretrained(
         config=CONFIG,
         checkpoint=checkpoint,
         metadata=GAIN,
-        overrides=[f"inference.compile={told}"] if told else [],
-        **said,
+        overrides=[f"inference.compile={configured}"] if configured else [],
+        **arguments,
     )
     mix = noise(2, 3000)
     torch.testing.assert_close(separator.run(mix)["bass"], 0.75 * mix)
-    assert seen == backends
+    assert used_backends == backends
 
 
 # ── spectra ──
@@ -455,21 +461,21 @@ STFT = StftConfig(n_fft=256, hop_length=64)
 MAGNITUDE = StftConfig(n_fft=256, hop_length=64, spectrum="magnitude")
 
 
-def params(reads: str, answers: str) -> Any:
+def params(input_type: str, output_type: str) -> Any:
     names = {"chunk_size": 1024, "output_stem_names": ("a", "b")}
-    return type("Params", (), {**names, "input_type": reads, "output_type": answers})()
+    return type("Params", (), {**names, "input_type": input_type, "output_type": output_type})()
 
 
 class Ones(nn.Module):
-    """A mask of ones, or twice what it is given; it remembers the shapes that it saw."""
+    """Return a mask of ones, or twice the input; record the shapes of the inputs."""
 
     def __init__(self, doubles: bool = False) -> None:
         super().__init__()
         self.doubles = doubles
-        self.seen: list[tuple[int, ...]] = []
+        self.input_shapes: list[tuple[int, ...]] = []
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        self.seen = [tuple(each.shape) for each in inputs]
+        self.input_shapes = [tuple(x.shape) for x in inputs]
         last = inputs[-1]
         if self.doubles:
             return {"b": 2 * last, "a": last}
@@ -480,21 +486,21 @@ class Ones(nn.Module):
 
 
 @pytest.mark.parametrize("stft", [STFT, MAGNITUDE], ids=["parts", "magnitude"])
-@pytest.mark.parametrize("reads", ["spectrogram", "waveform_and_spectrogram"])
-def test_a_mask_of_ones_gives_the_mix(stft: StftConfig, reads: str) -> None:
+@pytest.mark.parametrize("input_type", ["spectrogram", "waveform_and_spectrogram"])
+def test_mask_of_ones_returns_the_mixture(stft: StftConfig, input_type: str) -> None:
     network = Ones()
     mix = noise(2, 1500)[None]
-    answer = create_w2w_model(network, params(reads, "spectrogram_mask"), stft=stft)(mix)
-    assert answer.shape == (1, 2, 2, 1500)
-    # There and back through a transform of 256 points in float32.
-    torch.testing.assert_close(answer[:, 0], mix, rtol=0, atol=1e-6)
+    stems = create_w2w_model(network, params(input_type, "spectrogram_mask"), stft=stft)(mix)
+    assert stems.shape == (1, 2, 2, 1500)
+    # A transform of 256 points and its inverse in float32.
+    torch.testing.assert_close(stems[:, 0], mix, rtol=0, atol=1e-6)
     spectrum = (1, 2, 129, 24, *([2] if stft is STFT else []))
-    assert network.seen == [*([(1, 2, 1500)] if "wave" in reads else []), spectrum]
+    assert network.input_shapes == [*([(1, 2, 1500)] if "wave" in input_type else []), spectrum]
 
 
 @pytest.mark.parametrize("length", [5, 3000])
-def test_a_network_reads_whole_windows_only(length: int) -> None:
-    """The last chunk, or a track, may be too short for a single frame of the spectrum."""
+def test_network_receives_whole_windows_only(length: int) -> None:
+    """The last chunk, or a track, may be shorter than one frame of the spectrum."""
     network, mix = Ones(), noise(2, length)
     wrapped = create_w2w_model(network, params("spectrogram", "spectrogram_mask"), stft=STFT)
     sizes: list[tuple[int, ...]] = []
@@ -504,23 +510,23 @@ def test_a_network_reads_whole_windows_only(length: int) -> None:
     torch.testing.assert_close(stems["a"], mix, rtol=0, atol=2e-6)
 
 
-def test_a_spectrum_that_is_answered_becomes_sound() -> None:
+def test_spectrogram_output_is_converted_to_audio() -> None:
     mix = noise(2, 1024)[None]
     wrapped = create_w2w_model(Ones(doubles=True), params("spectrogram", "spectrogram"), stft=STFT)
     torch.testing.assert_close(wrapped(mix)[:, 1], 2 * mix, rtol=0, atol=1e-6)
 
 
-def test_a_mask_needs_no_complex_numbers() -> None:
+def test_apply_mask_equals_complex_multiplication() -> None:
     generator = torch.Generator().manual_seed(0)
     spectrum = torch.randn(3, 1, 5, 7, 2, generator=generator)
     mask = torch.randn(3, 4, 5, 7, 2, generator=generator)
-    found = Stft(StftConfig(masking="real")).mask(spectrum, mask)
-    same = Stft(StftConfig(masking="complex")).mask(spectrum, mask)
-    # The same four products and two sums; fused multiplication may save one rounding.
-    torch.testing.assert_close(found, same, rtol=0, atol=2e-6)
+    product = Stft(StftConfig(masking="real")).mask(spectrum, mask)
+    expected = Stft(StftConfig(masking="complex")).mask(spectrum, mask)
+    # The same four products and two sums; a fused multiply-add may skip one rounding.
+    torch.testing.assert_close(product, expected, rtol=0, atol=2e-6)
     wide = apply_mask(spectrum, mask, add_sub_dtype=torch.float64, out_dtype=torch.float64)
     assert wide.dtype == torch.float64
-    torch.testing.assert_close(wide.float(), same, rtol=0, atol=2e-6)
+    torch.testing.assert_close(wide.float(), expected, rtol=0, atol=2e-6)
     half = apply_mask(spectrum.half(), mask.half(), add_sub_dtype=torch.float32)
     assert half.dtype == torch.float16
 
@@ -528,18 +534,18 @@ def test_a_mask_needs_no_complex_numbers() -> None:
 @pytest.mark.parametrize("window", ["hann", "hamming", "ones"])
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("length", [1024, 1499])
-def test_spectra_and_back(window: Any, normalized: bool, length: int) -> None:
+def test_stft_round_trip(window: Any, normalized: bool, length: int) -> None:
     config = StftConfig(
         n_fft=256, hop_length=96, win_length=200, window=window, normalized=normalized
     )
     wave = noise(2, length)
     stft = Stft(config)
-    # Where frames hardly overlap, the division by the windows' sum costs some digits.
+    # With little overlap, dividing by the sum of the windows loses some digits.
     torch.testing.assert_close(stft.inverse(stft.forward(wave), length), wave, rtol=0, atol=1e-5)
 
 
-def test_three_kinds_of_answer_are_the_same() -> None:
-    class Answers(nn.Module):
+def test_dict_list_and_tensor_outputs_are_equivalent() -> None:
+    class OutputKind(nn.Module):
         def __init__(self, kind: str) -> None:
             super().__init__()
             self.kind = kind
@@ -551,31 +557,33 @@ def test_three_kinds_of_answer_are_the_same() -> None:
             )
 
     mix = noise(2, 3000)
-    found = []
+    stems = []
     for kind in ("dict", "list", "tensor"):
-        wrapped = create_w2w_model(Answers(kind), params("waveform", "waveform"), sample_rate=8000)
+        wrapped = create_w2w_model(
+            OutputKind(kind), params("waveform", "waveform"), sample_rate=8000
+        )
         separator = Separator.from_model(wrapped, device="cpu", normalize=False)
-        found.append(separator.run(mix, model_kwargs={"gain": 3.0})["b"])
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-    torch.testing.assert_close(found[0], 3 * mix, rtol=0, atol=1e-6)
+        stems.append(separator.run(mix, model_kwargs={"gain": 3.0})["b"])
+    assert torch.equal(stems[0], stems[1])
+    assert torch.equal(stems[0], stems[2])
+    torch.testing.assert_close(stems[0], 3 * mix, rtol=0, atol=1e-6)
 
 
-def test_an_answer_that_is_no_mask_is_named() -> None:
+def test_output_of_the_wrong_shape_is_refused() -> None:
     wrapped = create_w2w_model(Ones(), params("spectrogram", "spectrogram_mask"), stft=STFT)
-    wrapped.model.forward = lambda x: x  # type: ignore[method-assign]  # a network gone wrong
+    wrapped.model.forward = lambda x: x  # type: ignore[method-assign]  # the error under test
     with pytest.raises(SeparationError, match=r"not \(batch, stems, channels, bins, frames, 2 p"):
         wrapped(noise(2, 1024)[None])
 
 
-def test_a_network_of_fewer_stems_than_it_says_is_named() -> None:
+def test_wrong_number_of_stems_is_refused() -> None:
     network = Gain(GainParams(1000, ("a", "b", "c")))
     wrapped = create_w2w_model(network, GainParams(1000, ("a", "b")), sample_rate=8000)
     with pytest.raises(SeparationError, match="with 2 stems: a, b"):
         Separator.from_model(wrapped, device="cpu").run(noise(2, 2000))
 
 
-def test_a_mono_network_hears_the_mean() -> None:
+def test_mono_network_receives_the_channel_mean() -> None:
     wrapped = create_w2w_model(
         Gain(GainParams(1000, ("a", "b"))), GainParams(1000, ("a", "b"), 1), sample_rate=8000
     )
@@ -585,55 +593,95 @@ def test_a_mono_network_hears_the_mean() -> None:
     torch.testing.assert_close(stems["b"], 0.75 * mix.mean(0, keepdim=True), rtol=0, atol=1e-6)
 
 
-class Told(Gain):
+class GainWithAttributes(Gain):
     sources = ("x", "y")
     samplerate = 16000
     audio_channels = 1
 
 
 @pytest.mark.parametrize(
-    ("network", "reads", "answers", "stft", "chunk", "message"),
+    ("network", "input_type", "output_type", "stft", "chunk", "message"),
     [
-        (Gain, "spectrogram", "waveform", None, 1024, "stft: is missing, for a network from spec"),
-        (Gain, "waveform", "spectrogram_mask", None, 1024, "stft: is missing"),
-        (Gain, "waveform", "waveform", STFT, 1024, "stft: the network neither reads nor answers"),
-        (Gain, "spectrogram", "spectrogram", MAGNITUDE, 1024, "stft.spectrum: magnitudes have no"),
-        (Gain, "spectrogram", "spectrogram", STFT, 128, "stft.n_fft: 256 is too long for a window"),
-        (Told, "waveform", "waveform", None, 1024, "audio.sample_rate: 44100 is not .* 16000"),
-        (Told, "waveform", "waveform", None, 1024, "audio.channels: 2 is not the network's 1"),
-        (Told, "waveform", "waveform", None, 1024, r"output_stem_names: \['a', 'b'\] is not .*'x'"),
+        (Gain, "spectrogram", "waveform", None, 1024, "stft: required for a network from spec"),
+        (Gain, "waveform", "spectrogram_mask", None, 1024, "stft: required"),
+        (Gain, "waveform", "waveform", STFT, 1024, "stft: not used by a network from waveform"),
+        (
+            Gain,
+            "spectrogram",
+            "spectrogram",
+            MAGNITUDE,
+            1024,
+            "stft.spectrum: a magnitude has no phase",
+        ),
+        (
+            Gain,
+            "spectrogram",
+            "spectrogram",
+            STFT,
+            128,
+            "stft.n_fft: .* window of 128 samples, got 256",
+        ),
+        (
+            GainWithAttributes,
+            "waveform",
+            "waveform",
+            None,
+            1024,
+            "audio.sample_rate: .* 16000, got 44100",
+        ),
+        (
+            GainWithAttributes,
+            "waveform",
+            "waveform",
+            None,
+            1024,
+            "audio.channels: the network has 1, got 2",
+        ),
+        (
+            GainWithAttributes,
+            "waveform",
+            "waveform",
+            None,
+            1024,
+            r"names: the network has \['x', 'y'\], got \['a', 'b'\]",
+        ),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_it_runs(
-    network: Any, reads: str, answers: str, stft: StftConfig | None, chunk: int, message: str
+def test_inconsistent_network_is_refused_before_it_runs(
+    network: Any,
+    input_type: str,
+    output_type: str,
+    stft: StftConfig | None,
+    chunk: int,
+    message: str,
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         create_w2w_model(
             network(GainParams(1000, ("a", "b"))),
-            params(reads, answers),
+            params(input_type, output_type),
             stft=stft,
             chunk_size=chunk,
         )
 
 
-def test_a_rate_of_the_parameters_must_be_the_one_that_is_heard() -> None:
-    told = params("waveform", "waveform")
-    told.sample_rate = 32000
-    with pytest.raises(ConfigError, match="44100 is not the 32000 of the model's parameters"):
-        create_w2w_model(nn.Identity(), told)
+def test_sample_rate_of_the_parameters_must_match() -> None:
+    model_params = params("waveform", "waveform")
+    model_params.sample_rate = 32000
+    with pytest.raises(ConfigError, match="parameters have 32000, got 44100"):
+        create_w2w_model(nn.Identity(), model_params)
 
 
-def test_kinds_of_numbers() -> None:
+def test_dtype_helpers() -> None:
     assert model_floating_dtype(nn.Linear(1, 1).half()) == torch.float16
     assert model_floating_dtype(nn.Identity()) is None
-    counted = nn.Module()
-    counted.counts = nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
-    assert model_floating_dtype(counted) is None
-    moved = {"model_device": "cpu", "model_floating_dtype": torch.float16}
-    assert to_model_device(torch.zeros(1, dtype=torch.int64), **moved).dtype == torch.int64  # type: ignore[arg-type]  # by name
-    assert to_model_device(torch.zeros(1), **moved).dtype == torch.float16  # type: ignore[arg-type]  # by name
+    integer_model = nn.Module()
+    integer_model.counts = nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
+    assert model_floating_dtype(integer_model) is None
+    target = {"model_device": "cpu", "model_floating_dtype": torch.float16}
+    assert to_model_device(torch.zeros(1, dtype=torch.int64), **target).dtype == torch.int64  # type: ignore[arg-type]  # by name
+    assert to_model_device(torch.zeros(1), **target).dtype == torch.float16  # type: ignore[arg-type]  # by name
     assert str_to_torch_dtype("bfloat16") == torch.bfloat16
-    with pytest.raises(TypeError, match="not by 16"):
+    with pytest.raises(TypeError, match="name of a dtype such as 'float16', got 16"):
         str_to_torch_dtype(16)
     with pytest.raises(ValueError, match="torch has no dtype 'float12'"):
         str_to_torch_dtype("float12")
@@ -641,10 +689,10 @@ def test_kinds_of_numbers() -> None:
         str_to_torch_dtype("nn")
 
 
-def test_networks_of_a_bag_must_want_the_same(checkpoint: Path) -> None:
+def test_members_of_a_bag_must_have_the_same_options(checkpoint: Path) -> None:
     from demucs_infer import BagOfModels
 
-    one = load_network(Config.from_dict(CONFIG), checkpoint, GAIN)
-    other = load_network(Config.from_dict(CONFIG, ["chunking.window=ones"]), checkpoint, GAIN)
+    hann = load_network(Config.from_dict(CONFIG), checkpoint, GAIN)
+    ones = load_network(Config.from_dict(CONFIG, ["chunking.window=ones"]), checkpoint, GAIN)
     with pytest.raises(ValueError, match="differ in how they are to be run"):
-        Separator.from_model(BagOfModels([one, other]), device="cpu")
+        Separator.from_model(BagOfModels([hann, ones]), device="cpu")

@@ -177,12 +177,12 @@ def test_another_class_or_other_code_is_another_network(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ((*CONFIG, "--set", "inference.speed=3"), 2, "inference.speed: there is no such key"),
-        ((*CONFIG, "--set", "model.num_taps=4"), 4, "model: num_taps = 4 must be odd"),
+        ((*CONFIG, "--set", "inference.speed=3"), 2, "inference.speed: unknown key"),
+        ((*CONFIG, "--set", "model.num_taps=4"), 4, "model: num_taps must be odd, got 4"),
         ((*CONFIG, "--set", "model.num_taps=5"), 4, "2 differ"),
-        ((*CONFIG, "--set", "model_type=gone"), 4, "no network is known as 'gone'"),
+        ((*CONFIG, "--set", "model_type=gone"), 4, "no network is registered as 'gone'"),
         ((*CONFIG, "--module", "hpss_example.network"), 2, "--module and --class go together"),
-        ((*CONFIG, "--module", "nowhere", "--class", "A"), 2, "there is no module 'nowhere'"),
+        ((*CONFIG, "--module", "nowhere", "--class", "A"), 2, "no module 'nowhere'"),
         ((*CONFIG, "--module", "json", "--class", "A"), 2, "module 'json' has no class 'A'"),
         (
             (*CONFIG, "--module", "json", "--class", "JSONEncoder"),
@@ -194,7 +194,7 @@ def test_another_class_or_other_code_is_another_network(
         (CONFIG[2:], 2, "--checkpoint needs --config"),
         (["--class", "Split"], 2, "--class needs --config"),
         ((*CONFIG, "-n", "mdx"), 2, "not allowed with argument"),
-        (("-n", "hpss"), 4, "'hpss' is a kind of network, without weights"),
+        (("-n", "hpss"), 4, "'hpss' is a type of network without weights"),
     ],
 )
 def test_what_goes_wrong_in_the_shell(
