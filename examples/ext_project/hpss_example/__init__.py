@@ -1,1 +1,1 @@
-"""What sounds on, and what strikes: a small network for demucs-infer."""
+"""Harmonic and percussive sounds: a small network for demucs-infer."""

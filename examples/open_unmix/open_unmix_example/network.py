@@ -1,4 +1,4 @@
-"""One recurrent network per stem says how much of every bin of the mix is the stem's.
+"""Estimate, with one recurrent network per stem, the share of the stem in every bin.
 
 Attribute names are those of the published weights.
 Shapes: B batch, C channels, F bins, T frames, H hidden units.
@@ -20,7 +20,7 @@ class OpenUnmixParams:
     output_stem_names: tuple[str, ...]
     num_bins: int = 2049
     max_bin: int = 1487
-    """Bins that are read; the ones above are only written."""
+    """Number of bins that are read; higher bins are only written."""
     hidden_size: int = 512
     num_layers: int = 3
     is_causal: bool = False
@@ -28,10 +28,12 @@ class OpenUnmixParams:
 
     @property
     def input_type(self) -> str:
+        """What the network reads."""
         return "spectrogram"
 
     @property
     def output_type(self) -> str:
+        """What the network returns."""
         return "spectrogram_mask"
 
 
@@ -60,7 +62,7 @@ class Target(nn.Module):
         self.output_mean = nn.Parameter(torch.ones(params.num_bins))
 
     def forward(self, mix: Tensor) -> Tensor:
-        """(B C F T) -> (B C F T)."""
+        """Return the mask (B C F T) of magnitudes (B C F T)."""
         batch, channels, bins, frames = mix.shape
         x = mix[:, :, : self.max_bin].permute(3, 0, 1, 2)  # (T B C F)
         x = (x + self.input_mean) * self.input_scale
@@ -73,14 +75,14 @@ class Target(nn.Module):
 
 
 class OpenUnmix(nn.Module):
-    """All stems, each by itself."""
+    """One independent network per stem."""
 
     def __init__(self, params: OpenUnmixParams) -> None:
         super().__init__()
         self.targets = nn.ModuleDict({name: Target(params) for name in params.output_stem_names})
 
     def forward(self, mix: Tensor) -> dict[str, Tensor]:
-        """(B C F T) -> a mask (B C F T) for each stem."""
+        """Return a mask (B C F T) for each stem of magnitudes (B C F T)."""
         return {name: target(mix) for name, target in self.targets.items()}
 
 
