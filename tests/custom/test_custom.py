@@ -442,7 +442,7 @@ def test_compiled_network_returns_the_same(
         used_backends.append(backend)
         return compile_network(network, backend)
 
-    monkeypatch.setattr("demucs_infer.api.compiled", record_backend)
+    monkeypatch.setattr("demucs_infer.api.compile_network", record_backend)
     separator = Separator.from_pretrained(
         config=CONFIG,
         checkpoint=checkpoint,
