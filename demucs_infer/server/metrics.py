@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from demucs_infer.server.queue import JobQueue
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _BUCKETS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800)
 
 
@@ -36,6 +37,8 @@ class Metrics:
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a finished request."""
+        # Clients can invent methods without end, and each new label takes memory for ever.
+        method = method if method in _METHODS else "other"
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 

@@ -79,6 +79,14 @@ def test_health_liveness_readiness_and_metrics(web: TestClient) -> None:
     assert "demucs_ready 1.0" in web.get("/metrics").text
 
 
+def test_unknown_method_is_counted_as_other(web: TestClient) -> None:
+    for number in range(3):
+        assert web.request(f"INVENTED{number}", "/livez").status_code == 405
+    text = web.get("/metrics").text
+    assert "INVENTED" not in text
+    assert 'demucs_http_requests_total{method="other",route="/livez",status="405"} 3.0' in text
+
+
 def test_models_route_lists_models_stems_formats_and_limits(web: TestClient) -> None:
     menu = web.get("/v1/models").json()
     assert [one["name"] for one in menu["models"]] == [FAST, "bag"]
