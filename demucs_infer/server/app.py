@@ -169,6 +169,12 @@ def _content(*media_types: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {media_type: {} for media_type in media_types}}}
 
 
+def _list_methods(app: FastAPI, request: Request) -> list[str]:
+    """Return the methods of all routes that match the path of a request."""
+    routes = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
+
+
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     @app.exception_handler(RequestValidationError)
@@ -176,9 +182,12 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_response(from_exception(error))
 
     @app.exception_handler(HTTPException)
-    async def handle_http_error(_: Request, error: HTTPException) -> JSONResponse:
+    async def handle_http_error(request: Request, error: HTTPException) -> JSONResponse:
         response = error_response(from_exception(error))
         response.headers.update(error.headers or {})
+        methods = _list_methods(app, request) if error.status_code == 405 else []
+        if methods:  # the router names those of one route only
+            response.headers["Allow"] = ", ".join(methods)
         return response
 
     @app.exception_handler(OSError)

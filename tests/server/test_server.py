@@ -263,6 +263,23 @@ def test_silence_stays_silent(web: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "method", "expected"),
+    [
+        ("/v1/jobs/x", "PUT", "DELETE, GET, HEAD"),
+        ("/v1/jobs", "DELETE", "POST"),
+        ("/health", "POST", "GET, HEAD"),
+        ("/static/app.js", "POST", "GET, HEAD"),
+    ],
+)
+def test_allow_header_lists_every_method_of_the_path(
+    web: TestClient, path: str, method: str, expected: str
+) -> None:
+    response = web.request(method, path)
+    assert read_error(response) == (405, "method_not_allowed")
+    assert response.headers["allow"] == expected
+
+
+@pytest.mark.parametrize(
     ("params", "headers", "content", "expected"),
     [
         ({}, {}, b"", (422, "empty_audio")),
