@@ -24,6 +24,7 @@ from demucs_infer.server.schemas import add_field, display_name
 
 _MAX_FIELD_BYTES = 1 << 16
 _MAX_FIELDS = 64
+_MAX_BOUNDARY_BYTES = 256  # what the parser accepts; RFC 2046 allows 70
 _BASE64_LETTERS = 3 << 18
 """Letters of base64 decoded at a time; a multiple of four."""
 
@@ -137,8 +138,12 @@ class _FormReader:
     """A form with text fields and one file, in the field `file` or with a file name."""
 
     def __init__(self, writer: UploadWriter, boundary: bytes) -> None:
-        if not boundary:
-            raise ApiError("bad_form", "Content-Type has no boundary: send multipart/form-data")
+        if not 0 < len(boundary) <= _MAX_BOUNDARY_BYTES:
+            raise ApiError(
+                "bad_form",
+                f"the boundary in Content-Type has {len(boundary)} bytes: expected 1 to "
+                f"{_MAX_BOUNDARY_BYTES}",
+            )
         self.fields: dict[str, str] = {}
         self._writer = writer
         self._name = ""

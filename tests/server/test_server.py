@@ -303,6 +303,12 @@ def test_allow_header_lists_every_method_of_the_path(
         ({}, {"Accept": "audio/wav"}, SONG, (406, "several_stems")),
         ({}, {"Content-Type": "multipart/form-data"}, SONG, (400, "bad_form")),
         ({}, {"Content-Type": "multipart/form-data; boundary=x"}, SONG, (400, "bad_form")),
+        (
+            {},
+            {"Content-Type": f"multipart/form-data; boundary={'x' * 257}"},
+            SONG,
+            (400, "bad_form"),
+        ),
         ({}, {"Origin": "https://evil.example"}, SONG, (403, "foreign_origin")),
         ({}, {"Sec-Fetch-Site": "cross-site"}, SONG, (403, "foreign_origin")),
     ],
