@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from starlette.responses import JSONResponse, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from demucs_infer.server.cache import CachedStems
-from demucs_infer.server.errors import ApiError
+from demucs_infer.server.errors import ApiError, from_exception
 
 _READ_BYTES = 3 << 17
 """Bytes per read; a multiple of three, so that the pieces of base64 can be joined."""
@@ -46,6 +48,37 @@ class StreamedFile(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._after()
+
+
+class StemResponse(FileResponse):
+    """A stem file, or parts of it; range errors are JSON, where Starlette sends plain text."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        is_error = False
+
+        async def send_errors_as_json(message: Message) -> None:
+            nonlocal is_error
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                is_error = True
+                await _range_error(message)(scope, receive, send)
+            elif not is_error:
+                await send(message)
+
+        await super().__call__(scope, receive, send_errors_as_json)
+
+
+def _range_error(start: Message) -> JSONResponse:
+    content_range = Headers(raw=start["headers"]).get("content-range")
+    if start["status"] != 416 or content_range is None:
+        message = "invalid Range header: expected bytes=FIRST-LAST"
+        return error_response(from_exception(HTTPException(start["status"], message)))
+    size = content_range.rpartition("/")[2]
+    response = error_response(
+        ApiError("bad_range", f"the range begins after the end of the file, which has {size} bytes")
+    )
+    response.headers["Content-Range"] = content_range
+    return response
 
 
 def content_disposition(name: str) -> str:

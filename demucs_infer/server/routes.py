@@ -22,6 +22,7 @@ from demucs_infer.server.metrics import Metrics
 from demucs_infer.server.middleware import identify_client
 from demucs_infer.server.queue import Job, JobQueue, Slot
 from demucs_infer.server.responses import (
+    StemResponse,
     StreamedFile,
     content_disposition,
     iter_base64,
@@ -287,13 +288,13 @@ class Routes:
             if record.is_final:
                 yield f"event: end\ndata: {self._view(record).model_dump_json()}\n\n"
 
-    async def get_job_stem(self, id: str, name: str) -> FileResponse:
+    async def get_job_stem(self, id: str, name: str) -> StemResponse:
         """Return a stem of a job, or parts of it (`Range`)."""
         record = self._jobs.get_record(id)
         entry = self._jobs.get_stems(record)
         for stem in entry.stems:
             if name in (stem.stem, stem.path.name):
-                return FileResponse(
+                return StemResponse(
                     stem.path,
                     media_type=MIME_TYPES[_get_format(record)],
                     headers={"Content-Disposition": _name_stem(record, stem)},

@@ -407,7 +407,10 @@ def test_job_lifecycle(web: TestClient) -> None:
         assert (part.status_code, part.content) == (206, stem.content[4:100])
     assert web.head(f"/v1/jobs/{view['stems'][0]['url']}").status_code == 200
     beyond = web.get(f"/v1/jobs/{view['stems'][0]['url']}", headers={"Range": "bytes=999999999-"})
-    assert beyond.status_code == 416
+    assert read_error(beyond) == (416, "bad_range")
+    assert beyond.headers["content-range"] == f"bytes */{view['stems'][0]['bytes']}"
+    malformed = web.get(f"/v1/jobs/{view['stems'][0]['url']}", headers={"Range": "bytes=x-y"})
+    assert read_error(malformed) == (400, "bad_request")
     archive = web.get(f"/v1/jobs/{job['id']}/stems.zip")
     assert zipfile.ZipFile(io.BytesIO(archive.content)).testzip() is None
     assert read_error(web.get(f"/v1/jobs/{job['id']}/stems/kazoo")) == (404, "no_such_stem")
