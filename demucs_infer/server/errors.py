@@ -2,6 +2,7 @@
 
 import binascii
 import logging
+import os
 import re
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from python_multipart.exceptions import FormParserError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from demucs_infer.batch.request import ModelSpec
+from demucs_infer.checkpoints.cache import cache_folder
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError, is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -102,7 +105,12 @@ class ApiError(Exception):
 
     def to_json(self) -> dict[str, dict[str, str]]:
         """Return the body of the response."""
-        return {"error": {"code": self.code, "message": hide_paths(self.message)}}
+        return {"error": {"code": self.code, "message": self.public_message}}
+
+    @property
+    def public_message(self) -> str:
+        """The message without paths of this machine."""
+        return hide_paths(self.message)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -141,6 +149,19 @@ def describe_invalid_fields(error: ValidationError | RequestValidationError) -> 
         f"{'.'.join(map(str, problem['loc'][first:])) or 'body'}: {problem['msg']}"
         for problem in list(error.errors())[:8]
     )
+
+
+def model_unavailable(model: ModelSpec, error: Exception) -> ApiError:
+    """Return the error for a model that cannot be loaded; log it with all details."""
+    logger.error("model %s cannot be loaded: %s", model.name, error)
+    message = f"the model {model.name!r} cannot be loaded"
+    if not isinstance(error, ModelLoadingError):  # a bug, whose message is not for clients
+        return ApiError("model_unavailable", f"{message}: see the server log")
+    reason = str(error)
+    for folder in (model.repo, model.cache_dir, cache_folder()):
+        for path in (folder, folder.resolve()) if folder else ():
+            reason = reason.replace(f"{path}{os.sep}", "")
+    return ApiError("model_unavailable", f"{message}: {reason}")
 
 
 def disk_full() -> ApiError:

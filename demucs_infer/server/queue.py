@@ -24,7 +24,13 @@ from demucs_infer.errors import ConfigError, ModelNotFound
 from demucs_infer.events import ChunkProcessed, Event, Stage, event_to_json
 from demucs_infer.pretrained import list_models, model_info
 from demucs_infer.server.cache import CachedStems, ResultCache
-from demucs_infer.server.errors import ApiError, disk_full, from_exception, stopping
+from demucs_infer.server.errors import (
+    ApiError,
+    disk_full,
+    from_exception,
+    model_unavailable,
+    stopping,
+)
 from demucs_infer.server.model_pool import ModelPool
 from demucs_infer.server.schemas import SeparateRequest, parse_request
 from demucs_infer.server.settings import ServerSettings
@@ -181,8 +187,7 @@ class JobQueue:
             try:
                 pool.warm_up(first)
             except Exception as error:  # noqa: BLE001 (the server stays up and reports it)
-                logger.error("model %s could not be loaded: %s", first.name, error)
-                load_error = f"the model {first.name!r} could not be loaded"
+                load_error = model_unavailable(first, error).public_message
             self._call_soon(lambda: self._on_warmed_up(worker, load_error))
 
         worker.submit(work)

@@ -18,7 +18,7 @@ from demucs_infer.batch.result import TrackResult
 from demucs_infer.batch.runner import BatchRunner, TrackJob
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
 from demucs_infer.events import ChunkProcessed, Event
-from demucs_infer.server.errors import ApiError, disk_full, from_exception
+from demucs_infer.server.errors import ApiError, disk_full, from_exception, model_unavailable
 from demucs_infer.server.model_pool import ModelPool
 
 logger = logging.getLogger(__name__)
@@ -97,9 +97,7 @@ def _configure(item: WorkItem, pool: ModelPool) -> Separator:
     try:
         return pool.configure(item.model, item.request)
     except ModelLoadingError as error:
-        logger.error("model %s cannot be loaded: %s", item.model.name, error)
-        message = f"the model {item.model.name!r} cannot be loaded now"
-        raise from_exception(error, message) from error
+        raise model_unavailable(item.model, error) from error
     except (ValueError, DemucsError) as error:
         raise from_exception(error) from error
 
