@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from python_multipart.exceptions import FormParserError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -67,7 +66,6 @@ _CODES: dict[type[Exception], str] = {
     DemucsError: "invalid_parameters",  # the model cannot do what the request asks for
     ValueError: "invalid_parameters",
     RequestValidationError: "invalid_request",
-    FormParserError: "bad_form",
     binascii.Error: "bad_base64",
     TimeoutError: "too_slow",
     ClientDisconnect: "disconnected",
