@@ -143,6 +143,11 @@ class DConv(nn.Module):
     def __init__(self, channels: int, config: DConvConfig) -> None:
         super().__init__()
         hidden = int(channels / config.compress)
+        if config.depth and not hidden:
+            raise ValueError(
+                f"dconv_comp={config.compress} leaves none of {channels} channels inside the "
+                f"residual branches: expected at most {channels}."
+            )
         self.layers = nn.ModuleList(
             _make_branch(channels, hidden, 2**index if config.depth > 0 else 1, config)
             for index in range(abs(config.depth))

@@ -15,7 +15,10 @@ from demucs_infer.transformer import Attention, CrossLayer, CrossTransformer, Se
 
 def supports(network: CrossTransformer) -> bool:
     """Tell whether a transformer can be optimized: only released variants are covered."""
-    return network.config.norm_first and network.config.gelu
+    config = network.config
+    # oneDNN packs no matrix without rows.
+    has_hidden_channels = int(config.dim * config.hidden_scale) > 0
+    return config.norm_first and config.gelu and has_hidden_channels
 
 
 class FastAttention:

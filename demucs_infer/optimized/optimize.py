@@ -25,6 +25,8 @@ from demucs_infer.transformer import CrossTransformer
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 _LAYER_LISTS = ("encoder", "tencoder", "decoder", "tdecoder")
+_RELEASED = "_weights_released"
+"""Attribute that is true for a network whose weights were released."""
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
@@ -71,14 +73,11 @@ def optimize(
     needed for windows that overflow. Raises `ValueError` for an unusable `precision` and for a
     network whose weights were released.
     """
-    is_known = isinstance(network, Hybrid | Demucs)
-    if is_known and not all(parameter.numel() for parameter in network.parameters()):
-        raise ValueError("this network has spent its weights on a fast form; load it again")
+    if getattr(network, _RELEASED, False):
+        raise ValueError("this network's weights were released to an optimized copy: reload it")
     device = torch.device(device)
     precision = choose_precision(precision, device)
-    if device.type != "cpu":
-        return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])
-    if not is_known:
+    if device.type != "cpu" or not isinstance(network, Hybrid | Demucs):
         return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])
     return _optimize_for_cpu(
         network, DTYPES[precision], consume_weights=consume_weights and precision == "fp32"
@@ -104,7 +103,8 @@ def _optimize_for_cpu(
             object.__setattr__(fast, "to_wave", InverseStft(fast))
     if consume_weights:
         for name, module in network.named_children():
-            _release_weights(module, fast._modules[name])
+            if _release_weights(module, fast._modules[name]):
+                setattr(network, _RELEASED, True)
     return fast.eval()
 
 
@@ -119,17 +119,20 @@ def _fold_embedding(fast: Hybrid) -> None:
     fast.freq_emb = None
 
 
-def _release_weights(module: nn.Module, fast: nn.Module | None) -> None:
-    """Release the matrices that `fast` has copied; it may still read norms and biases in place."""
+def _release_weights(module: nn.Module, fast: nn.Module | None) -> bool:
+    """Release the matrices that `fast` has copied, and tell whether there were any.
+
+    Norms and biases stay: they are small, and `fast` may read them in place.
+    """
     if fast is module:
-        return
+        return False
     if isinstance(module, nn.ModuleList) and isinstance(fast, nn.ModuleList):
-        for layer, fast_layer in zip(module, fast, strict=True):
-            _release_weights(layer, fast_layer)
-        return
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            parameter.data = parameter.new_empty(0)
+        released = [_release_weights(*pair) for pair in zip(module, fast, strict=True)]
+        return any(released)
+    matrices = [parameter for parameter in module.parameters() if parameter.dim() > 1]
+    for parameter in matrices:
+        parameter.data = parameter.new_empty(0)
+    return bool(matrices)
 
 
 def _optimize_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:

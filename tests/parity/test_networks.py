@@ -325,6 +325,7 @@ def test_nothing_is_drawn_and_nothing_of_the_callers_is_written() -> None:
         (HDemucs, SHORT | {"hybrid": False, "hybrid_old": True}, "hybrid_old"),
         (HDemucs, SHORT | {"wiener_iters": 1}, "end_iters"),
         (HDemucs, SHORT | {"dconv_attn": 0, "channels": 6}, "heads"),
+        (HDemucs, SHORT | {"dconv_comp": 5}, "dconv_comp=5 leaves none of 4 channels"),
         (HDemucs, SHORT | {"multi_freqs": [0.5], "norm_starts": 0}, "norm_starts"),
         (HDemucs, SHORT | {"multi_freqs": [0.5], "multi_freqs_depth": 2}, "too few bins"),
     ],
