@@ -16,7 +16,7 @@ import av
 import torch
 from torch import Tensor
 
-from demucs_infer.audio.encoders.pyav import PIECE, pieces
+from demucs_infer.audio.encoders.base import PIECE, pieces
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.errors import DISK_FULL, AudioWriteError
 

@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from torch import Tensor
 
-from demucs_infer.audio.encoders.pyav import Muxer, pieces
+from demucs_infer.audio.encoders.base import pieces
+from demucs_infer.audio.encoders.pyav import Muxer
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.gain import Clip, LevelWriter, round_together, translate_os_errors
 from demucs_infer.audio.tags import cover_of
@@ -149,7 +150,7 @@ class _OneFile:
 
     def abort(self) -> None:
         """Leave nothing behind."""
-        self._muxer.abandon()
+        self._muxer.abort()
         self._draft.discard()
 
 

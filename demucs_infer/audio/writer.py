@@ -16,8 +16,10 @@ from typing import BinaryIO, Literal, TypeAlias
 from torch import Tensor
 
 from demucs_infer.audio.channels import StreamResampler
+from demucs_infer.audio.encoders.base import Encoder, pieces
 from demucs_infer.audio.encoders.lame import LameEncoder, has_lame
-from demucs_infer.audio.encoders.pyav import Encoder, Muxer, SndfileEncoder, pieces
+from demucs_infer.audio.encoders.pyav import Muxer
+from demucs_infer.audio.encoders.vorbis import SndfileEncoder
 from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_depth
 from demucs_infer.audio.gain import check_block, peak_of, prevent_clip, translate_os_errors
 from demucs_infer.audio.tags import Cover, cover_of
@@ -192,7 +194,7 @@ class AudioWriter:
     def abort(self) -> None:
         """Leave nothing behind."""
         if self._encoder:
-            self._encoder.abandon()
+            self._encoder.abort()
             self._encoder = None
         self._is_open = False
         self._draft.discard()

@@ -17,7 +17,8 @@ from typing import BinaryIO
 
 from torch import Tensor
 
-from demucs_infer.audio.encoders.pyav import Muxer, pieces, quantise
+from demucs_infer.audio.encoders.base import pieces, quantize
+from demucs_infer.audio.encoders.pyav import Muxer
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.tags import Cover
 
@@ -154,7 +155,7 @@ class LameEncoder:
     def write(self, block: Tensor) -> None:
         """The next samples (C T)."""
         for piece in pieces(block):
-            samples = quantise(piece, 16).short().T.contiguous().numpy().tobytes()
+            samples = quantize(piece, 16).short().T.contiguous().numpy().tobytes()
             self._samples += piece.shape[-1]
             self._add(bytes(self._lame.encode(samples)))
 
@@ -168,8 +169,8 @@ class LameEncoder:
             self._file.write(self._info_frame(self._first))
             self._file.seek(0, io.SEEK_END)
 
-    def abandon(self) -> None:
-        """Stop; the file is of no use."""
+    def abort(self) -> None:
+        """Stop; the file is incomplete."""
 
     def _add(self, data: bytes) -> None:
         known = self._rest + data

@@ -1,0 +1,73 @@
+"""What every encoder has in common: the protocol, pieces of a block, rounding, the file it writes.
+
+Shapes: C channels, T samples of a block.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import BinaryIO, Protocol
+
+import torch
+from torch import Tensor
+
+PIECE = 65536
+"""Samples encoded at once, so that a long block costs no memory."""
+
+
+class Encoder(Protocol):
+    """Encodes float samples into an open file."""
+
+    def write(self, block: Tensor) -> None:
+        """Encode the next samples (C T)."""
+
+    def finish(self) -> None:
+        """Write what the encoder still buffers, and the header."""
+
+    def abort(self) -> None:
+        """Stop in any state; the file is incomplete."""
+
+
+def pieces(block: Tensor, length: int = PIECE) -> Iterator[Tensor]:
+    """Yield a block (C T) as views of at most `length` samples."""
+    for start in range(0, block.shape[-1], length):
+        yield block[:, start : start + length]
+
+
+def quantize(block: Tensor, bits: int) -> Tensor:
+    """Round floats to integers of that many bits (as int32), saturated at full scale.
+
+    Full scale is 2**(bits - 1), as in reading, so that decoded samples come back bit for bit.
+    """
+    scale = 1 << (bits - 1)
+    return (block * scale).round_().clamp_(-scale, scale - 1).to(torch.int32)
+
+
+class FileProxy:
+    """Pass an encoder library's writes on to a file until the encoding is aborted.
+
+    Closing a container writes to it, which must not touch the file after an error. The first
+    error of the file is kept in `error`, because the library in between would lose it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.is_aborted = False
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write to the file; drop the data after an abort."""
+        if self.is_aborted:
+            return len(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move in the file."""
+        return 0 if self.is_aborted else self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position in the file."""
+        return 0 if self.is_aborted else self.file.tell()
