@@ -1,4 +1,4 @@
-"""Bring sound to the channels and the sample rate that somebody wants.
+"""Convert the channel count and the sample rate.
 
 Shapes: C channels, T samples.
 """
@@ -12,33 +12,35 @@ from demucs_infer.audio.resample import StreamResampler as StreamResampler
 from demucs_infer.audio.resample import resample as resample
 
 ExtraChannels = Literal["first", "error", "pairs"]
-"""What becomes of more channels than are wanted: left out, refused, or a track of their own."""
+"""What to do with more channels than a network takes: drop, refuse, or separate them in groups."""
 
 
 def convert_channels(block: Tensor, channels: int) -> Tensor:
-    """Sound with another number of channels: (... C T) -> (... channels T).
+    """Convert the number of channels: (... C T) -> (... channels T).
 
-    One channel is the mean of all, one becomes many by copying, and of more than are wanted the
-    first are taken. Between two and more than two there is no right answer: a `ValueError`.
-    The result may share memory with `block`.
+    To one channel: the mean. From one channel: copies. From more channels than requested: the
+    first ones. The result may share memory with `block`.
+
+    Raises:
+        ValueError: Two or more channels cannot become more.
     """
     if not channels >= 1:
         raise ValueError(f"{channels = } must be at least 1")
-    *shape, have, length = block.shape
-    if have == channels:
+    *shape, from_channels, length = block.shape
+    if from_channels == channels:
         return block
     if channels == 1:
         return block.mean(dim=-2, keepdim=True)
-    if have == 1:
+    if from_channels == 1:
         return block.expand(*shape, channels, length)
-    if have > channels:
+    if from_channels > channels:
         return block[..., :channels, :]
     raise ValueError(
-        f"{have} channels cannot become {channels}: only one channel can be copied; "
-        "choose the channels yourself, or mix them to one"
+        f"{from_channels} channels cannot become {channels}: only a single channel can be copied; "
+        "choose the channels yourself, or mix them down to one"
     )
 
 
 def convert_audio(wav: Tensor, from_samplerate: int, to_samplerate: int, channels: int) -> Tensor:
-    """A whole track at another rate and with other channels, as upstream makes it: (... C T)."""
+    """Convert the sample rate and the channels of a whole track (... C T), as upstream does."""
     return resample(convert_channels(wav, channels), from_samplerate, to_samplerate)

@@ -1,7 +1,7 @@
-"""What a file says about its own length, where FFmpeg does not pass it on.
+"""Read from container headers how long a file should be, where FFmpeg does not report it.
 
-FFmpeg believes the bytes that are there: a WAV that was cut off is for it a shorter WAV. To say
-how much is missing, the few bytes that hold the promise are read here.
+FFmpeg adjusts to the bytes that are there: to it, a WAV that was cut off is a shorter WAV. To
+tell how much is missing, the size fields in the headers are read here.
 """
 
 import io
@@ -9,27 +9,27 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-_MOST_CHUNKS = 1000  # a file of a million empty chunks is no music
-_UNKNOWN = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFFFFFFFFFF)  # what writers into a pipe leave there
+_MAX_CHUNKS = 1000  # audio files have a few; a file of a million empty chunks must not take hours
+_UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFFFFFFFFFF)  # left by writers into a pipe
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
-_PAGE = 1 << 16  # no page of an Ogg stream is longer
+_MAX_OGG_PAGE = 1 << 16
 
 
-def data_bytes(file: BinaryIO, container: str) -> int | None:
-    """How many bytes of samples a WAV, RF64, W64 or CAF says it holds; None: it does not say."""
-    readers = {"wav": _wav_data, "w64": _w64_data, "caf": _caf_data}
+def read_data_size(file: BinaryIO, container: str) -> int | None:
+    """Return the size in bytes of the samples in a WAV, RF64, W64 or CAF, if it is declared."""
+    readers = {"wav": _wav_data_size, "w64": _w64_data_size, "caf": _caf_data_size}
     if container not in readers:
         return None
     file.seek(0)
     try:
         size = readers[container](file)
-    except struct.error:  # it ends inside a header
+    except (struct.error, OSError):  # it ends inside a header; no file is as long as a chunk
         return None
-    return None if size is None or size in _UNKNOWN else size
+    return None if size is None or size in _UNKNOWN_SIZES else size
 
 
-def counts_frames(file: BinaryIO) -> bool:
-    """Whether an MPEG file says how many frames it holds (Xing, Info or VBRI)."""
+def has_frame_count(file: BinaryIO) -> bool:
+    """Return whether an MPEG file declares its number of frames (Xing, Info or VBRI)."""
     file.seek(0)
     head = file.read(10)
     start = 0
@@ -40,23 +40,26 @@ def counts_frames(file: BinaryIO) -> bool:
     return any(mark in head for mark in (b"Xing", b"Info", b"VBRI"))
 
 
-def end_mark(file: BinaryIO) -> int | None:
-    """The time of an Ogg file's last page; None where it is torn or does not say it is the last."""
+def read_final_position(file: BinaryIO) -> int | None:
+    """Return the position at the end of an Ogg's last page; None if that page is incomplete.
+
+    None also if the last page is not marked as such.
+    """
     size = file.seek(0, io.SEEK_END)
-    file.seek(max(size - 2 * _PAGE, 0))
+    file.seek(max(size - 2 * _MAX_OGG_PAGE, 0))
     tail = file.read()
     page = tail[tail.rfind(b"OggS") :] if b"OggS" in tail else b""
     if len(page) < 27 or len(page) < 27 + page[26]:
         return None
-    is_whole = len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-    if not (is_whole and page[5] & 4):
+    is_complete = len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if not (is_complete and page[5] & 4):
         return None
     return max(int.from_bytes(page[6:14], "little", signed=True), 0)
 
 
 def _chunks(file: BinaryIO, header: str) -> Iterator[tuple[bytes, int]]:
-    """Names and sizes of chunks from here on; the caller may read in a chunk, not beyond it."""
-    for _ in range(_MOST_CHUNKS):
+    """Yield (name, size) of the chunks from here on; the caller may read within the chunk."""
+    for _ in range(_MAX_CHUNKS):
         raw = file.read(struct.calcsize(header))
         if not raw:
             return
@@ -66,7 +69,7 @@ def _chunks(file: BinaryIO, header: str) -> Iterator[tuple[bytes, int]]:
         file.seek(start + size + (size & 1 if header[0] == "<" else 0))
 
 
-def _wav_data(file: BinaryIO) -> int | None:
+def _wav_data_size(file: BinaryIO) -> int | None:
     form, _, kind = struct.unpack("<4sI4s", file.read(12))
     if form not in (b"RIFF", b"RF64", b"BW64") or kind != b"WAVE":
         return None
@@ -79,9 +82,9 @@ def _wav_data(file: BinaryIO) -> int | None:
     return None
 
 
-def _w64_data(file: BinaryIO) -> int | None:
+def _w64_data_size(file: BinaryIO) -> int | None:
     file.seek(40)
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(_MAX_CHUNKS):
         start = file.tell()
         name, size = struct.unpack("<16sQ", file.read(24))
         if name == _W64_DATA:
@@ -90,9 +93,9 @@ def _w64_data(file: BinaryIO) -> int | None:
     return None
 
 
-def _caf_data(file: BinaryIO) -> int | None:
+def _caf_data_size(file: BinaryIO) -> int | None:
     file.seek(8)
     for name, size in _chunks(file, ">4sQ"):
         if name == b"data":
-            return None if size in _UNKNOWN else size - 4  # four bytes count edits
+            return None if size in _UNKNOWN_SIZES else size - 4  # less the edit count
     return None

@@ -1,17 +1,19 @@
-"""Open a recording with FFmpeg's decoders, through PyAV, and turn what they say into float32.
+"""Open audio files with FFmpeg's demuxers and decoders, through PyAV, and convert to float32.
 
 Shapes: C channels, t samples of a decoded frame.
 
-FFmpeg is given bytes, never a name, and only formats that hold sound: a playlist that calls itself
-a song cannot make it open another file.
+FFmpeg gets bytes, never a file name, and only demuxers of audio and video containers: a playlist
+that pretends to be a song cannot make it open another file.
 """
 
 import contextlib
 import ctypes
+import errno
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import av
 import numpy as np
@@ -22,62 +24,98 @@ from av.audio.layout import AudioLayout
 from av.audio.plane import AudioPlane
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from demucs_infer.audio.formats import RATES
 from demucs_infer.errors import AudioReadError
 
-MOST_CHANNELS = 64
+Samples: TypeAlias = "NDArray[Any]"
+"""Decoded samples (C t) in the decoder's own number format."""
+
+MAX_CHANNELS = 64
 _DEMUXERS = (
     "aac,ac3,adts,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,webm,mov,mp4,m4a,"
     "3gp,3g2,mj2,mp3,mpc,mpc8,mpeg,mpegts,ogg,oma,rm,shn,sox,tak,truehd,tta,voc,w64,wav,wv,xwma"
 )
 _OPTIONS = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"}
 _DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
-_SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
-_LONGEST_SILENCE = 10
-"""Seconds: a damaged place shorter than this becomes silence of its length, to keep the time."""
-_FOREIGN = (av.FFmpegError, OSError, ValueError, RuntimeError, MemoryError, AssertionError)
-"""What PyAV raises: most of it is an FFmpegError; strange headers bring out the rest."""
+_SCALES = {
+    np.dtype("u1"): 2.0**-7,
+    np.dtype("i2"): 2.0**-15,
+    np.dtype("i4"): 2.0**-31,
+    np.dtype("i8"): 2.0**-63,
+}
+_U8_ZERO = 128
+_MIN_CONVERSION = 1024
+"""Samples converted at once: a file may consist of packets of one sample."""
+_MAX_SILENCE_SECONDS = 10
+"""Damage up to this length is replaced by silence, so that what follows keeps its place."""
+_DEFAULT_STREAM, _ATTACHED_PICTURE = 1, 0x400
+_PYAV_ERRORS = (
+    av.FFmpegError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    AssertionError,
+)
+"""What PyAV raises: mostly FFmpegError, and the others for malformed headers."""
 
 
 @contextlib.contextmanager
 def open_container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
-    """The file as a container, closed afterwards with the file."""
+    """Open a file as a container; close both afterwards.
+
+    Raises:
+        AudioReadError: FFmpeg cannot open it; the message says what the file looks like.
+    """
     with contextlib.closing(file):
         head = file.read(512)
         if not head:
-            raise AudioReadError(f"cannot read {name}: it is empty; record or fetch it again")
+            raise AudioReadError(f"cannot read {name}: the file is empty")
         file.seek(0)
         try:
             container = av.open(
-                _Named(file),
+                _AnonymousFile(file),
                 "r",
                 options=dict(_OPTIONS),
                 metadata_errors="replace",
                 buffer_size=1 << 16,
             )
-        except _FOREIGN as error:
+        except _PYAV_ERRORS as error:
             raise AudioReadError(f"cannot read {name}: {describe_header(head)}") from error
         with contextlib.closing(container):
             yield container
 
 
-class _Named:
-    """What PyAV needs of a file, under a name that does not depend on where the bytes come from."""
+class _AnonymousFile:
+    """The file interface that PyAV needs, with a fixed name: FFmpeg must not guess from suffixes.
+
+    A seek that fails returns an error code. PyAV would keep an exception for later, and print the
+    traceback of one that it still keeps when the next is raised.
+    """
 
     name = "x"
 
     def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move in the file; return a negative error code if there is no such position."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, KeyError) as error:
+            return -(getattr(error, "errno", None) or errno.EINVAL)
 
 
-_LOOKS = {
+_OTHER_SIGNATURES = {
     b"<!": "a web page (was a download refused?)",
     b"<html": "a web page (was a download refused?)",
-    b"#EXTM3U": "a playlist, not the recording in it",
-    b"ffconcat": "a playlist, not the recording in it",
-    b"[playlist]": "a playlist, not the recording in it",
+    b"#EXTM3U": "a playlist; give the audio file that it refers to",
+    b"ffconcat": "a playlist; give the audio file that it refers to",
+    b"[playlist]": "a playlist; give the audio file that it refers to",
     b"PK\3\4": "a zip archive; unpack it first",
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"Rar!": "a rar archive; unpack it first",
@@ -85,9 +123,9 @@ _LOOKS = {
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
     b"GIF8": "a picture",
-    b"MThd": "a MIDI file, which holds notes and no sound; render it first",
+    b"MThd": "a MIDI file, which contains notes and no audio; render it first",
 }
-_SOUND = {
+_AUDIO_SIGNATURES = {
     b"RIFF": "a WAV",
     b"RF64": "a WAV",
     b"riff": "a W64",
@@ -103,146 +141,168 @@ _SOUND = {
 
 
 def describe_header(head: bytes) -> str:
-    """What a file that no decoder takes seems to be, and what to do, from its first bytes."""
-    lowered = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    for mark, what in _LOOKS.items():
-        if lowered[: len(mark)].lower() == mark.lower():
-            return f"it looks like {what}"
+    """Describe an unreadable file by its first bytes, and say what to do about it."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for signature, description in _OTHER_SIGNATURES.items():
+        if text[: len(signature)].lower() == signature.lower():
+            return f"it looks like {description}"
     if head[4:8] in (b"ftyp", b"moov", b"mdat"):
         return (
-            "it looks like an MP4 or M4A file that was cut off or damaged: the index of its "
-            "content is missing; copy or fetch it again"
+            "it looks like an MP4 or M4A file that was cut off or damaged (its index is missing); "
+            "copy or download it again"
         )
-    for mark, what in _SOUND.items():
-        if head.startswith(mark):
-            return f"it looks like {what} file that was cut off or damaged; copy or fetch it again"
+    for signature, description in _AUDIO_SIGNATURES.items():
+        if head.startswith(signature):
+            return (
+                f"it looks like {description} file that was cut off or damaged; "
+                "copy or download it again"
+            )
     if not re.search(rb"[\x00-\x08\x0e-\x1f\x7f]", head):
-        return "it looks like text; give a recording such as wav, flac, mp3 or m4a"
-    return "it is no kind of recording that we know; give one such as wav, flac, mp3 or m4a"
+        return "it looks like text; give an audio file such as wav, flac, mp3 or m4a"
+    return "unknown file format; give an audio file such as wav, flac, mp3 or m4a"
 
 
-def choose(container: InputContainer, name: str, index: int | None) -> AudioStream:
-    """The audio stream asked for, or the one marked as default, or the first."""
+def choose_stream(container: InputContainer, name: str, index: int | None) -> AudioStream:
+    """Return the audio stream with that index; without one, the default stream or the first.
+
+    Raises:
+        AudioReadError: There is no audio stream, or none with that index.
+    """
     streams = list(container.streams.audio)
     if not streams:
         kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise AudioReadError(f"{name} holds no sound (only {kinds}); give a file that does")
+        raise AudioReadError(f"{name} has no audio stream (only {kinds}); give an audio file")
     if index is not None:
         if not 0 <= index < len(streams):
             raise AudioReadError(
-                f"{name} holds {len(streams)} audio streams: there is no number {index}"
+                f"{name} has no audio stream {index}: choose 0 to {len(streams) - 1}"
             )
         return streams[index]
-    return next((stream for stream in streams if _flags(stream) & 1), streams[0])
+    defaults = (stream for stream in streams if _disposition(stream) & _DEFAULT_STREAM)
+    return next(defaults, streams[0])
 
 
-def _flags(stream: object) -> int:
+def _disposition(stream: object) -> int:
     flags = getattr(stream, "disposition", 0)
     return int(getattr(flags, "value", flags))
 
 
-def cover_of(container: InputContainer) -> bytes | None:
-    """The attached picture as it lies in the file."""
+def read_cover(container: InputContainer) -> bytes | None:
+    """Return the attached picture, undecoded."""
     for stream in container.streams.video:
-        if _flags(stream) & 0x400:  # an attached picture, no film
-            with contextlib.suppress(*_FOREIGN, StopIteration):
+        if _disposition(stream) & _ATTACHED_PICTURE:  # not a film
+            with contextlib.suppress(*_PYAV_ERRORS, StopIteration):
                 return bytes(next(iter(container.demux(stream)))) or None
     return None
 
 
-def check(stream: AudioStream, name: str) -> None:
-    """Refuse what no recording is before a sample of it is decoded."""
-    context: AudioCodecContext | None = stream.codec_context  # none where no decoder is known
+def check_stream(stream: AudioStream, name: str) -> None:
+    """Refuse an impossible stream before a sample is decoded.
+
+    Raises:
+        AudioReadError: Its codec is unknown, or its sample rate or channel count impossible.
+    """
+    context: AudioCodecContext | None = stream.codec_context  # none for an unknown codec
     if context is None:
-        raise AudioReadError(f"{name} is coded in a way that we do not know; convert it to flac")
-    rate, channels = context.sample_rate or 0, _disarm(context)
+        raise AudioReadError(f"unsupported audio codec in {name}: convert it to flac")
+    rate, channels = context.sample_rate or 0, _drop_custom_layout(context)
     if rate not in RATES:
         raise AudioReadError(
-            f"{name} says that it has {rate} samples a second: its header is damaged "
-            f"({RATES.start} to {RATES.stop - 1} are possible); make or fetch it again"
+            f"invalid sample rate in the header of {name}: {rate} Hz, expected {RATES.start} to "
+            f"{RATES.stop - 1}; the file is damaged"
         )
-    if not 1 <= channels <= MOST_CHANNELS:
+    if not 1 <= channels <= MAX_CHANNELS:
         raise AudioReadError(
-            f"{name} says that it has {channels} channels: 1 to {MOST_CHANNELS} can be read"
+            f"unsupported number of channels in {name}: {channels}, expected 1 to {MAX_CHANNELS}"
         )
 
 
-def _disarm(context: AudioCodecContext) -> int:
-    """The number of channels, of which the context then knows no more than that.
+def _drop_custom_layout(context: AudioCodecContext) -> int:
+    """Return the number of channels, and leave the context no more of the layout than that.
 
-    A layout with an order of its own owns memory. PyAV hands it out by copying the pointer, and
-    frees it with each copy. So the first copy, which is this one, becomes the only one.
+    A layout with custom channel order owns memory. PyAV copies the pointer with every access to
+    the layout and frees it with every copy, so the copy made here must remain the only one.
     """
     layout = context.layout
-    if _owns_memory(layout):
+    if _is_custom_layout(layout):
         context.layout = f"{layout.nb_channels} channels"
     return int(layout.nb_channels)
 
 
-def _owns_memory(layout: AudioLayout) -> bool:
-    """Whether it may name its channels one by one; FFmpeg's own layouts have short names."""
+def _is_custom_layout(layout: AudioLayout) -> bool:
+    """Return whether the layout may own memory; FFmpeg's own layouts have short names."""
     return " channels (" in layout.name or "ambisonic" in layout.name
 
 
 @dataclass(slots=True)
 class Damage:
-    """What went wrong in a pass."""
+    """What could not be decoded in one pass."""
 
     places: list[float] = field(default_factory=list)
-    """Seconds at which something could not be decoded; the first few."""
+    """Seconds at which decoding failed; the first few."""
     count: int = 0
-    broke_off: bool = False
+    is_truncated: bool = False
+    """Whether the rest of the file could not be read."""
 
-    def at(self, seconds: float) -> None:
+    def add(self, seconds: float) -> None:
+        """Record a place at which decoding failed."""
         self.count += 1
         if len(self.places) < 3:
             self.places.append(seconds)
 
 
 class Decoder:
-    """The decoded frames of a stream, in order, as float32 (C t); in `damage`, what was not."""
+    """Decode the frames of a stream in order; `damage` lists what could not be decoded."""
 
     def __init__(self, container: InputContainer, stream: AudioStream, name: str) -> None:
         self._container, self._stream, self._name = container, stream, name
         self._rate = int(stream.codec_context.sample_rate)
         self._channels = int(stream.codec_context.channels)
-        self._first: int | None = None
-        self._torn = False
-        self._counts = container.format.name == "flac"
-        """Whether each frame says which sample it begins with: a lost one shows as a gap."""
+        self._is_aac = stream.codec_context.name.startswith("aac")
+        self._first_pts: int | None = None
+        self._follows_damage = False
+        self._has_sample_positions = container.format.name == "flac"
+        """Whether frames are numbered by samples, so that a lost frame shows as a gap."""
         self.damage = Damage()
         self.count = 0
-        """Samples handed on so far."""
+        """Samples decoded so far."""
         self.last_duration: int | None = None
-        """Samples that the container gives to the last packet, where it counts in samples."""
+        """Samples of the last packet according to the container, if it counts in samples."""
 
-    def frames(self) -> Iterator[Tensor]:
-        stream = self._stream
-        in_samples = stream.time_base is not None and stream.time_base * self._rate == 1
+    def frames(self) -> Iterator[Samples]:
+        """Yield decoded frames (C t), and silence in place of what could not be decoded.
+
+        A frame is a view of FFmpeg's memory, which lives as long as the view does.
+
+        Raises:
+            AudioReadError: Sample rate or channels change in mid-stream.
+        """
+        time_base = self._stream.time_base
+        in_samples = time_base is not None and time_base * self._rate == 1
         for packet in self._packets():
             if packet.size:
                 self.last_duration = packet.duration if in_samples else None
             try:
-                decoded = packet.decode()
-            except _FOREIGN:
-                self.damage.at(self.count / self._rate)
-                self._torn = True
+                frames = packet.decode()
+            except _PYAV_ERRORS:
+                self.damage.add(self.count / self._rate)
+                self._follows_damage = True
                 continue
-            self._disarm(decoded)
-            for frame in decoded:
+            if self._is_aac:
+                self._check_layouts(frames)
+            for frame in frames:
                 yield from self._accept(frame)
 
-    def _disarm(self, frames: list[AudioFrame]) -> None:
-        """Refuse layouts that a decoder of AAC made up: PyAV would free their memory twice."""
-        if not self._stream.codec_context.name.startswith("aac"):
-            return
-        strange = [frame.layout for frame in frames if _owns_memory(frame.layout)]
-        for layout in strange:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))  # the frame frees it; this never
-        if strange:
+    def _check_layouts(self, frames: list[AudioFrame]) -> None:
+        """Refuse custom layouts from the AAC decoder: PyAV would free their memory twice."""
+        custom = [frame.layout for frame in frames if _is_custom_layout(frame.layout)]
+        for layout in custom:
+            # Keep it alive for ever: the frame frees the memory that both point to.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
+        if custom:
             raise AudioReadError(
-                f"{self._name} gives its channels places that no AAC file should give them "
-                f"({strange[0].name}); convert it to flac"
+                f"unsupported AAC channel layout in {self._name}: {custom[0].name}; "
+                "convert it to flac"
             )
 
     def _packets(self) -> Iterator["av.Packet[AudioStream]"]:
@@ -252,60 +312,89 @@ class Decoder:
                 packet = next(packets)
             except StopIteration:
                 return
-            except _FOREIGN:
-                self.damage.broke_off = True
+            except IndexError:
+                # At the end, PyAV fails on streams that appeared in mid-file (FLV, MPEG-TS). They
+                # have higher numbers than ours, which is complete by then.
+                return
+            except _PYAV_ERRORS:
+                self.damage.is_truncated = True
                 return
             yield packet
 
-    def _accept(self, frame: AudioFrame) -> Iterator[Tensor]:
+    def _accept(self, frame: AudioFrame) -> Iterator[Samples]:
         if not frame.samples:
             return
         if frame.sample_rate != self._rate or frame.layout.nb_channels != self._channels:
             raise AudioReadError(
                 f"{self._name} changes at {self.count / self._rate:.2f} s from {self._channels} "
-                f"channels at {self._rate} Hz to {frame.layout.nb_channels} at "
-                f"{frame.sample_rate} Hz; cut it there and give the parts"
+                f"channels at {self._rate} Hz to {frame.layout.nb_channels} channels at "
+                f"{frame.sample_rate} Hz; split it there and process the parts separately"
             )
-        yield from self._silence_before(frame)
-        block = to_float(frame)
-        self.count += block.shape[-1]
-        yield block
-
-    def _silence_before(self, frame: AudioFrame) -> Iterator[Tensor]:
-        """What could not be decoded becomes silence of its length, so that nothing moves."""
-        if frame.pts is None or frame.time_base is None:
-            return
-        if self._first is None:
-            self._first = frame.pts
-        torn, self._torn = self._torn, False
-        if not (torn or self._counts):
-            return
-        position = round((frame.pts - self._first) * frame.time_base * self._rate)
-        gap = position - self.count
-        if 0 < gap <= _LONGEST_SILENCE * self._rate:
-            if not torn:
-                self.damage.at(self.count / self._rate)
+        samples = _frame_samples(frame)
+        if gap := self._gap_before(frame):
             self.count += gap
-            yield torch.zeros(self._channels, gap)
+            zero = _U8_ZERO if samples.dtype == np.uint8 else 0
+            yield np.full((self._channels, gap), zero, samples.dtype)
+        self.count += samples.shape[-1]
+        yield samples
+
+    def _gap_before(self, frame: AudioFrame) -> int:
+        """Return how many samples are missing before this frame, if silence can replace them."""
+        if frame.pts is None:
+            return 0
+        if self._first_pts is None and frame.time_base is not None:
+            self._first_pts = frame.pts
+        if not (self._follows_damage or self._has_sample_positions):
+            return 0
+        if self._first_pts is None or frame.time_base is None:
+            return 0
+        is_reported, self._follows_damage = self._follows_damage, False
+        position = round((frame.pts - self._first_pts) * frame.time_base * self._rate)
+        gap = position - self.count
+        if not 0 < gap <= _MAX_SILENCE_SECONDS * self._rate:
+            return 0
+        if not is_reported:
+            self.damage.add(self.count / self._rate)
+        return gap
 
 
-def to_float(frame: AudioFrame) -> Tensor:
-    """The samples of a frame as they are, full scale at 1: (C t) float32."""
-    kind = frame.format.name.removesuffix("p")
-    channels, dtype = frame.layout.nb_channels, _DTYPES[kind]
-    if frame.format.is_planar:
-        # Not `frame.planes`, nor what calls it: from 8 channels on it looks beyond their end.
-        planes = [memoryview(AudioPlane(frame, channel)) for channel in range(channels)]
-        array = np.empty((channels, frame.samples), dtype)
-        for row, plane in zip(array, planes):
-            row[:] = np.frombuffer(plane, dtype, frame.samples)
-    else:
+def _frame_samples(frame: AudioFrame) -> Samples:
+    """Return the samples of a frame (C t) in its own number format."""
+    kind = frame.format
+    channels, dtype = frame.layout.nb_channels, _DTYPES[kind.name.removesuffix("p")]
+    if not kind.is_planar:
         packed = np.frombuffer(memoryview(AudioPlane(frame, 0)), dtype, frame.samples * channels)
-        array = packed.reshape(-1, channels).T
-    if kind == "u8":
-        array = array.astype(np.int16) - 128
-    with np.errstate(over="ignore"):  # a double beyond float32 is an infinity, and found as one
-        # A copy if it is none yet: the frame's memory goes with the frame.
-        copies = not frame.format.is_planar
-        samples = torch.from_numpy(array.astype(np.float32, order="C", copy=copies))
-    return samples.mul_(_SCALES[kind]) if kind in _SCALES else samples
+        return packed.reshape(-1, channels).T
+    # Neither `frame.planes` nor `frame.to_ndarray`: they read beyond the end from 8 channels on.
+    samples = np.empty((channels, frame.samples), dtype)
+    for channel, row in enumerate(samples):
+        row[:] = np.frombuffer(memoryview(AudioPlane(frame, channel)), dtype, frame.samples)
+    return samples
+
+
+def to_float(frames: Iterable[Samples]) -> Iterator[Tensor]:
+    """Convert decoded frames (C t) to float32 with full scale 1, short ones several at once."""
+    group: list[Samples] = []
+    length = 0
+    for frame in frames:
+        if group and frame.dtype != group[0].dtype:
+            yield _to_float(group)
+            group, length = [], 0
+        group.append(frame)
+        length += frame.shape[-1]
+        if length >= _MIN_CONVERSION:
+            yield _to_float(group)
+            group, length = [], 0
+    if group:
+        yield _to_float(group)
+
+
+def _to_float(group: list[Samples]) -> Tensor:
+    samples = group[0] if len(group) == 1 else np.concatenate(group, axis=1)
+    dtype = samples.dtype
+    if dtype == np.uint8:
+        samples = samples.astype(np.int16) - _U8_ZERO
+    with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, which is checked later
+        is_view = samples.base is not None
+        floats = torch.from_numpy(samples.astype(np.float32, order="C", copy=is_view))
+    return floats.mul_(_SCALES[dtype]) if dtype in _SCALES else floats

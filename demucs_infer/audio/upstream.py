@@ -1,0 +1,198 @@
+"""Offer the functions of upstream's `demucs.audio` that have another form in this package.
+
+Shapes: S streams, C channels, T samples. Samples are floats with full scale 1, or int16.
+"""
+
+import math
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from demucs_infer.audio.channels import convert_channels
+from demucs_infer.audio.encoders.base import pieces
+from demucs_infer.audio.reader import AudioInfo, AudioReader, probe
+from demucs_infer.audio.resample import resample
+from demucs_infer.audio.writer import AudioWriter
+
+_INT16_MAX = 2**15 - 1
+_CONTEXT_SECONDS = 0.1
+"""Read beyond the requested end, so that the resampler does not see an end there."""
+
+
+class AudioFile:
+    """An audio file with one or more streams.
+
+    The resampler is this package's own; upstream uses that of the ffmpeg program.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __len__(self) -> int:
+        return self._probe.num_streams
+
+    def __repr__(self) -> str:
+        return (
+            f"AudioFile(path={self.path}, samplerate={self.samplerate()}, "
+            f"channels={self.channels()}, streams={len(self)})"
+        )
+
+    @cached_property
+    def _probe(self) -> AudioInfo:
+        return probe(self.path)
+
+    def _stream(self, index: int) -> AudioInfo:
+        """Read the headers of one stream; a negative index counts from the end."""
+        return AudioReader(self.path, stream=range(len(self))[index]).info
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """The file in ffprobe's terms: `format` and the audio `streams`."""
+        streams = [
+            {
+                "index": index,
+                "codec_name": stream.codec,
+                "codec_type": "audio",
+                "sample_rate": str(stream.sample_rate),
+                "channels": stream.channels,
+            }
+            for index, stream in enumerate(map(self._stream, range(len(self))))
+        ]
+        container: dict[str, Any] = {
+            "filename": str(self.path),
+            "nb_streams": len(streams),
+            "format_name": self._probe.container,
+            "tags": dict(self._probe.tags),
+        }
+        if self._probe.duration_seconds is not None:
+            container["duration"] = str(self._probe.duration_seconds)
+        return {"streams": streams, "format": container}
+
+    @property
+    def duration(self) -> float:
+        """Length in seconds; NaN if the file does not declare it."""
+        seconds = self._probe.duration_seconds
+        return math.nan if seconds is None else seconds
+
+    def channels(self, stream: int = 0) -> int:
+        """Return the number of channels of a stream."""
+        return self._stream(stream).channels
+
+    def samplerate(self, stream: int = 0) -> int:
+        """Return the sample rate of a stream."""
+        return self._stream(stream).sample_rate
+
+    def read(
+        self,
+        seek_time: float | None = None,
+        duration: float | None = None,
+        streams: slice | int | list[int] = slice(None),
+        samplerate: int | None = None,
+        channels: int | None = None,
+    ) -> Tensor:
+        """Read (C T) if `streams` is a number, else (S C T).
+
+        `duration` gives `int(rate * duration)` samples at most, at the rate of the result.
+        """
+        indices = np.arange(len(self))[streams]
+        length = None if duration is None else int((samplerate or self.samplerate()) * duration)
+        if indices.ndim == 0:
+            return self._read(int(indices), seek_time, length, samplerate, channels)
+        read = [self._read(index, seek_time, length, samplerate, channels) for index in indices]
+        return torch.stack(read)
+
+    def _read(
+        self,
+        index: int,
+        seek_time: float | None,
+        length: int | None,
+        samplerate: int | None,
+        channels: int | None,
+    ) -> Tensor:
+        duration = None
+        if length is not None:
+            duration = length / (samplerate or self.samplerate()) + _CONTEXT_SECONDS
+        reader = AudioReader(
+            self.path,
+            start_seconds=seek_time or 0.0,
+            duration_seconds=duration,
+            stream=int(index),
+        )
+        wav = torch.cat(list(reader.blocks()), dim=-1)
+        if channels is not None:
+            wav = convert_channels(wav, channels)
+        rate = reader.info.sample_rate
+        return resample(wav, rate, samplerate or rate)[..., :length]
+
+
+def convert_audio_channels(wav: Tensor, channels: int = 2) -> Tensor:
+    """Convert the number of channels: (... C T) -> (... channels T).
+
+    Raises:
+        ValueError: Two or more channels cannot become more.
+    """
+    return convert_channels(wav, channels)
+
+
+def i16_pcm(wav: Tensor) -> Tensor:
+    """Convert floats to int16, clamped to full scale; return integers unchanged."""
+    if not wav.is_floating_point():
+        return wav
+    return (wav.clamp(-1, 1) * _INT16_MAX).short()
+
+
+def f32_pcm(wav: Tensor) -> Tensor:
+    """Convert int16 to float32; return floats unchanged."""
+    return wav if wav.is_floating_point() else wav.float() / _INT16_MAX
+
+
+def as_dtype_pcm(wav: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: ARG001 (upstream's signature)
+    """Return floats and integers unchanged: upstream ignores `dtype`."""
+    return f32_pcm(wav) if wav.is_floating_point() else i16_pcm(wav)
+
+
+def encode_mp3(
+    wav: Tensor,
+    path: str | os.PathLike[str],
+    samplerate: int = 44100,
+    bitrate: int = 320,
+    quality: int = 2,
+    verbose: bool = False,  # noqa: ARG001 (upstream's signature; the encoder is always silent)
+) -> None:
+    """Write a track (C T), floats or int16, as MP3; `quality` is 2 (best) to 7 (fastest).
+
+    Raises:
+        AudioWriteError: The file cannot be written.
+    """
+    floats = wav.clamp(-1, 1) if wav.is_floating_point() else wav.float() / (_INT16_MAX + 1)
+    with AudioWriter(
+        path, samplerate, len(wav), format="mp3", bitrate=bitrate, preset=quality
+    ) as out:
+        for piece in pieces(floats):
+            out.write(piece)
+
+
+def encode_wav(
+    wav: Tensor,
+    path: str | os.PathLike[str],
+    samplerate: int,
+    bits_per_sample: int = 16,
+    as_float: bool = False,
+) -> None:
+    """Write a track (C T) as WAV, clamped to full scale: 16 or 24 bits, or 32-bit floats.
+
+    Raises:
+        AudioWriteError: The file cannot be written.
+        ValueError: `bits_per_sample` is neither 16 nor 24.
+    """
+    if not as_float and bits_per_sample not in (16, 24):
+        raise ValueError(f"{bits_per_sample = } must be 16 or 24, or as_float must be True")
+    bits = 32 if as_float else bits_per_sample
+    with AudioWriter(path, samplerate, len(wav), format="wav", bits=bits) as out:
+        for piece in pieces(wav.clamp(-1, 1)):
+            out.write(piece)
