@@ -3,13 +3,13 @@
 Shapes: C channels, T samples of the track, S stems.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite, sqrt
 
-import torch
 from torch import Tensor
 
+from demucs_infer.audio.blocks import reblock
 from demucs_infer.errors import SeparationError
 
 # Short enough that torch sums a piece in one thread: the sum is the same for any number of
@@ -35,30 +35,6 @@ class Level:
     def restore(self, stems: Tensor) -> Tensor:
         """A new tensor, at the level of the track; every stem gets the mean, as upstream's do."""
         return stems * self.std + self.mean
-
-
-def reblock(blocks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The samples of `blocks` (... C t) in float32 pieces of `size`, the last one shorter.
-
-    The pieces are ours: a source may overwrite the block it gave as soon as it is asked for
-    the next.
-    """
-    piece: Tensor | None = None
-    filled = 0
-    for block in blocks:
-        at = 0
-        while at < block.shape[-1]:
-            if piece is None:
-                shape = (*block.shape[:-1], size)
-                piece = torch.empty(shape, dtype=torch.float32, device=block.device)
-            count = min(size - filled, block.shape[-1] - at)
-            piece[..., filled : filled + count] = block[..., at : at + count]
-            filled, at = filled + count, at + count
-            if filled == size:
-                yield piece
-                piece, filled = None, 0
-    if piece is not None:
-        yield piece[..., :filled]
 
 
 def measure(blocks: Iterable[Tensor]) -> Level:

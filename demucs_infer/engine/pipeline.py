@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from demucs_infer.audio.channels import convert_channels
 from demucs_infer.engine.blend import Blend
 from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.network import Ensemble
@@ -419,17 +420,14 @@ class _TrackState:
 
 
 def _with_channels(block: Tensor, channels: int) -> Tensor:
-    """`block` (... C t) with as many channels as the networks take."""
-    have = block.shape[-2]
-    if have == channels:
-        return block
-    if channels == 1:
-        return block.mean(dim=-2, keepdim=True)
-    if have == 1:
-        return block.expand(*block.shape[:-2], channels, block.shape[-1])
-    raise ValueError(
-        f"the track has {have} channels and the networks take {channels}: convert it first"
-    )
+    """Convert `block` (... C t) to as many channels as the networks take; drop none silently."""
+    track_channels = block.shape[-2]
+    if track_channels not in (1, channels) and channels != 1:
+        raise ValueError(
+            f"the track has {track_channels} channels and the networks take {channels}: "
+            "convert it first"
+        )
+    return convert_channels(block, channels)
 
 
 def _length(track: Track) -> int:

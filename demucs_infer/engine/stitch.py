@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from demucs_infer.engine.level import Level, reblock
+from demucs_infer.audio.blocks import reblock
+from demucs_infer.engine.level import Level
 from demucs_infer.engine.plan import Chunk
 
 # Samples of a track that are pulled from its source at a time.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from demucs_infer.engine.level import PIECE, Level, measure, reblock
+from demucs_infer.engine.level import PIECE, Level, measure
 from demucs_infer.errors import SeparationError
 from tests.helpers.networks import noise
 
@@ -92,20 +92,6 @@ def test_block_sizes_and_threads_change_no_bit(sizes: tuple[int, ...]) -> None:
             assert measure(cut(track, *sizes)) == expected
     finally:
         torch.set_num_threads(threads)
-
-
-def test_pieces_are_ours_and_hold_the_same_samples() -> None:
-    track = noise(2, 1000)
-    buffer = torch.empty(2, 64)
-
-    def same_buffer_each_time() -> Iterator[Tensor]:
-        for block in cut(track, 64):
-            buffer[:, : block.shape[-1]] = block
-            yield buffer[:, : block.shape[-1]]
-
-    pieces = list(reblock(same_buffer_each_time(), 300))
-    assert [piece.shape[-1] for piece in pieces] == [300, 300, 300, 100]
-    assert torch.equal(torch.cat(pieces, dim=-1), track)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
