@@ -27,15 +27,21 @@ P = TypeVar("P")
 
 @runtime_checkable
 class ModelParamsLike(Protocol):
-    """The attributes or properties that every parameters class has."""
+    """The attributes or properties that every parameters class has; it may be a base class."""
 
-    @property
-    def chunk_size(self) -> int:
-        """Samples of one window of the network."""
+    if TYPE_CHECKING:  # read-only, so that frozen dataclasses and properties match
 
-    @property
-    def output_stem_names(self) -> Sequence[str]:
-        """Stems that the network returns, in its order."""
+        @property
+        def chunk_size(self) -> int:
+            """Samples of one window of the network."""
+
+        @property
+        def output_stem_names(self) -> Sequence[str]:
+            """Stems that the network returns, in its order."""
+
+    else:  # a dataclass would take an inherited property for the default of its field
+        chunk_size: int
+        output_stem_names: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +64,10 @@ class Traits:
 
         Raises `ConfigError` for missing attributes and for types that are not audio.
         """
-        if not isinstance(params, ModelParamsLike):
-            required = ("chunk_size", "output_stem_names")
-            missing = [name for name in required if not hasattr(params, name)]
+        required = ("chunk_size", "output_stem_names")
+        if missing := [name for name in required if not hasattr(params, name)]:
             raise ConfigError(f"model: {type(params).__name__} has no {' and no '.join(missing)}")
+        params = cast(ModelParamsLike, params)
         problems = []
         for name, choices in (
             ("input_type", INPUTS),

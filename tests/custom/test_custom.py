@@ -114,6 +114,42 @@ def test_parameters_class_needs_no_base_class() -> None:
         Traits.from_params(object())
 
 
+@dataclass(frozen=True)
+class DerivedParams(ModelParamsLike):
+    chunk_size: int
+    output_stem_names: tuple[str, ...]
+    depth: int
+    width: int = 3
+
+
+@dataclass
+class ComputedParams(ModelParamsLike):
+    hops: int
+    output_stem_names: tuple[str, ...]
+
+    @property
+    def chunk_size(self) -> int:
+        return 100 * self.hops
+
+
+def test_parameters_class_may_inherit_from_the_protocol() -> None:
+    section = Config.from_dict(CONFIG, ["model.depth=2"]).model
+    assert section.to_concrete(DerivedParams) == DerivedParams(1000, ("drums", "bass"), 2)
+    assert Traits.from_params(DerivedParams(5, ("a",), depth=2)).chunk_size == 5
+    with pytest.raises(ConfigError, match="model.depth: required key is missing"):
+        Config.from_dict(CONFIG).model.to_concrete(DerivedParams)
+    computed = Config.from_dict(CONFIG, ["model.hops=10"]).model.to_concrete(ComputedParams)
+    assert (computed.chunk_size, isinstance(computed, ModelParamsLike)) == (1000, True)
+
+
+def test_missing_attributes_of_a_derived_class_are_reported() -> None:
+    class Incomplete(ModelParamsLike):
+        output_stem_names = ("a",)
+
+    with pytest.raises(ConfigError, match="Incomplete has no chunk_size"):
+        Traits.from_params(Incomplete())  # type: ignore[abstract]  # the error under test
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
