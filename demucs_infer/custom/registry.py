@@ -2,7 +2,8 @@
 
 Installed packages register theirs with entry points of the group `demucs_infer.models`, programs
 with `register_model`. A name refers to a `ModelMetadata`, which needs a configuration and weights,
-or to a function without arguments that returns a network with its weights.
+or to a function without arguments that returns such metadata, or a network with its weights. A
+function is called when its model is used.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 GROUP = "demucs_infer.models"
 
-RegisteredModel: TypeAlias = "ModelMetadata[Any] | Callable[[], nn.Module]"
+RegisteredModel: TypeAlias = "ModelMetadata[Any] | Callable[[], ModelMetadata[Any] | nn.Module]"
 
 _registered: dict[str, RegisteredModel] = {}
 _lock = Lock()
 
 
 def register_model(model: RegisteredModel, name: str | None = None) -> None:
-    """Register a type of network, or a function that returns a network, in this process.
+    """Register metadata, or a function that returns metadata or a network, in this process.
 
     `name` defaults to the `model_type` of metadata. Registering the same model again has no effect;
     another one under the same name raises `ValueError`.
@@ -100,31 +101,24 @@ def find_registered_model(name: str) -> RegisteredModel | None:
 
 def load_registered_network(name: str) -> nn.Module:
     """Create the network registered as `name`, with its weights."""
-    entry = find_registered_model(name)
-    if entry is None:
+    model = _load_registered_model(name)
+    if model is None:
         catalog = load_catalog()
         raise ModelNotFound(name, {*catalog.bags, *catalog.checkpoints, *list_registered_models()})
-    if isinstance(entry, ModelMetadata):
+    if isinstance(model, ModelMetadata):
         raise ModelLoadingError(
             f"{name!r} is a type of network without weights: "
             "pass a config and a checkpoint to Separator.from_pretrained"
         )
-    from torch import nn
-
-    network = entry()
-    if not isinstance(network, nn.Module):
-        raise ModelLoadingError(
-            f"the function of {name!r} must return a network, got {type(network).__name__}"
-        )
-    return network.eval()
+    return model.eval()
 
 
 def find_metadata(model_type: str) -> ModelMetadata[Any]:
     """Return the metadata registered as `model_type`; raise `ConfigError` if there is none."""
-    entry = find_registered_model(model_type)
-    if isinstance(entry, ModelMetadata):
-        return entry
-    if entry is not None:
+    model = _load_registered_model(model_type)
+    if isinstance(model, ModelMetadata):
+        return model
+    if model is not None:
         raise ConfigError(
             f"model_type: {model_type!r} is a network with weights, not a ModelMetadata: "
             f"use Separator({model_type!r}) without config and checkpoint"
@@ -134,6 +128,22 @@ def find_metadata(model_type: str) -> ModelMetadata[Any]:
         f"model_type: no network is registered as {model_type!r} (registered: {names}); install "
         "its package, call register_model, or specify its module and class"
     )
+
+
+def _load_registered_model(name: str) -> ModelMetadata[Any] | nn.Module | None:
+    """Return the metadata or the network registered as `name`, after calling its function."""
+    entry = find_registered_model(name)
+    if entry is None or isinstance(entry, ModelMetadata):
+        return entry
+    from torch import nn
+
+    model = entry()
+    if not isinstance(model, ModelMetadata | nn.Module):
+        raise ModelLoadingError(
+            f"the function of {name!r} must return a network or a ModelMetadata, "
+            f"got {type(model).__name__}"
+        )
+    return model
 
 
 def _entry_points() -> dict[str, list[EntryPoint]]:

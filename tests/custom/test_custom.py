@@ -243,6 +243,33 @@ def test_register_model_refuses_conflicts() -> None:
         register_model(3, "three")  # type: ignore[arg-type]  # the error under test
 
 
+def test_registered_function_provides_metadata(checkpoint: Path) -> None:
+    calls = []
+
+    def create_metadata() -> ModelMetadata[GainParams]:
+        calls.append("called")
+        return GAIN
+
+    register_model(create_metadata, "gain")
+    assert list_models()["single"]["gain"].endswith("create_metadata")  # type: ignore[union-attr]  # a module
+    assert calls == []
+    separator = Separator.from_pretrained(config=CONFIG, checkpoint=checkpoint)
+    mix = noise(2, 3000)
+    torch.testing.assert_close(separator.run(mix)["bass"], 0.75 * mix, rtol=0, atol=1e-6)
+    assert calls == ["called"]
+    with pytest.raises(ModelLoadingError, match="'gain' is a type of network without weights"):
+        get_model("gain")
+
+
+def test_entry_point_may_be_a_function_that_returns_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def create():\n    from tests.custom.test_custom import GAIN\n    return GAIN\n"
+    install(tmp_path, "deferred", {"gain": "deferred:create"}, code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert build_network(Config.from_dict(CONFIG)).sources == ["drums", "bass"]
+
+
 def test_name_of_the_wrong_kind_is_refused(checkpoint: Path) -> None:
     register_model(GAIN)
     register_model(lambda: nn.Identity(), "identity")
@@ -250,7 +277,7 @@ def test_name_of_the_wrong_kind_is_refused(checkpoint: Path) -> None:
     with pytest.raises(ModelLoadingError, match="'gain' is a type of network without weights"):
         get_model("gain")
     with pytest.raises(
-        ModelLoadingError, match="function of 'text' must return a network, got str"
+        ModelLoadingError, match="'text' must return a network or a ModelMetadata, got str"
     ):
         get_model("text")
     with pytest.raises(ModelNotFound, match="no model named 'gian'. Did you mean 'gain'?"):
@@ -258,6 +285,8 @@ def test_name_of_the_wrong_kind_is_refused(checkpoint: Path) -> None:
     data = CONFIG | {"model_type": "identity"}
     with pytest.raises(ConfigError, match="'identity' is a network with weights"):
         Separator.from_pretrained(config=data, checkpoint=checkpoint)
+    with pytest.raises(ModelLoadingError, match="a network or a ModelMetadata, got str"):
+        Separator.from_pretrained(config=data | {"model_type": "text"}, checkpoint=checkpoint)
     with pytest.raises(
         ConfigError, match=r"no network is registered as 'gone' \(registered: gain, "
     ):
