@@ -51,8 +51,9 @@ class Ensemble:
             missing = [name for name in _ATTRIBUTES if not hasattr(member, name)]
             if missing or not callable(member):
                 raise ValueError(
-                    f"{type(member).__name__} is not a network: it has no "
-                    f"{', '.join(missing) or 'forward'}"
+                    f"{type(member).__name__} has no "
+                    f"{', '.join(missing) or 'forward'}: wrap it with "
+                    "demucs_infer.extension.create_w2w_model(module, params)"
                 )
         first = self.members[0]
         for member in self.members:

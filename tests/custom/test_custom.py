@@ -658,6 +658,13 @@ def test_mono_network_receives_the_channel_mean() -> None:
     torch.testing.assert_close(stems["b"], 0.75 * mix.mean(0, keepdim=True), rtol=0, atol=1e-6)
 
 
+def test_plain_module_is_refused_with_the_way_to_wrap_it() -> None:
+    network = Gain(GainParams(1000, ("a", "b")))
+    message = r"Gain has no sources, .*: wrap it with .*create_w2w_model\(module, params\)"
+    with pytest.raises(ValueError, match=message):
+        Separator.from_model(network, device="cpu")
+
+
 class GainWithAttributes(Gain):
     sources = ("x", "y")
     samplerate = 16000

@@ -319,7 +319,7 @@ def test_bags_that_cannot_answer_are_refused() -> None:
         BagOfModels([one], [[1, 1, 1]])
     with pytest.raises(ValueError, match="'bass' add up to 0"):
         BagOfModels([one, one], [[1, 1], [1, -1]])
-    with pytest.raises(ValueError, match="is not a network: it has no sources"):
+    with pytest.raises(ValueError, match="has no sources, .*: wrap it with"):
         BagOfModels([nn.Identity()])
     with pytest.raises(NotImplementedError, match="apply_model"):
         BagOfModels([one])(noise(2, 100)[None])
