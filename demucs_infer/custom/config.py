@@ -150,6 +150,8 @@ class InferenceConfig:
     """Whether to use `torch.compile`, or the name of its backend."""
     shifts: int = _number(0, minimum=0)
     seed: int | None = 0
+    fs: int | None = _number(None, minimum=1)
+    """Repeats `audio.sample_rate`; another value is an error."""
 
     def __post_init__(self) -> None:
         validate(self)
@@ -404,6 +406,9 @@ def _find_chunking_problems(
     hop_keys = [k for k in ("hop_size", "hop_size_seconds") if getattr(inference, k) is not None]
     if hop_keys and chunking.overlap is not None:
         yield f"chunking.overlap: excludes inference.{hop_keys[0]}: omit one"
+    if inference.fs not in (None, audio.sample_rate):
+        rate = audio.sample_rate
+        yield f"inference.fs: must equal audio.sample_rate ({rate}), got {inference.fs}"
     chunk, hop = _sizes(inference, chunking, model, audio)
     if chunk < 1:
         seconds = inference.chunk_size_seconds

@@ -63,6 +63,13 @@ def test_seconds_are_converted_at_the_sample_rate_of_the_network() -> None:
     assert (config.chunk_size, config.overlap) == (96000, 0.5)
 
 
+def test_inference_section_may_repeat_the_sample_rate() -> None:
+    section = {"fs": 16000, "chunk_size_seconds": 6.0, "hop_size_seconds": 3.0, "batch_size": 4}
+    data = SMALL | {"inference": section, "audio": {"sample_rate": 16000}}
+    config = Config.from_dict(data)
+    assert (config.chunk_size, config.overlap, config.inference.batch_size) == (96000, 0.5, 4)
+
+
 @given(st.integers(1, 10**7), st.data())
 def test_overlap_of_a_hop_size_results_in_that_hop(chunk: int, data: st.DataObject) -> None:
     hop = data.draw(st.integers(1, chunk))
@@ -133,6 +140,8 @@ INVALID = [
         "hop_size_seconds: must be at least one sample, got 1e-09",
     ),
     ("inference", {"hop_size": 3, "hop_size_seconds": 1}, "inference: hop_size and hop_size_sec"),
+    ("inference.fs", 16000, "inference.fs: must equal audio.sample_rate .44100., got 16000"),
+    ("inference.fs", 0, "inference.fs: must be at least 1, got 0"),
     ("chunking.overlap", 1, "chunking.overlap: must be below 1, got 1.0"),
     ("chunking.overlap", float("nan"), "chunking.overlap: expected a number, got NaN"),
     ("chunking.overlap", 0.99999, "chunking.overlap: 0.99999 of 8000 samples leaves a hop of 0"),
