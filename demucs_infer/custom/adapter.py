@@ -6,10 +6,11 @@ contains the real and the imaginary part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,13 @@ from demucs_infer.spec import complex_device
 SPECTRUM = ("batch", "stems", "channels", "bins", "frames", "2 parts")
 MAGNITUDE = SPECTRUM[:-1]
 
+Preprocess: TypeAlias = Callable[..., Tensor | Sequence[Tensor]]
+Postprocess: TypeAlias = Callable[..., object]
+
 
 def apply_mask(
     spectrum: Tensor,
     mask: Tensor,
-    *,
     add_sub_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -131,7 +134,12 @@ def _window(name: str, length: int, device: torch.device) -> Tensor:
 
 
 class WaveformModel(nn.Module):
-    """Adapter between a network and the engine; further keyword arguments reach the network."""
+    """Adapter between a network and the engine; further keyword arguments reach the network.
+
+    `preprocess` receives what the network would read (waveform, spectrum or both) and returns the
+    tensors to call it with. `postprocess` receives the output of the network, then those tensors,
+    and returns the stems, or their spectra or masks if that is the output type of `traits`.
+    """
 
     def __init__(
         self,
@@ -142,6 +150,8 @@ class WaveformModel(nn.Module):
         channels: int | None = None,
         chunk_size: int | None = None,
         stft: StftConfig | None = None,
+        preprocess: Preprocess | None = None,
+        postprocess: Postprocess | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -152,6 +162,8 @@ class WaveformModel(nn.Module):
         self.chunk_size = traits.chunk_size if chunk_size is None else chunk_size
         self.segment = Fraction(self.chunk_size, sample_rate)
         self.stft = None if stft is None else Stft(stft)
+        self.preprocess = preprocess
+        self.postprocess = postprocess
         self.preferences: dict[str, object] = {}
         """Default options of a `Separator` for this network."""
         problems = [
@@ -161,21 +173,29 @@ class WaveformModel(nn.Module):
         if problems:
             raise ConfigError("\n".join(problems))
 
+    @property
+    def model_input_dtype(self) -> torch.dtype | None:
+        """The dtype that inputs are cast to; None: they are not cast."""
+        return model_floating_dtype(self.model)
+
     def valid_length(self, length: int) -> int:
         """Return the input length for a chunk: a short one is read with its context."""
         return max(length, self.chunk_size)
 
     def forward(self, mix: Tensor, **arguments: object) -> Tensor:
         """Separate (B C W) -> (B S C W)."""
-        dtype = model_floating_dtype(self.model)
         spectrum = self.stft.forward(mix) if self.stft is not None else None
-        output = self.run_network(
-            *(
-                to_model_device(x, model_device=x.device, model_floating_dtype=dtype)
-                for x in self._inputs(mix, spectrum)
-            ),
-            **arguments,
-        )
+        inputs = self._inputs(mix, spectrum)
+        if self.preprocess is not None:
+            result = self.preprocess(*inputs)
+            inputs = [result] if isinstance(result, Tensor) else list(result)
+        dtype = self.model_input_dtype
+        inputs = [
+            to_model_device(x, model_device=x.device, model_floating_dtype=dtype) for x in inputs
+        ]
+        output = self.run_network(*inputs, **arguments)
+        if self.postprocess is not None:
+            output = self.postprocess(output, *inputs)
         if self.traits.output_type == "waveform" or self.stft is None or spectrum is None:
             return as_tensor(output, self.sources).float()
         return self.stft.inverse(self._stem_spectra(output, spectrum), mix.shape[-1])
@@ -208,10 +228,13 @@ def create_w2w_model(
     sample_rate: int = 44100,
     channels: int | None = None,
     chunk_size: int | None = None,
+    preprocess: Preprocess | None = None,
+    postprocess: Postprocess | None = None,
 ) -> WaveformModel:
     """Wrap `model` as waveform to waveform, according to the input and output type of `params`.
 
-    Raises `ConfigError` where model, parameters and arguments disagree.
+    See `WaveformModel` for `preprocess` and `postprocess`. Raises `ConfigError` where model,
+    parameters and arguments disagree.
     """
     return WaveformModel(
         model,
@@ -220,6 +243,8 @@ def create_w2w_model(
         channels=channels,
         chunk_size=chunk_size,
         stft=stft,
+        preprocess=preprocess,
+        postprocess=postprocess,
     )
 
 

@@ -596,6 +596,17 @@ def test_apply_mask_equals_complex_multiplication() -> None:
     assert half.dtype == torch.float16
 
 
+def test_apply_mask_accepts_its_dtypes_by_position() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.randn(3, 1, 5, 7, 2, generator=generator).half()
+    mask = torch.randn(3, 4, 5, 7, 2, generator=generator).half()
+    product = apply_mask(spectrum, mask, torch.float32, torch.float64)
+    assert product.dtype == torch.float64
+    assert torch.equal(
+        product, apply_mask(spectrum, mask, add_sub_dtype=torch.float32, out_dtype=torch.float64)
+    )
+
+
 @pytest.mark.parametrize("window", ["hann", "hamming", "ones"])
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("length", [1024, 1499])
@@ -607,6 +618,53 @@ def test_stft_round_trip(window: Any, normalized: bool, length: int) -> None:
     stft = Stft(config)
     # With little overlap, dividing by the sum of the windows loses some digits.
     torch.testing.assert_close(stft.inverse(stft.forward(wave), length), wave, rtol=0, atol=1e-5)
+
+
+def test_preprocess_and_postprocess_wrap_the_network() -> None:
+    class TwoInputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, dtype=torch.float16))
+
+        def forward(self, mix: Tensor, gain: Tensor) -> Tensor:
+            assert mix.dtype == gain.dtype == torch.float16
+            return mix * gain * self.weight
+
+    def preprocess(mix: Tensor) -> tuple[Tensor, Tensor]:
+        assert mix.dtype == torch.float32
+        return mix, torch.full((1,), 0.5)
+
+    def postprocess(output: Tensor, mix: Tensor, gain: Tensor) -> dict[str, Tensor]:
+        assert gain.tolist() == [0.5]
+        return {"b": mix - output, "a": output}
+
+    wrapped = create_w2w_model(
+        TwoInputs(),
+        params("waveform", "waveform"),
+        sample_rate=8000,
+        preprocess=preprocess,
+        postprocess=postprocess,
+    )
+    mix = noise(2, 3000)
+    stems = Separator.from_model(wrapped, device="cpu", normalize=False).run(mix)
+    assert [stems[name].dtype for name in stems] == 2 * [torch.float32]
+    # 11 bits of mantissa in float16, on samples of at most 0.5.
+    torch.testing.assert_close(stems["a"], 0.5 * mix, rtol=0, atol=5e-4)
+    torch.testing.assert_close(stems["b"], 0.5 * mix, rtol=0, atol=5e-4)
+
+
+def test_preprocess_receives_spectra_and_postprocess_returns_masks() -> None:
+    wrapped = create_w2w_model(
+        nn.Identity(),
+        params("spectrogram", "spectrogram_mask"),
+        stft=MAGNITUDE,
+        preprocess=torch.log1p,
+        postprocess=lambda output, *inputs: [torch.ones_like(output), 0 * inputs[0]],
+    )
+    mix = noise(2, 1500)[None]
+    stems = wrapped(mix)
+    torch.testing.assert_close(stems[:, 0], mix, rtol=0, atol=1e-6)
+    assert not stems[:, 1].any()
 
 
 def test_dict_list_and_tensor_outputs_are_equivalent() -> None:
