@@ -1,9 +1,9 @@
-"""How the process asks the system for memory.
+"""Tune how the process allocates memory, and measure how much it took.
 
-A network's layers answer with tens of megabytes each. glibc maps every block above 32 MB anew and
-returns what is free at the end of its heap; the system clears each page again when it is next
-touched: up to a tenth of the time of a pass on a CPU. Elsewhere there is no such call, and nothing
-happens.
+The layers of a network return tensors of tens of megabytes. glibc maps every allocation above
+32 MB anew, and returns free memory at the end of its heap to the system, which clears each page
+again when it is next touched: up to a tenth of the time of a pass on a CPU. These functions call
+`mallopt` and `malloc_trim`, for which Python has no API; without glibc they do nothing.
 """
 
 import ctypes
@@ -17,46 +17,47 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
-# From malloc.h, and what glibc arrives at by itself once it has seen large blocks.
+# Constants of malloc.h, and the values that glibc settles on after it has seen large allocations.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
-_USUAL = {_M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_THRESHOLD: 32 << 20, _M_MMAP_MAX: 65_536}
-# The threshold of mapping itself cannot be raised beyond 32 MB: no mapping at all.
-_KEPT = {_M_TRIM_THRESHOLD: 1 << 30, _M_MMAP_MAX: 0}
+_DEFAULTS = {_M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_THRESHOLD: 32 << 20, _M_MMAP_MAX: 65_536}
+# The mapping threshold cannot be raised above 32 MB, so nothing is mapped at all.
+_KEEP_LARGE = {_M_TRIM_THRESHOLD: 1 << 30, _M_MMAP_MAX: 0}
 
-_OWN_RULES = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
-"""Whoever started the process with one of these has decided already."""
+_USER_SETTINGS = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+"""Environment variables by which the user has configured malloc: then nothing is changed."""
 
 _lock = Lock()
-_holders = 0
+_users = 0  # of `keep_large_allocations`: malloc has one setting for the whole process
 
 
 @contextmanager
 def keep_large_allocations() -> Iterator[None]:
-    """While this lasts, large blocks that are freed stay with the process, to be used again.
+    """Keep large allocations that are freed in the process, so that they are reused.
 
-    Afterwards all that is free goes back to the system.
+    The contexts may be nested, also across threads; after the last one, free memory is returned
+    to the system.
     """
-    _hold(1)
+    _acquire()
     try:
         yield
     finally:
-        _hold(-1)
+        _release()
 
 
 def use_single_arena() -> None:
-    """One heap for all threads of a process that does nothing else; before torch allocates.
+    """Use one heap for all threads; for a process of our own, before torch allocates.
 
-    Large blocks in a heap for each leave holes; in one heap others fill them.
+    With a heap per thread, large allocations leave holes that no other thread can fill.
     """
-    _tell({_M_ARENA_MAX: 1})
+    _mallopt({_M_ARENA_MAX: 1})
 
 
 @contextmanager
 def exempt_imports_from_gc() -> Iterator[None]:
-    """What is made inside lives as long as the process; for the imports of one that is ours.
+    """Exempt all objects that are created inside from garbage collection; for our own process.
 
-    torch brings 150,000 objects, none of them garbage. Python's collector goes through them again
-    and again while they come, and once more when the process ends: a third of a second.
+    Importing torch creates 150,000 objects, none of them garbage. Python's collector visits them
+    again and again during the import, and once more at exit: a third of a second.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -70,9 +71,9 @@ def exempt_imports_from_gc() -> Iterator[None]:
 
 
 def peak_memory() -> int | None:
-    """The most bytes that this process ever held; None where the system does not tell.
+    """Return the peak memory of this process in bytes, or None if the system does not report it.
 
-    On Linux `ru_maxrss` would not do: it begins with the peak of whoever started the process.
+    Not `ru_maxrss` on Linux: it starts with the peak of the parent process.
     """
     if sys.platform == "win32":
         return None
@@ -84,22 +85,28 @@ def peak_memory() -> int | None:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    found = re.search(r"VmHWM:\s*(\d+)", status)
-    return 1024 * int(found[1]) if found else None
+    match = re.search(r"VmHWM:\s*(\d+)", status)
+    return 1024 * int(match[1]) if match else None
 
 
-def _hold(more: int) -> None:
-    global _holders
+def _acquire() -> None:
+    global _users
     with _lock:
-        before, _holders = _holders, _holders + more
-        if before and _holders or not _OWN_RULES.isdisjoint(os.environ):
-            return
-        _tell(_KEPT if _holders else _USUAL)
-        if not _holders:
+        _users += 1
+        if _users == 1 and _USER_SETTINGS.isdisjoint(os.environ):
+            _mallopt(_KEEP_LARGE)
+
+
+def _release() -> None:
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0 and _USER_SETTINGS.isdisjoint(os.environ):
+            _mallopt(_DEFAULTS)
             _trim()
 
 
-def _tell(options: dict[int, int]) -> None:
+def _mallopt(options: dict[int, int]) -> None:
     libc = _libc()
     if libc is not None and hasattr(libc, "mallopt"):
         for option, value in options.items():
@@ -114,7 +121,7 @@ def _trim() -> None:
 
 @lru_cache(maxsize=1)
 def _libc() -> ctypes.CDLL | None:
-    """glibc, where that is what there is."""
+    """Return glibc, or None on a system without it."""
     try:
         return ctypes.CDLL("libc.so.6") if sys.platform.startswith("linux") else None
     except OSError:

@@ -1,9 +1,9 @@
-"""Threads beside the one in which a network runs.
+"""Limit the threads that compute beside a network.
 
-OpenMP's threads wait actively for their next step as long as there are no more of them than
-processors. Another thread that computes in parallel brings a team of its own; from then on all
-are put to sleep and woken at every step, and a network has thousands of steps a second: it takes a
-tenth longer, however little the other thread does.
+The threads of OpenMP wait actively for their next step, as long as there are no more of them than
+processors. Another Python thread that computes in parallel starts a team of its own; from then on
+all threads sleep and are woken at every step. A network has thousands of steps per second, and
+takes a tenth longer, however little the other thread computes.
 """
 
 import threading
@@ -14,11 +14,12 @@ _lock = threading.Lock()
 
 
 def limit_to_one_thread() -> None:
-    """From now on the thread that calls this computes by itself: for threads that are ours."""
+    """Let the calling thread compute without a team of threads; for threads of our own."""
     with _lock:
         count = torch.get_num_threads()
         torch.set_num_threads(1)
-        # It also says what threads to come begin with, and only another one can take that back.
-        other = threading.Thread(target=torch.set_num_threads, args=(count,))
-        other.start()
-        other.join()
+        # This also set the number with which later threads begin. Only another thread can restore
+        # that without changing the number of this one.
+        restorer = threading.Thread(target=torch.set_num_threads, args=(count,))
+        restorer.start()
+        restorer.join()
