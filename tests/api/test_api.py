@@ -290,7 +290,7 @@ def test_derived_stems_come_after_those_of_the_model() -> None:
         ({"derive": ["x=y"]}, "drums, bass"),
         ({"precision": "int8"}, "fp32"),
         ({"batch_size": 0}, "batch_size"),
-        ({"device": "gpu"}, "'gpu' is no device"),
+        ({"device": "gpu"}, "'gpu' is not a device"),
         ({"device": "meta"}, "computes nothing"),
         ({"jobs": 1.5}, "integer"),
     ],
