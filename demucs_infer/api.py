@@ -204,7 +204,7 @@ class Separator:
 
     def _adopt(self, model: nn.Module, *, is_ours: bool, **parameters: Unpack[Parameters]) -> None:
         self._model = model
-        self._ensemble = Ensemble.of(model)
+        self._ensemble = Ensemble.from_model(model)
         self._settings = Settings.of(self._ensemble.members, parameters)
         self._lock = Lock()
         self._is_closed = False

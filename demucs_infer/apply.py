@@ -1,4 +1,4 @@
-"""Run a network, or a bag of them, over a mix in memory: upstream's two names, on the engine.
+"""Run a network, or a bag of them, over a mix in memory: upstream's API, on our engine.
 
 Shapes: B recordings, S stems, C channels, T samples of the track.
 """
@@ -24,12 +24,12 @@ _logger = logging.getLogger(__name__)
 
 
 class BagOfModels(nn.Module):
-    """Networks with the same stems, whose answers are averaged with weights per stem.
+    """A bag of networks with the same stems, whose outputs are averaged with weights per stem.
 
-    `weights` is one list of S numbers per network; None weighs all alike. `segment` (seconds)
-    is that of every member that can run at it: a fixed network keeps its own if that is
-    shorter. The networks given are left as they are; a member that runs at another segment
-    is a shallow copy, which shares their weights.
+    `weights` is one list of S numbers per network; None weighs all equally. `segment` (seconds)
+    replaces the segment of every member, except that a network that always runs at its own
+    window keeps its segment if that is shorter. The given networks are not changed: a member with
+    another segment is a shallow copy that shares the weights.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class BagOfModels(nn.Module):
 
     @property
     def max_allowed_segment(self) -> float:
-        """The longest segment, in seconds, that all members can run at."""
+        """Longest segment, in seconds, that all members can run at."""
         fixed = [
             float(cast(Network, model).segment)
             for model in self.models
@@ -60,16 +60,16 @@ class BagOfModels(nn.Module):
         return min(fixed, default=float("inf"))
 
     def forward(self, mix: Tensor) -> Tensor:
-        """Refuse: a bag has no answer for a single window."""
+        """Raise `NotImplementedError`: a bag has no output for a single window."""
         raise NotImplementedError("a bag runs window by window: call apply_model(bag, mix)")
 
 
 def _at_segment(model: nn.Module, segment: float | None) -> nn.Module:
-    own = cast(Network, model).segment
+    current = cast(Network, model).segment
     is_fixed = hasattr(model, "use_train_segment")
-    if segment is None or segment == own or (is_fixed and segment > own):
+    if segment is None or segment == current or (is_fixed and segment > current):
         return model
-    # Such a network pads to its own segment, so upstream's result needs the attribute changed.
+    # A fixed network pads its input to its own segment, so an option of the engine would not do.
     model = copy.copy(model)
     setattr(model, "segment", segment)  # noqa: B010 - assignment is typed as for a submodule
     return model
@@ -95,13 +95,13 @@ def apply_model(
     batch_size: int = 1,
     model_kwargs: Mapping[str, object] | None = None,
 ) -> Tensor:
-    """The stems of `mix`: (B C T) -> (B S C T), on the device of `mix`.
+    """Separate `mix`: (B C T) -> (B S C T), on the device of `mix`.
 
-    As upstream's function of this name, and with its numbers. Shifts are drawn from `seed`, so
-    that a result can be had again: `seed=k` gives what upstream gives after `random.seed(k)`,
-    and `seed=None` draws from the global generator as upstream does. `device` is where the
-    networks run (None: where `mix` is); they are given back as they were. `pool` runs the
-    forwards, `lock` is held around `callback`, whose exceptions end the work.
+    Has the signature and the numbers of upstream's function. Shifts are drawn from `seed`:
+    `seed=k` gives what upstream gives after `random.seed(k)`, and `seed=None` draws from the
+    global generator as upstream does. The networks run on `device` (None: that of `mix`) and are
+    restored afterwards. `pool` runs the forwards. `lock` is held during `callback`, whose
+    exceptions end the work. Raises `ValueError` for a mix of another shape.
     """
     _check_mix(model, mix)
     options = Options(
@@ -116,7 +116,7 @@ def apply_model(
         normalize=False,
     )
     runner = Runner(mix.device if device is None else device)
-    ensemble = _with_arguments(Ensemble.of(model), model_kwargs)
+    ensemble = _with_arguments(Ensemble.from_model(model), model_kwargs)
     stream: Iterator[Event | Block] = separate(
         TensorTrack(mix),
         ensemble,
@@ -127,20 +127,20 @@ def apply_model(
     )
     with closing(cast("Generator[Event | Block, None, None]", stream)):
         if callback is not None:
-            told = _locked(callback, lock)
+            locked = _with_lock(callback, lock)
             members = len(ensemble.members)
-            stream = call_back(stream, told, models=members, extra=callback_arg)
+            stream = call_back(stream, locked, models=members, extra=callback_arg)
         if progress:
             stream = with_bar(stream)
         return _collect(stream, mix, len(ensemble.sources))
 
 
 def _check_mix(model: nn.Module, mix: Tensor) -> None:
-    channels = Ensemble.of(model).audio_channels
+    channels = Ensemble.from_model(model).audio_channels
     if mix.ndim != 3 or mix.shape[1] != channels or not mix.shape[2]:
         raise ValueError(
-            f"mix is {tuple(mix.shape)}, and must be (batch, {channels} channels, samples) "
-            "with at least one sample"
+            f"mix must be (batch, {channels} channels, samples) with at least one sample, "
+            f"got {tuple(mix.shape)}"
         )
 
 
@@ -153,22 +153,22 @@ def _with_arguments(ensemble: Ensemble, arguments: Mapping[str, object] | None) 
     return Ensemble(tuple(cast(Network, member) for member in members), ensemble.weights)
 
 
-def _locked(
+def _with_lock(
     callback: Callable[[dict[str, object]], object], lock: AbstractContextManager[object] | None
 ) -> Callable[[dict[str, object]], object]:
-    def told(state: dict[str, object]) -> None:
+    def locked(state: dict[str, object]) -> None:
         with lock or nullcontext():
             callback(state)
 
-    return told
+    return locked
 
 
 def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
-    """The same stream, shown on the way as seconds of the track."""
-    from tqdm import tqdm  # only for those who ask for a bar
+    """Pass `stream` on, and show a bar of the seconds that are done on the error stream."""
+    from tqdm import tqdm  # here, because most calls show no bar
 
-    shown = "{l_bar}{bar}| {n:.1f}/{total:.1f} seconds"
-    with tqdm(total=0.0, ncols=120, bar_format=shown) as bar:  # the total comes with the events
+    bar_format = "{l_bar}{bar}| {n:.1f}/{total:.1f} seconds"
+    with tqdm(total=0.0, ncols=120, bar_format=bar_format) as bar:  # each event has the total
         for item in stream:
             if isinstance(item, ChunkProcessed):
                 bar.total = item.seconds_total

@@ -1,7 +1,7 @@
 """Blend the passes of a track: the weighted mean over the members of a bag and over shifts.
 
-Shapes: S stems, C channels, t samples of a block, W of a window; `...` are recordings that are
-separated side by side.
+Shapes: S stems, C channels, t samples of a block, W samples of a window; `...` are recordings
+that are separated side by side.
 """
 
 import torch
@@ -11,18 +11,19 @@ from demucs_infer.engine.plan import Chunk, Plan
 from demucs_infer.engine.run_config import RunConfig
 from demucs_infer.engine.stitch import OverlapAdd, make_window, usable_weights
 
-# A triangle is never 0, but a high power of it can be: there, too small to change a sum.
+# A triangle is never 0, but a high power of it can be. The floor is too small to change a sum of
+# upstream's weights, so that the numbers stay upstream's.
 _FLOOR = {"triangle": 1e-30}
 
 
 class Blend:
-    """The weighted mean over members and shifts, as far as every pass has come."""
+    """Weighted mean over members and shifts, available as far as every pass is complete."""
 
-    def __init__(self, plan: Plan, setup: RunConfig, start: int = 0) -> None:
+    def __init__(self, plan: Plan, config: RunConfig, start: int = 0) -> None:
         self.start = start
-        """First sample not yet given out."""
+        """First sample not yet taken."""
         self._plan = plan
-        self._setup = setup
+        self._config = config
         self._left = plan.num_left(start)
         self._passes = [
             OverlapAdd(pass_.chunks[-left].start if left else plan.length)
@@ -30,30 +31,30 @@ class Blend:
         ]
         self._weights: dict[tuple[int, torch.device], Tensor] = {}
 
-    def add(self, index: int, chunk: Chunk, answer: Tensor) -> None:
-        """Add what pass number `index` answered for `chunk`: (... S C W)."""
-        owned = answer[..., chunk.skip : chunk.skip + len(chunk)]
+    def add(self, index: int, chunk: Chunk, output: Tensor) -> None:
+        """Add the output (... S C W) of pass `index` for `chunk`."""
+        owned = output[..., chunk.skip : chunk.skip + len(chunk)]
         member = self._plan.passes[index].member
-        weights = self._window(member, len(chunk), answer.device)
+        weights = self._window_weights(member, len(chunk), output.device)
         self._passes[index].add(chunk.start, owned, weights)
         self._left[index] -= 1
 
     def take(self) -> Tensor | None:
-        """The samples that every pass is done with, if there are any: (... S C t)."""
-        stop = min(self._final(index) for index in range(len(self._passes)))
+        """Return the samples that every pass has completed, (... S C t), or None."""
+        stop = min(self._first_pending(index) for index in range(len(self._passes)))
         if stop <= self.start:
             return None
-        setup = self._setup
+        config = self._config
         result: Tensor | None = None
-        for member in setup.members:
-            mine = self._member_mean(member, stop)
-            if setup.ensemble.weights is None:
+        for member in config.members:
+            mean = self._member_mean(member, stop)
+            if config.ensemble.weights is None:
                 self.start = stop
-                return mine
-            result = self._weigh(result, member, mine)
+                return mean
+            result = self._add_weighted(result, member, mean)
         assert result is not None
-        weights = setup.ensemble.weights or ()
-        for at, stem in enumerate(setup.stems.computed):
+        weights = config.ensemble.weights or ()
+        for at, stem in enumerate(config.stems.computed):
             total = 0.0
             for row in weights:  # in this order, and in float64, as upstream adds them
                 total += row[stem]
@@ -61,8 +62,8 @@ class Blend:
         self.start = stop
         return result
 
-    def _final(self, index: int) -> int:
-        """How far the pass can be touched no more."""
+    def _first_pending(self, index: int) -> int:
+        """Return the first sample that later chunks of a pass can still modify."""
         chunks = self._plan.passes[index].chunks
         left = self._left[index]
         return (
@@ -70,41 +71,44 @@ class Blend:
         )
 
     def _member_mean(self, member: int, stop: int) -> Tensor:
+        """Return the mean over the shifts of `member`."""
         total: Tensor | None = None
         for pass_, stitched in zip(self._plan.passes, self._passes):
             if pass_.member != member:
                 continue
-            # What lies before the track is only there because the grid was slid.
+            # A shifted grid begins before the track: those samples are dropped.
             samples = stitched.take(stop)
             samples = samples[..., samples.shape[-1] - (stop - self.start) :]
             total = samples if total is None else total.add_(samples)
         assert total is not None
-        return total.div_(max(1, self._setup.options.shifts))
+        return total.div_(max(1, self._config.options.shifts))
 
-    def _weigh(self, result: Tensor | None, member: int, mine: Tensor) -> Tensor:
-        setup = self._setup
-        assert setup.ensemble.weights is not None
-        computed, select = setup.stems.computed, setup.select[member]
+    def _add_weighted(self, result: Tensor | None, member: int, mean: Tensor) -> Tensor:
+        """Add the stems that `member` computes, each times its weight."""
+        config = self._config
+        assert config.ensemble.weights is not None
+        computed, select = config.stems.computed, config.select[member]
         if result is None:
-            shape = (*mine.shape[:-3], len(computed), *mine.shape[-2:])
-            result = torch.zeros(shape, device=mine.device)
-        mine = mine.to(result.device)
+            shape = (*mean.shape[:-3], len(computed), *mean.shape[-2:])
+            result = torch.zeros(shape, device=mean.device)
+        mean = mean.to(result.device)  # another one, if a member fell back to the CPU
         for at, stem in enumerate(select):
-            weight = setup.ensemble.weights[member][stem]
-            result[..., computed.index(stem), :, :] += mine[..., at, :, :] * weight
+            weight = config.ensemble.weights[member][stem]
+            result[..., computed.index(stem), :, :] += mean[..., at, :, :] * weight
         return result
 
-    def _window(self, member: int, length: int, device: torch.device) -> Tensor:
-        options = self._setup.options
+    def _window_weights(self, member: int, length: int, device: torch.device) -> Tensor:
+        """Return the weights of a chunk of `length` samples, computed once per member."""
+        options = self._config.options
         if not options.split:
             return torch.ones(length, device=device)
-        known = self._weights.get((member, device))
-        if known is None or len(known) < length:
-            # A segment may be longer than any memory, what is read of it is not.
-            segment, _ = self._setup.segments[member]
-            known = make_window(
+        weights = self._weights.get((member, device))
+        if weights is None or len(weights) < length:
+            # Not for the whole segment: it may be far longer than the track, and than memory.
+            segment, _ = self._config.segments[member]
+            weights = make_window(
                 options.window, segment, power=options.transition_power, stop=length
             )
-            known = usable_weights(known, _FLOOR.get(options.window, 1e-8)).to(device)
-            self._weights[member, device] = known
-        return known[:length]
+            weights = usable_weights(weights, _FLOOR.get(options.window, 1e-8)).to(device)
+            self._weights[member, device] = weights
+        return weights[:length]

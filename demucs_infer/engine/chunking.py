@@ -1,7 +1,7 @@
-"""The small parts by themselves: cut a tensor into chunks, put chunks together, set a level.
+"""Building blocks for a loop of your own: cut chunks, stitch chunks, normalize the level.
 
-They are what the engine itself runs on, for those who bring a loop of their own. The grid is
-the padded one: `chunk - hop` samples around the track, then whole chunks only.
+The engine itself runs on the same parts. The grid is the padded one: `chunk - hop` samples around
+the track, then whole chunks only.
 
 Shapes: B chunks of a batch, S stems, C channels, T samples of the track.
 """
@@ -60,7 +60,7 @@ class ChunkPlan:
     def from_seconds(
         cls, num_samples: int, chunk_seconds: float, hop_seconds: float, sample_rate: int
     ) -> "ChunkPlan":
-        """The same in seconds, each rounded to the nearest sample.
+        """Create a plan from seconds, each rounded to the nearest sample.
 
         >>> ChunkPlan.from_seconds(44_100, 6.0, 3.0, 44_100).overlap
         132300
@@ -70,31 +70,31 @@ class ChunkPlan:
 
     @classmethod
     def from_overlap(cls, num_samples: int, chunk_size: int, overlap: float) -> "ChunkPlan":
-        """The same with the fraction that a chunk shares with the next, truncated as upstream's."""
+        """Create a plan from the fraction that chunks share, truncated as upstream's."""
         return cls(num_samples, chunk_size, int((1 - overlap) * chunk_size))
 
     @property
     def overlap(self) -> int:
-        """Samples that a chunk shares with the next, and the padding on both sides."""
+        """Number of samples that a chunk shares with the next, and of padding on both sides."""
         return self.chunk_size - self.hop_size
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
-        """Every chunk, in track coordinates: the first begins before the track."""
+        """All chunks, in track coordinates: the first begins before the track."""
         return plan_padded(self.num_samples, segment=self.chunk_size, stride=self.hop_size)
 
     @property
     def num_chunks(self) -> int:
-        """How many chunks there are."""
+        """Number of chunks."""
         return len(self.chunks)
 
     @property
     def padded_length(self) -> int:
-        """Samples from the first of the first chunk to the last of the last."""
+        """Number of samples from the start of the first chunk to the end of the last."""
         return (self.num_chunks - 1) * self.hop_size + self.chunk_size if self.num_chunks else 0
 
     def num_batches(self, batch_size: int) -> int:
-        """Batches of up to `batch_size` chunks."""
+        """Return the number of batches of up to `batch_size` chunks."""
         return -(-self.num_chunks // batch_size)
 
 
@@ -106,7 +106,7 @@ def generate_chunks(
     *,
     padding_mode: str = "reflect",
 ) -> Iterator[Tensor]:
-    """Overlapping chunks of `audio` (C T), cut as they are asked for: (B C chunk_size) each."""
+    """Yield batches of overlapping chunks of `audio` (C T), cut on demand: (B C chunk_size)."""
     plan = ChunkPlan(audio.shape[-1], chunk_size, hop_size)
     check_padding(padding_mode)
     if not batch_size >= 1:
@@ -117,16 +117,16 @@ def generate_chunks(
 def _generate(
     audio: Tensor, plan: ChunkPlan, batch_size: int, padding_mode: str
 ) -> Iterator[Tensor]:
-    tape = TrackBuffer(TensorTrack(audio).blocks(), plan.num_samples)
+    buffer = TrackBuffer(TensorTrack(audio).blocks(), plan.num_samples)
     chunks = plan.chunks
     for at in range(0, len(chunks), batch_size):
         batch = chunks[at : at + batch_size]
-        yield torch.stack([tape.cut(chunk, padding_mode, plan.overlap) for chunk in batch])
-        tape.drop(batch[-1].read + plan.hop_size - plan.overlap - 1)
+        yield torch.stack([buffer.cut(chunk, padding_mode, plan.overlap) for chunk in batch])
+        buffer.drop(batch[-1].read + plan.hop_size - plan.overlap - 1)
 
 
 class StreamingStitcher:
-    """Overlap-add chunk by chunk: what is final comes out at once, and little is held.
+    """Overlap-add chunk by chunk: samples are returned once final, and about a chunk is kept.
 
     The first `samples_to_skip` samples are padding (None: as `generate_chunks` pads), and
     `target_num_samples` follow.
@@ -143,7 +143,9 @@ class StreamingStitcher:
     ) -> None:
         check_grid(chunk_size, hop_size)
         if window.shape != (chunk_size,):
-            raise ValueError(f"the window is {tuple(window.shape)}, not ({chunk_size},)")
+            raise ValueError(
+                f"window must have the shape ({chunk_size},), got {tuple(window.shape)}"
+            )
         if not target_num_samples >= 0:
             raise ValueError(f"{target_num_samples = } must be 0 or more")
         self.chunk_size = chunk_size
@@ -156,7 +158,7 @@ class StreamingStitcher:
         self.reset()
 
     def reset(self) -> None:
-        """Begin again, as if nothing had been stitched."""
+        """Start over with a new track."""
         self.samples_to_skip = self._skip
         self.samples_to_keep = self.target_num_samples
         self._sum = OverlapAdd()
@@ -164,13 +166,15 @@ class StreamingStitcher:
         self._shape: torch.Size | None = None
 
     def step(self, chunk: Tensor) -> Tensor | None:
-        """Add the next chunk (S C chunk_size); the samples now final, (S C ...), if any."""
+        """Add the next chunk (S C chunk_size); return the samples now final, (S C ...), or None."""
         if chunk.ndim != 3 or chunk.shape[-1] != self.chunk_size:
             raise ValueError(
-                f"the chunk is {tuple(chunk.shape)}, not (stems, channels, {self.chunk_size})"
+                f"chunk must be (stems, channels, {self.chunk_size}), got {tuple(chunk.shape)}"
             )
         if self._shape not in (None, chunk.shape):
-            raise ValueError(f"the chunk is {tuple(chunk.shape)} after {self._shape}")
+            raise ValueError(
+                f"chunk is {tuple(chunk.shape)}, but earlier ones are {tuple(self._shape or ())}"
+            )
         if not self.samples_to_keep:
             return None
         self._shape = chunk.shape
@@ -179,7 +183,7 @@ class StreamingStitcher:
         return self._emit(self._next)
 
     def flush(self) -> Tensor | None:
-        """What is left after the last chunk, where the track was not padded on its right."""
+        """Return the rest after the last chunk of a track without padding on the right, or None."""
         if self._shape is None or self._sum.start == self._sum.stop:
             return None
         return self._emit(self._sum.stop)
@@ -202,43 +206,46 @@ def stitch_chunks(
     *,
     window: Tensor,
 ) -> Tensor:
-    """Batches of chunks (B S C chunk_size) in order, as one recording (S C T)."""
+    """Stitch batches of chunks (B S C chunk_size), in order, into one recording (S C T)."""
     stitcher = StreamingStitcher(chunk_size, hop_size, target_num_samples, window)
     parts: list[Tensor] = []
     dtype: torch.dtype | None = None
     for batch in processed_chunks:
         if batch.ndim != 4 or batch.shape[1] != num_stems:
             raise ValueError(
-                f"the batch is {tuple(batch.shape)}, "
-                f"not (chunks, {num_stems} stems, channels, {chunk_size})"
+                f"batch must be (chunks, {num_stems} stems, channels, {chunk_size}), "
+                f"got {tuple(batch.shape)}"
             )
         if dtype not in (None, batch.dtype):
-            raise ValueError(f"the batch is {batch.dtype} after {dtype}")
+            raise ValueError(f"batch is {batch.dtype}, but earlier ones are {dtype}")
         dtype = batch.dtype
         parts += [part for chunk in batch if (part := stitcher.step(chunk)) is not None]
     if dtype is None:
-        raise ValueError("there are no chunks to stitch")
+        raise ValueError("processed_chunks has no chunks to stitch")
     if stitcher.samples_to_keep:
-        have = target_num_samples - stitcher.samples_to_keep
-        raise ValueError(f"the chunks cover {have} of {target_num_samples} samples")
+        covered = target_num_samples - stitcher.samples_to_keep
+        raise ValueError(f"the chunks cover {covered} of {target_num_samples} samples")
     return torch.cat(parts, dim=-1)
 
 
 class NormalizedAudio(NamedTuple):
-    """A recording at model level, and what brings it back."""
+    """A recording at the level of the networks, and its original level."""
 
     audio: Tensor
     stats: Level
 
 
 def normalize_audio(audio: Tensor) -> NormalizedAudio:
-    """`audio` (C T) minus the mean of its mono mix, over its deviation; silence stays silence."""
+    """Subtract the mean of the mono mix from `audio` (C T), and divide by its deviation.
+
+    Silence stays silence.
+    """
     level = measure(TensorTrack(audio).blocks())
     return NormalizedAudio(level.remove(audio), level)
 
 
 def denormalize_audio(audio: Tensor, stats: Level) -> Tensor:
-    """`audio` (... T) at the level that `stats` were taken from."""
+    """Restore the original level of `audio` (... T)."""
     return stats.restore(audio)
 
 
@@ -254,16 +261,20 @@ def overlap_add(
     queries: Mapping[str, Mapping[str, object]] | None = None,
     **model_kwargs: object,
 ) -> dict[str, Tensor]:
-    """Every stem of `audio` (C T) as (C T), from a network run over the chunks of `plan`.
+    """Run a network over the chunks of `plan`, and return every stem of `audio` (C T) as (C T).
 
-    The network may answer a tensor, a list, or a dictionary by stem. `model_kwargs` reach it
-    unchanged in every call. `queries` are several such sets by name: the chunks are cut once,
-    and each answer bears the name of its query.
+    The network may return a tensor, a list, or a dictionary by stem. `model_kwargs` are passed
+    to it in every call. `queries` are several sets of them by name: the chunks are cut once, and
+    each result is named after its query.
     """
     if plan.num_samples != audio.shape[-1]:
-        raise ValueError(f"the plan is for {plan.num_samples} samples, not {audio.shape[-1]}")
-    asked = {name: {**model_kwargs, **more} for name, more in (queries or {"": {}}).items()}
-    network = QueryAdapter(model, asked)
+        raise ValueError(
+            f"the plan is for {plan.num_samples} samples, but audio has {audio.shape[-1]}"
+        )
+    all_queries = {
+        name: {**model_kwargs, **arguments} for name, arguments in (queries or {"": {}}).items()
+    }
+    network = QueryAdapter(model, all_queries)
     options = Options(
         shifts=0,
         # Fractions: a float could lose the last sample of a chunk when it is truncated.

@@ -12,51 +12,54 @@ from torch import Tensor
 from demucs_infer.audio.blocks import reblock
 from demucs_infer.errors import SeparationError
 
-# Short enough that torch sums a piece in one thread: the sum is the same for any number of
-# threads.
+# So short that torch sums a piece in one thread: the result is the same for any number of them.
 PIECE = 16_384
 
-# A mono mix this much below the channels is what is left of two that cancel, not music.
+# A mono mix this far below the channels is the residue of two that cancel, not music.
 _CANCELLED = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Mean and deviation of the mono mix; `length` is that of the track it was taken from."""
+    """Mean and standard deviation of the mono mix of a track of `length` samples."""
 
     mean: float = 0.0
     std: float = 1.0
     length: int = 0
 
     def remove(self, track: Tensor) -> Tensor:
-        """A new tensor, at the level of training."""
+        """Return `track` at the level that networks were trained at, as a new tensor."""
         return (track - self.mean) / self.std
 
     def restore(self, stems: Tensor) -> Tensor:
-        """A new tensor, at the level of the track; every stem gets the mean, as upstream's do."""
+        """Return `stems` at the level of the track, as a new tensor.
+
+        Every stem gets the whole mean, as upstream's do.
+        """
         return stems * self.std + self.mean
 
 
 def measure(blocks: Iterable[Tensor]) -> Level:
-    """The level of the track that `blocks` (C t) make up, whatever their sizes.
+    """Measure the level of the track that `blocks` (C t) make up.
 
-    In float64 over pieces of a fixed length, so that a file, a tensor and a stream of the
-    same samples give the same two numbers. Where the mono mix is silent (silence, a constant,
-    two channels that cancel) there is no level to take, and the track is left as it is.
+    Computed in float64 over pieces of a fixed length, so that a file, a tensor and a stream of
+    the same samples give the same two numbers. If the mono mix is silent (silence, a constant,
+    two channels that cancel), the result leaves the track as it is. Raises `SeparationError` for
+    samples that are NaN or infinite.
     """
-    mono, sides = _Moments(), _Moments()
+    mono, channels = _Moments(), _Moments()
     for piece in reblock(blocks, PIECE):
         exact = piece.detach().double()
-        sides.add(exact.flatten())
-        if not isfinite(sides.mean):
+        channels.add(exact.flatten())
+        if not isfinite(channels.mean):
             bad = mono.count + int((~exact.isfinite()).any(dim=-2).nonzero()[0])
             raise SeparationError(
-                f"the track holds NaN or infinity, first at sample {bad}: "
-                "repair it, or replace those samples by 0"
+                f"the track has NaN or infinity, first at sample {bad}: "
+                "repair it, or replace these samples with 0"
             )
         mono.add(exact.mean(dim=-2))
     length, std = mono.count, mono.std
-    if not std > max(1e-8, _CANCELLED * sides.std):
+    if not std > max(1e-8, _CANCELLED * channels.std):
         return Level(length=length)
     return Level(mono.mean, std + 1e-8, length)
 
@@ -70,15 +73,16 @@ class _Moments:
         self._squares = 0.0
 
     def add(self, values: Tensor) -> None:
+        """Merge the moments of `values` (n,) into the running ones."""
         mean = float(values.mean())
         squares = float((values - mean).square().sum())
         total = self.count + len(values)
-        away = mean - self.mean
-        self._squares += squares + away * away * self.count * len(values) / total
-        self.mean += away * len(values) / total
+        delta = mean - self.mean
+        self._squares += squares + delta * delta * self.count * len(values) / total
+        self.mean += delta * len(values) / total
         self.count = total
 
     @property
     def std(self) -> float:
-        """Unbiased deviation; 0 for fewer than two values, which have none."""
+        """Unbiased standard deviation; 0 for fewer than two values."""
         return sqrt(self._squares / (self.count - 1)) if self.count > 1 else 0.0

@@ -1,4 +1,4 @@
-"""What the engine sees of a network, and of a bag of them.
+"""The engine's view of a network, and of a bag of them.
 
 Shapes: B batch, S stems, C channels, W samples of a window.
 """
@@ -14,23 +14,31 @@ from demucs_infer.errors import SeparationError
 
 
 class Network(Protocol):
-    """What the engine knows of a network: these names, and that it can be called.
+    """The attributes and the call that the engine needs of a network.
 
-    It may also have `valid_length(length) -> int`, the input it needs for a chunk,
-    `use_train_segment`, which says that it runs at a window of its own (HTDemucs has both), and
-    `forward_stems(mix, stems)`, which spares what is only for stems at other places.
+    Optional attributes: `valid_length(length) -> int`, the input length needed for a chunk;
+    `use_train_segment`, true if the network always runs at its own window (HTDemucs has both);
+    `forward_stems(mix, stems)`, which skips the work that only other stems need.
     """
 
     @property
-    def sources(self) -> Sequence[str]: ...
+    def sources(self) -> Sequence[str]:
+        """Names of the stems, in order."""
+
     @property
-    def samplerate(self) -> int: ...
+    def samplerate(self) -> int:
+        """Sample rate in Hz."""
+
     @property
-    def audio_channels(self) -> int: ...
+    def audio_channels(self) -> int:
+        """Number of channels of the input and of every stem."""
+
     @property
-    def segment(self) -> float: ...
+    def segment(self) -> float:
+        """Length of a segment in seconds."""
+
     def __call__(self, mix: Tensor, /) -> Tensor | Mapping[str, Tensor] | Sequence[Tensor]:
-        """(B C W) -> (B S C W), or one (B C W) per stem, by name or in order."""
+        """Return the stems: (B C W) -> (B S C W), or one (B C W) per stem, by name or in order."""
 
 
 _ATTRIBUTES = ("sources", "samplerate", "audio_channels", "segment")
@@ -38,15 +46,15 @@ _ATTRIBUTES = ("sources", "samplerate", "audio_channels", "segment")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ensemble:
-    """The networks that answer together, and how much say each has in every stem."""
+    """One network, or a bag of networks and the weight of each in every stem."""
 
     members: tuple[Network, ...]
     weights: tuple[tuple[float, ...], ...] | None = None
-    """Per member and stem; None: one network, whose answer is the result."""
+    """Per member and stem; None: a single network, whose output is the result."""
 
     def __post_init__(self) -> None:
         if not self.members:
-            raise ValueError("a bag needs at least one network")
+            raise ValueError("a bag needs at least one network, got none")
         for member in self.members:
             missing = [name for name in _ATTRIBUTES if not hasattr(member, name)]
             if missing or not callable(member):
@@ -58,15 +66,17 @@ class Ensemble:
         first = self.members[0]
         for member in self.members:
             for name in ("sources", "samplerate", "audio_channels"):
-                mine, theirs = getattr(member, name), getattr(first, name)
-                if mine != theirs:
-                    raise ValueError(f"the networks of a bag differ in {name}: {theirs}, {mine}")
+                expected, actual = getattr(first, name), getattr(member, name)
+                if actual != expected:
+                    raise ValueError(
+                        f"the networks of a bag differ in {name}: {expected}, {actual}"
+                    )
         if self.weights is not None:
             check_weights(self.weights, len(self.members), first.sources)
 
     @classmethod
-    def of(cls, model: object) -> "Ensemble":
-        """What `model` is: a bag if it has `models` and `weights`, otherwise one network."""
+    def from_model(cls, model: object) -> "Ensemble":
+        """Return `model` as a bag if it has `models` and `weights`, otherwise as one network."""
         if isinstance(model, Ensemble):
             return model
         models, weights = getattr(model, "models", None), getattr(model, "weights", None)
@@ -76,24 +86,24 @@ class Ensemble:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Stems that are answered, in order."""
+        """Names of the stems, in order."""
         return tuple(self.members[0].sources)
 
     @property
     def samplerate(self) -> int:
-        """Samples a second that the networks were trained at."""
+        """Sample rate in Hz."""
         return self.members[0].samplerate
 
     @property
     def audio_channels(self) -> int:
-        """Channels that the networks take and answer."""
+        """Number of channels of the input and of every stem."""
         return self.members[0].audio_channels
 
 
 def check_weights(
     weights: Sequence[Sequence[float]], num_members: int, sources: Sequence[str]
 ) -> None:
-    """Refuse weights that do not fit the bag, or that leave a stem to nobody."""
+    """Raise `ValueError` unless there is a weight per member and stem, and every stem has some."""
     if len(weights) != num_members:
         raise ValueError(f"{len(weights)} lists of weights for {num_members} networks")
     for member in weights:
@@ -101,45 +111,51 @@ def check_weights(
             raise ValueError(f"{len(member)} weights for {len(sources)} stems: {list(member)}")
     for name, column in zip(sources, zip(*weights)):
         if not abs(sum(column)) > 0:
-            raise ValueError(f"the weights of stem {name!r} add up to {sum(column)}")
+            raise ValueError(
+                f"the weights of stem {name!r} add up to {sum(column)}: the sum must not be 0"
+            )
 
 
 def window_rule(network: Network, segment_seconds: float | None) -> Callable[[int], int]:
-    """The input length that `network` needs for a chunk of a given length."""
+    """Return the function from the length of a chunk to the input length of `network`.
+
+    Raises `ValueError` if a network that runs at its own window is asked for a longer segment.
+    """
     if segment_seconds is not None and hasattr(network, "use_train_segment"):
         size = int(segment_seconds * network.samplerate)
         trained = int(network.segment * network.samplerate)
         if network.use_train_segment and size > trained:
             raise ValueError(
                 f"segment_seconds = {float(segment_seconds):g} is longer than the "
-                f"{float(network.segment):g} s this network was trained at, which is its "
-                "longest: take that or less, or None"
+                f"{float(network.segment):g} s this network was trained at: choose "
+                f"{float(network.segment):g} or less, or None"
             )
         return lambda _length: size
     rule: Callable[[int], int] = getattr(network, "valid_length", int)
     return rule
 
 
-SOUND = ("batch", "stems", "channels", "samples")
+AUDIO_AXES = ("batch", "stems", "channels", "samples")
 
 
-def as_tensor(answer: object, sources: Sequence[str], axes: Sequence[str] = SOUND) -> Tensor:
-    """What a network answered, by stem name, in order or stacked, as one (B S C W).
+def as_tensor(output: object, sources: Sequence[str], axes: Sequence[str] = AUDIO_AXES) -> Tensor:
+    """Return the output of a network, by stem name, in order or stacked, as one (B S C W).
 
-    `axes` are the names of what it must have, where that is not sound.
+    `axes` are the names of the expected dimensions, where the output is not audio. Raises
+    `SeparationError` for any other output.
     """
-    if isinstance(answer, Mapping):
-        if set(answer) != set(sources):
+    if isinstance(output, Mapping):
+        if set(output) != set(sources):
             raise SeparationError(
-                f"the network answered the stems {sorted(answer)}, not {sorted(sources)}"
+                f"the network returned the stems {sorted(output)}, not {sorted(sources)}"
             )
-        answer = [answer[name] for name in sources]
-    if isinstance(answer, list | tuple):
-        answer = torch.stack(list(answer), dim=1) if len(answer) == len(sources) else len(answer)
-    if isinstance(answer, Tensor) and answer.ndim == len(axes) and answer.shape[1] == len(sources):
-        return answer
-    got = tuple(answer.shape) if isinstance(answer, Tensor) else answer
+        output = [output[name] for name in sources]
+    if isinstance(output, list | tuple):
+        output = torch.stack(list(output), dim=1) if len(output) == len(sources) else len(output)
+    if isinstance(output, Tensor) and output.ndim == len(axes) and output.shape[1] == len(sources):
+        return output
+    actual = tuple(output.shape) if isinstance(output, Tensor) else output
     raise SeparationError(
-        f"the network answered {got}, not ({', '.join(axes)}) "
+        f"the network returned {actual}, not ({', '.join(axes)}) "
         f"with {len(sources)} stems: {', '.join(sources)}"
     )

@@ -1,7 +1,11 @@
-"""From a track to its stems: level, plan, run, stitch, level, as one stream of blocks.
+"""Separate tracks: level, plan, run, stitch and restore the level, as one stream of blocks.
 
-Shapes: S stems, C channels, T samples of the track, t of a block; `...` are recordings that
-are separated side by side.
+Every stage is a generator that pulls from the one before it: `_requests` cuts windows,
+`_batch_across_tracks` groups them, `_run_groups` runs the network, and `_TrackState.accept`
+stitches. So memory is bounded by what is in flight, and closing the last generator stops all.
+
+Shapes: S stems, C channels, T samples of the track, t of a block, W of a window; `...` are
+recordings that are separated side by side.
 """
 
 from collections import deque
@@ -38,55 +42,57 @@ from demucs_infer.system.malloc import keep_large_allocations
 
 
 class Track(Protocol):
-    """A recording at the rate of the networks, read from its beginning as often as asked.
+    """A recording at the sample rate of the networks, which can be read more than once.
 
-    It may also have `length`, its number of samples; otherwise one pass counts them. With
-    `level`, what `measure` said of it before, it is not read for that again. With `first`, the
-    first sample that is wanted, only what that one and later ones depend on is run: the blocks
-    begin there, and hold what they would without it.
+    Optional attributes: `length`, its number of samples, otherwise counted by reading it once;
+    `level`, an earlier result of `measure`, which saves that reading; `first`, the first sample
+    that is wanted: the blocks begin there, with the same samples as otherwise, and only the
+    windows that they depend on are run.
     """
 
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """Number of channels."""
+
     def blocks(self) -> Iterator[Tensor]:
-        """The samples in order, (C t) each, in blocks of any size."""
+        """Return the samples in order, (C t) each, in blocks of any size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorTrack:
-    """A track that is in memory already: (C T), or (... C T) where several are to run as one."""
+    """A track in memory: (C T), or (... C T) to separate several recordings side by side."""
 
     samples: Tensor = field(repr=False)
 
     def __post_init__(self) -> None:
         if self.samples.ndim < 2 or not self.samples.is_floating_point():
             raise ValueError(
-                "a track is a floating-point tensor (channels, samples), not "
+                "a track must be a floating-point tensor (channels, samples), got "
                 f"{self.samples.dtype} {tuple(self.samples.shape)}"
             )
 
     @property
     def channels(self) -> int:
-        """C."""
+        """Number of channels."""
         return self.samples.shape[-2]
 
     @property
     def length(self) -> int:
-        """T."""
+        """Number of samples."""
         return self.samples.shape[-1]
 
     def blocks(self) -> Iterator[Tensor]:
-        """All of it, as one block."""
+        """Yield all samples as one block."""
         yield self.samples.detach()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Final samples: nothing will change them, and the next block begins where they end."""
+    """Final samples of all stems; the next block begins where they end."""
 
     start: int
     stems: Tensor
-    """(... S C t), in the order of the outputs that were asked for."""
+    """(... S C t), in the order of the requested outputs."""
 
 
 TrackEvent: TypeAlias = Event | Block | TrackFailed | TrackFinished
@@ -105,11 +111,11 @@ def separate(
     announce: bool = False,
     pool: Executor | None = None,
 ) -> Generator[Event | Block, None, None]:
-    """The stems of `track` as blocks in order, and what happens meanwhile as events.
+    """Separate `track`: yield the stems as blocks in order, and progress as events.
 
-    `model` is a network, or a bag of them (`models` and `weights`). Closing the generator ends
-    the work within a batch, and gives the networks back as they were. `announce` adds a
-    `ChunkStarted` before each batch. `pool` runs forwards when `options.workers` is not 0.
+    `model` is a network, or a bag of them (`models` and `weights`). Closing the generator stops
+    within a batch and restores the networks. `announce` adds a `ChunkStarted` before each batch.
+    `pool` runs the forwards if `options.workers` is not 0.
     """
     stream = separate_many(
         [track],
@@ -140,185 +146,203 @@ def separate_many(
     pool: Executor | None = None,
     max_tracks_per_batch: int = 16,
 ) -> Generator[tuple[int, TrackEvent], None, None]:
-    """As `separate` for one track after the other: (index of the track, item).
+    """Separate several tracks like `separate`: yield (index of the track, item).
 
-    What does not fill a batch waits for windows of the next tracks, so that many short ones fill
-    batches; then the last blocks of a track may come after the first events of others. No more
-    than `max_tracks_per_batch` tracks are open at any time; with 1, none waits for another. A track
-    that cannot be read, or separated, ends with `TrackFailed`, and those that shared a batch with
-    it go on; all others end with `TrackFinished`. An exception in place of a track is said in its
-    turn.
+    Short tracks share batches: windows that do not fill a batch wait for windows of the next
+    tracks, so the last blocks of a track may come after the first events of others. At most
+    `max_tracks_per_batch` tracks are open at a time; with 1, none waits for another.
+
+    Every track ends with `TrackFinished`, or with `TrackFailed` if it cannot be read or
+    separated; tracks that shared a batch with a failed one go on. An exception in place of a
+    track is reported as `TrackFailed` in its turn.
     """
     if max_tracks_per_batch < 1:
-        raise ValueError(
-            f"together = {max_tracks_per_batch} must be at least 1: a track is with itself"
-        )
-    ensemble = Ensemble.of(model)
+        raise ValueError(f"{max_tracks_per_batch = } must be 1 or more")
+    ensemble = Ensemble.from_model(model)
     stems = stems or choose_stems(ensemble.sources)
     runner = runner or Runner()
-    setup = RunConfig(ensemble, options, stems, runner, announce)
+    config = RunConfig(ensemble, options, stems, runner, announce)
+    # Left in reverse order, also when the consumer closes this generator or drops it: forwards in
+    # flight are over before the networks are restored, and those before the pool is shut down.
     with ExitStack() as stack:
         if options.workers and pool is None:
             pool = stack.enter_context(ThreadPoolExecutor(options.workers))
-        members = [ensemble.members[index] for index in setup.members]
+        members = [ensemble.members[index] for index in config.members]
         stack.enter_context(runner.lease(members))
-        if runner.reuses_blocks(members, options):
+        if runner.should_keep_allocations(members, options):
             stack.enter_context(keep_large_allocations())
-        orders = stack.enter_context(closing(_orders(tracks, setup)))
-        has_packed_kernels = stack.enter_context(closing(_pack(orders, max_tracks_per_batch)))
-        for item in stack.enter_context(closing(_run(has_packed_kernels, setup, pool))):
+        requests = stack.enter_context(closing(_requests(tracks, config)))
+        groups = stack.enter_context(closing(_batch_across_tracks(requests, max_tracks_per_batch)))
+        for item in stack.enter_context(closing(_run_groups(groups, config, pool))):
             if isinstance(item, tuple):
                 yield item
                 continue
-            for answered in item:
-                order = answered.order
-                for event in [*answered.events, *order.job.accept(order, answered.answers)]:
-                    yield order.job.index, event
+            for response in item:
+                track = response.request.track
+                for event in [*response.events, *track.accept(response)]:
+                    yield track.index, event
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _WindowRequest:
-    """Windows that are cut and wait for their answers."""
+    """Windows of one batch of a track, to be run by the network."""
 
-    job: "_TrackState"
+    track: "_TrackState"
     number: int
-    """Of the batches of its track, from 1."""
+    """Number of the batch within its track, from 1."""
     batch: ChunkBatch
     windows: Tensor
     limit: int
-    """Windows that may run together."""
+    """Most windows that may run together."""
 
     @property
     def key(self) -> tuple[int, torch.Size]:
-        """Orders with the same key can run as one."""
+        """Requests with equal keys can run as one batch: same member, same shape of a window."""
         return self.batch.member, self.windows.shape[1:]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _WindowResponse:
-    """An order that ran, what came back for it, and what happened meanwhile."""
+    """Output of the network for a request, and the events of the run."""
 
-    order: _WindowRequest
-    answers: Tensor | Exception
+    request: _WindowRequest
+    output: Tensor | Exception
     events: list[Event]
 
 
-_Said = tuple[int, TrackEvent]
+_Indexed = tuple[int, TrackEvent]
 
 
-def _orders(
-    tracks: Iterable[Track | Exception], setup: RunConfig
-) -> Generator[_Said | _WindowRequest, None, None]:
-    """Every window of every track, in the order in which they are to run."""
+def _requests(
+    tracks: Iterable[Track | Exception], config: RunConfig
+) -> Generator[_Indexed | _WindowRequest, None, None]:
+    """Yield the windows of all tracks in the order in which they are to run."""
     for index, track in enumerate(tracks):
         if isinstance(track, Exception):
             yield index, TrackFailed(track)
             continue
-        job = _TrackState(index, track, setup)
+        state = _TrackState(index, track, config)
         try:
-            for event in job.begin():
+            for event in state.begin():
                 yield index, event
-            for order in job.orders():
-                if setup.announce:
-                    yield index, job.announcement(order)
-                yield order
-        except Exception as error:  # noqa: BLE001 (a track's trouble is its own)
-            job.is_over = True
+            for request in state.requests():
+                if config.announce:
+                    yield index, state.announce(request)
+                yield request
+        except Exception as error:  # noqa: BLE001 (a bad track must not stop the others)
+            # Windows of this track may be in flight: what comes back for them is dropped.
+            state.is_over = True
             yield index, TrackFailed(error)
 
 
-def _pack(
-    items: Iterable[_Said | _WindowRequest], max_tracks_per_batch: int
-) -> Generator[_Said | list[_WindowRequest], None, None]:
-    """Orders that fill a batch, from up to `max_tracks_per_batch` tracks in a row."""
+def _batch_across_tracks(
+    items: Iterable[_Indexed | _WindowRequest], max_tracks_per_batch: int
+) -> Generator[_Indexed | list[_WindowRequest], None, None]:
+    """Group requests that fill a batch, from up to `max_tracks_per_batch` consecutive tracks.
+
+    Events pass through at once, so they may overtake windows that still wait for others.
+    """
     waiting: dict[tuple[int, torch.Size], list[_WindowRequest]] = {}
     for item in items:
-        index = item[0] if isinstance(item, tuple) else item.job.index
-        for key, pack in list(waiting.items()):
-            if pack[0].job.index <= index - max_tracks_per_batch:
+        index = item[0] if isinstance(item, tuple) else item.track.index
+        # A window of an unusual size may never meet another: run it before too many are open.
+        for key, group in list(waiting.items()):
+            if group[0].track.index <= index - max_tracks_per_batch:
                 yield waiting.pop(key)
         if isinstance(item, tuple):
             yield item
         elif max_tracks_per_batch == 1:
             yield [item]
         else:
-            yield from _packed(waiting, item)
+            yield from _add_to_group(waiting, item)
     yield from waiting.values()
 
 
-def _packed(
-    waiting: dict[tuple[int, torch.Size], list[_WindowRequest]], item: _WindowRequest
+def _add_to_group(
+    waiting: dict[tuple[int, torch.Size], list[_WindowRequest]], request: _WindowRequest
 ) -> Iterator[list[_WindowRequest]]:
-    """Put `item` to what waits, and give out what may wait no longer for its sake."""
-    # The chunks of a pass are stitched in order, so what comes before goes first.
-    for key, pack in list(waiting.items()):
-        same_pass = any(order.job is item.job for order in pack)
-        too_many = sum(len(order.windows) for order in pack) + len(item.windows) > item.limit
-        if key[0] == item.batch.member and (same_pass if key != item.key else too_many):
+    """Add `request` to the waiting groups, and yield those that can wait no longer."""
+    # The chunks of a pass are stitched in order: a group with earlier windows of the same track
+    # and member, but of another size, must run first.
+    for key, group in list(waiting.items()):
+        has_track = any(other.track is request.track for other in group)
+        is_full = sum(len(other.windows) for other in group) + len(request.windows) > request.limit
+        if key[0] == request.batch.member and (has_track if key != request.key else is_full):
             yield waiting.pop(key)
-    pack = waiting.setdefault(item.key, [])
-    pack.append(item)
-    if sum(len(order.windows) for order in pack) >= item.limit:
-        yield waiting.pop(item.key)
+    group = waiting.setdefault(request.key, [])
+    group.append(request)
+    if sum(len(other.windows) for other in group) >= request.limit:
+        yield waiting.pop(request.key)
 
 
-def _run(
-    has_packed_kernels: Iterable[_Said | list[_WindowRequest]],
-    setup: RunConfig,
+def _run_groups(
+    groups: Iterable[_Indexed | list[_WindowRequest]],
+    config: RunConfig,
     pool: Executor | None,
-) -> Generator[_Said | list[_WindowResponse], None, None]:
-    """Answers to every pack in order, with up to `options.workers` of them in flight."""
-    flying: deque[Future[list[_WindowResponse]]] = deque()
+) -> Generator[_Indexed | list[_WindowResponse], None, None]:
+    """Run the groups, up to `options.workers` in flight, and yield the responses in order."""
+    in_flight: deque[Future[list[_WindowResponse]]] = deque()
     try:
-        for item in has_packed_kernels:
+        for item in groups:
             if isinstance(item, tuple):
                 yield item
-            elif pool is None or not setup.options.workers:
-                yield _asked(item, setup)
+            elif pool is None or not config.options.workers:
+                yield _run_batch(item, config)
             else:
-                flying.append(pool.submit(_asked, item, setup))
-                if len(flying) > setup.options.workers:
-                    yield flying.popleft().result()
-        while flying:
-            yield flying.popleft().result()
+                in_flight.append(pool.submit(_run_batch, item, config))
+                # First in, first out, not as they complete: chunks are stitched in order, and so
+                # the bytes do not depend on the timing of the threads.
+                if len(in_flight) > config.options.workers:
+                    yield in_flight.popleft().result()
+        while in_flight:
+            yield in_flight.popleft().result()
     finally:
-        for future in flying:
+        # The pool may belong to the caller, who goes on using it: drop what has not begun, and
+        # wait for the rest, which still uses the networks.
+        for future in in_flight:
             future.cancel()
-        wait(flying)
+        wait(in_flight)
 
 
-def _asked(pack: list[_WindowRequest], setup: RunConfig) -> list[_WindowResponse]:
-    """What the network says to each order; where it fails, the tracks are asked about apart."""
-    member = pack[0].batch.member
-    network, select = setup.ensemble.members[member], setup.select[member]
-    windows = torch.cat([order.windows for order in pack])
+def _run_batch(group: list[_WindowRequest], config: RunConfig) -> list[_WindowResponse]:
+    """Run requests as one batch; on failure, run each one alone to find whose fault it is."""
+    member = group[0].batch.member
+    network, select = config.ensemble.members[member], config.select[member]
+    windows = torch.cat([request.windows for request in group])
     try:
-        answers, events = setup.runner.answer(network, windows, select, setup.options)
-    except Exception as error:  # noqa: BLE001 (a track's trouble is its own)
-        if len(pack) == 1:
-            return [_WindowResponse(pack[0], error, [])]
+        output, events = config.runner.infer(network, windows, select, config.options)
+    except Exception as error:  # noqa: BLE001 (a bad track must not stop the others)
+        if len(group) == 1:
+            return [_WindowResponse(group[0], error, [])]
     else:
-        parts = torch.split(answers, [len(order.windows) for order in pack])
-        said = [events, *([] for _ in pack[1:])]  # what happened goes with the first
-        return [_WindowResponse(*each) for each in zip(pack, parts, said, strict=True)]
-    # Only here, where the frames of the failure are gone, is their memory free again.
-    return [answered for order in pack for answered in _asked([order], setup)]
+        parts = torch.split(output, [len(request.windows) for request in group])
+        # The batch has events only once: they are reported with its first request.
+        events_per_request = [events, *([] for _ in group[1:])]
+        return [
+            _WindowResponse(*response)
+            for response in zip(group, parts, events_per_request, strict=True)
+        ]
+    # Not inside `except`: the traceback keeps the tensors of the failed forward in memory.
+    return [response for request in group for response in _run_batch([request], config)]
 
 
 class _TrackState:
-    """One track on its way: what is read of it, what is planned, what is stitched."""
+    """State of one track: what is read of it, planned and stitched.
 
-    def __init__(self, index: int, track: Track, setup: RunConfig) -> None:
+    Used by the thread of the consumer only; the threads of the pool get its windows.
+    """
+
+    def __init__(self, index: int, track: Track, config: RunConfig) -> None:
         self.index = index
         self.is_over = False
         self._track = track
-        self._setup = setup
-        self._level: Level | None = None  # as it is
+        self._config = config
+        self._level: Level | None = None  # the track is left at its own level
 
     def begin(self) -> Iterator[Event]:
-        """Take the level, and plan the work."""
-        setup, track = self._setup, self._track
-        if setup.options.normalize:
+        """Measure the level, and plan the work."""
+        config, track = self._config, self._track
+        if config.options.normalize:
             yield Stage.Started("normalize")
             self._level = getattr(track, "level", None) or measure(track.blocks())
             length = self._level.length
@@ -327,24 +351,25 @@ class _TrackState:
             length = _length(track)
         if not length:
             raise ValueError("the track has no samples: there is nothing to separate")
-        channels = setup.ensemble.audio_channels
+        channels = config.ensemble.audio_channels
         if channels == 1 and track.channels > 1:
             yield Stage.Started("downmix_to_mono")
             yield Stage.Completed("downmix_to_mono")
         blocks = (_with_channels(block, channels) for block in track.blocks())
-        self._plan = setup.plan(length)
+        self._plan = config.plan(length)
         first: int = getattr(track, "first", 0)
+        # Batches before `first` count as done, so that progress is that of the whole track.
         self._num_done = self._plan.num_before(first)
         done = self._plan.batches[: self._num_done]
         self._samples_done = sum(len(chunk) for batch in done for _, chunk in batch.steps)
-        self._tape = TrackBuffer(
+        self._buffer = TrackBuffer(
             blocks, length, level=self._level, start=self._plan.reads_from(first)
         )
-        self._mean = Blend(self._plan, setup, first)
+        self._blend = Blend(self._plan, config, first)
 
-    def orders(self) -> Iterator[_WindowRequest]:
-        """The windows of this track, cut when they are asked for."""
-        setup, plan = self._setup, self._plan
+    def requests(self) -> Iterator[_WindowRequest]:
+        """Yield the batches of this track; windows are cut when they are pulled."""
+        config, plan = self._config, self._plan
         batches, first = plan.batches[self._num_done :], self._num_done + 1
         reads = [min(chunk.read for _, chunk in batch.steps) for batch in batches]
         # A short chunk at the end reads further back than the one before it.
@@ -352,67 +377,69 @@ class _TrackState:
         for number, (batch, needed) in enumerate(zip(batches, keep[1:]), start=first):
             if self.is_over:  # an earlier window failed
                 return
-            segment, stride = setup.segments[batch.member]
+            segment, stride = config.segments[batch.member]
             pad = segment - stride
             windows = torch.stack(
-                [self._tape.cut(chunk, setup.options.padding, pad) for _, chunk in batch.steps]
+                [self._buffer.cut(chunk, config.options.padding, pad) for _, chunk in batch.steps]
             )
-            network = setup.ensemble.members[batch.member]
-            limit = setup.runner.batch_size(network, batch.window, setup.options)
-            if setup.stems.needs_mixture:
-                needed = min(needed, self._mean.start)
+            network = config.ensemble.members[batch.member]
+            limit = config.runner.batch_size(network, batch.window, config.options)
+            if config.stems.needs_mixture:
+                # Rules read the track where blocks are final, which is behind the windows.
+                needed = min(needed, self._blend.start)
             # Reflected samples lie up to one padding, and one sample, further back.
-            self._tape.drop(needed - (0 if setup.options.padding == "constant" else pad + 1))
+            self._buffer.drop(needed - (0 if config.options.padding == "constant" else pad + 1))
             yield _WindowRequest(self, number, batch, windows, limit)
 
-    def announcement(self, order: _WindowRequest) -> ChunkStarted:
-        """That `order` is about to run."""
+    def announce(self, request: _WindowRequest) -> ChunkStarted:
+        """Return the event that `request` is about to run."""
         total = len(self._plan.batches)
-        return ChunkStarted(order.number, total, self._positions(order.batch))
+        return ChunkStarted(request.number, total, self._positions(request.batch))
 
-    def accept(self, order: _WindowRequest, answers: Tensor | Exception) -> Iterator[TrackEvent]:
-        """Stitch `answers` (N ... S C W); what is final now, and what happened."""
+    def accept(self, response: _WindowResponse) -> Iterator[TrackEvent]:
+        """Stitch the output (N ... S C W) of a batch; yield final blocks, and events."""
+        batch, output = response.request.batch, response.output
         if self.is_over:
             return
-        if isinstance(answers, Exception):
+        if isinstance(output, Exception):
             self.is_over = True
-            yield TrackFailed(answers)
+            yield TrackFailed(output)
             return
-        for (index, chunk), answer in zip(order.batch.steps, answers, strict=True):
-            self._mean.add(index, chunk, answer)
+        for (index, chunk), window in zip(batch.steps, output, strict=True):
+            self._blend.add(index, chunk, window)
         self._num_done += 1
-        self._samples_done += sum(len(chunk) for _, chunk in order.batch.steps)
+        self._samples_done += sum(len(chunk) for _, chunk in batch.steps)
         yield ChunkProcessed(
             self._num_done,
             len(self._plan.batches),
-            self._positions(order.batch),
+            self._positions(batch),
             self._samples_done / self._plan.num_samples,
-            self._plan.length / self._setup.ensemble.samplerate,
+            self._plan.length / self._config.ensemble.samplerate,
         )
         is_last = self._num_done == len(self._plan.batches)
         if is_last:
             yield Stage.Started("stitch")
-        yield from self._blocks()
+        yield from self._final_blocks()
         if is_last:
             self.is_over = True
             yield Stage.Completed("stitch")
-            stages = ["collect_outputs", *(["derive_stems"] if self._setup.stems.rules else [])]
+            stages = ["collect_outputs", *(["derive_stems"] if self._config.stems.rules else [])]
             for stage in stages:
                 yield Stage.Started(stage)
                 yield Stage.Completed(stage)
             yield TrackFinished()
 
-    def _blocks(self) -> Iterator[Block]:
-        start = self._mean.start
-        stems = self._mean.take()
+    def _final_blocks(self) -> Iterator[Block]:
+        start = self._blend.start
+        stems = self._blend.take()
         if stems is None:
             return
         mixture = None
-        if self._setup.stems.needs_mixture:
-            mixture = self._tape.read(start, self._mean.start)
+        if self._config.stems.needs_mixture:
+            mixture = self._buffer.read(start, self._blend.start)
         stems = stems if self._level is None else self._level.restore(stems)
-        stems = stems.to(self._tape.device)
-        yield Block(start, self._setup.stems.derive(stems, mixture))
+        stems = stems.to(self._buffer.device)
+        yield Block(start, self._config.stems.derive(stems, mixture))
 
     def _positions(self, batch: ChunkBatch) -> tuple[Position, ...]:
         passes = self._plan.passes
@@ -420,11 +447,11 @@ class _TrackState:
 
 
 def _with_channels(block: Tensor, channels: int) -> Tensor:
-    """Convert `block` (... C t) to as many channels as the networks take; drop none silently."""
+    """Convert `block` (... C t) to the channels of the networks, but leave none out silently."""
     track_channels = block.shape[-2]
     if track_channels not in (1, channels) and channels != 1:
         raise ValueError(
-            f"the track has {track_channels} channels and the networks take {channels}: "
+            f"the track has {track_channels} channels, but the networks need {channels}: "
             "convert it first"
         )
     return convert_channels(block, channels)

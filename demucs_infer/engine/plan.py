@@ -1,9 +1,9 @@
-"""Which samples every window reads, which it owns, and which windows run together.
+"""Plan the work for a track: what each window reads and owns, and which windows form a batch.
 
 Integers only, in track coordinates: nothing here knows what a tensor is. A *pass* is one
-member of a bag over the whole track at one time shift; passes are merged by where their
-chunks start, so that all of them reach a sample at about the same time and their mean can
-be taken and handed on while the rest of the track has not been read.
+member of a bag over the whole track at one time shift. Passes are merged by the starts of their
+chunks, so that all of them reach a sample at about the same time, and their mean can be returned
+while the rest of the track has not been read.
 """
 
 import random
@@ -18,9 +18,9 @@ from demucs_infer.events import Position
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One window: read `[read, read + window)`, own `[start, stop)`.
+    """One window: it reads `[read, read + window)` and owns `[start, stop)`.
 
-    Either range may leave the track on both sides; what lies outside is padding.
+    Both ranges may extend beyond the track on either side; samples outside are padding.
     """
 
     start: int
@@ -34,7 +34,7 @@ class Chunk:
 
     @property
     def skip(self) -> int:
-        """Samples of the network's answer that come before `start`."""
+        """Samples of the output of the network that come before `start`."""
         return self.start - self.read
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ def plan_chunks(
 ) -> tuple[Chunk, ...]:
     """Cover `[origin, length)` with a chunk of `segment` samples every `stride` samples.
 
-    `window` is the input length a network needs for a chunk of a given length. A negative
+    `window` returns the input length that a network needs for a chunk of a given length. A negative
     `origin` is the shift trick: the grid slides left and no sample is copied.
 
     >>> plan_chunks(10, segment=6, stride=4, window=lambda n: 6)[-1]
@@ -71,7 +71,7 @@ def plan_chunks(
 def plan_padded(length: int, *, segment: int, stride: int, origin: int = 0) -> tuple[Chunk, ...]:
     """Cover `[origin, length)` padded by `segment - stride` on both sides, whole chunks only.
 
-    Every sample is then owned by as many chunks as any other, the first and the last too.
+    All samples are then owned by equally many chunks, also the first and the last.
 
     >>> [chunk.start for chunk in plan_padded(10, segment=6, stride=4)]
     [-2, 2, 6]
@@ -85,13 +85,13 @@ def plan_padded(length: int, *, segment: int, stride: int, origin: int = 0) -> t
 
 
 def check_grid(segment: int, stride: int) -> None:
-    """Refuse a grid that would never end, or that leaves gaps."""
+    """Raise `ValueError` for a grid that would never end, or that has gaps."""
     if not segment > 0:
         raise ValueError(f"a segment of {segment} samples is too short: it must be 1 or more")
     if not 0 < stride <= segment:
         raise ValueError(
             f"a stride of {stride} samples must be in [1, {segment}]: "
-            "lower the overlap or take a longer segment"
+            "lower the overlap, or use a longer segment"
         )
 
 
@@ -105,21 +105,21 @@ class Pass:
     chunks: tuple[Chunk, ...]
 
     def position(self, chunk: Chunk) -> Position:
-        """Where `chunk` is, in the words of progress."""
+        """Return the position of `chunk` for progress events."""
         return Position(self.member, self.shift, chunk.start - self.origin)
 
 
 def draw_origins(
     draws: Sequence[Callable[[int], int]], shifts: int, max_shift: int, seed: int | None
 ) -> list[list[int]]:
-    """Where each grid begins, per member and shift: one unshifted pass when `shifts` is 0.
+    """Draw where each grid begins, per member and shift: one unshifted pass if `shifts` is 0.
 
-    Drawn in upstream's order, members first, so that `random.seed(k)` there and `seed=k`
-    here mean the same offsets. There, some networks draw from the same generator whenever they
-    run: `draws`, one per member, says how often a pass from a given origin would. Members
-    that are skipped must be counted all the same.
+    Drawn in upstream's order, members first, so that `seed=k` gives the offsets that upstream
+    draws after `random.seed(k)`. Upstream's networks may draw from the same generator when they
+    run: `draws`, one per member, returns how often they do in a pass from a given origin. Members
+    that are skipped must be included, because upstream runs them.
     """
-    # None asks for the caller's own generator, which is upstream's.
+    # None is the global generator, as upstream uses it.
     randint = random.randint if seed is None else random.Random(seed).randint
     origins: list[list[int]] = []
     for draws_in_pass in draws:
@@ -133,7 +133,7 @@ def draw_origins(
 
 @dataclass(frozen=True, slots=True)
 class ChunkBatch:
-    """Windows of one member that run together: equally long, in order of where they start."""
+    """Windows of one member that run together: equally long, ordered by start."""
 
     member: int
     window: int
@@ -148,7 +148,7 @@ class ChunkBatch:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All the work for one track, known before any of it is done."""
+    """All the work for one track."""
 
     length: int
     passes: tuple[Pass, ...]
@@ -156,23 +156,23 @@ class Plan:
 
     @property
     def num_chunks(self) -> int:
-        """Windows over all passes."""
+        """Number of windows over all passes."""
         return sum(len(pass_.chunks) for pass_ in self.passes)
 
     @property
     def num_samples(self) -> int:
-        """Samples owned over all passes: what a fraction of the work is a fraction of."""
+        """Number of samples owned over all passes: the total for the fraction of work done."""
         return sum(len(chunk) for pass_ in self.passes for chunk in pass_.chunks)
 
     def num_before(self, start: int) -> int:
-        """How many of the first batches no sample from `start` on depends on."""
+        """Return the number of leading batches that no sample from `start` on depends on."""
         for number, batch in enumerate(self.batches):
             if any(chunk.stop > start for _, chunk in batch.steps):
                 return number
         return len(self.batches)
 
     def num_left(self, start: int) -> list[int]:
-        """For each pass, how many of its chunks are in the batches after those."""
+        """Return how many chunks of each pass are in the batches after those."""
         left = [0] * len(self.passes)
         for batch in self.batches[self.num_before(start) :]:
             for index, _ in batch.steps:
@@ -180,7 +180,7 @@ class Plan:
         return left
 
     def reads_from(self, start: int) -> int:
-        """A sample before which nothing is read, even reflected, for those from `start` on."""
+        """Return a sample before which nothing is read, even reflected, from `start` on."""
         chunks = [
             chunk for batch in self.batches[self.num_before(start) :] for _, chunk in batch.steps
         ]
@@ -188,9 +188,9 @@ class Plan:
 
 
 def plan_batches(passes: Sequence[Pass], size: Callable[[int, int], int]) -> tuple[ChunkBatch, ...]:
-    """Merge `passes` by start, and cut what each member does into batches.
+    """Merge `passes` by start, and cut the chunks of each member into batches.
 
-    `size` is the most windows that may run together, for a member and a window length.
+    `size` returns the maximum batch size for a member and a window length.
     """
     members = sorted({pass_.member for pass_ in passes})
     queues = [_member_batches(passes, member, size) for member in members]

@@ -13,39 +13,45 @@ from demucs_infer.engine.network import Network, as_tensor
 
 
 class QueryAdapter(nn.Module):
-    """A network asked several things about every window; each answer is a stem or several.
+    """A network that is run once per query on every window, each with its own keyword arguments.
 
-    `queries` are keyword arguments by name: the windows are cut once, and the network runs
-    once per query. A network of one stem gives a stem called as the query is; one of several
-    gives `query_stem` for each. The single query "" keeps the names, and is how plain keyword
-    arguments are passed on.
+    The windows are cut once. `queries` are keyword arguments by name: the stem of a network with
+    one stem is called like the query, the stems of others are called `query_stem`. The single
+    query "" keeps the names, and passes plain keyword arguments on.
     """
 
     def __init__(self, network: nn.Module, queries: Mapping[str, Mapping[str, object]]) -> None:
         super().__init__()
         if not queries:
             raise ValueError("queries is empty: name at least one")
-        known = cast(Network, network)
+        adapted = cast(Network, network)
         self.network = network
         self.queries = {name: dict(arguments) for name, arguments in queries.items()}
-        self.samplerate = known.samplerate
-        self.audio_channels = known.audio_channels
-        self.segment = known.segment
+        self.samplerate = adapted.samplerate
+        self.audio_channels = adapted.audio_channels
+        self.segment = adapted.segment
         self.sources = [
-            "_".join(filter(None, (query, *([] if query and len(known.sources) == 1 else [name]))))
+            _stem_name(query, stem, is_only=len(adapted.sources) == 1)
             for query in self.queries
-            for name in known.sources
+            for stem in adapted.sources
         ]
         for name in ("valid_length", "use_train_segment"):
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))
 
     def forward(self, mix: Tensor) -> Tensor:
-        """(B C W) -> (B S C W)."""
-        names = cast(Network, self.network).sources
+        """Return the stems of every query: (B C W) -> (B S C W)."""
+        stems = cast(Network, self.network).sources
         for arguments in self.queries.values():
             for name, value in arguments.items():
                 if isinstance(value, Tensor):
-                    arguments[name] = value.to(mix.device)  # moved once, then found there
-        answers = [self.network(mix, **arguments) for arguments in self.queries.values()]
-        return torch.cat([as_tensor(answer, names) for answer in answers], dim=1)
+                    # Stored, so that it is copied to the device once and not for every batch.
+                    arguments[name] = value.to(mix.device)
+        outputs = [self.network(mix, **arguments) for arguments in self.queries.values()]
+        return torch.cat([as_tensor(output, stems) for output in outputs], dim=1)
+
+
+def _stem_name(query: str, stem: str, *, is_only: bool) -> str:
+    if not query:
+        return stem
+    return query if is_only else f"{query}_{stem}"

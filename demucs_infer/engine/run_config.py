@@ -1,4 +1,4 @@
-"""What all tracks of a run have in common: networks, options, stems, and how a track is planned."""
+"""Configuration that all tracks of a run share, and the plan of a track that follows from it."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from demucs_infer.options import Options
 
 
 class RunConfig:
-    """What all tracks of a run have in common, checked before the first is opened."""
+    """Networks, options and stems of a run, checked before its first track is opened."""
 
     def __init__(
         self,
@@ -30,8 +30,8 @@ class RunConfig:
     ) -> None:
         if stems.sources != ensemble.sources:
             raise ValueError(
-                f"stems were chosen from {', '.join(stems.sources)}, "
-                f"and the model has {', '.join(ensemble.sources)}"
+                f"the stems were chosen from {', '.join(stems.sources)}, but the model has "
+                f"{', '.join(ensemble.sources)}: choose them from the sources of this model"
             )
         self.ensemble = ensemble
         self.options = options
@@ -40,24 +40,28 @@ class RunConfig:
         self.announce = announce
         weights = ensemble.weights or ([1.0] * len(ensemble.sources),)
         self.select = needed_members(weights, stems.computed)
-        self.members = [i for i, wanted in enumerate(self.select) if wanted]
+        """Per member, the stems it must compute."""
+        self.members = [i for i, selected in enumerate(self.select) if selected]
+        """Members that run: those without a weight in any requested stem are skipped."""
         self.rules = [window_rule(net, options.segment_seconds) for net in ensemble.members]
+        """Per member, the input length for a chunk."""
         self.segments = [self._segment(network) for network in ensemble.members]
+        """Per member, (segment, stride) in samples."""
 
     def _segment(self, network: Network) -> tuple[int, int]:
-        """(segment, stride) in samples, each truncated as upstream truncates them."""
+        """Return (segment, stride) in samples, each truncated as upstream truncates them."""
         seconds = self.options.segment_seconds
         segment = int(network.samplerate * (network.segment if seconds is None else seconds))
         stride = int((1 - self.options.overlap) * segment)
         if self.options.split and not stride > 0:
             raise ValueError(
                 f"overlap = {self.options.overlap} of a segment of {segment} samples leaves "
-                "no sample to advance by: lower it, or take a longer segment"
+                "no sample to advance by: lower the overlap, or use a longer segment"
             )
         return segment, stride
 
     def plan(self, length: int) -> Plan:
-        """All the work for a track of `length` samples."""
+        """Plan all the work for a track of `length` samples."""
         options, ensemble = self.options, self.ensemble
         max_shift = int(0.5 * ensemble.samplerate)
         draws = [self._draws(member, length) for member in range(len(ensemble.members))]
@@ -74,6 +78,7 @@ class RunConfig:
         return Plan(length, passes, plan_batches(passes, size))
 
     def _draws(self, member: int, length: int) -> Callable[[int], int]:
+        """Return how many random numbers upstream's network draws in a pass from an origin."""
         _, stride = self.segments[member]
         if not consumes_rng(self.ensemble.members[member]):
             return lambda _origin: 0
@@ -90,8 +95,8 @@ class RunConfig:
             segment = stride = length - origin
             if rule(segment) < segment:
                 raise ValueError(
-                    f"split=False makes one window of {segment} samples, and with segment_seconds "
+                    f"split=False makes one window of {segment} samples, but with segment_seconds "
                     f"= {self.options.segment_seconds} the network reads {rule(segment)}: "
-                    "leave one of them out"
+                    "use only one of the two options"
                 )
         return plan_chunks(length, segment=segment, stride=stride, window=rule, origin=origin)

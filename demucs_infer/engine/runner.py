@@ -22,24 +22,11 @@ from demucs_infer.events import BatchSizeReduced, Event, WarningEvent
 from demucs_infer.options import Options
 
 
-def _forward_stems(network: object) -> Callable[[Tensor, Sequence[int]], Tensor] | None:
-    """How to ask `network` for some stems only, if that is the same as asking for all."""
-    if getattr(network, "_forward_hooks", None) or getattr(network, "_forward_pre_hooks", None):
-        return None
-    for each in type(network).__mro__:
-        if "forward_stems" in vars(each):
-            bound: Callable[[Tensor, Sequence[int]], Tensor] = cast(Any, network).forward_stems
-            return bound
-        if "forward" in vars(each):  # whoever wrote another one means it
-            return None
-    return None
-
-
 def consumes_rng(network: object) -> bool:
-    """Whether upstream's form of `network` takes a random number in every forward.
+    """Return whether upstream's version of `network` draws a random number in every forward.
 
-    Its transformer draws an offset for sinusoidal positions, which is always 0 and moves
-    Python's generator on: the shifts that are drawn after it depend on that.
+    Its transformer draws an offset for sinusoidal positions, which is always 0 but advances
+    Python's generator: the shifts that are drawn after it depend on that.
     """
     if isinstance(network, QueryAdapter):
         network = network.network
@@ -50,21 +37,26 @@ def consumes_rng(network: object) -> bool:
 
 @dataclass(slots=True)
 class _Lease:
-    """How a network was before it was borrowed, and how many borrow it now."""
+    """State of a network before it was leased, and the number of current users."""
 
     device: torch.device | None
     training: list[tuple[nn.Module, bool]]
     count: int = 0
 
 
-# What is borrowed belongs to no runner: two of them may hold the same network.
+# Global, because two runners may lease the same network at the same time.
 _leases: "WeakKeyDictionary[nn.Module, _Lease]" = WeakKeyDictionary()
-_leases_lock = RLock()  # a collected generator may give back while its thread borrows
+# Reentrant: the garbage collector may finalize an abandoned generator, which releases its lease,
+# in a thread that is inside the locked block at that moment.
+_leases_lock = RLock()
 
 
 @contextmanager
-def borrowed(network: object, device: torch.device | None) -> Iterator[None]:
-    """`network` in evaluation mode and on `device`; as it was when the last borrower is gone."""
+def lease_network(network: object, device: torch.device | None) -> Iterator[None]:
+    """Keep `network` in evaluation mode and on `device`; the last user restores it.
+
+    Raises `ValueError` if the network is in use on another device.
+    """
     if isinstance(network, QueryAdapter):
         network = network.network
     if not isinstance(network, nn.Module):
@@ -75,13 +67,13 @@ def borrowed(network: object, device: torch.device | None) -> Iterator[None]:
         if lease is None:
             lease = _Lease(device_of(network), [(m, m.training) for m in network.modules()])
             network.eval()
-            if device is not None and not _same(device, lease.device):
+            if device is not None and not _is_same_device(device, lease.device):
                 network.to(device)
             _leases[network] = lease
-        elif device is not None and not _same(device, device_of(network)):
+        elif device is not None and not _is_same_device(device, device_of(network)):
             raise ValueError(
                 f"the network is in use on {device_of(network)} and cannot move to {device}: "
-                "wait for it, or load it twice"
+                "wait until it is free, or load it twice"
             )
         lease.count += 1
     try:
@@ -90,15 +82,16 @@ def borrowed(network: object, device: torch.device | None) -> Iterator[None]:
         with _leases_lock:
             lease.count -= 1
             if not lease.count:
-                _leases.pop(network, None)  # at the end of a process it may be gone already
+                # At interpreter shutdown, the dictionary may have dropped the entry already.
+                _leases.pop(network, None)
                 for module, training in lease.training:
                     module.training = training
-                if lease.device is not None and not _same(device, lease.device):
+                if lease.device is not None and not _is_same_device(device, lease.device):
                     network.to(lease.device)
 
 
 def device_of(network: object) -> torch.device | None:
-    """Where the weights of `network` are; None when it has none."""
+    """Return the device of the weights of `network`, or None if it has none."""
     if not isinstance(network, nn.Module):
         return None
     for tensors in (network.parameters(), network.buffers()):
@@ -107,30 +100,32 @@ def device_of(network: object) -> torch.device | None:
     return None
 
 
-def _same(one: torch.device | None, other: torch.device | None) -> bool:
-    if one is None or other is None:
+def _is_same_device(first: torch.device | None, second: torch.device | None) -> bool:
+    if first is None or second is None:
         return True
-    is_one_of_a_kind = one.type == "cpu"  # whatever number it is given
-    return one.type == other.type and (is_one_of_a_kind or (one.index or 0) == (other.index or 0))
+    # There is only one CPU, whatever its index; and a missing index means device 0.
+    is_cpu = first.type == "cpu"
+    return first.type == second.type and (is_cpu or (first.index or 0) == (second.index or 0))
 
 
-# An estimate of the memory that a window's activations take on a GPU, for a network as wide as
-# htdemucs: about 0.5 GB for its 343 980 samples. Where it is too low, batches are halved. Below,
-# the largest batch that "auto" tries.
+# Estimated GPU memory for the activations of a window, for a network as wide as htdemucs: about
+# 0.5 GB for its 343 980 samples. If it is too low for a network, batches are halved.
 _BYTES_PER_SAMPLE = 1600
-_LARGEST_AUTO = 16
 
-_KEPT_SECONDS = 12
-"""Sound at a time up to which blocks are tens of megabytes. Of hundreds, kept by a heap, the holes
-between them would double what the process takes."""
+_MAX_AUTO_BATCH = 16
+"""Largest batch that "auto" tries."""
+
+_MAX_SECONDS_TO_KEEP = 12
+"""Longest batch whose memory is kept for the next one. Up to here allocations are tens of
+megabytes; with hundreds, holes between them in the heap would double the memory of the process."""
 
 
 class Runner:
-    """A device, and what was learnt about it: how large a batch may be, for every network.
+    """Runs networks on a device, and remembers which batch size fits for each of them.
 
-    One runner serves any number of threads and tracks. `prepare(network, precision)` may
-    give a faster form of a network (`precision` is that of the options); it is asked once for
-    each, after the network is on its device.
+    A runner may be shared by any number of threads and tracks. `prepare(network, precision)` may
+    return a faster version of a network for the `precision` of the options; it is called once
+    per network and precision, after the network has moved to its device.
     """
 
     def __init__(
@@ -144,64 +139,74 @@ class Runner:
         self._prepared: dict[tuple[Network, str], Network] = {}
         self._limits: dict[Network, int] = {}
         self._on_cpu: dict[Network, Network] = {}
+        # Guards the three dictionaries above when they are changed. They are read without it:
+        # a thread that reads an old batch size only runs out of memory once more.
         self._lock = Lock()
 
     @contextmanager
     def lease(self, networks: Iterable[Network]) -> Iterator[None]:
-        """The networks on the device and in evaluation mode, and as they were afterwards."""
+        """Keep `networks` on the device and in evaluation mode, and restore them afterwards."""
         with ExitStack() as stack:
             for network in networks:
-                stack.enter_context(borrowed(network, self.device))
+                stack.enter_context(lease_network(network, self.device))
             yield
 
-    def reuses_blocks(self, networks: Iterable[Network], options: Options) -> bool:
-        """Whether what a window leaves behind is worth keeping for the next one."""
+    def should_keep_allocations(self, networks: Iterable[Network], options: Options) -> bool:
+        """Return whether the memory of a batch should be kept for the next one."""
         return options.split and all(
             self.device_for(network).type == "cpu"
             and (options.segment_seconds or network.segment) * self.batch_size(network, 0, options)
-            <= _KEPT_SECONDS
+            <= _MAX_SECONDS_TO_KEEP
             for network in networks
         )
 
     def device_for(self, network: Network) -> torch.device:
-        """Where `network` runs: the device of the runner, or the one that it is on."""
+        """Return the device of the runner, or else the one that `network` is on."""
         return self.device or device_of(network) or torch.device("cpu")
 
     def batch_size(self, network: Network, window: int, options: Options) -> int:
-        """Windows of `window` samples that may run together; never the free memory of a CPU."""
+        """Return how many windows of `window` samples may run together.
+
+        "auto" is as many as fit the free memory of a GPU. On a CPU it is 1, whatever memory is
+        free, so that the last bits of a result do not depend on the machine.
+        """
         size = 1 if options.batch_size == "auto" else options.batch_size
         if options.batch_size == "auto":
             device = self.device_for(network)
             if device.type == "cuda":
                 free, _ = torch.cuda.mem_get_info(device)
-                size = max(1, min(_LARGEST_AUTO, free // 2 // (window * _BYTES_PER_SAMPLE)))
+                # Half of it, because the estimate is rough.
+                size = max(1, min(_MAX_AUTO_BATCH, free // 2 // (window * _BYTES_PER_SAMPLE)))
         return min(size, self._limits.get(network, size))
 
-    def answer(
+    def infer(
         self, network: Network, windows: Tensor, stems: Sequence[int], options: Options
     ) -> tuple[Tensor, list[Event]]:
-        """What `network` says about `stems` in `windows`: (N ... C W) -> (N ... S C W), events.
+        """Return `stems` of `windows`, (N ... C W) -> (N ... S C W), and what happened meanwhile.
 
-        Out of memory: the batch is halved and what failed is tried again, down to one window;
-        then on the CPU, if allowed. The smaller size is remembered.
+        Out of memory: the batch is halved and only the failed part is retried, down to one
+        window; then the CPU is used, if allowed; then the original error is raised. The smaller
+        size is remembered.
         """
         events: list[Event] = []
         parts: list[Tensor] = []
         done = 0
         while done < len(windows):
+            # Read anew each time: another thread may have reduced it.
             limit = self._limits.get(network, len(windows))
             batch = windows[done : done + limit]
-            part = self._attempt(network, batch, stems, options, events)
+            part = self._try_batch(network, batch, stems, options, events)
             if isinstance(part, str):
-                self._give_way(network, len(batch), part, events)
+                self._reduce_or_fall_back(network, len(batch), part, events)
                 continue
             parts.append(part)
             done += len(batch)
         if len(parts) == 1:
             return parts[0], events
+        # After a fallback, the last parts are on another device than the first.
         return torch.cat([part.to(parts[0].device) for part in parts]), events
 
-    def _attempt(
+    def _try_batch(
         self,
         network: Network,
         windows: Tensor,
@@ -209,20 +214,21 @@ class Runner:
         options: Options,
         events: list[Event],
     ) -> Tensor | str:
-        """The answers, or why memory ran out if that can be helped; otherwise the error."""
+        """Return the stems, or the reason why memory ran out if a retry can help."""
         try:
-            return self._finite(network, windows, stems, options, events)
+            return self._infer_finite(network, windows, stems, options, events)
         except (RuntimeError, MemoryError) as error:
-            helped = len(windows) > 1 or self._can_leave(network, options)
-            if options.oom == "raise" or not helped or not is_out_of_memory(error):
+            can_retry = len(windows) > 1 or self._can_fall_back(network, options)
+            if options.oom == "raise" or not can_retry or not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
-        # Only here, where the frames of the failure are gone, is their memory free again.
+        # Not inside `except`: the traceback keeps the frames of the failed forward, and with them
+        # its tensors, until the exception is gone.
         if self.device_for(network).type == "cuda":
             torch.cuda.empty_cache()
         return reason
 
-    def _finite(
+    def _infer_finite(
         self,
         network: Network,
         windows: Tensor,
@@ -230,88 +236,115 @@ class Runner:
         options: Options,
         events: list[Event],
     ) -> Tensor:
-        """The answers, none of them NaN or infinite."""
-        fast = self._ready(network, options.precision)
-        answer = self._forward(fast, windows, stems)
-        good = torch.isfinite(answer).flatten(1).all(dim=1)
-        if bool(good.all()):
-            return answer
-        bad = (~good).nonzero().flatten().cpu()
+        """Return the stems; windows that overflow in reduced precision are run again in fp32."""
+        fast = self._prepare_network(network, options.precision)
+        output = self._forward(fast, windows, stems)
+        is_finite = torch.isfinite(output).flatten(1).all(dim=1)
+        if bool(is_finite.all()):
+            return output
+        bad = (~is_finite).nonzero().flatten().cpu()
         if fast is network or options.precision == "fp32":
             raise SeparationError(
-                f"{len(bad)} of {len(windows)} windows came back from the network with NaN or "
-                "infinity: the track or the weights hold some"
+                f"the network returned NaN or infinity for {len(bad)} of {len(windows)} windows: "
+                "check the track and the weights"
             )
-        again = self._forward(network, windows[bad.to(windows.device)], stems)
-        if not bool(torch.isfinite(again).all()):
-            raise SeparationError("the network answers NaN or infinity, in float32 too")
+        repaired = self._forward(network, windows[bad.to(windows.device)], stems)
+        if not bool(torch.isfinite(repaired).all()):
+            raise SeparationError(
+                f"the network returned NaN or infinity in {options.precision} and in fp32: "
+                "check the track and the weights"
+            )
         events.append(
             WarningEvent(
                 f"{len(bad)} windows overflowed in {options.precision} and were redone in fp32"
             )
         )
-        answer = answer.clone()
-        answer[bad.to(answer.device)] = again.to(answer)
-        return answer
+        output = output.clone()  # an inference tensor cannot be written to out here
+        output[bad.to(output.device)] = repaired.to(output)
+        return output
 
     def _forward(self, network: Network, windows: Tensor, stems: Sequence[int]) -> Tensor:
-        device = self._on_cpu.get(network)
-        target = torch.device("cpu") if device is not None else self.device_for(network)
-        run = network if device is None else device
+        """Run `network`, or its copy on the CPU, and select `stems` of its output."""
+        cpu_copy = self._on_cpu.get(network)
+        target = torch.device("cpu") if cpu_copy is not None else self.device_for(network)
+        run = network if cpu_copy is None else cpu_copy
         flat = windows.flatten(0, -3)
         if target.type == "cuda" and not flat.is_cuda:
-            flat = flat.pin_memory()
-        wanted = list(stems)
-        forward_stems = None if wanted == list(range(len(network.sources))) else _forward_stems(run)
+            flat = flat.pin_memory()  # without it, `non_blocking` has no effect
+        selected = list(stems)
+        is_all = selected == list(range(len(network.sources)))
+        forward_stems = None if is_all else _find_forward_stems(run)
+        # Entered here and not around the stream: a generator would leak it to the consumer.
         with torch.inference_mode():
             flat = flat.to(target, non_blocking=True)
             if forward_stems is not None:
-                answer, wanted = forward_stems(flat, wanted), list(range(len(wanted)))
+                output, selected = forward_stems(flat, selected), list(range(len(selected)))
             else:
-                answer = as_tensor(run(flat), network.sources)
-            if answer.shape[-1] != flat.shape[-1] or len(answer) != len(flat):
+                output = as_tensor(run(flat), network.sources)
+            if output.shape[-1] != flat.shape[-1] or len(output) != len(flat):
                 raise SeparationError(
-                    f"the network answered {tuple(answer.shape)} to {tuple(flat.shape)}: "
-                    "batch and samples must stay what they were"
+                    f"the network returned {tuple(output.shape)} for {tuple(flat.shape)}: "
+                    "batch and samples must stay the same"
                 )
-            if wanted != list(range(answer.shape[1])):
-                answer = answer[:, wanted]
-            return answer.float().reshape(*windows.shape[:-2], *answer.shape[1:])
+            if selected != list(range(output.shape[1])):
+                output = output[:, selected]
+            return output.float().reshape(*windows.shape[:-2], *output.shape[1:])
 
-    def _ready(self, network: Network, precision: str) -> Network:
+    def _prepare_network(self, network: Network, precision: str) -> Network:
         if self._prepare is None:
             if precision != "fp32":
                 raise ValueError(
-                    f"precision = {precision!r} needs a runner that prepares networks for it"
+                    f"precision = {precision!r} needs a runner with `prepare`; without, use 'fp32'"
                 )
             return network
         if network in self._on_cpu:
             return network
+        # Held while preparing: threads that start together must not prepare a network twice.
         with self._lock:
             key = (network, precision)
             if key not in self._prepared:
                 self._prepared[key] = self._prepare(network, precision)
             return self._prepared[key]
 
-    def _can_leave(self, network: Network, options: Options) -> bool:
+    def _can_fall_back(self, network: Network, options: Options) -> bool:
         on_device = self.device_for(network).type != "cpu" and network not in self._on_cpu
         return options.cpu_fallback and on_device and isinstance(network, nn.Module)
 
-    def _give_way(self, network: Network, size: int, reason: str, events: list[Event]) -> None:
+    def _reduce_or_fall_back(
+        self, network: Network, size: int, reason: str, events: list[Event]
+    ) -> None:
         with self._lock:
             if size > 1:
-                known = self._limits.get(network, size)
-                self._limits[network] = min(known, size // 2)
+                # Never raised: another thread may have found a smaller size meanwhile.
+                limit = self._limits.get(network, size)
+                self._limits[network] = min(limit, size // 2)
                 events.append(BatchSizeReduced(size, size // 2, reason))
             elif network not in self._on_cpu:
-                self._on_cpu[network] = _copy_on_cpu(network)
+                self._on_cpu[network] = _copy_to_cpu(network)
                 device = self.device_for(network)
-                events.append(WarningEvent(f"{device} has too little memory: going on on the CPU"))
+                events.append(
+                    WarningEvent(f"{device} has too little memory: continuing on the CPU")
+                )
 
 
-def _copy_on_cpu(network: Network) -> Network:
-    """A copy whose weights are on the CPU, made without a byte on the device that is full."""
+def _find_forward_stems(network: object) -> Callable[[Tensor, Sequence[int]], Tensor] | None:
+    """Return `forward_stems` of `network` if it is equivalent to a call, otherwise None."""
+    # Hooks run when the module is called; `forward_stems` would bypass them.
+    if getattr(network, "_forward_hooks", None) or getattr(network, "_forward_pre_hooks", None):
+        return None
+    for cls in type(network).__mro__:
+        if "forward_stems" in vars(cls):
+            bound: Callable[[Tensor, Sequence[int]], Tensor] = cast(Any, network).forward_stems
+            return bound
+        if "forward" in vars(cls):  # overridden alone: a call returns something else
+            return None
+    return None
+
+
+def _copy_to_cpu(network: Network) -> Network:
+    """Return a copy with its weights on the CPU, without allocating on the full device."""
     module = cast(nn.Module, network)
+    # `deepcopy` takes what is in its memo as copied, and would clone the rest on the device.
     memo: dict[int, object] = {}
     for parameter in module.parameters():
         copied = nn.Parameter(parameter.detach().to("cpu", copy=True), parameter.requires_grad)

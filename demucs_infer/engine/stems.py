@@ -1,4 +1,4 @@
-"""Which stems are asked for, which of them the networks answer, and which are sums of others.
+"""Choose the stems to return: which of them networks compute, and which are sums of others.
 
 A rule is a line like `drumless=mixture-drums` or `band = bass + 0.5*other`. Its operands are
 `mixture`, the stems of the model, and the names of earlier rules.
@@ -20,37 +20,39 @@ MIXTURE = "mixture"
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _NAME = r"[^\W\d][\w.]*"
-_LONGEST = 100  # bytes
+_MAX_NAME_BYTES = 100  # file systems allow 255, and the name of an output has other parts
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A stem that is a weighted sum of others."""
+    """A stem that is a weighted sum of other stems."""
 
     name: str
     terms: tuple[tuple[float, str], ...]
     """(coefficient, operand), in the order in which they are added."""
 
     def __str__(self) -> str:
-        words = []
+        terms = []
         for coefficient, operand in self.terms:
-            size = "" if abs(coefficient) == 1 else f"{abs(coefficient):g}*"
-            words.append(f"{'-' if coefficient < 0 else '+'}{size}{operand}")
-        return f"{self.name}={''.join(words).removeprefix('+')}"
+            factor = "" if abs(coefficient) == 1 else f"{abs(coefficient):g}*"
+            terms.append(f"{'-' if coefficient < 0 else '+'}{factor}{operand}")
+        return f"{self.name}={''.join(terms).removeprefix('+')}"
 
     def apply(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The sum, as a tensor of its own."""
+        """Return the sum as a new tensor."""
         total: Tensor | None = None
         for coefficient, operand in self.terms:
             term = values[operand] if coefficient == 1 else values[operand] * coefficient
             total = term if total is None else total + term
         if total is None:
-            raise ValueError(f"the rule for {self.name!r} adds nothing")
+            raise ValueError(f"the rule for {self.name!r} has no terms: add at least one stem")
         return total.clone() if len(self.terms) == 1 else total
 
 
 def parse_stem_rule(text: str, names: Iterable[str] = ()) -> Rule:
-    """Read a rule; a name with unusual letters, a `-` say, is read if it is one of `names`.
+    """Parse a rule; operands with special characters, such as `-`, must be in `names`.
+
+    Raises `ValueError` if `text` is not a rule.
 
     >>> parse_stem_rule("drumless = mixture - drums")
     Rule(name='drumless', terms=((1.0, 'mixture'), (-1.0, 'drums')))
@@ -58,20 +60,21 @@ def parse_stem_rule(text: str, names: Iterable[str] = ()) -> Rule:
     name, equals, expression = (part.strip() for part in text.partition("="))
     if not (name and equals and expression):
         raise ValueError(f"rule {text!r} must look like 'drumless=mixture-drums'")
-    if len(name.encode(errors="surrogateescape")) > _LONGEST:
+    if len(name.encode(errors="surrogateescape")) > _MAX_NAME_BYTES:
         raise ValueError(
-            f"the name {name[:20]!r}... is too long for that of a file: {_LONGEST} bytes at most"
+            f"the name {name[:20]!r}... is too long for a file name: "
+            f"use at most {_MAX_NAME_BYTES} bytes"
         )
     # Longest first: with the stems `a` and `a-b`, `a-b` is a stem and `a - b` a difference.
-    known = [re.escape(known) for known in sorted(names, key=len, reverse=True)]
-    operand = "|".join([*known, _NAME])
+    escaped = [re.escape(stem) for stem in sorted(names, key=len, reverse=True)]
+    operand = "|".join([*escaped, _NAME])
     term = re.compile(rf"\s*([+-])?\s*(?:({_NUMBER})\s*\*?\s*)?({operand})\s*")
     terms: list[tuple[float, str]] = []
     at = 0
     while at < len(expression):
         match = term.match(expression, at)
         if match is None or (terms and match[1] is None):
-            raise ValueError(f"rule {text!r} cannot be read from {expression[at:].strip()!r} on")
+            raise ValueError(f"rule {text!r} has a syntax error at {expression[at:].strip()!r}")
         sign = -1.0 if match[1] == "-" else 1.0
         terms.append((sign * float(match[2] or 1), match[3]))
         at = match.end()
@@ -80,18 +83,18 @@ def parse_stem_rule(text: str, names: Iterable[str] = ()) -> Rule:
 
 @dataclass(frozen=True, slots=True)
 class StemPlan:
-    """What is handed out, and what the networks must answer for it."""
+    """The stems to return, and what the networks must compute for them."""
 
     sources: tuple[str, ...]
     """Stems of the model."""
     outputs: tuple[str, ...]
-    """Stems handed out, in order: stems of the model and names of rules."""
+    """Stems to return, in order: stems of the model and names of rules."""
     rules: tuple[Rule, ...] = ()
-    """The rules that outputs need, in order."""
+    """Rules that the outputs need, in order."""
     computed: tuple[int, ...] = field(init=False)
-    """Indices into `sources` that are accumulated, ascending; no other one is."""
+    """Indices into `sources` of the stems to compute, ascending."""
     needs_mixture: bool = field(init=False)
-    """Whether a rule reads the track itself."""
+    """Whether a rule uses the mixture."""
 
     def __post_init__(self) -> None:
         wanted = {*self.outputs, *(operand for rule in self.rules for _, operand in rule.terms)}
@@ -101,12 +104,12 @@ class StemPlan:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the outputs are just what is computed, in that order."""
+        """Whether the outputs are the computed stems, in the same order."""
         return self.outputs == tuple(self.sources[i] for i in self.computed)
 
     def derive(self, stems: Tensor, mixture: Tensor | None = None) -> Tensor:
-        """The outputs from the computed stems (... S C T) and the track (... C T)."""
-        import torch  # naming and checking stems costs no torch
+        """Derive the outputs from the computed stems (... S C T) and the mixture (... C T)."""
+        import torch  # not at the top: the command line chooses stems before it loads torch
 
         if self.is_identity:
             return stems
@@ -127,18 +130,18 @@ def choose_stems(
     two_stems: str | None = None,
     other_method: Literal["add", "minus", "none"] = "add",
 ) -> StemPlan:
-    """Decide what is handed out; every mistake is found here, and all are reported at once.
+    """Choose which stems to return; raise one `ValueError` that reports all mistakes.
 
-    `stems=None` means every stem of the model, and every rule after them. `stems` may name
-    rules too: then exactly what it names is handed out, in its order. `two_stems` is one stem
-    and its complement: `no_X`, the sum of the others ("add"), or `minus_X`, the mixture
-    without it ("minus"), which needs no other stem and so no network that only makes those.
+    `stems=None` returns every stem of the model, then every rule. If `stems` names a rule, exactly
+    the named stems are returned, in this order; otherwise every rule follows them. `two_stems`
+    returns one stem and its complement: `no_X`, the sum of the others ("add"), or `minus_X`, the
+    mixture minus the stem ("minus"), which needs no network that only computes other stems.
     """
     problems: list[str] = []
     rules = _read_rules(sources, derive, problems)
     if two_stems is not None:
         if stems is not None:
-            problems.append("stems and two_stems exclude each other: name all of them in stems")
+            problems.append("stems and two_stems exclude each other: use only one of them")
         stems = [two_stems]
         rules += _complement(sources, two_stems, other_method, problems)
     _check_rules(sources, rules, problems)
@@ -152,7 +155,7 @@ def choose_stems(
 def derive_stems(
     separated: Mapping[str, Tensor], mixture: Tensor, rules: Iterable[str | Rule]
 ) -> dict[str, Tensor]:
-    """`separated` and, after it, what `rules` make of it and of `mixture`."""
+    """Return `separated`, followed by the stems that `rules` derive from it and from `mixture`."""
     plan = choose_stems(list(separated), derive=rules)
     values = {**separated, MIXTURE: mixture}
     for rule in plan.rules:
@@ -163,7 +166,7 @@ def derive_stems(
 def needed_members(
     weights: Sequence[Sequence[float]], computed: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
-    """Per member of a bag, the stems of `computed` that it has a say in; () means: skip it."""
+    """Return, per member of a bag, the stems of `computed` it has a weight in; () if none."""
     return tuple(tuple(i for i in computed if member[i] != 0) for member in weights)
 
 
@@ -176,7 +179,7 @@ def _read_rules(
             rules.append(rule)
             continue
         try:
-            rules.append(parse_stem_rule(rule, [*sources, *(done.name for done in rules)]))
+            rules.append(parse_stem_rule(rule, [*sources, *(earlier.name for earlier in rules)]))
         except ValueError as error:
             problems.append(str(error))
     return rules
@@ -187,32 +190,32 @@ def _complement(sources: Sequence[str], stem: str, method: str, problems: list[s
     if method not in ("add", "minus", "none"):
         problems.append(f"other_method = {method!r} must be one of add, minus, none")
     if stem not in sources or method not in ("add", "minus"):
-        return []  # a stem that does not exist is reported with the others
+        return []  # an unknown stem is reported by `_outputs`
     if method == "minus":
         return [Rule(f"minus_{stem}", ((1.0, MIXTURE), (-1.0, stem)))]
     if not others:
-        problems.append(f"there is no other stem than {stem!r} to add: use other_method='minus'")
+        problems.append(f"{stem!r} is the only stem: use other_method='minus'")
         return []
     return [Rule(f"no_{stem}", tuple(others))]
 
 
 def _check_rules(sources: Sequence[str], rules: Sequence[Rule], problems: list[str]) -> None:
-    known = {*sources, MIXTURE}
+    defined = {*sources, MIXTURE}
     all_names = [rule.name for rule in rules]
     for rule in rules:
-        if rule.name in known:
-            problems.append(f"rule '{rule}': the name {rule.name!r} is taken")
+        if rule.name in defined:
+            problems.append(f"rule '{rule}': the name {rule.name!r} is taken: choose another")
         if not rule.terms:
-            problems.append(f"the rule for {rule.name!r} adds nothing")
+            problems.append(f"the rule for {rule.name!r} has no terms: add at least one stem")
         for _, operand in rule.terms:
-            if operand in known:
+            if operand in defined:
                 continue
             if operand in all_names:
                 problems.append(f"rule '{rule}': {operand!r} must be defined before it is used")
             else:
-                choices = ", ".join([MIXTURE, *sources, *(n for n in all_names if n in known)])
-                problems.append(f"rule '{rule}': no stem named {operand!r}; there are {choices}")
-        known.add(rule.name)
+                choices = ", ".join([MIXTURE, *sources, *(n for n in all_names if n in defined)])
+                problems.append(f"rule '{rule}': no stem named {operand!r}; available: {choices}")
+        defined.add(rule.name)
 
 
 def _outputs(
@@ -221,14 +224,14 @@ def _outputs(
     if stems is None:
         return (*sources, *names)
     if isinstance(stems, str):
-        problems.append(f"stems = {stems!r} must be a list of names, [{stems!r}] say")
+        problems.append(f"stems = {stems!r} must be a list of names, such as [{stems!r}]")
         return ()
     if not stems:
-        problems.append("stems is empty: name at least one, or leave it out for all")
+        problems.append("stems is empty: name at least one, or omit it for all")
     choices = ", ".join([*sources, *names])
     for stem in dict.fromkeys(stems):
         if stem not in {*sources, *names}:
-            problems.append(f"no stem named {stem!r}; there are {choices}")
+            problems.append(f"no stem named {stem!r}; available: {choices}")
         if list(stems).count(stem) > 1:
             problems.append(f"stem {stem!r} is named more than once")
     if set(names) & set(stems):

@@ -1,4 +1,4 @@
-"""Cut windows out of a track, and overlap-add what a network answers.
+"""Cut windows out of a track, and overlap-add the output of a network.
 
 Shapes: S stems, C channels, T samples of the track, W samples of a window, L of a segment;
 `...` are recordings that are separated side by side.
@@ -15,7 +15,7 @@ from demucs_infer.audio.blocks import reblock
 from demucs_infer.engine.level import Level
 from demucs_infer.engine.plan import Chunk
 
-# Samples of a track that are pulled from its source at a time.
+# Samples of a track that are read from its source at a time.
 PIECE = 65_536
 
 PADDINGS = ("constant", "reflect", "replicate")
@@ -23,15 +23,16 @@ WINDOWS = ("triangle", "hann", "hamming", "linear_fade", "ones")
 
 
 def make_window(shape: str, length: int, *, power: float = 1.0, stop: int | None = None) -> Tensor:
-    """Weights (L,) of a segment: one of `WINDOWS`, to the power of `power`; the first `stop`.
+    """Return the weights (L,) of a segment: `shape`, one of `WINDOWS`, to the power of `power`.
 
-    `triangle` rises to 1 in the middle and is never 0. `hann` and `hamming` are periodic, as
-    torch makes them. `linear_fade` is 1 with a ramp over a tenth on both sides.
+    `triangle` rises to 1 in the middle and is never 0. `hann` and `hamming` are periodic, as in
+    torch. `linear_fade` is 1 with a ramp over a tenth on both sides. Only the first `stop` weights
+    are computed, if given.
     """
     if shape not in WINDOWS:
         raise ValueError(f"window = {shape!r} must be one of {', '.join(WINDOWS)}")
     if not length > 0:
-        raise ValueError(f"a window of {length} samples is too short: it must be 1 or more")
+        raise ValueError(f"a window of {length} samples is too short: it must have 1 or more")
     stop = length if stop is None else min(stop, length)
     if shape == "hann":
         weights = torch.hann_window(length)[:stop]
@@ -47,14 +48,14 @@ def make_window(shape: str, length: int, *, power: float = 1.0, stop: int | None
 
 
 def usable_weights(window: Tensor, floor: float = 1e-8) -> Tensor:
-    """`window` (L,) with no weight below `floor`: a sample that only a 0 covers would be lost."""
+    """Raise weights (L,) to `floor`: a sample that only a weight of 0 covers would be lost."""
     return window.clamp_min(floor)
 
 
 def source_index(position: Tensor, length: int, mode: str) -> Tensor:
-    """Which sample of a track of `length` stands at `position` (n,), inside it or outside.
+    """Return the sample of a track of `length` for each `position` (n,), inside or outside of it.
 
-    `reflect` bounces as often as it must, so that no padding is too wide for a short track.
+    `reflect` is repeated as often as needed, so that no padding is too wide for a short track.
     """
     if mode == "replicate" or length == 1:
         return position.clamp(0, length - 1)
@@ -64,10 +65,10 @@ def source_index(position: Tensor, length: int, mode: str) -> Tensor:
 
 
 def pad_audio(audio: Tensor, left: int, right: int, mode: str = "reflect") -> Tensor:
-    """`audio` (... T) with `left` and `right` samples around it: (... left + T + right)."""
+    """Pad `audio` (... T) with `left` and `right` samples: (... left + T + right)."""
     check_padding(mode)
     if left < 0 or right < 0:
-        raise ValueError(f"padding must be 0 or more, not {left} and {right}")
+        raise ValueError(f"padding must be 0 or more samples, got {left} and {right}")
     if mode == "constant" or not audio.shape[-1]:
         return F.pad(audio, (left, right))
     position = torch.arange(-left, audio.shape[-1] + right, device=audio.device)
@@ -75,13 +76,13 @@ def pad_audio(audio: Tensor, left: int, right: int, mode: str = "reflect") -> Te
 
 
 def check_padding(mode: str) -> None:
-    """Refuse a mode that does not exist."""
+    """Raise `ValueError` unless `mode` is one of `PADDINGS`."""
     if mode not in PADDINGS:
         raise ValueError(f"padding = {mode!r} must be one of {', '.join(PADDINGS)}")
 
 
 class TrackBuffer:
-    """The part of a track (... C T) that windows still read, pulled from its blocks on demand."""
+    """The part of a track (... C T) that is still needed, read from its blocks on demand."""
 
     def __init__(
         self,
@@ -95,14 +96,14 @@ class TrackBuffer:
         self._level = level
         self._source = reblock(blocks, PIECE)
         self._pieces: deque[Tensor] = deque()
-        self._begin = 0  # track coordinate of the first sample held
+        self._begin = 0  # track coordinate of the first buffered sample
         self._end = 0
-        self._start = start  # what lies before it is not wanted
+        self._start = start  # samples before it are not kept
         self.device = torch.device("cpu")
-        """Where the samples are; known once some have been read."""
+        """Device of the samples; valid once some have been read."""
 
     def read(self, start: int, stop: int) -> Tensor:
-        """The samples `[start, stop)`, which lie inside the track, as the source gave them."""
+        """Return the samples `[start, stop)`, inside the track and at its own level."""
         self._pull(stop)
         parts, at = [], self._begin
         for piece in self._pieces:
@@ -112,14 +113,14 @@ class TrackBuffer:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def cut(self, chunk: Chunk, padding: str = "constant", pad: int = 0) -> Tensor:
-        """The window that `chunk` reads, at model level: (... C W).
+        """Return the window that `chunk` reads, at the level of the networks: (... C W).
 
-        Outside the track: up to `pad` samples of `padding`, and silence beyond.
+        Outside of the track are up to `pad` samples of `padding`, and silence beyond.
         """
         end = chunk.read + chunk.window
         pad = 0 if padding == "constant" else pad
         left, right = max(chunk.read, -pad), min(end, self.length + pad)
-        if left >= right:  # beside the track is silence
+        if left >= right:  # entirely outside of the track
             return torch.zeros_like(self.read(0, 1)).repeat_interleave(chunk.window, dim=-1)
         inside = self._padded(left, right, padding) if pad else self.read(left, right)
         if self._level is not None:
@@ -127,15 +128,15 @@ class TrackBuffer:
         return F.pad(inside, (left - chunk.read, end - right))
 
     def drop(self, before: int) -> None:
-        """Forget what lies before sample `before`: nobody will read it again."""
+        """Free the samples before `before`, which must not be read again."""
         while self._pieces and self._begin + self._pieces[0].shape[-1] <= before:
             self._begin += self._pieces.popleft().shape[-1]
 
     def _padded(self, start: int, stop: int, padding: str) -> Tensor:
         index = source_index(torch.arange(start, stop), self.length, padding)
         first, last = int(index.min()), int(index.max())
-        held = self.read(first, last + 1)
-        return held.index_select(-1, (index - first).to(held.device))
+        samples = self.read(first, last + 1)
+        return samples.index_select(-1, (index - first).to(samples.device))
 
     def _pull(self, stop: int) -> None:
         while self._end < stop:
@@ -143,7 +144,7 @@ class TrackBuffer:
             if piece is None:
                 raise ValueError(
                     f"the track ended after {self._end} of {self.length} samples: "
-                    "every pass over its blocks must give the same samples"
+                    "every call of blocks() must return the same samples"
                 )
             self.device = piece.device
             self._pieces.append(piece)
@@ -152,54 +153,58 @@ class TrackBuffer:
 
 
 class OverlapAdd:
-    """Weighted mean of overlapping chunks, given out as soon as it is final.
+    """Weighted mean of overlapping chunks, available as soon as it is final.
 
-    Chunks arrive in order of `start`. It holds what has been added and not yet taken: about
-    one segment, whatever the length of the track.
+    Chunks are added in order of `start`. Only samples that have been added and not yet taken are
+    kept: about one segment, for any length of the track.
     """
 
     def __init__(self, start: int = 0) -> None:
         self.start = start
         """First sample not yet taken."""
         self.stop = start
-        """One past the last sample added."""
+        """One past the last added sample."""
         self._total: Tensor | None = None
         self._norm = torch.empty(0)
 
     def add(self, start: int, values: Tensor, weights: Tensor) -> None:
         """Add `values` (... L) with `weights` (L,) at sample `start`."""
-        total = self._room_for(start + values.shape[-1], values)
+        total = self._reserve(start + values.shape[-1], values)
         at = slice(start - self.start, start - self.start + values.shape[-1])
-        # A network that gave way to the CPU answers there; what is held stays where it is.
+        # Another device, if the network fell back to the CPU; the sum stays on the first one.
         total[..., at] += (weights * values).to(total.device)
         self._norm[at] += weights.to(total.device)
         self.stop = max(self.stop, start + values.shape[-1])
 
     def take(self, stop: int) -> Tensor:
-        """The samples up to `stop`, which no chunk will touch again: (... stop - start)."""
+        """Return the samples up to `stop`, (... stop - start), and free them.
+
+        No chunk that reaches into them may be added later.
+        """
         if self._total is None or not self.start <= stop <= self.stop:
-            raise ValueError(f"no samples up to {stop}: held are [{self.start}, {self.stop})")
-        count, held = stop - self.start, self.stop - self.start
+            raise ValueError(f"no samples up to {stop}: available are [{self.start}, {self.stop})")
+        count, size = stop - self.start, self.stop - self.start
         final = self._total[..., :count] / self._norm[:count]
         for tensor in (self._total, self._norm):
-            kept = tensor[..., count:held]
+            rest = tensor[..., count:size]
             # Where source and target overlap, a copy in place would read what it wrote.
-            tensor[..., : held - count] = kept if count >= held - count else kept.clone()
-            tensor[..., held - count : held] = 0
+            tensor[..., : size - count] = rest if count >= size - count else rest.clone()
+            tensor[..., size - count : size] = 0
         self.start = stop
         return final
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """What is held, for whoever counts bytes."""
+        """Tensors in memory, to measure their size."""
         return (tensor for tensor in (self._total, self._norm) if tensor is not None)
 
-    def _room_for(self, stop: int, like: Tensor) -> Tensor:
-        need = stop - self.start
+    def _reserve(self, stop: int, like: Tensor) -> Tensor:
+        """Return the sum, extended to sample `stop`."""
+        length = stop - self.start
         if self._total is None:
-            self._total = torch.zeros(*like.shape[:-1], need, device=like.device)
-            self._norm = torch.zeros(need, device=like.device)
-        elif self._total.shape[-1] < need:
-            more = need - self._total.shape[-1]
+            self._total = torch.zeros(*like.shape[:-1], length, device=like.device)
+            self._norm = torch.zeros(length, device=like.device)
+        elif self._total.shape[-1] < length:
+            more = length - self._total.shape[-1]
             self._total, self._norm = F.pad(self._total, (0, more)), F.pad(self._norm, (0, more))
         return self._total

@@ -127,17 +127,17 @@ def test_wrong_chunks_are_refused() -> None:
 
     with pytest.raises(ValueError, match="no chunks"):
         stitch()
-    with pytest.raises(ValueError, match="2 stems"):
+    with pytest.raises(ValueError, match="2 stems, channels, 100"):
         stitch(torch.ones(1, 3, 2, 100))
     with pytest.raises(ValueError, match="stems, channels, 100"):
         stitch(torch.ones(1, 2, 2, 99))
-    with pytest.raises(ValueError, match=r"after torch\.Size"):
+    with pytest.raises(ValueError, match="earlier ones are"):
         stitch(good, torch.ones(1, 2, 1, 100))
-    with pytest.raises(ValueError, match="float64 after torch.float32"):
+    with pytest.raises(ValueError, match="float64, but earlier ones are torch.float32"):
         stitch(good, good.double())
     with pytest.raises(ValueError, match="cover 50 of 51"):
         stitch(good, good, target=51)
-    with pytest.raises(ValueError, match="the window is"):
+    with pytest.raises(ValueError, match=r"window must have the shape \(100,\), got \(99,\)"):
         StreamingStitcher(100, 50, 10, make_window("hann", 99))
     with pytest.raises(ValueError, match="stride"):
         StreamingStitcher(100, 101, 10, window)

@@ -234,7 +234,7 @@ def test_channels_become_those_of_the_network() -> None:
     stems = joined(separate(TensorTrack(track[:1]), ScaleModel(**IDENTITY)))
     assert torch.equal(stems[0, 0], stems[0, 1])
     torch.testing.assert_close(stems[0, :1], track[:1], rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="has 3 channels and the networks take 2"):
+    with pytest.raises(ValueError, match="has 3 channels, but the networks need 2"):
         list(separate(TensorTrack(noise(3, 100)), ScaleModel()))
 
 
@@ -314,7 +314,7 @@ def test_rules_are_applied_to_final_samples() -> None:
     assert torch.equal(stems["rest"], track.samples - stems["bass"])
     assert torch.equal(stems["both"], stems["drums"] + stems["bass"])
     assert torch.equal(stems["twice"], 2 * stems["rest"])
-    with pytest.raises(ValueError, match="chosen from a, and the model has drums, bass"):
+    with pytest.raises(ValueError, match="chosen from a, but the model has drums, bass"):
         list(separate(track, network, stems=choose_stems(["a"])))
 
 

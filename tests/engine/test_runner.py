@@ -15,7 +15,7 @@ from demucs_infer.apply import BagOfModels
 from demucs_infer.engine.network import Ensemble, Network, as_tensor, window_rule
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
 from demucs_infer.engine.queries import QueryAdapter
-from demucs_infer.engine.runner import Runner, borrowed, device_of
+from demucs_infer.engine.runner import Runner, device_of, lease_network
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import SeparationError, is_out_of_memory
 from demucs_infer.events import BatchSizeReduced, ChunkProcessed, WarningEvent
@@ -161,13 +161,13 @@ def test_a_network_is_borrowed_and_given_back() -> None:
     network = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
     network.train()
     network[1].eval()
-    with borrowed(network, torch.device("cpu")):
+    with lease_network(network, torch.device("cpu")):
         assert not any(module.training for module in network.modules())
-        with borrowed(network, None):
+        with lease_network(network, None):
             pass
         assert not network.training, "still borrowed by the first"
     assert [m.training for m in network.modules()] == [True, True, False]
-    with pytest.raises(RuntimeError, match="mine"), borrowed(network, None):
+    with pytest.raises(RuntimeError, match="mine"), lease_network(network, None):
         raise RuntimeError("mine")
     assert network.training
 
@@ -175,9 +175,9 @@ def test_a_network_is_borrowed_and_given_back() -> None:
 def test_a_borrowed_network_does_not_move() -> None:
     network = ScaleModel()
     with (
-        borrowed(network, torch.device("cpu")),
+        lease_network(network, torch.device("cpu")),
         pytest.raises(ValueError, match=r"in use on cpu and cannot move to cuda"),
-        borrowed(network, torch.device("cuda")),
+        lease_network(network, torch.device("cuda")),
     ):
         pass
     assert device_of(network) == torch.device("cpu")
@@ -193,7 +193,7 @@ def test_threads_share_a_network_that_is_in_training_mode() -> None:
 
     def use() -> None:
         for _ in range(200):
-            with borrowed(network, None):
+            with lease_network(network, None):
                 seen.append(network.training)
         barrier.wait()
 
@@ -225,10 +225,10 @@ def test_answers_of_any_form_are_the_same(answer: object) -> None:
     ("answer", "words"),
     [
         ({"a": torch.ones(1, 2, 5)}, r"stems \['a'\], not \['a', 'b'\]"),
-        ([torch.ones(1, 2, 5)], "answered 1, not"),
-        (torch.ones(1, 3, 2, 5), r"answered \(1, 3, 2, 5\)"),
+        ([torch.ones(1, 2, 5)], "returned 1, not"),
+        (torch.ones(1, 3, 2, 5), r"returned \(1, 3, 2, 5\)"),
         (torch.ones(2, 2, 5), r"with 2 stems: a, b"),
-        (None, "answered None"),
+        (None, "returned None"),
     ],
 )
 def test_answers_that_are_not_stems_are_refused(answer: object, words: str) -> None:
@@ -241,7 +241,7 @@ def test_an_answer_of_another_length_is_refused() -> None:
         def forward(self, mix: Tensor) -> Tensor:
             return super().forward(mix)[..., 1:]
 
-    with pytest.raises(SeparationError, match="must stay what they were"):
+    with pytest.raises(SeparationError, match="must stay the same"):
         list(separate(TensorTrack(noise(2, 9000)), Short(), options=PLAIN))
 
 
@@ -280,7 +280,7 @@ def test_windows_that_overflow_in_low_precision_are_redone_in_float32() -> None:
     assert torch.equal(blocks, whole(track, ScaleModel(), options=PLAIN))
     assert prepared == [(network, "fp16")], "prepared once"
     assert whole(track, network, options=PLAIN, runner=runner).isfinite().all()
-    with pytest.raises(ValueError, match="precision = 'bf16' needs a runner that prepares"):
+    with pytest.raises(ValueError, match="precision = 'bf16' needs a runner with `prepare`"):
         list(separate(track, network, options=Options(precision="bf16")))
 
 
@@ -316,12 +316,12 @@ def test_a_queried_network_says_what_its_network_says() -> None:
 
 def test_an_ensemble_is_one_network_or_a_bag() -> None:
     one = ScaleModel()
-    assert Ensemble.of(one).weights is None
+    assert Ensemble.from_model(one).weights is None
     bag = BagOfModels([one, copy.deepcopy(one)], [[1, 0], [0, 1]])
-    assert Ensemble.of(bag).weights == ((1.0, 0.0), (0.0, 1.0))
-    assert Ensemble.of(Ensemble.of(bag)).members == tuple(bag.models)
+    assert Ensemble.from_model(bag).weights == ((1.0, 0.0), (0.0, 1.0))
+    assert Ensemble.from_model(Ensemble.from_model(bag)).members == tuple(bag.models)
     with pytest.raises(ValueError, match="has no sources, samplerate, audio_channels, segment"):
-        Ensemble.of(print)
+        Ensemble.from_model(print)
 
 
 def test_an_ensemble_agrees_and_leaves_no_stem_to_nobody() -> None:

@@ -283,7 +283,7 @@ def test_a_batch_that_had_to_shrink_is_logged(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.parametrize("shape", [(2, 100), (1, 1, 100), (1, 3, 100), (1, 2, 0), (1, 1, 2, 100)])
 def test_a_mix_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"must be \(batch, 2 channels, samples\)"):
+    with pytest.raises(ValueError, match=r"must be \(batch, 2 channels, samples\) with"):
         apply_model(ScaleModel(), torch.zeros(shape))
 
 
