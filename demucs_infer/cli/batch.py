@@ -1,11 +1,11 @@
-"""`demucs-infer batch MANIFEST`: a catalogue, on this machine or on many."""
+"""Run `demucs-infer batch MANIFEST`: separate all tracks of a manifest, on one machine or many."""
 
 import argparse
 import json
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -35,81 +35,78 @@ from demucs_infer.errors import ModelLoadingError
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 
 if TYPE_CHECKING:
-    from demucs_infer.distributed.planner import Benchmark
-    from demucs_infer.distributed.ray_engine import Cluster
     from demucs_infer.distributed.results_table import Summary
     from demucs_infer.distributed.worker import WorkerConfig
 
-_TEMPLATE = "{track}-{trackext}/{stem}.{ext}"  # song.mp3 and song.flac are two tracks
-_TOLD = 10  # inputs that are named, of those that would be lost
-_EVERY = 60.0  # seconds between two lines of progress in a log
+_TEMPLATE = "{track}-{trackext}/{stem}.{ext}"  # so that song.mp3 and song.flac do not collide
+_MAX_EXAMPLES = 10  # inputs that an error lists
+_LOG_INTERVAL_SECONDS = 60.0
 
 
 def run(words: Sequence[str]) -> int:
-    """Separate every track of the manifest, or say what that would take."""
+    """Separate every track of the manifest, or estimate how long that takes."""
     args = with_config(_parser(), words)
-    catalogue = TrackManifest(
-        manifest=_anywhere(args.manifest_file),
-        root=args.root and _anywhere(args.root),
+    manifest = TrackManifest(
+        location=_absolute(args.manifest_file),
+        root=args.root and _absolute(args.root),
         shard=args.shard or (0, 1),
     )
     if args.plan:
-        from demucs_infer.distributed.planner import plan
-
-        found = plan(catalogue, _benchmark(args), args.machines, args.price)
-        sys.stdout.write(json.dumps(found.row(), indent=2) + "\n" if args.json else found.text())
-        return ALL_DONE
-    return _separate(args, catalogue)
+        return _plan(args, manifest)
+    return _separate(args, manifest)
 
 
 def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "demucs-infer batch",
-        description="Separate all tracks of a manifest. What is done is skipped, what was "
-        "interrupted goes on, and a track that killed its process twice is left out.",
+        description="Separate all tracks of a manifest. Finished tracks are skipped, interrupted "
+        "ones resume, and a track that crashed its process twice is quarantined.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        conflict_handler="resolve",  # some flags of single tracks mean a little more here
+        conflict_handler="resolve",  # some flags of single tracks take URIs here
     )
     top.add_argument(
         "manifest_file",
         metavar="MANIFEST",
-        help="a path a line, or .csv, .jsonl or .parquet with the column `path`, and perhaps "
-        "`duration` (seconds), `references` (folder of true stems), `sha256`; a path or a URI",
+        help="path or URI of a list of paths, one per line, or of a .csv, .jsonl or .parquet file "
+        "with the column `path` and optional columns `duration` (seconds), `references` (folder "
+        "of true stems) and `sha256`",
     )
     add_request_flags(top)
     top.set_defaults(filename=_TEMPLATE)
     top.add_argument(
-        "-o", "--out", default="separated", help="folder for the stems, or its URI (%(default)s)"
+        "-o", "--out", default="separated", help="path or URI of the output folder (%(default)s)"
     )
-    top.add_argument("--root", help="what relative paths begin at (the folder of the manifest)")
-    top.add_argument("--results", help="table of results, .jsonl or .parquet (OUT/results.jsonl)")
+    top.add_argument("--root", help="base of relative paths (the folder of the manifest)")
+    top.add_argument("--results", help="results table, .jsonl or .parquet (OUT/results.jsonl)")
     top.add_argument(
         "--collisions",
         choices=("error", "digest"),
         default="error",
-        help="two tracks with the same output: refuse to start, or add a digest of the track's "
-        "path to the names of both (%(default)s)",
+        help="if two tracks have the same output: stop with an error, or add a digest of its path "
+        "to the name of each (%(default)s)",
     )
     top.add_argument("--force", action="store_true", help="redo finished and quarantined tracks")
     top.add_argument("--progress", choices=("auto", "bar", "json", "none"), default="auto")
-    top.add_argument("--json", action="store_true", help="the summary as JSON on standard output")
-    top.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
-    top.add_argument("--debug", action="store_true", help="show where an error comes from")
-    _engine_flags(top.add_argument_group("where"))
+    top.add_argument("--json", action="store_true", help="print the summary as JSON")
+    top.add_argument("-q", "--quiet", action="store_true", help="print only errors")
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    _engine_flags(top.add_argument_group("workers"))
     _plan_flags(top.add_argument_group("planning"))
     return top
 
 
 def _engine_flags(group: Any) -> None:
     group.add_argument(
-        "--shard", type=_shard, metavar="I/N", help="every N-th row from the I-th on, from 0"
+        "--shard", type=_shard, metavar="I/N", help="every N-th row, starting at row I (from 0)"
     )
     group.add_argument("--engine", choices=("local", "ray"), default="local", help="(%(default)s)")
-    group.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster that runs; or auto")
-    group.add_argument("--workers", type=at_least(1), default=1, help="at most (%(default)s)")
+    group.add_argument("--ray-address", metavar="ADDRESS", help="a running cluster, or auto")
     group.add_argument(
-        "--gpus-per-worker", type=number(0), default=0.0, help="0.5: two share one (%(default)s)"
+        "--workers", type=at_least(1), default=1, help="maximum number (%(default)s)"
+    )
+    group.add_argument(
+        "--gpus-per-worker", type=number(0), default=0.0, help="0.5 for two on each (%(default)s)"
     )
     group.add_argument("--cpus-per-worker", type=number(0), default=1.0, help="(%(default)s)")
     group.add_argument("--rows-per-task", type=at_least(1), default=16, help="(%(default)s)")
@@ -117,196 +114,204 @@ def _engine_flags(group: Any) -> None:
         "--together",
         type=at_least(1),
         metavar="N",
-        help="tracks whose windows share batches of the network (8 on a GPU, 1 on a processor)",
+        help="tracks whose windows share batches of the network (8 on a GPU, 1 on a CPU)",
     )
 
 
 def _plan_flags(group: Any) -> None:
     group.add_argument(
-        "--plan", action="store_true", help="say how long it would take, and separate nothing"
+        "--plan", action="store_true", help="estimate how long it would take; separate nothing"
     )
     group.add_argument(
         "--bench",
         type=Path,
-        help="JSON: what was measured on such a machine (this one is measured, for some seconds)",
+        help="JSON file with a benchmark of a worker (default: measure this machine)",
     )
     group.add_argument("--machines", type=at_least(1), default=1, help="workers (%(default)s)")
-    group.add_argument("--price", type=number(0), default=0.0, help="of a worker for an hour")
+    group.add_argument("--price", type=number(0), default=0.0, help="per worker and hour")
 
 
-def _benchmark(args: argparse.Namespace) -> "Benchmark":
-    """What was measured; without --bench, what is measured now, if nothing must be fetched."""
-    from demucs_infer.distributed.planner import Benchmark
+def _plan(args: argparse.Namespace, manifest: TrackManifest) -> int:
+    """Print an estimate for workers as in the file, or like this machine; download nothing."""
+    from demucs_infer.distributed.planner import Benchmark, plan
 
     if args.bench:
-        return Benchmark.read_file(args.bench)
-    from demucs_infer.distributed.benchmark import measure_here
+        benchmark = Benchmark.read_file(args.bench)
+    else:
+        from demucs_infer.distributed.benchmark import measure_worker
 
-    model = replace(model_of(args), offline=True)
-    return measure_here(model, order_of(args), device=args.device, jobs=args.jobs)
+        model = replace(model_of(args), offline=True)
+        benchmark = measure_worker(model, order_of(args), device=args.device, jobs=args.jobs)
+    estimate = plan(manifest, benchmark, args.machines, args.price)
+    text = json.dumps(asdict(estimate), indent=2) if args.json else estimate.to_text()
+    sys.stdout.write(f"{text}\n")
+    return ALL_DONE
 
 
 def _shard(text: str) -> tuple[int, int]:
-    which, _, count = text.partition("/")
+    index, _, count = text.partition("/")
     try:
-        return int(which), int(count)
+        return int(index), int(count)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} must be like 0/3") from None
 
 
-def _anywhere(place: str) -> str:
-    """The same place, for a process that works in another folder."""
-    return place if is_remote(place) else str(local_path(place).absolute())
+def _absolute(location: str) -> str:
+    """Return the same location for workers that run in another folder."""
+    return location if is_remote(location) else str(local_path(location).absolute())
 
 
-def _separate(args: argparse.Namespace, catalogue: TrackManifest) -> int:
-    if args.engine == "local" and args.workers > 1:
-        raise ValueError(
-            f"--workers {args.workers} needs --engine ray; without Ray, run as many commands "
-            f"side by side, with --shard 0/{args.workers} and so on"
-        )
+def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
     from demucs_infer.distributed.results_table import Summary, check_table, open_table
 
-    _check(args, catalogue)
-    check_table(_results(args, catalogue))
+    _check_flags(args, manifest)
+    check_table(_results_table(args, manifest))
     args.repo = args.repo and args.repo.absolute()
-    model, order, out = model_of(args), order_of(args), _anywhere(args.out)
-    conflicting, total = _surveyed(args, catalogue, OutputConflicts.of(model, order), out)
+    model, request, out = model_of(args), order_of(args), _absolute(args.out)
+    outputs = OutputConflicts.from_request(model, request)
+    conflicting, total = _find_conflicts(args, manifest, outputs, out)
     use_single_arena()
     with exempt_imports_from_gc():
         from demucs_infer.distributed.worker import WorkerConfig
-    assignment = WorkerConfig(
+    config = WorkerConfig(
         model=model,
-        order=order,
+        request=request,
         out=out,
         conflicting=conflicting,
         device=args.device,
         jobs=args.jobs,
         skip="nothing" if args.force else "same",
         run_id=uuid4().hex if args.force else "",
-        together=args.together or 0,
+        max_tracks_per_batch=args.together or 0,
     )
-    tally = Summary()
+    summary = Summary()
     with ExitStack() as stack:
-        answers = stack.enter_context(closing(_answers(args, catalogue, assignment)))
-        table = stack.enter_context(open_table(_results(args, catalogue)))
-        say = stack.enter_context(_BatchProgress(args, tally, total))
-        for answer in tally.counted(answers):
-            if answer["fault"] == "model":  # so it would go with all the others
-                raise ModelLoadingError(answer["error"])
-            table.add(answer)
-            say.answer(answer)
+        rows = stack.enter_context(closing(_run_engine(args, manifest, config)))
+        table = stack.enter_context(open_table(_results_table(args, manifest)))
+        progress = stack.enter_context(_BatchProgress(args, summary, total))
+        for row in rows:
+            summary.add(row)
+            if row["fault"] == "model":  # so all other rows would fail too
+                raise ModelLoadingError(row["error"])
+            table.add(row)
+            progress.update(row)
     if not args.quiet:
-        sys.stderr.write(f"{tally.line()}\n")
+        sys.stderr.write(f"{summary.to_text()}\n")
     if args.json:
-        sys.stdout.write(json.dumps(tally.summary()) + "\n")
-    return _exit_code(tally)
+        sys.stdout.write(json.dumps(summary.to_json()) + "\n")
+    return _exit_code(summary)
 
 
-def _check(args: argparse.Namespace, catalogue: TrackManifest) -> None:
-    """A `ValueError` for what could only go wrong, or would do something else than is asked for."""
-    unheard = {"--page": args.page, "--no-manifest": not args.manifest}
-    unheard["--list-models"] = args.list_models
-    for flag, is_given in unheard.items():
+def _check_flags(args: argparse.Namespace, manifest: TrackManifest) -> None:
+    """Raise `ValueError` for flags that batch does not support, or that exclude each other."""
+    unsupported = {
+        "--page": args.page,
+        "--no-manifest": not args.manifest,
+        "--list-models": args.list_models,
+    }
+    for flag, is_given in unsupported.items():
         if is_given:
-            raise ValueError(f"{flag} means nothing to `demucs-infer batch`: leave it out")
-    if _anywhere(_results(args, catalogue)) == catalogue.manifest:
-        raise ValueError(f"--results would replace the manifest {catalogue.manifest}")
+            raise ValueError(f"`demucs-infer batch` does not support {flag}")
+    if args.engine == "local" and args.workers > 1:
+        raise ValueError(
+            f"--workers {args.workers} needs --engine ray; without Ray, run {args.workers} "
+            f"commands in parallel with --shard 0/{args.workers} and so on"
+        )
+    if _absolute(_results_table(args, manifest)) == manifest.location:
+        raise ValueError(f"--results would replace the manifest {manifest.location}")
     if args.out == STDIN:
-        raise ValueError("--out names a folder, and - is none; write ./- if it is called that")
+        raise ValueError("--out must be a folder, not '-' (use ./- for a folder named '-')")
     check_driver(args.out)
     if not is_remote(args.out):
         check_out_folder(local_path(args.out))
 
 
-def _surveyed(
-    args: argparse.Namespace, catalogue: TrackManifest, claims: OutputConflicts, out: str
+def _find_conflicts(
+    args: argparse.Namespace, manifest: TrackManifest, outputs: OutputConflicts, out: str
 ) -> tuple[frozenset[int], int]:
-    """What is disputed, and how many rows there are; whatever would be lost is an error here.
+    """Return the conflicting outputs and the number of rows of the shard.
 
-    The shards of a catalogue agree, for each looks at all of it.
+    Every shard looks at the whole manifest, so that all of them agree.
+
+    Raises:
+        ValueError: if a file would be lost.
     """
-    whole = replace(catalogue, shard=(0, 1))
-    conflicting, rows = claims.find(whole)
-    which, count = catalogue.shard
-    lost = list(islice(claims.overwritten(whole, out), _TOLD))
+    whole = replace(manifest, shard=(0, 1))
+    conflicting, rows = outputs.find(whole)
+    lost = list(islice(outputs.find_overwritten_inputs(whole, out), _MAX_EXAMPLES))
     if lost:
         raise ValueError(
-            "stems could be written over the tracks themselves; use another --out or --filename:"
+            "stems could overwrite these inputs; use another --out or --filename:"
             + "".join(f"\n  {path}" for path in lost)
         )
-    if conflicting and (args.collisions == "error" or "{track}" not in claims.template):
-        describe_conflicts = claims.describe_conflicts(whole, conflicting)
+    if conflicting and (args.collisions == "error" or "{track}" not in outputs.template):
         raise ValueError(
-            f"tracks get in each other's way, in {len(conflicting)} places; "
+            f"several tracks would write the same files, {len(conflicting)} in total; "
             "use --collisions digest, and {track} in --filename:"
-            + "".join(f"\n  {quarrel}" for quarrel in describe_conflicts)
+            + "".join(f"\n  {text}" for text in outputs.describe(whole, conflicting))
         )
-    return conflicting, len(range(which, rows, count))
+    index, count = manifest.shard
+    return conflicting, len(range(index, rows, count))
 
 
-def _results(args: argparse.Namespace, catalogue: TrackManifest) -> str:
-    which, count = catalogue.shard
-    name = "results.jsonl" if count == 1 else f"results-{which}-of-{count}.jsonl"
-    found: str = args.results or join(args.out, name)
-    return found
+def _results_table(args: argparse.Namespace, manifest: TrackManifest) -> str:
+    index, count = manifest.shard
+    name = "results.jsonl" if count == 1 else f"results-{index}-of-{count}.jsonl"
+    location: str = args.results or join(args.out, name)
+    return location
 
 
-def _answers(
-    args: argparse.Namespace, catalogue: TrackManifest, assignment: "WorkerConfig"
+def _run_engine(
+    args: argparse.Namespace, manifest: TrackManifest, config: "WorkerConfig"
 ) -> Generator["ResultRow", None, None]:
-    """Return the answers to come; where this process does the work, its model is loaded first."""
+    """Return the rows to come; a local model is loaded first, so that its errors come first."""
     from demucs_infer.distributed.worker import TrackWorker
 
     if args.engine == "ray":
-        from demucs_infer.distributed.ray_engine import run
+        from demucs_infer.distributed.ray_engine import Cluster
+        from demucs_infer.distributed.ray_engine import run as run_on_ray
 
-        return run(catalogue, partial(TrackWorker, assignment), _cluster(args))
-    model = assignment.model
+        cluster = Cluster(
+            address=args.ray_address,
+            workers=args.workers,
+            gpus=args.gpus_per_worker,
+            cpus=args.cpus_per_worker,
+            rows_per_task=args.rows_per_task,
+        )
+        return run_on_ray(manifest, partial(TrackWorker, config), cluster)
+    model = config.model
     if model.is_remote:
         fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
-    worker = TrackWorker(assignment)
+    worker = TrackWorker(config)
     worker.open()
-    return worker(catalogue)
-
-
-def _cluster(args: argparse.Namespace) -> "Cluster":
-    from demucs_infer.distributed.ray_engine import Cluster
-
-    return Cluster(
-        address=args.ray_address,
-        workers=args.workers,
-        gpus=args.gpus_per_worker,
-        cpus=args.cpus_per_worker,
-        rows_per_task=args.rows_per_task,
-    )
+    return worker(manifest)
 
 
 class _BatchProgress:
-    """A bar, a line now and then, or a line of JSON for every track; errors are always said."""
+    """Prints errors, and a progress bar, a line per minute, or a line of JSON per track."""
 
-    def __init__(self, args: argparse.Namespace, tally: "Summary", total: int) -> None:
+    def __init__(self, args: argparse.Namespace, summary: "Summary", total: int) -> None:
         is_bar = args.progress == "bar" or (args.progress == "auto" and sys.stderr.isatty())
         self._bar = tqdm(total=total, unit=" tracks") if is_bar and not args.quiet else None
         self._is_json = args.progress == "json"
         self._is_quiet = args.quiet or args.progress == "none"
-        self._tally = tally
+        self._summary = summary
         self._last = monotonic()
 
-    def answer(self, answer: "ResultRow") -> None:
-        """A track is over."""
+    def update(self, row: "ResultRow") -> None:
+        """Report a finished track."""
         if self._is_json:
-            self._say(json.dumps(answer, ensure_ascii=False))
-        elif answer["status"] in ("failed", "quarantined"):
-            hint = ", or use --force" if answer["status"] == "quarantined" else ""
-            self._say(f"error: {answer['track']}: {answer['status']}: {answer['error']}{hint}")
+            self._print(json.dumps(row, ensure_ascii=False))
+        elif row["status"] in ("failed", "quarantined"):
+            hint = ", or use --force" if row["status"] == "quarantined" else ""
+            self._print(f"error: {row['track']}: {row['status']}: {row['error']}{hint}")
         if self._bar is not None:
             self._bar.update()
-        elif not self._is_quiet and monotonic() - self._last >= _EVERY:
+        elif not self._is_quiet and monotonic() - self._last >= _LOG_INTERVAL_SECONDS:
             self._last = monotonic()
-            self._say(self._tally.line())
+            self._print(self._summary.to_text())
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
@@ -320,11 +325,10 @@ class _BatchProgress:
             self._bar.close()
 
 
-def _exit_code(tally: "Summary") -> int:
-    """As for single tracks."""
-    bad = tally.counts["failed"] + tally.counts["quarantined"]
-    if tally.faults["model"]:
+def _exit_code(summary: "Summary") -> int:
+    """Return the same exit code as for single tracks."""
+    if summary.faults["model"]:
         return NO_MODEL
-    if not bad:
+    if not summary.counts["failed"] + summary.counts["quarantined"]:
         return ALL_DONE
-    return NO_INPUT if tally.faults["input"] == tally.tracks else SOME_FAILED
+    return NO_INPUT if summary.faults["input"] == summary.tracks else SOME_FAILED

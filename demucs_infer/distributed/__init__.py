@@ -1,4 +1,4 @@
-"""A manifest of tracks, as many as there are: in one process, in shards, or on a Ray cluster.
+"""Separate the tracks of a manifest of any length: in one process, in shards, or on a Ray cluster.
 
-All of them call the same `TrackWorker`, and a row in is a row out, whatever happens.
+All of them call the same `TrackWorker`, which returns one result row for every manifest row.
 """

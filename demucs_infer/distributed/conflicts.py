@@ -1,7 +1,7 @@
-"""Which files every row of a catalogue lays claim to, and which rows claim the same ones.
+"""Find tracks of a manifest whose stems would overwrite each other, or an input.
 
-A song that overwrites another one would be lost in silence, so this is found out before any work.
-It takes 16 bytes a row, and as much again to sort them.
+This is checked for all rows before any work. It takes 16 bytes a row, and as much again to sort
+them.
 """
 
 import hashlib
@@ -22,42 +22,43 @@ from demucs_infer.distributed.storage import is_remote, join, local_path
 
 _STEM = "{stem}"
 _STEMS = ("drums", "bass", "other", "vocals", "guitar", "piano")
-_TOLD = 10
+_MAX_EXAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConflicts:
-    """Where the stems of a row lie below an output folder."""
+    """Where the stems of each row go below the output folder, and which rows share a path."""
 
     model_folder: str
     extension: str
     template: str
     stems: tuple[str, ...] = _STEMS
-    """Which there may be; they are known when the model is. Only some templates need them."""
+    """Possible stems: the model is not loaded yet. Only some templates depend on them."""
 
     conflicting: frozenset[int] = frozenset()
-    """Digests of paths that are claimed by several rows: each of those gets a name of its own."""
+    """Digests of paths that several rows share: the names of those rows get a suffix."""
 
     @classmethod
-    def of(cls, model: ModelSpec, order: SeparationRequest) -> "OutputConflicts":
-        """What the rows of an order claim."""
-        asked = [*_STEMS, *(order.stems or ()), *([order.two_stems] if order.two_stems else ())]
-        derived = [rule.partition("=")[0].strip() for rule in order.derive]
+    def from_request(cls, model: ModelSpec, request: SeparationRequest) -> "OutputConflicts":
+        """Return the output layout of a request."""
+        two_stems = [request.two_stems] if request.two_stems else []
+        stems = [*_STEMS, *(request.stems or ()), *two_stems]
+        derived = [rule.partition("=")[0].strip() for rule in request.derive]
         return cls(
             model_folder=model.folder,
-            extension=order.extension,
-            template=order.template,
-            stems=tuple(dict.fromkeys([*asked, *(f"no_{stem}" for stem in asked), *derived])),
+            extension=request.extension,
+            template=request.template,
+            stems=tuple(dict.fromkeys([*stems, *(f"no_{stem}" for stem in stems), *derived])),
         )
 
-    def target(self, row: TrackRow, top: Path = Path()) -> OutputPaths:
-        """Where they lie below `top`."""
-        target = self._target(row, top)
-        if self.conflicting and self.conflicting & {_number(path) for path in self._paths(row)}:
-            return target.called(f"~{hashlib.sha256(_encoded(row.path)).hexdigest()[:12]}")
-        return target
+    def output_paths(self, row: TrackRow, top: Path = Path()) -> OutputPaths:
+        """Return the output paths of a row below `top`, with a suffix if it is in conflict."""
+        outputs = self._plain_output_paths(row, top)
+        if self.conflicting and self.conflicting & {_hash(path) for path in self._keys(row)}:
+            return outputs.called(f"~{hashlib.sha256(_encode(row.path)).hexdigest()[:12]}")
+        return outputs
 
-    def _target(self, row: TrackRow, top: Path) -> OutputPaths:
+    def _plain_output_paths(self, row: TrackRow, top: Path = Path()) -> OutputPaths:
         return OutputPaths(
             folder=top / self.model_folder / row.folder,
             track=row.name,
@@ -65,98 +66,91 @@ class OutputConflicts:
             template=self.template,
         )
 
-    def _paths(self, row: TrackRow) -> list[str]:
-        """Two rows that have one of these in common would write to the same file."""
-        target = self._target(row, Path())
+    def _keys(self, row: TrackRow) -> list[str]:
+        """Return paths of which two rows share one exactly if they would write the same file."""
+        outputs = self._plain_output_paths(row)
         parts = re.split(r"[/\\]", self.template)
         if any(_STEM in part and "{track" in part for part in parts):
-            # The stem stands beside a name: `no_b` of `a` may be `b` of `a_no`.
-            return [path.as_posix() for path in target.stems(self.stems).values()]
-        return [target.stems([_STEM])[_STEM].as_posix()]
+            # `no_b` of track `a` may have the same name as `b` of track `a_no`.
+            return [path.as_posix() for path in outputs.stems(self.stems).values()]
+        return [outputs.stems([_STEM])[_STEM].as_posix()]
 
     def find(self, rows: Iterable[TrackRow]) -> tuple[frozenset[int], int]:
-        """What `disputed` has to be, and how many rows there are."""
-        claimed, sources = array("Q"), array("Q")
+        """Return the value for `conflicting`, and the number of rows."""
+        keys, sources = array("Q"), array("Q")
         count = 0
         for row in rows:
             count += 1
-            source = _number(_source(row))
-            for claim in self._paths(row):
-                claimed.append(_number(claim))
+            source = _hash(_normalize(row.source))
+            for key in self._keys(row):
+                keys.append(_hash(key))
                 sources.append(source)
-        by_path = np.lexsort((np.asarray(sources), np.asarray(claimed)))
-        path, source_of = np.asarray(claimed)[by_path], np.asarray(sources)[by_path]
-        # A row that stands there twice is in nobody's way.
-        differ = (path[1:] == path[:-1]) & (source_of[1:] != source_of[:-1])
-        return frozenset(np.unique(path[1:][differ]).tolist()), count
+        by_key = np.lexsort((np.asarray(sources), np.asarray(keys)))
+        key_of, source_of = np.asarray(keys)[by_key], np.asarray(sources)[by_key]
+        # A file that is listed twice is not in conflict with itself.
+        differ = (key_of[1:] == key_of[:-1]) & (source_of[1:] != source_of[:-1])
+        return frozenset(np.unique(key_of[1:][differ]).tolist()), count
 
-    def describe_conflicts(
-        self, rows: Iterable[TrackRow], conflicting: frozenset[int]
-    ) -> list[str]:
-        """Some of the rows that claim one of the `disputed` paths, as people want to know it."""
-        told = set(sorted(conflicting)[:_TOLD])
-        claimed: dict[str, list[str]] = {}
+    def describe(self, rows: Iterable[TrackRow], conflicting: frozenset[int]) -> list[str]:
+        """Return one line for each of the first few conflicts, with the paths of its rows."""
+        examples = set(sorted(conflicting)[:_MAX_EXAMPLES])
+        paths_of: dict[str, list[str]] = {}
         for row in rows:
-            for path in self._paths(row):
-                if _number(path) in told:
-                    claimants = claimed.setdefault(path, [])
-                    if row.path not in claimants and len(claimants) < _TOLD:
-                        claimants.append(row.path)
-        return [f"{' and '.join(names)} would all become {path}" for path, names in claimed.items()]
+            for key in self._keys(row):
+                if _hash(key) in examples:
+                    paths = paths_of.setdefault(key, [])
+                    if row.path not in paths and len(paths) < _MAX_EXAMPLES:
+                        paths.append(row.path)
+        return [f"{' and '.join(paths)} would all become {key}" for key, paths in paths_of.items()]
 
-    def overwritten(self, rows: Iterable[TrackRow], out: str) -> Iterator[str]:
-        """The inputs that lie where stems of other rows, or of their own, may be written."""
-        top = _plain(join(out, self.model_folder)) + "/"
-        if not any(place.startswith(top) for row in rows for place in _read(row)):
+    def find_overwritten_inputs(self, rows: Iterable[TrackRow], out: str) -> Iterator[str]:
+        """Yield the inputs that lie in a folder to which stems may be written."""
+        top = _normalize(join(out, self.model_folder)) + "/"
+        if not any(path.startswith(top) for row in rows for path in _inputs(row)):
             return
-        folders = np.unique(np.asarray(array("Q", (_number(self._folder(row)) for row in rows))))
+        folders = np.unique(np.asarray(array("Q", (_hash(self._folder(row)) for row in rows))))
         for row in rows:
-            for place in _read(row):
-                parents = PurePosixPath(place.removeprefix(top)).parents
-                known = [_number(parent.as_posix()) for parent in parents]
-                if place.startswith(top) and np.isin(known, folders).any():
-                    yield place
+            for path in _inputs(row):
+                parents = PurePosixPath(path.removeprefix(top)).parents
+                hashes = [_hash(parent.as_posix()) for parent in parents]
+                if path.startswith(top) and np.isin(hashes, folders).any():
+                    yield path
 
     def _folder(self, row: TrackRow) -> str:
-        """The last folder, seen from the model's, that does not depend on the stem."""
-        parts = self._target(row, Path()).stems([_STEM])[_STEM].parts[1:]
+        """Return the deepest folder, below the model's, that is the same for all stems."""
+        parts = self._plain_output_paths(row).stems([_STEM])[_STEM].parts[1:]
         depth = next(n for n, part in enumerate(parts) if _STEM in part)
         return PurePosixPath(*parts[:depth]).as_posix()
 
 
-def _read(row: TrackRow) -> Iterator[str]:
-    """What is read of a row, and must stay as it is."""
-    yield _source(row)
+def _inputs(row: TrackRow) -> Iterator[str]:
+    """Yield what is read for a row and must not be overwritten."""
+    yield _normalize(row.source)
     if row.references:
-        yield f"{_plain(row.references)}/*"
+        yield f"{_normalize(row.references)}/*"
 
 
-def _source(row: TrackRow) -> str:
-    """Equal for two rows with the same file."""
-    return _plain(row.source)
-
-
-def _plain(place: str) -> str:
-    """Equal for two places that are one; of links, those of its folder are followed."""
-    place = place.removeprefix("local://")
-    if is_remote(place):
-        return place
-    path = os.path.normpath(local_path(place))
+def _normalize(location: str) -> str:
+    """Return the same text for locations of the same file; links in its folder are resolved."""
+    location = location.removeprefix("local://")
+    if is_remote(location):
+        return location
+    path = os.path.normpath(local_path(location))
     try:
-        folder = _real(os.path.dirname(path))  # noqa: PTH120 (the text, whatever it holds)
+        folder = _real_path(os.path.dirname(path))  # noqa: PTH120 (any text, not only valid paths)
     except (OSError, ValueError):
         return folded(path)
     return folded(Path(folder, os.path.basename(path)).as_posix())  # noqa: PTH119
 
 
-@lru_cache(maxsize=4096)  # a catalogue has fewer folders than tracks
-def _real(folder: str) -> str:
+@lru_cache(maxsize=4096)  # a manifest has fewer folders than tracks
+def _real_path(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(_encoded(folded(text)), digest_size=8).digest(), "big")
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(_encode(folded(text)), digest_size=8).digest(), "big")
 
 
-def _encoded(text: str) -> bytes:
+def _encode(text: str) -> bytes:
     return text.encode(errors="surrogatepass")

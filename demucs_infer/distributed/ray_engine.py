@@ -1,9 +1,9 @@
-"""The same workers on a Ray cluster: Ray Data hands out tasks, with back-pressure, and retries.
+"""Run track workers on a Ray cluster: Ray Data hands out tasks, with back-pressure and retries.
 
-It retries a task whose worker died for ever; that ends here because a track that killed its worker
-twice is answered instead of tried. Sound never travels through Ray: rows go in, answers come out,
-and each worker reads, separates and writes side by side, for decoded sound has many times the
-bytes of the files.
+Ray retries the task of a crashed worker without limit; that ends because a track that crashed its
+worker twice is quarantined instead of tried. Audio never travels through Ray, because decoded audio
+has many times the bytes of the files: manifest rows go in, result rows come out, and each worker
+reads, separates and writes in parallel.
 """
 
 import asyncio
@@ -19,132 +19,140 @@ from typing import Any
 from demucs_infer.batch.attempts import withdraw_all
 from demucs_infer.distributed.manifest import ResultRow, TrackRow
 
-# A share unlike any worker's: Ray would make one task of two stages that ask for the same.
+# Unlike the share of any worker: Ray fuses two stages that ask for the same resources.
 _READER_CPUS = 0.01
-_MANY = 100_000  # workers that may listen to one bell
-_PATIENCE_SECONDS = 3.0  # for all of them to leave; some may be dead
+_MAX_LISTENERS = 100_000  # workers that may wait for one shutdown notice
+_SHUTDOWN_SECONDS = 3.0  # for all workers to withdraw their attempts; some may have crashed
 
-Make = Callable[[], Callable[[Iterable[TrackRow]], Iterator[ResultRow]]]
-"""Makes a worker, in the process it will work in."""
+WorkerFactory = Callable[[], Callable[[Iterable[TrackRow]], Iterator[ResultRow]]]
+"""Makes a worker in the process that it runs in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Which cluster, and what of it."""
+    """Which Ray cluster to use, and which resources of it."""
 
     address: str | None = None
-    """As `ray.init` takes it; None starts one on this machine, which ends with the run."""
+    """As in `ray.init`; None starts a cluster on this machine that ends with the run."""
 
     workers: int = 1
-    """How many at most; fewer start if there is no room."""
+    """Maximum number of workers; fewer start if the cluster has no room."""
 
     gpus: float = 0.0
-    """Of a worker; 0.5 puts two on one GPU."""
+    """GPUs per worker; with 0.5, two workers share one."""
 
     cpus: float = 1.0
-    """Of a worker: they decode and encode beside the network, or run it."""
+    """CPU cores per worker, for decoding and encoding, and for the network without a GPU."""
 
     rows_per_task: int = 16
-    """What is done again, apart from what was finished, when a worker dies."""
+    """Rows that are handed out together; a crash repeats the unfinished ones."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.rows_per_task < 1 or self.gpus < 0 or self.cpus < 0:
-            raise ValueError(f"{self} needs a worker, a row a task, and no negative resources")
+            raise ValueError(
+                f"{self}: workers and rows_per_task must be at least 1, gpus and cpus at least 0"
+            )
 
 
-def run(rows: Iterable[TrackRow], make: Make, cluster: Cluster) -> Generator[ResultRow, None, None]:
-    """The answers, as they come; memory here does not grow with the number of rows.
+def run(
+    rows: Iterable[TrackRow], make_worker: WorkerFactory, cluster: Cluster
+) -> Generator[ResultRow, None, None]:
+    """Yield result rows as they are finished; memory does not grow with the number of rows.
 
-    `rows` and `make` are pickled: the rows are read on the cluster, by one task.
+    `rows` and `make_worker` are pickled: one task on the cluster reads the rows.
+
+    Raises:
+        ValueError: if Ray is not installed.
     """
-    ray = _ray()
-    ours = not ray.is_initialized()
-    if ours:
+    ray = _import_ray()
+    is_owner = not ray.is_initialized()
+    if is_owner:
         _start(ray, cluster)
-    bell = ray.remote(num_cpus=0, max_concurrency=_MANY)(_ShutdownNotice).remote()
+    notice = ray.remote(num_cpus=0, max_concurrency=_MAX_LISTENERS)(_ShutdownNotice).remote()
     try:
-        # On a cluster of our own there is room for all of them; elsewhere they come as they can.
-        is_made_for_us = ours and cluster.address is None and not cluster.gpus
-        least = cluster.workers if is_made_for_us else 1
-        yield from _answers(ray, rows, make, bell, cluster, least)
-    except BaseException:  # given up: Ray is about to kill workers in the middle of their tracks
+        # A cluster that was started for this run has room for all workers at once.
+        has_room = is_owner and cluster.address is None and not cluster.gpus
+        min_workers = cluster.workers if has_room else 1
+        yield from _run_tasks(ray, rows, make_worker, notice, cluster, min_workers)
+    except BaseException:  # Ray is about to kill workers in the middle of their tracks
         with suppress(Exception):
-            ray.get(bell.ring.remote(), timeout=_PATIENCE_SECONDS)
+            ray.get(notice.send.remote(), timeout=_SHUTDOWN_SECONDS)
         raise
     finally:
-        if ours:
+        if is_owner:
             ray.shutdown()
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise ValueError("--engine ray needs Ray: pip install 'demucs-infer[ray]'") from error
+        raise ValueError("the Ray engine needs Ray: pip install 'demucs-infer[ray]'") from error
     return ray
 
 
 def _start(ray: Any, cluster: Cluster) -> None:
-    told: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster.address is None:
-        told |= {
-            "num_cpus": max(1, round(cluster.workers * cluster.cpus)) + 1,  # and one that reads
-            "include_dashboard": False,
-            "object_store_memory": 200 << 20,
-        }
-        if cluster.gpus:
-            del told["num_cpus"]
+        options |= {"include_dashboard": False, "object_store_memory": 200 << 20}
+        if not cluster.gpus:
+            # One more for the task that reads the manifest.
+            options["num_cpus"] = max(1, round(cluster.workers * cluster.cpus)) + 1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(address=cluster.address, **told)
-    # Ray answers it by an end without cleaning up; whoever called us knows better.
+    ray.init(address=cluster.address, **options)
+    # Ray installs a handler that exits without cleaning up: restore the caller's.
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 
 
-def _answers(
-    ray: Any, rows: Iterable[TrackRow], make: Make, bell: Any, cluster: Cluster, least: int
+def _run_tasks(
+    ray: Any,
+    rows: Iterable[TrackRow],
+    make_worker: WorkerFactory,
+    notice: Any,
+    cluster: Cluster,
+    min_workers: int,
 ) -> Iterator[ResultRow]:
-    """What the workers answer, of which there are `least` from the beginning."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Every task a block of its own, so that tasks go round and the reader is held back.
+    # One block per task, so that tasks are spread evenly and the reader feels back-pressure.
     context.target_min_block_size = context.target_max_block_size = 1
     with ray.data.DataContext.current(context):
         tasks = ray.data.from_items([{"task": ""}], override_num_blocks=1).map_batches(
             _ManifestReader(rows, cluster.rows_per_task), batch_size=None, num_cpus=_READER_CPUS
         )
-        answers = tasks.map_batches(
+        results = tasks.map_batches(
             _Actor,
-            fn_constructor_args=(make, bell),
-            batch_size=1,  # a task; with GPUs, Ray wants a number
+            fn_constructor_args=(make_worker, notice),
+            batch_size=1,  # a task; with GPUs, Ray requires a number
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus or None,
             compute=ray.data.ActorPoolStrategy(
-                min_size=least,
+                min_size=min_workers,
                 max_size=cluster.workers,
-                # Whoever is free gets the next: what waits at a busy worker outlasts the run.
+                # A task queued at a busy worker would end last: the next free worker takes it.
                 max_tasks_in_flight_per_actor=1,
             ),
         )
-        for item in answers.iter_rows():
-            yield from json.loads(item["answers"])
+        for item in results.iter_rows():
+            yield from json.loads(item["results"])
 
 
 @dataclass(frozen=True)
 class _ManifestReader:
-    """Cuts the rows into tasks, as text."""
+    """Cuts the manifest into tasks, as JSON."""
 
     rows: Iterable[TrackRow]
-    size: int
+    rows_per_task: int
 
     def __call__(self, _: Any) -> Iterator[dict[str, list[str]]]:
         task: list[dict[str, Any]] = []
         for row in self.rows:
             task.append(asdict(row))
-            if len(task) == self.size:
+            if len(task) == self.rows_per_task:
                 yield {"task": [json.dumps(task)]}
                 task = []
         if task:
@@ -152,44 +160,44 @@ class _ManifestReader:
 
 
 class _ShutdownNotice:
-    """Rung when a run is given up, for the workers to say whom they would leave behind."""
+    """Signals shutdown, so that workers can withdraw their open attempts."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
+        self._is_sent = asyncio.Event()
         self._listeners = 0
 
-    async def listen(self) -> None:
-        """Comes back when it rings."""
+    async def wait(self) -> None:
+        """Return when the notice is sent."""
         self._listeners += 1
-        await self._rung.wait()
+        await self._is_sent.wait()
 
-    async def leave(self) -> None:
-        """A listener is ready for its end."""
+    async def acknowledge(self) -> None:
+        """Report that one listener has withdrawn its attempts."""
         self._listeners -= 1
 
-    async def ring(self) -> None:
-        """Comes back when all that listened have left."""
-        self._rung.set()
+    async def send(self) -> None:
+        """Return when all listeners have acknowledged the notice."""
+        self._is_sent.set()
         while self._listeners:
             await asyncio.sleep(0.01)
 
 
 class _Actor:
-    """A worker, as Ray Data wants it."""
+    """A track worker with the interface that Ray Data expects."""
 
-    def __init__(self, make: Make, bell: Any) -> None:
-        self._worker = make()
-        threading.Thread(target=_listen, args=(bell,), daemon=True).start()
+    def __init__(self, make_worker: WorkerFactory, notice: Any) -> None:
+        self._worker = make_worker()
+        threading.Thread(target=_withdraw_on_shutdown, args=(notice,), daemon=True).start()
 
     def __call__(self, block: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
         for task in block["task"]:
             rows = [TrackRow(**fields) for fields in json.loads(str(task))]
-            yield {"answers": [json.dumps(list(self._worker(rows)))]}
+            yield {"results": [json.dumps(list(self._worker(rows)))]}
 
 
-def _listen(bell: Any) -> None:
+def _withdraw_on_shutdown(notice: Any) -> None:
     import ray
 
-    ray.get(bell.listen.remote())
+    ray.get(notice.wait.remote())
     withdraw_all()
-    bell.leave.remote()
+    notice.acknowledge.remote()

@@ -1,7 +1,7 @@
-"""Brings tracks to where they can be read, and stems to where they belong.
+"""Download remote inputs and upload stems.
 
-On local and mounted paths there is nothing to carry. From and to URIs it works in a folder of its
-own, and keeps beside the stems, where every machine sees it, how often a track killed its worker.
+Local and mounted files are used in place. A remote track is staged in a scratch folder; the number
+of its crashes is kept beside its stems, where every machine sees it.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from demucs_infer.batch.attempts import complete, register, withdraw
@@ -31,72 +31,80 @@ from demucs_infer.metrics import evaluate
 
 logger = logging.getLogger(__name__)
 
+_UNREADABLE_JSON = (ValueError, KeyError, TypeError, AttributeError)
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class StagedTrack:
-    """A row on its way, with a job for the batch."""
+    """A manifest row whose input is local, with its job for the batch."""
 
     row: TrackRow
     job: TrackJob | None = None
-    """None: the row's worker died before, and nothing was done about it yet."""
+    """None: a worker crashed in this track before, and nothing has been done yet."""
 
     scratch: Path | None = None
 
-    def leave(self) -> None:
-        """Nothing is needed of it any more."""
+    def remove_scratch(self) -> None:
+        """Remove the downloaded and the uploaded files."""
         if self.scratch:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """Between the manifest's world and the batch's."""
+    """Turns manifest rows into jobs with local files, and uploads their results."""
 
     model: ModelSpec
-    order: SeparationRequest
+    request: SeparationRequest
     weights: tuple[str, ...]
     out: str
     skip: Skip = "same"
     max_crashes: int = 2
     run_id: str = ""
-    """As `BatchRunner` takes it."""
+    """As in `BatchRunner`."""
 
     conflicting: frozenset[int] = frozenset()
-    """As `OutputConflicts` has it."""
+    """As in `OutputConflicts`."""
 
-    is_far: bool = field(init=False)
-    """Whether stems go where only fsspec can write."""
+    @cached_property
+    def is_remote_output(self) -> bool:
+        """Whether stems are uploaded."""
+        return is_remote(self.out)
 
-    claims: OutputConflicts = field(init=False)
+    @cached_property
+    def _outputs(self) -> OutputConflicts:
+        outputs = OutputConflicts.from_request(self.model, self.request)
+        return replace(outputs, conflicting=self.conflicting)
 
-    def __post_init__(self) -> None:
-        claims = replace(OutputConflicts.of(self.model, self.order), conflicting=self.conflicting)
-        object.__setattr__(self, "is_far", is_remote(self.out))
-        object.__setattr__(self, "claims", claims)
+    def download(self, row: TrackRow, *, is_alone: bool = False) -> StagedTrack:
+        """Return the row as a job, never raising: a job may carry its result already.
 
-    def bring(self, row: TrackRow, *, is_alone: bool = False) -> StagedTrack:
-        """The row as a job, which may be over before it began; never an exception."""
-        source, scratch, known = Path(row.name), None, None
+        Unless the track `is_alone`, it gets no job if a worker crashed in it before.
+        """
+        source, scratch, result = Path(row.name), None, None
         try:
-            if not row.is_possible:
-                raise AudioReadError("no file can be called that")
-            if self.is_far and not is_alone and self._deaths(row):
+            if not row.is_valid_path:
+                raise AudioReadError("the path is not valid on this file system")
+            if self.is_remote_output and not is_alone and self._count_crashes(row):
                 return StagedTrack(row=row)
-            known = self._known(row)
-            if known is None:
-                if self.is_far or is_remote(row.source):
+            result = self._find_done(row)
+            if result is None:
+                if self.is_remote_output or is_remote(row.source):
                     scratch = Path(tempfile.mkdtemp(prefix="demucs-infer-"))
-                source = self._source(row, scratch)
-                if self.is_far:
-                    known = self._done_far(row, _digest(source)) or self._begun(row)
+                source = self._download_source(row, scratch)
+                if self.is_remote_output:
+                    result = self._find_done_remote(row, _hash_file(source))
+                    result = result or self._register_attempt(row)
         except Exception as error:
-            logger.debug("%s was not brought", row.path, exc_info=error)
-            known = failed(row, self.model, str(error), fault_of(error))
-        target = self._target(row, scratch)
-        job = TrackJob(source=source, target=target, track=row.path, known=known, sha256=row.sha256)
+            logger.debug("%s could not be staged", row.path, exc_info=error)
+            result = failure(row, self.model, str(error), fault_of(error))
+        outputs = self._output_paths(row, scratch)
+        job = TrackJob(
+            source=source, target=outputs, track=row.path, known=result, sha256=row.sha256
+        )
         return StagedTrack(row=row, job=job, scratch=scratch)
 
-    def _source(self, row: TrackRow, scratch: Path | None) -> Path:
+    def _download_source(self, row: TrackRow, scratch: Path | None) -> Path:
         if not is_remote(row.source) or scratch is None:
             return storage.local_path(row.source)
         path = scratch / "input" / Path(row.name).name
@@ -104,168 +112,168 @@ class Transfer:
         try:
             storage.download(row.source, path)
         except OSError as error:
-            raise AudioReadError(f"cannot be fetched: {error}") from error
+            raise AudioReadError(f"cannot be downloaded: {error}") from error
         return path
 
-    def _target(self, row: TrackRow, scratch: Path | None = None) -> OutputPaths:
-        """Where the stems go; with no scratch folder, seen from a far output folder."""
-        top = Path() if self.is_far else storage.local_path(self.out)
-        return self.claims.target(row, scratch / "stems" if self.is_far and scratch else top)
+    def _output_paths(self, row: TrackRow, scratch: Path | None = None) -> OutputPaths:
+        """Return local output paths; of remote output without `scratch`, relative paths."""
+        if not self.is_remote_output:
+            return self._outputs.output_paths(row, storage.local_path(self.out))
+        return self._outputs.output_paths(row, scratch / "stems" if scratch else Path())
 
-    def _place(self, path: Path) -> str:
-        """Of a file below the output folder, as people outside know it."""
-        return join(self.out, path.as_posix()) if self.is_far else str(path)
+    def _location(self, path: Path) -> str:
+        """Return the path or URI of an output file, as in the results table."""
+        return join(self.out, path.as_posix()) if self.is_remote_output else str(path)
 
-    # ── what was done before ──
+    # ── finished tracks ──
 
-    def _known(self, row: TrackRow) -> TrackResult | None:
-        """The result of a track whose digest the manifest tells: it need not be read."""
+    def _find_done(self, row: TrackRow) -> TrackResult | None:
+        """Return the result of a finished track without reading it, if its digest is given."""
         if self.skip != "same" or row.sha256 is None:
             return None
-        if self.is_far:
-            return self._done_far(row, row.sha256)
-        where = self._target(row).manifest
-        found = matches(where, self.order.recipe(row.sha256, self.model, self.weights))
-        return TrackResult.skipped(row.path, where, found) if found else None
+        if self.is_remote_output:
+            return self._find_done_remote(row, row.sha256)
+        path = self._output_paths(row).manifest
+        manifest = matches(path, self.request.recipe(row.sha256, self.model, self.weights))
+        return TrackResult.skipped(row.path, path, manifest) if manifest else None
 
-    def _done_far(self, row: TrackRow, sha256: str) -> TrackResult | None:
-        """As `manifest.matches`, at a URI."""
-        target = self._target(row)
+    def _find_done_remote(self, row: TrackRow, sha256: str) -> TrackResult | None:
+        """Do the same as `batch.manifest.matches`, at a URI."""
         if self.skip != "same":
             return None
-        recipe = self.order.recipe(sha256, self.model, self.weights)
-        with suppress(
-            ValueError, KeyError, TypeError, AttributeError
-        ):  # none of ours, or half of it
-            found = parse_manifest(
-                json.loads(storage.read_text(self._place(target.manifest)) or "{}")
-            )
-            if not found or found["key"] != recipe.key:
+        path = self._output_paths(row).manifest
+        key = self.request.recipe(sha256, self.model, self.weights).key
+        with suppress(*_UNREADABLE_JSON):
+            manifest = parse_manifest(json.loads(storage.read_text(self._location(path)) or "{}"))
+            if not manifest or manifest["key"] != key:
                 return None
-            for stem in found["stems"].values():
-                place = self._place(target.manifest.parent / stem["file"])
-                if storage.file_size(place) != stem["bytes"]:
+            for stem in manifest["stems"].values():
+                location = self._location(path.parent / stem["file"])
+                if storage.file_size(location) != stem["bytes"]:
                     return None
-            return TrackResult.skipped(row.path, target.manifest, found)
+            return TrackResult.skipped(row.path, path, manifest)
         return None
 
-    # ── the journal, where a machine that died cannot take it along ──
+    # ── the journal of attempts of remote output, which survives the machine ──
 
     def _journal(self, row: TrackRow) -> str:
-        path = self._target(row).manifest.as_posix()
+        path = self._output_paths(row).manifest.as_posix()
         name = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:16]
         return join(self.out, f"{self.model.folder}/{PARTIAL}/{name}")
 
-    def _deaths(self, row: TrackRow) -> int:
-        """Return how many crashes count; those of other runs do not if this one has an id."""
+    def _count_crashes(self, row: TrackRow) -> int:
+        """Return the crashes in this track; with a `run_id`, only those of that run."""
         count, _, run_id = (storage.read_text(self._journal(row)) or "").partition(" ")
         is_other_run = bool(self.run_id) and run_id != self.run_id
         return int(count) if count.isdigit() and not is_other_run else 0
 
-    def _begun(self, row: TrackRow) -> TrackResult | None:
-        """Enter an attempt, unless there were too many."""
-        journal, crash_count = self._journal(row), self._deaths(row)
+    def _register_attempt(self, row: TrackRow) -> TrackResult | None:
+        """Count an attempt as a crash until it is over; return a result if there were too many."""
+        journal, crash_count = self._journal(row), self._count_crashes(row)
         if crash_count >= self.max_crashes:
             times = f"{crash_count} times" if crash_count > 1 else "once"
             error = f"its process crashed {times}; to try it again, remove {journal}"
-            return replace(failed(row, self.model, error, "other"), status="quarantined")
-        storage.write_text(journal, f"{crash_count + 1} {self.run_id}".rstrip())
-        take_back = partial(storage.write_text, journal, f"{crash_count} {self.run_id}".rstrip())
-        register(
-            (self.out, row.path), take_back if crash_count else partial(storage.remove, journal)
-        )
+            return replace(failure(row, self.model, error, "other"), status="quarantined")
+
+        def write(count: int) -> None:
+            storage.write_text(journal, f"{count} {self.run_id}".rstrip())
+
+        write(crash_count + 1)
+        undo = partial(write, crash_count) if crash_count else partial(storage.remove, journal)
+        register((self.out, row.path), undo)
         return None
 
-    def interrupt(self, visit: StagedTrack) -> None:
-        """Its separation was given up, and that is not its fault."""
-        withdraw((self.out, visit.row.path))
-        visit.leave()
+    def withdraw(self, track: StagedTrack) -> None:
+        """Give up a track, without counting the attempt as a crash."""
+        withdraw((self.out, track.row.path))
+        track.remove_scratch()
 
-    # ── afterwards ──
+    # ── results ──
 
-    def scores(self, visit: StagedTrack, result: TrackResult) -> Mapping[str, float]:
-        """SDR in decibels of every stem whose truth is known: `vocals` -> 7.1.
+    def score(self, track: StagedTrack, result: TrackResult) -> Mapping[str, float]:
+        """Return the SDR in dB of each stem that has a reference: `vocals` -> 7.1.
 
-        They are kept beside the stems: what is asked again of the same files is not measured again.
+        Scores are cached beside the stems, for the same stems and references.
+
+        Raises:
+            DemucsError: if stems and references cannot be compared.
         """
-        row = visit.row
+        row = track.row
         if not row.references or not result.ok:
             return {}
-        kept = self._place(self._target(row).scores)
-        asked = {"key": result.key, "references": storage.fingerprint(row.references)}
-        # What cannot be understood is made anew.
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            found = json.loads(storage.read_text(kept) or "{}")
-            if found.get("of") == asked:
-                return {str(stem): float(score) for stem, score in found["scores"].items()}
+        cache = self._location(self._output_paths(row).scores)
+        key = {"key": result.key, "references": storage.fingerprint(row.references)}
+        with suppress(OSError, *_UNREADABLE_JSON):
+            cached = json.loads(storage.read_text(cache) or "{}")
+            if cached.get("of") == key:
+                return {str(stem): float(score) for stem, score in cached["scores"].items()}
         try:
-            scores = self._measured(row.references, visit, result)
+            scores = self._evaluate(row.references, track, result)
         except (DemucsError, OSError, ValueError) as error:
             raise DemucsError(f"cannot be scored: {error}") from error
-        storage.write_text(kept, json.dumps({"of": asked, "scores": scores}, indent=1) + "\n")
+        storage.write_text(cache, json.dumps({"of": key, "scores": scores}, indent=1) + "\n")
         return scores
 
-    def _measured(
-        self, references: str, visit: StagedTrack, result: TrackResult
+    def _evaluate(
+        self, references: str, track: StagedTrack, result: TrackResult
     ) -> Mapping[str, float]:
-        assert visit.job
+        assert track.job
         with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
             truth, stems = storage.local_path(references), Path(folder, "stems")
             stems.mkdir()
             if is_remote(references):
                 truth = Path(folder, "references")
                 storage.download(references, truth)
-            # Only what this track has now, whatever lies beside it.
+            # Only the stems of this result: other files may lie beside them.
             for stem, path in result.stems.items():
                 copy = stems / f"{stem}{path.suffix}"
-                if self.is_far and visit.job.known:  # they were made by an earlier run
-                    storage.download(self._place(path), copy)
+                if self.is_remote_output and track.job.known:  # an earlier run uploaded them
+                    storage.download(self._location(path), copy)
                 else:
-                    _link(path.absolute(), copy)
-            rows = [score.rounded() for score in evaluate(truth, stems).scores]
-        return {str(one["stem"]): float(one["sdr"]) for one in rows if one["sdr"] is not None}
+                    _link_or_copy(path.absolute(), copy)
+            scores = [score.rounded() for score in evaluate(truth, stems).scores]
+        return {str(row["stem"]): float(row["sdr"]) for row in scores if row["sdr"] is not None}
 
-    def deliver(self, visit: StagedTrack, result: TrackResult) -> TrackResult:
-        """Put the stems where they belong, the manifest last; says where that is."""
-        if not self.is_far or visit.job is None or visit.job.known or visit.scratch is None:
+    def upload(self, track: StagedTrack, result: TrackResult) -> TrackResult:
+        """Upload the stems to a remote output, the manifest last; return their final paths."""
+        if not self.is_remote_output or not track.job or track.job.known or not track.scratch:
             return result
-        top = visit.scratch / "stems"
+        top = track.scratch / "stems"
         if result.ok and result.manifest:
             manifest = result.manifest.relative_to(top)
             stems = {stem: path.relative_to(top) for stem, path in result.stems.items()}
-            storage.remove(self._place(manifest))
-            for path in stems.values():
-                storage.upload(top / path, self._place(path))
-            storage.upload(top / manifest, self._place(manifest))
+            storage.remove(self._location(manifest))
+            for path in (*stems.values(), manifest):
+                storage.upload(top / path, self._location(path))
             result = replace(result, stems=stems, manifest=manifest)
-        complete((self.out, visit.row.path))
-        storage.remove(self._journal(visit.row))
+        complete((self.out, track.row.path))
+        storage.remove(self._journal(track.row))
         return result
 
-    def named(self, result: TrackResult) -> Mapping[str, object]:
-        """Where stems and manifest are, as people outside know it."""
-        if not self.is_far:
+    def locations(self, result: TrackResult) -> Mapping[str, object]:
+        """Return the fields of a result row that are URIs if the output is remote."""
+        if not self.is_remote_output:
             return {}
         return {
-            "stems": {stem: self._place(path) for stem, path in result.stems.items()},
-            "manifest": self._place(result.manifest) if result.manifest else None,
+            "stems": {stem: self._location(path) for stem, path in result.stems.items()},
+            "manifest": self._location(result.manifest) if result.manifest else None,
         }
 
 
-def _link(path: Path, name: Path) -> None:
+def _link_or_copy(path: Path, link: Path) -> None:
     try:
-        name.symlink_to(path)
-    except OSError:  # not everybody may
-        shutil.copyfile(path, name)
+        link.symlink_to(path)
+    except OSError:  # Windows requires a privilege
+        shutil.copyfile(path, link)
 
 
-def _digest(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
         raise AudioReadError(f"cannot be read: {error.strerror or error}") from error
 
 
-def failed(row: TrackRow, model: ModelSpec, error: str, fault: Fault) -> TrackResult:
-    """The result of a row that came to nothing."""
+def failure(row: TrackRow, model: ModelSpec, error: str, fault: Fault) -> TrackResult:
+    """Return the result of a row that failed before it was a job."""
     return TrackResult(track=row.path, status="failed", model=model.name, error=error, fault=fault)

@@ -1,6 +1,6 @@
-"""The item function: a row of a manifest in, committed stems and a row of results out.
+"""Process manifest rows: separate, commit the stems, return one result row each.
 
-Every engine calls it, in as many processes as it likes; it never raises for the sake of a row.
+Every engine runs the same worker, in any number of processes; a row never raises.
 """
 
 import logging
@@ -15,168 +15,169 @@ from demucs_infer.batch.result import TrackResult, fault_of
 from demucs_infer.batch.runner import BatchRunner, Skip, TrackJob, ahead, open_separator
 from demucs_infer.distributed.manifest import ResultRow, TrackRow
 from demucs_infer.distributed.storage import is_remote
-from demucs_infer.distributed.transfer import StagedTrack, Transfer, failed
+from demucs_infer.distributed.transfer import StagedTrack, Transfer, failure
 
 logger = logging.getLogger(__name__)
 
-# A processor runs one window at a time, and gains nothing by more.
-_TOGETHER = {"cuda": 8}
+# On a CPU, one window runs at a time, and more tracks gain nothing.
+_MAX_TRACKS_PER_BATCH = {"cuda": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """What every worker is told, wherever it runs."""
+    """Settings of all workers of a run; pickled for those on other machines."""
 
     model: ModelSpec
-    order: SeparationRequest
+    request: SeparationRequest
     out: str
-    """A folder, or the URI of one."""
+    """Path or URI of the output folder."""
 
     device: str = "auto"
     jobs: int = 0
     skip: Skip = "same"
     max_crashes: int = 2
-    """After how many deaths of its worker a track is left out."""
+    """Worker crashes after which a track is quarantined."""
 
     run_id: str = ""
-    """As `BatchRunner` takes it: crashes before this run do not count against a track."""
+    """As in `BatchRunner`: with an id, only crashes in this run count against a track."""
 
     conflicting: frozenset[int] = frozenset()
-    """As `OutputConflicts` has it: paths that several rows would write to."""
+    """As in `OutputConflicts`."""
 
-    together: int = 0
-    """Tracks whose windows share batches of the network; 0: as many as pay on its device."""
+    max_tracks_per_batch: int = 0
+    """Tracks whose windows share batches of the network; 0: a good number for the device."""
 
 
 class TrackWorker:
-    """Turns rows into results with one model, which it loads with its first row.
+    """Turns manifest rows into result rows with one model, which the first row loads.
 
-    Tracks are fetched, read, separated, written and sent side by side, one of each at a time.
+    Download, separation, encoding and upload of different tracks run in parallel.
     """
 
-    def __init__(self, assignment: WorkerConfig) -> None:
-        self._assignment = assignment
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
         self._batch: BatchRunner | None = None
-        self._courier: Transfer | None = None
+        self._transfer: Transfer | None = None
 
     def __call__(self, rows: Iterable[TrackRow]) -> Generator[ResultRow, None, None]:
-        """One answer for every row; those of tracks that may kill their worker come last."""
+        """Yield one result per row; tracks in which a worker crashed before come last."""
         try:
-            batch, courier = self._opened()
-        except Exception as error:  # noqa: BLE001 (every row has an answer)
-            yield from (self._refused(row, error) for row in rows)
+            batch, transfer = self.open()
+        except Exception as error:
+            logger.debug("the model could not be opened", exc_info=error)
+            for row in rows:
+                yield make_row(failure(row, self._config.model, str(error), "model"))
             return
-        suspects: list[TrackRow] = []
-        yield from _side_by_side(batch, courier, rows, suspects)
-        for row in suspects:  # alone: nobody else is to be blamed for what it does
-            yield from _side_by_side(batch, courier, [row], None)
+        crashed: list[TrackRow] = []
+        yield from _process(batch, transfer, rows, crashed)
+        for row in crashed:  # alone, so that no other track is counted for its crash
+            yield from _process(batch, transfer, [row], None)
 
-    def open(self) -> None:
-        """Load the model now, so that what is wrong with it is an exception."""
-        self._opened()
-
-    def _opened(self) -> tuple[BatchRunner, Transfer]:
-        if self._batch is None or self._courier is None:
-            told = self._assignment
-            separator = open_separator(told.model, told.order, device=told.device, jobs=told.jobs)
-            weights = told.model.weights() or ()
-            far = is_remote(told.out)
-            self._courier = Transfer(
-                model=told.model,
-                order=told.order,
-                weights=weights,
-                out=told.out,
-                skip=told.skip,
-                max_crashes=told.max_crashes,
-                run_id=told.run_id,
-                conflicting=told.conflicting,
+    def open(self) -> tuple[BatchRunner, Transfer]:
+        """Load the model, unless it is loaded already, raising what is wrong with it."""
+        if self._batch is None or self._transfer is None:
+            config = self._config
+            separator = open_separator(
+                config.model, config.request, device=config.device, jobs=config.jobs
             )
+            weights = config.model.weights() or ()
+            is_remote_output = is_remote(config.out)
+            self._transfer = Transfer(
+                model=config.model,
+                request=config.request,
+                weights=weights,
+                out=config.out,
+                skip=config.skip,
+                max_crashes=config.max_crashes,
+                run_id=config.run_id,
+                conflicting=config.conflicting,
+            )
+            default_tracks = _MAX_TRACKS_PER_BATCH.get(separator.device.type, 1)
             self._batch = BatchRunner(
                 separator,
-                told.model,
-                told.order,
+                config.model,
+                config.request,
                 weights=weights,
-                # Of what lies far away the courier knows more than the batch.
-                skip="nothing" if far else told.skip,
-                max_crashes=None if far else told.max_crashes,
-                run_id=told.run_id,
-                max_tracks_per_batch=told.together or _TOGETHER.get(separator.device.type, 1),
+                # The transfer finds out what is done, and counts crashes, of remote output.
+                skip="nothing" if is_remote_output else config.skip,
+                max_crashes=None if is_remote_output else config.max_crashes,
+                run_id=config.run_id,
+                max_tracks_per_batch=config.max_tracks_per_batch or default_tracks,
                 waits_for_others=True,
-                keeps_when_full=not far,  # a folder for one attempt
+                keeps_when_full=not is_remote_output,  # scratch folders do not outlive an attempt
             )
-        return self._batch, self._courier
-
-    def _refused(self, row: TrackRow, error: Exception) -> ResultRow:
-        logger.debug("the model could not be opened", exc_info=error)
-        return answer(failed(row, self._assignment.model, str(error), "model"))
+        return self._batch, self._transfer
 
 
-def _side_by_side(
-    batch: BatchRunner, courier: Transfer, rows: Iterable[TrackRow], suspects: list[TrackRow] | None
+def _process(
+    batch: BatchRunner,
+    transfer: Transfer,
+    rows: Iterable[TrackRow],
+    crashed: list[TrackRow] | None,
 ) -> Iterator[ResultRow]:
-    """The answers of `rows`, in order of their end.
+    """Yield the results of `rows`, in the order in which they are finished.
 
-    With a list for `suspects`, tracks whose worker died before are put there instead.
+    With a list for `crashed`, rows in which a worker crashed before are put there instead.
     """
-    visits: dict[int, StagedTrack] = {}
+    tracks: dict[int, StagedTrack] = {}
 
-    def bring(row: TrackRow) -> StagedTrack:
-        visit = courier.bring(row, is_alone=suspects is None)
-        if visit.job:
-            visits[id(visit.job)] = visit
-        return visit
+    def download(row: TrackRow) -> StagedTrack:
+        track = transfer.download(row, is_alone=crashed is None)
+        if track.job:
+            tracks[id(track.job)] = track
+        return track
 
-    sending: deque[Future[ResultRow]] = deque()
+    uploads: deque[Future[ResultRow]] = deque()
     try:
         with (
-            ThreadPoolExecutor(1, "demucs-fetch") as fetcher,
-            ThreadPoolExecutor(1, "demucs-send") as sender,
-            closing(batch.run(_jobs(ahead(fetcher, bring, rows), suspects))) as items,
+            ThreadPoolExecutor(1, "demucs-download") as downloader,
+            ThreadPoolExecutor(1, "demucs-upload") as uploader,
+            closing(batch.run(_jobs(ahead(downloader, download, rows), crashed))) as events,
         ):
-            for job, item in items:
-                if isinstance(item, TrackResult):
-                    visit = visits.pop(id(job))
-                    sending.append(sender.submit(finish, courier, visit, item))
-                    if len(sending) > 1:
-                        yield sending.popleft().result()
-            yield from (future.result() for future in sending)
+            for job, event in events:
+                if isinstance(event, TrackResult):
+                    track = tracks.pop(id(job))
+                    uploads.append(uploader.submit(_finish, transfer, track, event))
+                    if len(uploads) > 1:
+                        yield uploads.popleft().result()
+            yield from (future.result() for future in uploads)
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
-        for visit in visits.values():
-            courier.interrupt(visit)
+        for track in tracks.values():
+            transfer.withdraw(track)
         raise
     finally:
-        for visit in visits.values():  # not to be reached any more
-            visit.leave()
+        for track in tracks.values():
+            track.remove_scratch()
 
 
-def _jobs(brought: Iterable[StagedTrack], suspects: list[TrackRow] | None) -> Iterator[TrackJob]:
-    """Their jobs, or their rows to `suspects`."""
-    for visit in brought:
-        if visit.job:
-            yield visit.job
-        elif suspects is not None:
-            suspects.append(visit.row)
+def _jobs(tracks: Iterable[StagedTrack], crashed: list[TrackRow] | None) -> Iterator[TrackJob]:
+    """Yield the jobs of tracks; rows without a job are put to `crashed`."""
+    for track in tracks:
+        if track.job:
+            yield track.job
+        elif crashed is not None:
+            crashed.append(track.row)
 
 
-def finish(courier: Transfer, visit: StagedTrack, result: TrackResult) -> ResultRow:
-    """What a track comes to when its stems are where they belong, and scored if they can be."""
+def _finish(transfer: Transfer, track: StagedTrack, result: TrackResult) -> ResultRow:
+    """Score and upload the stems of a track; return its result row."""
     scores: Mapping[str, float] = {}
     try:
-        scores = courier.scores(visit, result)
-    except Exception as error:  # noqa: BLE001 (the stems are there all the same)
+        scores = transfer.score(track, result)
+    except Exception as error:  # noqa: BLE001 (the stems are valid without scores)
         result = replace(result, warnings=(*result.warnings, f"not scored: {error}"))
     try:
-        result = courier.deliver(visit, result)
+        result = transfer.upload(track, result)
     except Exception as error:
-        logger.debug("%s was not delivered", visit.row.path, exc_info=error)
-        courier.interrupt(visit)
-        told = f"cannot be delivered: {error}"
-        result = failed(visit.row, courier.model, told, fault_of(error))
+        logger.debug("%s was not uploaded", track.row.path, exc_info=error)
+        transfer.withdraw(track)
+        message = f"cannot be uploaded: {error}"
+        result = failure(track.row, transfer.model, message, fault_of(error))
     finally:
-        visit.leave()
-    return {**answer(result, scores), **courier.named(result)}
+        track.remove_scratch()
+    return {**make_row(result, scores), **transfer.locations(result)}
 
 
-def answer(result: TrackResult, scores: Mapping[str, float] | None = None) -> ResultRow:
-    """A row of the table of results."""
+def make_row(result: TrackResult, scores: Mapping[str, float] | None = None) -> ResultRow:
+    """Return a row of the results table."""
     return {**result.row(), "fault": result.fault, "scores": dict(scores or {})}

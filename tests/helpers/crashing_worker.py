@@ -1,9 +1,14 @@
-"""A worker whose network takes its process along when it hears a square wave."""
+"""A command line whose workers crash on square-wave input.
+
+Environment: each worker leaves a file named by its process id in `CRASH_LOG`, with a byte for each
+network call. With `CRASH_MEET`, no network runs before that many workers have received rows. With
+`CRASH_SLEEP`, each network call sleeps for that many seconds.
+"""
 
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import torch
@@ -14,50 +19,46 @@ from demucs_infer.distributed.manifest import ResultRow, TrackRow
 from demucs_infer.distributed.worker import TrackWorker, WorkerConfig
 
 
-class Deadly(TrackWorker):
-    """As `TrackWorker`; leaves in `DEADLY_IDS` a file called as its process id, a byte a forward.
+class CrashingWorker(TrackWorker):
+    """A `TrackWorker` with hooks in its network."""
 
-    With `DEADLY_MEET`, that many workers have to be given a row before any network runs; with
-    `DEADLY_SLEEP`, it then sleeps for so many seconds.
-    """
+    def __init__(self, config: WorkerConfig) -> None:
+        super().__init__(config)
+        Path(os.environ["CRASH_LOG"], str(os.getpid())).touch()
+        nn.modules.module.register_module_forward_pre_hook(log_call)
+        nn.modules.module.register_module_forward_pre_hook(crash_on_square_wave)
 
-    def __init__(self, assignment: WorkerConfig) -> None:
-        super().__init__(assignment)
-        Path(os.environ["DEADLY_IDS"], str(os.getpid())).touch()
-        nn.modules.module.register_module_forward_pre_hook(count)
-        nn.modules.module.register_module_forward_pre_hook(die_of_a_square_wave)
-
-    def __call__(self, rows: Iterable[TrackRow]) -> Iterator[ResultRow]:
-        if "DEADLY_MEET" in os.environ:
-            Path(os.environ["DEADLY_IDS"], f"{os.getpid()}.given").touch()
+    def __call__(self, rows: Iterable[TrackRow]) -> Generator[ResultRow, None, None]:
+        if "CRASH_MEET" in os.environ:
+            Path(os.environ["CRASH_LOG"], f"{os.getpid()}.given").touch()
         return super().__call__(rows)
 
 
-def count(module: nn.Module, given: tuple[object, ...]) -> None:
-    """Enter a call of the network, or of a part of it."""
-    ids = Path(os.environ["DEADLY_IDS"])
-    with (ids / str(os.getpid())).open("ab") as file:
+def log_call(module: nn.Module, inputs: tuple[object, ...]) -> None:
+    """Record a call of the network or of a part of it; wait and sleep as configured."""
+    log = Path(os.environ["CRASH_LOG"])
+    with (log / str(os.getpid())).open("ab") as file:
         file.write(b".")
     deadline = time.monotonic() + 120
-    wanted = int(os.environ.get("DEADLY_MEET", "0"))
-    while wanted and len(list(ids.glob("*.given"))) < wanted:
-        assert time.monotonic() < deadline, "nobody else was given a row"
+    expected = int(os.environ.get("CRASH_MEET", "0"))
+    while expected and len(list(log.glob("*.given"))) < expected:
+        assert time.monotonic() < deadline, "no other worker received rows"
         time.sleep(0.01)
-    time.sleep(float(os.environ.get("DEADLY_SLEEP", "0")))
+    time.sleep(float(os.environ.get("CRASH_SLEEP", "0")))
 
 
-def die_of_a_square_wave(module: nn.Module, given: tuple[object, ...]) -> None:
-    """No clean end, as of a driver that crashes or a machine that has no more memory."""
-    mix = given[0]
+def crash_on_square_wave(module: nn.Module, inputs: tuple[object, ...]) -> None:
+    """Kill the process, as a failing driver or the out-of-memory killer would."""
+    mix = inputs[0]
     if isinstance(mix, torch.Tensor) and mix.ndim == 3 and mix.shape[1] == 2:
-        size = mix[..., 2000:4000].abs()
-        if size.numel() and size.std() < 1e-3 * size.mean():
+        level = mix[..., 2000:4000].abs()
+        if level.numel() and level.std() < 1e-3 * level.mean():
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> int:
-    """The command line, with such workers."""
+    """Run the command line with crashing workers."""
     from demucs_infer.cli.main import main
 
-    worker.TrackWorker = Deadly  # type: ignore[misc]  # pickled by name, and so found on the workers
+    worker.TrackWorker = CrashingWorker  # type: ignore[misc]  # pickled by name
     return main()

@@ -1,4 +1,4 @@
-"""A driver of a great many tracks that take no time: says what its memory grew by, in bytes."""
+"""Drivers of Ray runs whose workers do nothing; tests run them in a process of their own."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -10,42 +10,42 @@ from tests.helpers.networks import peak_kilobytes
 ROWS = 100_000
 
 
-class Rows:
-    """A manifest."""
+class LargeManifest:
+    """A manifest of `ROWS` rows."""
 
     def __iter__(self) -> Iterator[TrackRow]:
         return (TrackRow(path=f"{n}.wav", source=f"/songs/{n}.wav") for n in range(ROWS))
 
 
-class Instant:
-    """A worker that has nothing to do."""
+class InstantWorker:
+    """Return a result for each row at once."""
 
     def __call__(self, rows: Iterable[TrackRow]) -> Iterator[ResultRow]:
         return ({"track": row.path, "status": "done", "error": "-" * 200} for row in rows)
 
 
-class Seeing:
-    """A worker that tells which GPUs it may use."""
+class GpuListWorker:
+    """Return the GPUs that the worker may use."""
 
     def __call__(self, rows: Iterable[TrackRow]) -> Iterator[ResultRow]:
         return ({"gpus": os.environ["CUDA_VISIBLE_DEVICES"]} for _ in rows)
 
 
-def on_a_gpu() -> None:
-    """Two rows, on a GPU that is not there."""
+def print_assigned_gpus() -> None:
+    """Run two rows on a GPU that Ray is told of, although there is none."""
     import ray
 
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    two = [TrackRow(path=f"{n}.wav", source=f"/songs/{n}.wav") for n in range(2)]
-    for answer in run(two, Seeing, Cluster(workers=1, gpus=1.0, rows_per_task=1)):
-        print(answer["gpus"])
+    rows = [TrackRow(path=f"{n}.wav", source=f"/songs/{n}.wav") for n in range(2)]
+    for result in run(rows, GpuListWorker, Cluster(workers=1, gpus=1.0, rows_per_task=1)):
+        print(result["gpus"])
     ray.shutdown()
 
 
-def main() -> None:
-    """(answers, bytes by which the peak grew after the first tenth of them)"""
+def print_memory_growth() -> None:
+    """Print the number of results, and the bytes by which memory grew after the first tenth."""
     count = early = 0
-    for _ in run(Rows(), Instant, Cluster(workers=1, rows_per_task=500)):
+    for _ in run(LargeManifest(), InstantWorker, Cluster(workers=1, rows_per_task=500)):
         count += 1
         if count == ROWS // 10:
             early = peak_kilobytes()
