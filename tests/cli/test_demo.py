@@ -1,4 +1,4 @@
-"""The demo song: the same for a seed, made of what it says, and music rather than noise."""
+"""The demo song is deterministic, the sum of its stems, and music rather than noise."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from demucs_infer import demo
 
 
-def test_a_seed_is_a_song() -> None:
+def test_same_seed_gives_the_same_song() -> None:
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
     first, again, other = demo.song(6, seed=3), demo.song(6, seed=3), demo.song(6, seed=4)
     assert torch.equal(first.stems, again.stems)
-    # As signals the songs are strangers: no more alike than chance lets two tunes be.
+    # Songs of different seeds are nearly uncorrelated.
     cosine = torch.nn.functional.cosine_similarity(first.mix.flatten(), other.mix.flatten(), 0)
     assert abs(float(cosine)) < 0.3
     assert torch.equal(torch.get_rng_state(), state[0])
@@ -21,7 +21,7 @@ def test_a_seed_is_a_song() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "seed"), [(0.01, 0), (7.3, 1), (20, 0)])
-def test_the_mix_is_the_sum_of_stereo_stems_below_full_scale(seconds: float, seed: int) -> None:
+def test_mix_is_the_sum_of_stereo_stems_below_full_scale(seconds: float, seed: int) -> None:
     mix, stems, sample_rate = demo.song(seconds, seed)
     assert sample_rate == 44100
     assert stems.shape == (4, 2, round(seconds * 44100))
@@ -31,7 +31,7 @@ def test_the_mix_is_the_sum_of_stereo_stems_below_full_scale(seconds: float, see
     assert bool(stems.isfinite().all())
 
 
-def test_every_stem_sounds_as_its_name_says() -> None:
+def test_every_stem_has_the_spectrum_of_its_instrument() -> None:
     stems = demo.song(20, 0).stems
     power = torch.fft.rfft(stems.mean(1)).abs().square()
     hertz = torch.fft.rfftfreq(stems.shape[-1], 1 / 44100)
@@ -50,15 +50,15 @@ def test_every_stem_sounds_as_its_name_says() -> None:
     assert float(level.max() / level.min()) < 2  # a mix in which each can be heard
 
 
-def test_no_seconds_are_refused() -> None:
+def test_song_without_length_is_refused() -> None:
     with pytest.raises(ValueError, match="seconds"):
         demo.song(0)
     with pytest.raises(ValueError, match="seconds"):
         demo.song(float("nan"))
 
 
-def test_the_song_that_the_package_shows_does_not_change() -> None:
-    """Its scores are in the documentation, and other tests separate it."""
+def test_default_song_does_not_change() -> None:
+    """Its scores are documented, and other tests separate it."""
     stems = demo.song(2, 0).stems.double()
     # Five decimals: sines differ in their last bits from one processor to the next.
     level = stems.square().mean((1, 2)).sqrt().tolist()
