@@ -1,7 +1,7 @@
-"""How good a separation is: decibels between the true stems and the estimated ones, and a table.
+"""Score separations: decibels between true and estimated stems, summarized over tracks.
 
-`sdr`, `snr` and `si_sdr` compare one stem; `evaluate` compares folders of them. A true stem that
-is silent has no score (None): there is nothing to be close to.
+`sdr`, `snr` and `si_sdr` compare one stem; `evaluate` compares folders of stems. The score of a
+silent true stem is None, because it is undefined.
 Shapes: S stems, C channels, T samples, N frames.
 """
 
@@ -23,11 +23,11 @@ from demucs_infer.audio.reader import AudioReader
 from demucs_infer.errors import ConfigError
 
 DELTA = 1e-7
-"""Added to both energies of `sdr`, as in the Music Demixing Challenge: silence is not infinity."""
+"""Added to both energies of `sdr`, as in the Music Demixing Challenge, to keep it finite."""
 
 METRICS = ("sdr", "si_sdr", "snr", "frame_sdr")
-_MIXES = {"mix", "mixture"}
-_SOUNDS = {".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".aif", ".aiff", ".wv"}
+_MIXTURE_NAMES = {"mix", "mixture"}
+_AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".aif", ".aiff", ".wv"}
 
 
 def _energy(signal: Tensor) -> float:
@@ -38,17 +38,17 @@ def _decibels(signal: float, error: float) -> float:
     return 10 * math.log10(signal / error) if error > 0 else math.inf
 
 
-def _same_shape(reference: Tensor, estimate: Tensor) -> None:
+def _check_same_shape(reference: Tensor, estimate: Tensor) -> None:
     if reference.shape != estimate.shape:
         raise ValueError(
             f"the reference has shape {tuple(reference.shape)}, the estimate "
-            f"{tuple(estimate.shape)}: score signals of equal length and channels"
+            f"{tuple(estimate.shape)}: expected equal channels and lengths"
         )
 
 
 def sdr(reference: Tensor, estimate: Tensor) -> float | None:
-    """Signal to distortion ratio over all samples and channels, as the MDX challenge defines it."""
-    _same_shape(reference, estimate)
+    """Return the SDR over all samples and channels, as the MDX challenge defines it."""
+    _check_same_shape(reference, estimate)
     energy = _energy(reference)
     if not energy:
         return None
@@ -56,18 +56,18 @@ def sdr(reference: Tensor, estimate: Tensor) -> float | None:
 
 
 def snr(reference: Tensor, estimate: Tensor) -> float | None:
-    """Signal to noise ratio: `sdr` with nothing added, infinite for a perfect estimate."""
-    _same_shape(reference, estimate)
+    """Return the signal-to-noise ratio: `sdr` without `DELTA`, infinite for a perfect estimate."""
+    _check_same_shape(reference, estimate)
     energy = _energy(reference)
     return _decibels(energy, _energy(reference.double() - estimate)) if energy else None
 
 
 def si_sdr(reference: Tensor, estimate: Tensor) -> float | None:
-    """`snr` of the estimate at the loudness that suits it best: a wrong level costs nothing.
+    """Return the scale-invariant SDR: the `snr` after the best gain.
 
-    Minus infinity for an estimate that has nothing of the reference.
+    It is minus infinity for an estimate that is orthogonal to the reference.
     """
-    _same_shape(reference, estimate)
+    _check_same_shape(reference, estimate)
     energy = _energy(reference)
     if not energy:
         return None
@@ -80,16 +80,15 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> float | None:
 def frame_sdr(
     references: Tensor, estimates: Tensor, *, window: int = 44100, hop: int | None = None
 ) -> Tensor:
-    """The SDR of every window of `window` samples: two (S C T) -> (S N).
+    """Return the SDR of every window of `window` samples: two (S C T) -> (S N).
 
-    These are the SDR values of BSS Eval v4 (`museval.evaluate`): its distortion filters split the
-    error into parts but leave the sum, and so the SDR, alone. As there, a window in which any stem
-    is silent, true or estimated, counts for none of them and holds NaN, and an incomplete last
-    window is left out.
+    These are the SDR values of BSS Eval v4 (`museval.evaluate`), whose distortion filters split
+    the error into parts without changing their sum. As there, a window in which any stem is silent,
+    true or estimated, is NaN for all stems, and an incomplete last window is dropped.
     """
-    _same_shape(references, estimates)
+    _check_same_shape(references, estimates)
     if window < 1 or (hop is not None and hop < 1):
-        raise ValueError(f"{window = } and {hop = } must be at least one sample")
+        raise ValueError(f"{window = }, {hop = }: expected at least one sample")
     window = min(window, references.shape[-1])
     truth, guess = (
         x.double().unfold(-1, window, hop or window).transpose(1, 2)
@@ -103,7 +102,7 @@ def frame_sdr(
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one stem of one track reached, in decibels; None where there is no answer."""
+    """The scores of one stem of one track in decibels; None where undefined."""
 
     track: str
     stem: str
@@ -111,15 +110,15 @@ class Score:
     si_sdr: float | None
     snr: float | None
     frame_sdr: float | None = None
-    """Median over windows of a second, where it was asked for."""
+    """Median over windows of one second; None unless requested."""
 
     def rounded(self) -> dict[str, str | float | None]:
-        """A row for JSON and CSV; infinities are None there, because JSON has none."""
-        values = {name: _finite(getattr(self, name)) for name in METRICS}
+        """Return a row for JSON and CSV, with None for infinities, which JSON does not have."""
+        values = {name: _round_finite(getattr(self, name)) for name in METRICS}
         return {"track": self.track, "stem": self.stem, **values}
 
 
-def _finite(value: float | None) -> float | None:
+def _round_finite(value: float | None) -> float | None:
     return round(value, 4) if value is not None and math.isfinite(value) else None
 
 
@@ -130,14 +129,15 @@ def score(
     *,
     frames: int | None = None,
 ) -> list[Score]:
-    """All stems of one track, in the order of `references`; each (C T).
+    """Score all stems (C T) of one track, in the order of `references`.
 
-    `frames` is the number of samples of the windows of `frame_sdr`; without it that is left out.
+    `frames` is the window of `frame_sdr` in samples; None leaves that score out. Raises
+    `ConfigError` if an estimate is missing.
     """
     missing = [stem for stem in references if stem not in estimates]
     if missing:
         raise ConfigError(
-            f"{track}: no estimate of {', '.join(missing)}; there is {', '.join(estimates)}."
+            f"{track}: no estimate of {', '.join(missing)}; available: {', '.join(estimates)}."
         )
     medians: list[float | None] = [None] * len(references)
     if frames is not None:
@@ -147,49 +147,54 @@ def score(
             torch.stack([estimates[name] for name in names]),
             window=frames,
         )
-        medians = [_middle(row) for row in values]
+        medians = [_compute_median(row) for row in values]
     return [
-        Score(track, stem, sdr(truth, guess), si_sdr(truth, guess), snr(truth, guess), middle)
-        for (stem, truth), middle in zip(references.items(), medians, strict=True)
+        Score(track, stem, sdr(truth, guess), si_sdr(truth, guess), snr(truth, guess), median_sdr)
+        for (stem, truth), median_sdr in zip(references.items(), medians, strict=True)
         for guess in (estimates[stem],)
     ]
 
 
-def _middle(values: Tensor) -> float | None:
-    """NumPy's median (the mean of the two in the middle) of what is not NaN."""
-    known = values[~values.isnan()].tolist()
-    return median(known) if known else None
+def _compute_median(values: Tensor) -> float | None:
+    """Return the median of the values that are not NaN; None if there are none."""
+    present = values[~values.isnan()].tolist()
+    return median(present) if present else None
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The scores of all tracks, and ways to write them down."""
+    """The scores of all tracks, their summary, and their text formats."""
 
     scores: tuple[Score, ...]
 
     @property
     def stems(self) -> list[str]:
+        """The names of all stems, in the order of their first track."""
         return list(dict.fromkeys(score.stem for score in self.scores))
 
     def values(self, stem: str, metric: str) -> list[float]:
-        """What the tracks reached that have an answer."""
-        found = [getattr(score, metric) for score in self.scores if score.stem == stem]
-        return [value for value in found if value is not None and not math.isnan(value)]
+        """Return the defined scores of a stem over all tracks."""
+        values = [getattr(score, metric) for score in self.scores if score.stem == stem]
+        return [value for value in values if value is not None and not math.isnan(value)]
 
     def summary(self) -> dict[str, dict[str, dict[str, float | int | None]]]:
-        """stem -> metric -> median, mean and the number of tracks that have an answer."""
+        """Return stem -> metric -> median, mean and number of tracks with a defined score."""
         return {
             stem: {metric: _aggregate(self.values(stem, metric)) for metric in METRICS}
             for stem in self.stems
         }
 
     def table(self) -> str:
-        """For a terminal: a row a stem, median and mean over the tracks, in decibels."""
-        shown = [m for m in METRICS if any(self.values(stem, m) for stem in self.stems)]
-        head = ["stem", "tracks", *(f"{m} {kind}" for m in shown for kind in ("median", "mean"))]
-        rows = [head]
+        """Format median and mean over the tracks in decibels, one row per stem, for a terminal."""
+        columns = [m for m in METRICS if any(self.values(stem, m) for stem in self.stems)]
+        header = [
+            "stem",
+            "tracks",
+            *(f"{m} {kind}" for m in columns for kind in ("median", "mean")),
+        ]
+        rows = [header]
         for stem, metrics in self.summary().items():
-            cells = [_cell(metrics[m][kind]) for m in shown for kind in ("median", "mean")]
+            cells = [_format_cell(metrics[m][kind]) for m in columns for kind in ("median", "mean")]
             rows.append([stem, str(metrics["sdr"]["tracks"]), *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
@@ -198,10 +203,12 @@ class Evaluation:
         )
 
     def json(self) -> str:
+        """Format the summary and the scores of every track as JSON."""
         tracks = [score.rounded() for score in self.scores]
         return json.dumps({"summary": self.summary(), "tracks": tracks}, indent=1)
 
     def csv(self) -> str:
+        """Format the scores of every track as CSV."""
         text = io.StringIO()
         writer = csv.DictWriter(text, ["track", "stem", *METRICS], lineterminator="\n")
         writer.writeheader()
@@ -213,13 +220,13 @@ def _aggregate(values: Sequence[float]) -> dict[str, float | int | None]:
     if not values:
         return {"median": None, "mean": None, "tracks": 0}
     return {
-        "median": _finite(median(values)),
-        "mean": _finite(fmean(values)),
+        "median": _round_finite(median(values)),
+        "mean": _round_finite(fmean(values)),
         "tracks": len(values),
     }
 
 
-def _cell(value: float | int | None) -> str:
+def _format_cell(value: float | int | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
@@ -233,69 +240,76 @@ def evaluate(
 ) -> Evaluation:
     """Score a folder of tracks, `ROOT/track/stem.wav` or `ROOT/stem.wav` for one track.
 
-    `estimates` is a folder of the same form, or a function that separates: it is given the mix
-    (C T) and its sample rate and returns the stems. The mix is the track's `mixture` or `mix`
-    file, or else the sum of its stems. One track is in memory at a time. `stems` are the ones to
-    score, by default all that the references have; `progress` is told every track's name.
+    `estimates` is a folder of the same layout, or a function that gets the mixture (C T) and its
+    sample rate and returns the stems. The mixture is the track's `mixture` or `mix` file, or else
+    the sum of its stems. One track is in memory at a time. `stems` selects the stems to score
+    (default: all of the references); `progress` is called with every track's name. Raises
+    `ConfigError` if the folders or their signals do not match.
     """
     scores: list[Score] = []
-    for name, folder in _tracks(Path(references)):
+    for name, folder in _find_tracks(Path(references)):
         if progress is not None:
             progress(name)
-        files = _stem_files(folder, stems)
+        files = _find_stem_files(folder, stems)
         truth, rate = _read_all(files)
         if callable(estimates):
-            guess = dict(estimates(_mix(folder, truth), rate))
+            guess = dict(estimates(_read_mixture(folder, truth), rate))
         else:
-            guess = _estimates(Path(estimates), name, files, rate)
+            guess = _read_estimates(Path(estimates), name, files, rate)
         for stem in truth.keys() & guess.keys():
             if truth[stem].shape != guess[stem].shape:
                 raise ConfigError(
                     f"{name}/{stem}: the reference has (channels, samples) "
                     f"{tuple(truth[stem].shape)}, the estimate {tuple(guess[stem].shape)}; "
-                    "write the estimates without a lossy codec's padding."
+                    "write the estimates in a lossless format, without padding."
                 )
         scores += score(name, truth, guess, frames=rate if framewise else None)
     return Evaluation(tuple(scores))
 
 
-def _tracks(root: Path) -> list[tuple[str, Path]]:
-    """(name, folder) of every track below `root`."""
+def _find_tracks(root: Path) -> list[tuple[str, Path]]:
+    """Return (name, folder) of every track in `root`."""
     if not root.is_dir():
         raise ConfigError(f"{root} is not a folder; expected ROOT/track/stem.wav.")
-    found = [
-        (path.name, path) for path in sorted(root.iterdir()) if path.is_dir() and any(_sounds(path))
+    tracks = [
+        (path.name, path)
+        for path in sorted(root.iterdir())
+        if path.is_dir() and any(_list_audio_files(path))
     ]
-    if not found and any(_sounds(root)):
+    if not tracks and any(_list_audio_files(root)):
         return [(root.name, root)]
-    if not found:
+    if not tracks:
         raise ConfigError(f"{root} has no stems; expected ROOT/track/stem.wav.")
-    return found
+    return tracks
 
 
-def _sounds(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SOUNDS)
+def _list_audio_files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if path.suffix.lower() in _AUDIO_SUFFIXES)
 
 
-def _stem_files(folder: Path, stems: Iterable[str] | None) -> dict[str, Path]:
-    files = {path.stem: path for path in _sounds(folder) if path.stem not in _MIXES}
-    wanted = list(files) if stems is None else list(stems)
-    missing = [stem for stem in wanted if stem not in files]
-    if missing or not wanted:
+def _find_stem_files(folder: Path, stems: Iterable[str] | None) -> dict[str, Path]:
+    files = {
+        path.stem: path for path in _list_audio_files(folder) if path.stem not in _MIXTURE_NAMES
+    }
+    requested = list(files) if stems is None else list(stems)
+    missing = [stem for stem in requested if stem not in files]
+    if missing or not requested:
         raise ConfigError(
             f"{folder} has no file for {', '.join(missing) or 'any stem'}; "
-            f"it has {', '.join(files) or 'none'}."
+            f"available: {', '.join(files) or 'none'}."
         )
-    return {stem: files[stem] for stem in wanted}
+    return {stem: files[stem] for stem in requested}
 
 
-def _estimates(root: Path, name: str, wanted: Iterable[str], rate: int) -> dict[str, Tensor]:
+def _read_estimates(root: Path, name: str, stems: Iterable[str], rate: int) -> dict[str, Tensor]:
     folder = root / name if (root / name).is_dir() else root
     if not folder.is_dir() or (folder is root and any(path.is_dir() for path in root.iterdir())):
         raise ConfigError(f"{root} has no folder {name!r}; expected the references' track names.")
-    signals, found = _read_all(_stem_files(folder, wanted))
-    if found != rate:
-        raise ConfigError(f"{folder} is at {found} Hz, the references at {rate} Hz; resample one.")
+    signals, estimate_rate = _read_all(_find_stem_files(folder, stems))
+    if estimate_rate != rate:
+        raise ConfigError(
+            f"{folder} is at {estimate_rate} Hz, the references at {rate} Hz; resample one."
+        )
     return signals
 
 
@@ -305,23 +319,23 @@ def _read(path: Path) -> tuple[Tensor, int]:
 
 
 def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Tensor], int]:
-    read = {stem: _read(path) for stem, path in files.items()}
-    rates = {rate for _, rate in read.values()}
-    shapes = {tuple(signal.shape) for signal, _ in read.values()}
+    signals = {stem: _read(path) for stem, path in files.items()}
+    rates = {rate for _, rate in signals.values()}
+    shapes = {tuple(signal.shape) for signal, _ in signals.values()}
     if len(rates) > 1 or len(shapes) > 1:
         folder = next(iter(files.values())).parent
         raise ConfigError(
             f"the stems in {folder} differ: sample rates {sorted(rates)}, "
-            f"(channels, samples) {sorted(shapes)}; stems of one track are of one length."
+            f"(channels, samples) {sorted(shapes)}; expected one rate and one shape per track."
         )
-    return {stem: signal for stem, (signal, _) in read.items()}, rates.pop()
+    return {stem: signal for stem, (signal, _) in signals.items()}, rates.pop()
 
 
-def _mix(folder: Path, stems: Mapping[str, Tensor]) -> Tensor:
-    mixes = [path for path in _sounds(folder) if path.stem in _MIXES]
-    if mixes:
-        return _read(mixes[0])[0]
-    files = _stem_files(folder, None)
+def _read_mixture(folder: Path, stems: Mapping[str, Tensor]) -> Tensor:
+    mixtures = [path for path in _list_audio_files(folder) if path.stem in _MIXTURE_NAMES]
+    if mixtures:
+        return _read(mixtures[0])[0]
+    files = _find_stem_files(folder, None)
     rest = {stem: path for stem, path in files.items() if stem not in stems}
     parts = [*stems.values(), *(_read(path)[0] for path in rest.values())]
     return torch.stack(parts).sum(0)
