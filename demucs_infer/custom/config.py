@@ -25,6 +25,7 @@ from demucs_infer.custom.json_schema import (
     to_plain_data,
     validate,
 )
+from demucs_infer.custom.splifft import is_splifft, translate
 from demucs_infer.engine.stems import MIXTURE, choose_stems
 from demucs_infer.errors import ConfigError
 
@@ -236,10 +237,16 @@ class Config:
         *,
         source: str = "the configuration",
     ) -> Config:
-        """Read JSON data; error messages begin with `source`."""
-        reader = SchemaReader()
-        sections = reader.read_fields(cls, apply_overrides(data, overrides), "")
+        """Read JSON data, also of a configuration of splifft; errors begin with `source`.
+
+        Raises `ConfigError` with all problems.
+        """
+        data, reader = apply_overrides(data, overrides), SchemaReader()
+        translation = translate(data) if is_splifft(data) else None
+        sections = reader.read_fields(cls, translation.data if translation else data, "")
         problems = [*reader.problems, *_find_conflicts(sections)]
+        if translation:
+            problems = [*translation.problems, *map(translation.rename, problems)]
         if problems:
             raise config_error(source, problems)
         return cls(**cast("dict[str, Any]", sections))

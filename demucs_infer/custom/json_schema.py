@@ -96,7 +96,9 @@ class SchemaReader:
     def read_fields(self, cls: Any, data: object, path: str) -> dict[str, object]:
         """Return the values of the fields of `cls` that are valid, defaults included."""
         if not isinstance(data, Mapping):
-            self.add_problem(path, f"expected an object ({cls.__name__}), got {_short(data)}")
+            self.add_problem(
+                path, f"expected an object ({cls.__name__}), got {describe_value(data)}"
+            )
             return {}
         hints = get_type_hints(cls)
         all_fields = {field.name: field for field in fields(cls) if field.init}
@@ -107,7 +109,7 @@ class SchemaReader:
         if rest is not None:
             values[rest] = {key: data[key] for key in unknown}
         for key in unknown if rest is None else ():
-            self.add_problem(_join_path(path, key), f"unknown key{_suggest(key, named)}")
+            self.add_problem(_join_path(path, key), f"unknown key{suggest_name(key, named)}")
         for name, field in named.items():
             field_path = _join_path(path, name)
             if name in data:
@@ -127,15 +129,17 @@ class SchemaReader:
             return float(value)
         if type(value) is kind and not (kind is float and not isfinite(typing.cast(float, value))):
             return value
-        return self.add_problem(path, f"expected {_TYPE_NAMES[kind]}, got {_short(value)}")
+        return self.add_problem(path, f"expected {_TYPE_NAMES[kind]}, got {describe_value(value)}")
 
     def _read_choice(self, choices: Sequence[object], value: object, path: str) -> object:
         for choice in choices:
             if type(value) is type(choice) and value == choice:
                 return choice
-        listing = ", ".join(map(_short, choices))
-        close = _suggest(value, [choice for choice in choices if isinstance(choice, str)])
-        return self.add_problem(path, f"expected one of {listing}, got {_short(value)}{close}")
+        listing = ", ".join(map(describe_value, choices))
+        close = suggest_name(value, [choice for choice in choices if isinstance(choice, str)])
+        return self.add_problem(
+            path, f"expected one of {listing}, got {describe_value(value)}{close}"
+        )
 
     def _read_union(self, hints: Sequence[Any], value: object, path: str) -> object:
         readers = []
@@ -150,16 +154,16 @@ class SchemaReader:
             self.problems += not_null[0].problems
             return INVALID
         expected = " or ".join(map(_describe_type, hints))
-        return self.add_problem(path, f"expected {expected}, got {_short(value)}")
+        return self.add_problem(path, f"expected {expected}, got {describe_value(value)}")
 
     def _read_sequence(self, hint: Any, value: object, path: str) -> object:
         if not isinstance(value, list | tuple):
-            return self.add_problem(path, f"expected a list, got {_short(value)}")
+            return self.add_problem(path, f"expected a list, got {describe_value(value)}")
         kind = tuple if (get_origin(hint) or hint) is tuple else list
         arguments = get_args(hint) or (Any, ...)
         if kind is tuple and arguments[-1] is not ...:
             if len(arguments) != len(value):
-                text = f"expected a list of {len(arguments)}, got {_short(value)}"
+                text = f"expected a list of {len(arguments)}, got {describe_value(value)}"
                 return self.add_problem(path, text)
             hints: Iterable[Any] = arguments
         else:
@@ -169,7 +173,7 @@ class SchemaReader:
 
     def _read_mapping(self, hint: Any, value: object, path: str) -> object:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            return self.add_problem(path, f"expected an object, got {_short(value)}")
+            return self.add_problem(path, f"expected an object, got {describe_value(value)}")
         item_hint = get_args(hint)[1] if get_args(hint) else Any
         items = {key: self.read(item_hint, v, _join_path(path, key)) for key, v in value.items()}
         return INVALID if INVALID in items.values() else items
@@ -283,7 +287,8 @@ def _join_path(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _suggest(key: object, names: Iterable[str]) -> str:
+def suggest_name(key: object, names: Iterable[str]) -> str:
+    """Return `; did you mean 'NAME'?` for a similar name, or an empty string."""
     close = difflib.get_close_matches(str(key), list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -293,11 +298,12 @@ def _describe_type(hint: Any) -> str:
     if hint in _TYPE_NAMES:
         return _TYPE_NAMES[hint]
     if get_origin(hint) is Literal:
-        return " or ".join(map(_short, get_args(hint)))
+        return " or ".join(map(describe_value, get_args(hint)))
     return getattr(hint, "__name__", str(hint))
 
 
-def _short(value: object) -> str:
+def describe_value(value: object) -> str:
+    """Return `value` as JSON of at most 60 characters, for messages."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
