@@ -24,7 +24,7 @@ from demucs_infer.audio.channels import ExtraChannels, Method, convert_channels
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.gain import Clip
 from demucs_infer.audio.writer import Target, save_audio
-from demucs_infer.checkpoints.download import shown
+from demucs_infer.checkpoints.download import progress_bar
 from demucs_infer.custom.build import load_network
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
@@ -157,7 +157,7 @@ class Separator:
             "io_device": io_device,
         }
         Settings.check(parameters)  # before anything is downloaded
-        with shown(os.fspath(model)) if progress else nullcontext() as told:
+        with progress_bar(os.fspath(model)) if progress else nullcontext() as told:
             network = get_model(
                 model, repo, cache_dir=cache_dir, offline=offline, trust=trust, progress=told
             )

@@ -1,18 +1,18 @@
-"""Everything this package raises on purpose.
+"""Define the exceptions of this package, and format them for users.
 
 DemucsError
-├── ModelLoadingError     a network could not be had
-│   ├── ModelNotFound     no such name, or no such file
-│   ├── CheckpointError   the file is there but is not what it claims to be
-│   └── DownloadError     the file could not be fetched, or may not be
+├── ModelLoadingError     a model cannot be loaded (also a RuntimeError, as upstream's)
+│   ├── ModelNotFound     no model of that name
+│   ├── CheckpointError   a file is damaged, unsupported, or not a checkpoint
+│   └── DownloadError     a file cannot be downloaded, or downloads are disabled
 ├── AudioError
-│   ├── AudioInputError   what was passed is no sound: a shape, a type, a rate (also a ValueError)
-│   ├── AudioReadError    no decoder could read the input
-│   └── AudioWriteError   the output could not be written
-├── ConfigError           a configuration that contradicts itself
-└── SeparationError       the network answered something that is not audio
+│   ├── AudioInputError   invalid shape, type or sample rate of the input (also a ValueError)
+│   ├── AudioReadError    no decoder can read the input
+│   └── AudioWriteError   the output cannot be written
+├── ConfigError           an invalid configuration
+└── SeparationError       the output of the network is not valid audio
 
-A wrong setting is a `ValueError`; it is the caller's bug, not ours.
+Invalid arguments raise a plain `ValueError`.
 """
 
 import difflib
@@ -22,11 +22,11 @@ from collections.abc import Iterable
 
 
 class DemucsError(Exception):
-    """Base class: whatever the song or the model, `except DemucsError` is enough."""
+    """Base class of all errors of this package."""
 
 
-class ModelLoadingError(DemucsError):
-    """A network could not be had."""
+class ModelLoadingError(DemucsError, RuntimeError):
+    """A model cannot be loaded. A `RuntimeError` too, because upstream's is."""
 
 
 class ModelNotFound(ModelLoadingError):
@@ -44,58 +44,58 @@ class ModelNotFound(ModelLoadingError):
 
 
 class CheckpointError(ModelLoadingError):
-    """The file exists but cannot be trusted or understood."""
+    """A file is damaged, unsupported, or not a checkpoint."""
 
 
 class DownloadError(ModelLoadingError):
-    """The file could not be fetched, or may not be because we are offline."""
+    """A file cannot be downloaded, or downloads are disabled."""
 
 
 class AudioError(DemucsError):
-    """Something about a file of sound."""
+    """Audio cannot be read or written."""
 
 
 class AudioInputError(AudioError, ValueError):
-    """What was passed is no sound, or no longer one; the message says what to pass."""
+    """The input is not valid audio."""
 
 
 class AudioReadError(AudioError):
-    """No decoder could read the input."""
+    """No decoder can read the input."""
 
 
 class AudioWriteError(AudioError):
-    """The output could not be written; nothing is left of it."""
+    """The output cannot be written; no partial file is left."""
 
 
 class ConfigError(DemucsError):
-    """A configuration that contradicts itself; the message lists every problem."""
+    """A configuration is invalid; the message lists every problem."""
 
 
 class SeparationError(DemucsError):
-    """The network answered something that is not audio."""
+    """The output of the network is not valid audio."""
 
 
 DISK_FULL = errno.ENOSPC, errno.EDQUOT
-"""No room, or its owner may have no more of it."""
+"""Error numbers of a full disk or an exceeded quota."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether it comes from a full disk, in whatever words it is told by now."""
+    """Return whether an error, or one that caused it, is due to a full disk."""
     chain: list[BaseException] = []
-    while error is not None and not any(error is one for one in chain):  # it may end in a ring
+    while error is not None and not any(error is link for link in chain):  # causes may be cyclic
         chain.append(error)
         error = error.__cause__
-    return any(getattr(one, "errno", None) in DISK_FULL for one in chain)  # FFmpeg's have it, too
+    return any(getattr(link, "errno", None) in DISK_FULL for link in chain)  # FFmpeg's have it too
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on any kind of device."""
+    """Return whether an error is due to a lack of memory, on any kind of device."""
     if isinstance(error, MemoryError):
         return True
     text = f"{type(error).__name__} {error}".lower()
     return isinstance(error, RuntimeError) and any(
-        words in text
-        for words in (
+        phrase in text
+        for phrase in (
             "outofmemory",
             "out of memory",
             "can't allocate memory",
@@ -105,11 +105,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def format_error(error: BaseException) -> str:
-    """What is told to people, who did not ask for the name of a class where we can do better."""
+    """Format an exception for end users, hiding class names where possible."""
     if is_out_of_memory(error):
-        told = "out of memory: a shorter segment or a smaller batch size needs less"
+        message = "out of memory: a shorter segment or a smaller batch size needs less"
         reason = str(error).partition("\n")[0]
-        return f"{told} ({reason})" if reason else told
+        return f"{message} ({reason})" if reason else message
     if isinstance(error, DemucsError | ValueError | OSError):
         return str(error)
     return f"{type(error).__name__}: {error}"

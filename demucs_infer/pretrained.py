@@ -1,4 +1,4 @@
-"""A network from a name: `get_model`, and what is known about each name before it is fetched."""
+"""Load models by name (`get_model`), describe them, and manage their downloaded files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from demucs_infer.checkpoints.cache import CheckpointStore
 from demucs_infer.checkpoints.catalog import NOT_STATED, Checkpoint, load_catalog
-from demucs_infer.checkpoints.download import Progress, sha256_of
+from demucs_infer.checkpoints.download import Progress
 from demucs_infer.custom.registry import (
     find_package,
     list_registered_models,
@@ -28,6 +28,7 @@ from demucs_infer.repo import (
     RemoteRepo,
     build_bag,
 )
+from demucs_infer.system.checksum import sha256_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +39,8 @@ DEFAULT_MODEL = "htdemucs"
 SOURCES = ["drums", "bass", "other", "vocals"]
 
 AnyPath = str | os.PathLike[str]
+
+_Value = TypeVar("_Value")
 
 _SUFFIXES = frozenset({".th", ".pt", ".ckpt", ".safetensors"})
 
@@ -51,17 +54,17 @@ class FileInfo:
     sha256: str
     urls: tuple[str, ...]
     size: int | None
-    """Bytes; `None` where it is not known before the download."""
+    """Bytes; `None` if unknown before the download."""
     licence: str
     source: str | None
     path: Path
-    """Where it is, or will be."""
+    """Path of the file, or of its future download."""
     is_cached: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known about a name without opening, or having, its files."""
+    """Description of a model; its files need not be downloaded."""
 
     name: str
     is_bag: bool
@@ -77,12 +80,13 @@ class ModelInfo:
 
     @property
     def size(self) -> int | None:
-        """Bytes of all files, if every one is known."""
+        """Bytes of all files; `None` if the size of one is unknown."""
         sizes = [file.size for file in self.files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
     @property
     def is_cached(self) -> bool:
+        """Whether all files are in the cache."""
         return all(file.is_cached for file in self.files)
 
 
@@ -95,17 +99,19 @@ def get_model(
     trust: bool = False,
     progress: Progress | None = None,
 ) -> nn.Module | BagOfModels:
-    """The network, or bag of networks, called `name`, in evaluation mode.
+    """Load the network, or bag of networks, called `name`, in evaluation mode.
 
-    `name` is a model of the catalogue or of another package, a signature, `hf://namespace/name`, or
-    the path of a checkpoint; with `repo`, a model or bag of that folder. `progress(done, total)` is
-    told about bytes that arrive.
+    `name` is a model of the catalog or of another package, a signature, `hf://namespace/name`, or
+    the path of a checkpoint; with `repo`, a model or bag in that folder. Downloads call
+    `progress(received bytes, total bytes)`. Raises a `ModelLoadingError`.
     """
     text = os.fspath(name)
     if repo is not None:
-        return _local(Path(repo), trust=trust).get_model(text)
+        return _open_folder(Path(repo), trust=trust).get_model(text)
     if text.startswith("hf://"):
-        hub = HubRepo(text, CheckpointStore.of(cache_dir, offline, progress), trust=trust)
+        hub = HubRepo(
+            text, CheckpointStore.from_environment(cache_dir, offline, progress), trust=trust
+        )
         hub.fetch()
         return build_bag(hub.bag(), hub)
     if _is_path(text):
@@ -114,43 +120,41 @@ def get_model(
         return load_model(text, trust=trust)
     if text not in load_catalog().bags and text not in load_catalog().checkpoints:
         return load_registered_network(text)
-    store = CheckpointStore.of(cache_dir, offline, progress)
-    for checkpoint in load_catalog().files(text):  # all of them before the first one is built
+    store = CheckpointStore.from_environment(cache_dir, offline, progress)
+    for checkpoint in load_catalog().files(text):  # download all before building the first
         store.obtain(checkpoint)
     single = RemoteRepo(store, trust=trust)
     return AnyModelRepo(single, BagOnlyRepo(load_catalog(), single)).get_model(text)
 
 
 def list_models(repo: AnyPath | None = None) -> dict[str, Places]:
-    """`{"single": {signature: address, file or module}, "bag": {name: its networks or file}}`."""
+    """Return `{"single": {signature: URL, file or module}, "bag": {name: members or file}}`."""
     if repo is not None:
-        found = _local(Path(repo))
-        return {"single": found.model_repo.list_model(), "bag": found.bag_repo.list_model()}
+        folder = _open_folder(Path(repo))
+        return {"single": folder.model_repo.list_model(), "bag": folder.bag_repo.list_model()}
     single = RemoteRepo()
     networks = {**single.list_model(), **list_registered_models()}
     return {"single": networks, "bag": BagOnlyRepo(load_catalog(), single).list_model()}
 
 
 def model_info(name: str, *, cache_dir: AnyPath | None = None) -> ModelInfo:
-    """What the catalogue, or another package, says about a name; nothing is fetched."""
-    catalog, store = load_catalog(), CheckpointStore.of(cache_dir, offline=True)
+    """Describe a model of the catalog or of another package, without downloading anything."""
+    catalog, store = load_catalog(), CheckpointStore.from_environment(cache_dir, offline=True)
     if name not in {*catalog.bags, *catalog.checkpoints} and name in list_registered_models():
-        return _offered_info(name)
+        return _describe_registered(name)
     bag, checkpoints = catalog.bag(name), catalog.files(name)
-    stems = {checkpoint.stems for checkpoint in checkpoints}
-    licences = {checkpoint.licence for checkpoint in checkpoints}
     return ModelInfo(
         name=name,
         is_bag=name in catalog.bags,
-        stems=stems.pop() if len(stems) == 1 else None,
-        sample_rate=_agreed(checkpoint.sample_rate for checkpoint in checkpoints),
+        stems=_common_value(checkpoint.stems for checkpoint in checkpoints),
+        sample_rate=_common_value(checkpoint.sample_rate for checkpoint in checkpoints),
         segment=bag.segment,
         weights=bag.weights,
-        licence=licences.pop() if len(licences) == 1 else NOT_STATED,
+        licence=_common_value(checkpoint.licence for checkpoint in checkpoints) or NOT_STATED,
         source=checkpoints[0].source,
         note=checkpoints[0].note,
         ships=all(checkpoint.ships for checkpoint in checkpoints),
-        files=tuple(_file_info(checkpoint, store) for checkpoint in checkpoints),
+        files=tuple(_describe_file(checkpoint, store) for checkpoint in checkpoints),
     )
 
 
@@ -162,28 +166,28 @@ def pull(
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Download all that `name` needs, and say where it is.
+    """Download all files of a model, and return their paths.
 
-    `to` also copies it into a folder that `get_model(name, repo=folder)` reads, bag file included.
+    With `to`, copy them (and the bag file) into a folder for `get_model(name, repo=folder)`.
     """
-    store = CheckpointStore.of(cache_dir, offline, progress)
+    store = CheckpointStore.from_environment(cache_dir, offline, progress)
     if name.startswith("hf://"):
-        return _copies(HubRepo(name, store).fetch(), to)
+        return _copy_files(HubRepo(name, store).fetch(), to)
     paths = [store.obtain(checkpoint) for checkpoint in load_catalog().files(name)]
     if to is not None and name in load_catalog().bags:
         _write_bag(name, Path(to))
-    return _copies(paths, to)
+    return _copy_files(paths, to)
 
 
 def paths(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
-    """Where the files of `name` are, or would be."""
-    store = CheckpointStore.of(cache_dir)
+    """Return where the files of a model are, or will be after its download."""
+    store = CheckpointStore.from_environment(cache_dir)
     return [store.path(checkpoint) for checkpoint in load_catalog().files(name)]
 
 
 def verify(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
-    """Take the full sha256 of every file of `name`; `CheckpointError` if one is not right."""
-    store = CheckpointStore.of(cache_dir)
+    """Hash every file of a model; raise `CheckpointError` if one differs from the catalog."""
+    store = CheckpointStore.from_environment(cache_dir)
     checkpoints = load_catalog().files(name)
     for checkpoint in checkpoints:
         store.verify(checkpoint)
@@ -191,57 +195,68 @@ def verify(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
 
 
 def remove(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
-    """Delete the downloaded files of `name` that no other bag shares; says which were there."""
-    store, catalog = CheckpointStore.of(cache_dir), load_catalog()
+    """Delete the downloaded files of a model, and return their paths.
+
+    Files that another complete bag in the cache uses are kept.
+    """
+    store, catalog = CheckpointStore.from_environment(cache_dir), load_catalog()
     shared = {
         signature
         for bag in catalog.bags.values()
-        if bag.name != name and all(store.has(one) for one in catalog.files(bag.name))
+        if bag.name != name and all(store.has(checkpoint) for checkpoint in catalog.files(bag.name))
         for signature in bag.models
     }
-    wanted = catalog.files(name)
-    alone = [one for one in wanted if one.signature not in shared or one.signature == name]
-    return [store.path(one) for one in alone or wanted if store.remove(one)]
+    checkpoints = catalog.files(name)
+    unshared = [
+        checkpoint
+        for checkpoint in checkpoints
+        if checkpoint.signature not in shared or checkpoint.signature == name
+    ]
+    return [
+        store.path(checkpoint) for checkpoint in unshared or checkpoints if store.remove(checkpoint)
+    ]
 
 
 def add_checkpoint(source: AnyPath, *, cache_dir: AnyPath | None = None) -> list[Path]:
-    """Take a file, or every file of a folder, into the cache: for machines without a network.
+    """Copy a file, or every file of a folder, into the cache: for machines without a network.
 
-    What a file is is told by its sha256, not by its name.
+    Files are identified by their sha256, not by their name.
     """
-    origin, store = Path(source), CheckpointStore.of(cache_dir)
+    origin, store = Path(source), CheckpointStore.from_environment(cache_dir)
     files = sorted(origin.iterdir()) if origin.is_dir() else [origin]
-    by_digest = {one.sha256: one for one in load_catalog().checkpoints.values()}
-    taken, others = [], []
+    by_digest = {
+        checkpoint.sha256: checkpoint for checkpoint in load_catalog().checkpoints.values()
+    }
+    added, unknown = [], []
     for file in files:
         if file.suffix not in _SUFFIXES or not file.is_file():
             continue
-        checkpoint = by_digest.get(sha256_of(file))
+        checkpoint = by_digest.get(sha256_file(file))
         if checkpoint is None:
-            others.append(file.name)
+            unknown.append(file.name)
         else:
-            taken.append(store.add_file(file, checkpoint))
-    if not taken:
+            added.append(store.add_file(file, checkpoint))
+    if not added:
         raise CheckpointError(
-            f"{origin} holds no file of the catalogue, by sha256"
-            + (f" (it has {', '.join(others[:5])})" if others else "")
-            + "; a model of your own is used by its path, or with repo=its folder"
+            f"no file in {origin} has a sha256 of the catalog"
+            + (f" (checked: {', '.join(unknown[:5])})" if unknown else "")
+            + "; pass the path of your own model instead of a name, or repo=its folder"
         )
-    return taken
+    return added
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name is meant as a file: it has a checkpoint's suffix, or is there."""
+    """Return whether a name denotes a file: it has the suffix of a checkpoint, or exists."""
     return Path(name).suffix in _SUFFIXES or (Path(name).parent != Path() and Path(name).is_file())
 
 
-def _local(root: Path, *, trust: bool = False) -> AnyModelRepo:
+def _open_folder(root: Path, *, trust: bool = False) -> AnyModelRepo:
     single = LocalRepo(root, trust=trust)
     return AnyModelRepo(single, BagOnlyRepo(root, single))
 
 
-def _offered_info(name: str) -> ModelInfo:
-    """What is known of a model of another package before that is imported: where it is."""
+def _describe_registered(name: str) -> ModelInfo:
+    """Describe a model of another package without importing it."""
     return ModelInfo(
         name=name,
         is_bag=False,
@@ -257,12 +272,12 @@ def _offered_info(name: str) -> ModelInfo:
     )
 
 
-def _agreed(rates: Iterable[int | None]) -> int | None:
-    found = set(rates)
-    return found.pop() if len(found) == 1 else None
+def _common_value(values: Iterable[_Value | None]) -> _Value | None:
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
-def _file_info(checkpoint: Checkpoint, store: CheckpointStore) -> FileInfo:
+def _describe_file(checkpoint: Checkpoint, store: CheckpointStore) -> FileInfo:
     path = store.path(checkpoint)
     return FileInfo(
         signature=checkpoint.signature,
@@ -278,7 +293,7 @@ def _file_info(checkpoint: Checkpoint, store: CheckpointStore) -> FileInfo:
 
 
 def _write_bag(name: str, folder: Path) -> None:
-    """The bag as a YAML file, JSON being the part of YAML that both know."""
+    """Write the bag as a YAML file (in its JSON subset, so that yaml is not imported)."""
     bag = load_catalog().bags[name]
     fields = {"models": bag.models, "weights": bag.weights, "segment": bag.segment}
     folder.mkdir(parents=True, exist_ok=True)
@@ -286,7 +301,7 @@ def _write_bag(name: str, folder: Path) -> None:
     (folder / f"{name}.yaml").write_text(text + "\n", "utf-8")
 
 
-def _copies(paths: list[Path], to: AnyPath | None) -> list[Path]:
+def _copy_files(paths: list[Path], to: AnyPath | None) -> list[Path]:
     if to is None:
         return paths
     folder = Path(to)

@@ -1,7 +1,7 @@
-"""Where models come from: a folder of one's own, the catalogue, or the Hugging Face hub.
+"""Repositories of models: a local folder, the catalog, or the Hugging Face Hub.
 
-Each kind answers the same three questions: `has_model`, `get_model`, `list_model`. Nothing here
-imports torch before a network is really built.
+Each has upstream's three methods: `has_model`, `get_model`, `list_model`. torch is imported only
+when a network is built.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from demucs_infer.checkpoints.cache import CheckpointStore
-from demucs_infer.checkpoints.catalog import Bag, Catalog, Checkpoint, bag_of, load_catalog
-from demucs_infer.checkpoints.download import sha256_of
+from demucs_infer.checkpoints.catalog import Bag, Catalog, Checkpoint, load_catalog, parse_bag
 from demucs_infer.errors import (
     CheckpointError,
     ConfigError,
     ModelLoadingError,
     ModelNotFound,
 )
+from demucs_infer.system.checksum import sha256_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,13 +46,18 @@ _PLAIN_NAME = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
 class ModelRepo(Protocol):
     """Single networks by signature."""
 
-    def has_model(self, sig: str) -> bool: ...
-    def get_model(self, sig: str) -> nn.Module: ...
-    def list_model(self) -> Places: ...
+    def has_model(self, sig: str) -> bool:
+        """Return whether there is a network with this signature."""
+
+    def get_model(self, sig: str) -> nn.Module:
+        """Load a network; raise `ModelNotFound` if there is none with this signature."""
+
+    def list_model(self) -> Places:
+        """Return where each network is, by signature."""
 
 
 class RemoteRepo:
-    """The checkpoints of the catalogue, downloaded when they are asked for."""
+    """The checkpoints of the catalog, downloaded on demand."""
 
     def __init__(
         self,
@@ -61,20 +66,23 @@ class RemoteRepo:
         *,
         trust: bool = False,
     ) -> None:
-        self._store = store or CheckpointStore.of()
+        self._store = store or CheckpointStore.from_environment()
         self._catalog = catalog or load_catalog()
         self._trust = trust
 
     def has_model(self, sig: str) -> bool:
+        """Return whether there is a model of this name."""
         return sig in self._catalog.checkpoints
 
     def get_model(self, sig: str) -> nn.Module:
+        """Load a model; raise `ModelNotFound` if there is none of this name."""
         if sig not in self._catalog.checkpoints:
             raise ModelNotFound(sig, self._catalog.checkpoints)
         checkpoint = self._catalog.checkpoints[sig]
-        return _build(self._store.obtain(checkpoint), checkpoint, trust=self._trust)
+        return _load(self._store.obtain(checkpoint), checkpoint, trust=self._trust)
 
     def list_model(self) -> Places:
+        """Return where each model is, by name."""
         return {
             signature: checkpoint.path if checkpoint.ships else checkpoint.urls[0]
             for signature, checkpoint in self._catalog.checkpoints.items()
@@ -92,10 +100,10 @@ class LocalRepo:
         self.scan()
 
     def scan(self) -> None:
-        """Look at the folder again."""
+        """List the folder again."""
         self._models.clear()
         self._checksums.clear()
-        for file in _files(self.root, ".th", ".safetensors"):
+        for file in _list_files(self.root, ".th", ".safetensors"):
             signature, dash, checksum = file.stem.rpartition("-")
             if not dash:
                 signature = file.stem
@@ -109,26 +117,29 @@ class LocalRepo:
                 self._checksums[signature] = checksum
 
     def has_model(self, sig: str) -> bool:
+        """Return whether there is a model of this name."""
         return sig in self._models
 
     def get_model(self, sig: str) -> nn.Module:
+        """Load a model; raise `ModelNotFound` if there is none of this name."""
         if sig not in self._models:
             raise ModelNotFound(sig, self._models)
         file, checksum = self._models[sig], self._checksums.get(sig)
         if checksum is not None:
-            digest = sha256_of(file)
+            digest = sha256_file(file)
             if not checksum or not digest.startswith(checksum.lower()):
                 raise CheckpointError(
-                    f"{file} is damaged: its name says {checksum} and its sha256 is {digest}"
+                    f"{file} is damaged: expected sha256 {checksum}..., got {digest}"
                 )
-        return _build(file, trust=self._trust)
+        return _load(file, trust=self._trust)
 
     def list_model(self) -> Places:
+        """Return where each model is, by name."""
         return dict(self._models)
 
 
 class BagOnlyRepo:
-    """Bags of models from the YAML files of a folder, or from a catalogue."""
+    """Bags of models from the YAML files of a folder, or from a catalog."""
 
     def __init__(self, root: str | os.PathLike[str] | Catalog, model_repo: ModelRepo) -> None:
         self.root = root
@@ -137,15 +148,16 @@ class BagOnlyRepo:
         self.scan()
 
     def scan(self) -> None:
-        """Look at the folder again."""
+        """List the folder again."""
         if not isinstance(self.root, Catalog):
-            self._bags = {file.stem: file for file in _files(Path(self.root), ".yaml")}
+            self._bags = {file.stem: file for file in _list_files(Path(self.root), ".yaml")}
 
     def has_model(self, name: str) -> bool:
+        """Return whether there is a model of this name."""
         return name in (self.root.bags if isinstance(self.root, Catalog) else self._bags)
 
     def bag(self, name: str) -> Bag:
-        """What a bag is made of."""
+        """Return the members, weights and segment of a bag."""
         if not self.has_model(name):
             raise ModelNotFound(name, self.list_model())
         return (
@@ -153,9 +165,11 @@ class BagOnlyRepo:
         )
 
     def get_model(self, name: str) -> BagOfModels:
+        """Load a model; raise `ModelNotFound` if there is none of this name."""
         return build_bag(self.bag(name), self.model_repo)
 
     def list_model(self) -> Places:
+        """Return where each model is, by name."""
         if isinstance(self.root, Catalog):
             return {name: ", ".join(bag.models) for name, bag in self.root.bags.items()}
         return dict(self._bags)
@@ -169,9 +183,11 @@ class AnyModelRepo:
         self.bag_repo = bag_repo
 
     def has_model(self, name_or_sig: str) -> bool:
+        """Return whether there is a model of this name."""
         return self.model_repo.has_model(name_or_sig) or self.bag_repo.has_model(name_or_sig)
 
     def get_model(self, name_or_sig: str) -> nn.Module | BagOfModels:
+        """Load a model; raise `ModelNotFound` if there is none of this name."""
         if self.model_repo.has_model(name_or_sig):
             return self.model_repo.get_model(name_or_sig)
         if self.bag_repo.has_model(name_or_sig):
@@ -179,14 +195,15 @@ class AnyModelRepo:
         raise ModelNotFound(name_or_sig, self.list_model())
 
     def list_model(self) -> Places:
+        """Return where each model is, by name."""
         return {**self.model_repo.list_model(), **self.bag_repo.list_model()}
 
 
 class HubRepo:
-    """One model of the hub, as upstream lays it out: `NAME.yaml` and `SIGNATURE.safetensors`.
+    """One model on the Hub in upstream's layout: `NAME.yaml` and `SIGNATURE.safetensors`.
 
-    The hub states no digest that we could know beforehand, so nothing is taken from it unless it
-    is asked for by `hf://`; what came is recorded, and must be the same ever after.
+    Digests of its files are not known in advance, so the Hub is used only for `hf://` names. The
+    digest of the first download is recorded, and later files must have the same.
     """
 
     def __init__(self, name: str, store: CheckpointStore, *, trust: bool = False) -> None:
@@ -194,39 +211,44 @@ class HubRepo:
         self.name = rest
         self.namespace = namespace if slash else DEFAULT_NAMESPACE
         if not _PLAIN_NAME.fullmatch(self.name) or not _PLAIN_NAME.fullmatch(self.namespace):
-            raise ModelLoadingError(f"{name!r} is not of the form hf://namespace/name")
+            raise ModelLoadingError(f"invalid name {name!r}: expected hf://namespace/name")
         self._store = store
         self._trust = trust
 
     @property
     def repository(self) -> str:
-        """The hub's name for it: htdemucs_ft is in HTDemucs-ft, mdx in Demucs-mdx."""
+        """Name of the repository: htdemucs_ft is in HTDemucs-ft, mdx in Demucs-mdx."""
         stem, _, rest = self.name.partition("_")
         if stem == "htdemucs":
             return f"{self.namespace}/HTDemucs{'-' if rest else ''}{rest}"
         return f"{self.namespace}/Demucs-{self.name}"
 
     def has_model(self, sig: str) -> bool:
+        """Return whether there is a model of this name."""
         return sig in self.bag().models
 
     def get_model(self, sig: str) -> nn.Module:
-        return _build(self.file(f"{sig}.safetensors"), trust=self._trust)
+        """Load a model; raise `ModelNotFound` if there is none of this name."""
+        return _load(self.file(f"{sig}.safetensors"), trust=self._trust)
 
     def list_model(self) -> Places:
+        """Return where each model is, by name."""
         return {sig: self._url(f"{sig}.safetensors") for sig in self.bag().models}
 
     def bag(self) -> Bag:
         return read_bag(self.file(f"{self.name}.yaml", MAX_YAML_BYTES))
 
     def fetch(self) -> list[Path]:
-        """All files of the model: its bag, its networks."""
+        """Download all files of the model: bag and networks."""
         networks = [f"{signature}.safetensors" for signature in dict.fromkeys(self.bag().models)]
         return [self.file(name) for name in (f"{self.name}.yaml", *networks)]
 
     def file(self, name: str, max_bytes: int = 2**32) -> Path:
-        """One file of the repository, from the cache or the hub."""
+        """Return one file of the repository, from the cache or the Hub."""
         if not _PLAIN_NAME.fullmatch(name):
-            raise ModelLoadingError(f"the hub's {self.repository} mentions the file {name!r}")
+            raise ModelLoadingError(
+                f"invalid file name {name!r} in the repository {self.repository}"
+            )
         path = self._store.folder / "hub" / self.repository / name
         return self._store.obtain_unlisted(self._url(name), path, max_bytes)
 
@@ -236,7 +258,7 @@ class HubRepo:
 
 
 def read_bag(file: Path) -> Bag:
-    """A bag from its YAML file."""
+    """Read a bag from its YAML file; raise `CheckpointError` if it is not valid."""
     import yaml
 
     try:
@@ -245,39 +267,41 @@ def read_bag(file: Path) -> Bag:
         table: Any = yaml.safe_load(file.read_text("utf-8"))
         if not isinstance(table, dict):
             raise ConfigError("it is not a table with `models`")
-        return bag_of(file.stem, table)
+        return parse_bag(file.stem, table)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, ConfigError) as error:
-        raise CheckpointError(f"{file} is not a bag of models: {error}") from error
+        raise CheckpointError(f"{file} is not a valid bag of models: {error}") from error
 
 
 def build_bag(bag: Bag, repo: ModelRepo) -> BagOfModels:
-    """The networks of a bag, each built once, and its weights."""
+    """Build a bag; a network that occurs twice in it is loaded once."""
     from demucs_infer.apply import BagOfModels
 
     members = {signature: repo.get_model(signature) for signature in dict.fromkeys(bag.models)}
     weights = None if bag.weights is None else [list(row) for row in bag.weights]
     try:
-        return BagOfModels([members[one] for one in bag.models], weights, bag.segment)
+        return BagOfModels([members[signature] for signature in bag.models], weights, bag.segment)
     except (AssertionError, ValueError) as error:
-        raise CheckpointError(f"the bag {bag.name!r} does not fit together: {error}") from error
+        raise CheckpointError(
+            f"the members of the bag {bag.name!r} do not match: {error}"
+        ) from error
 
 
-def _files(root: Path, *suffixes: str) -> list[Path]:
+def _list_files(root: Path, *suffixes: str) -> list[Path]:
     if not root.is_dir():
-        raise ModelLoadingError(f"{root} is not a folder; repo must be one that holds models")
+        raise ModelLoadingError(f"{root} is not a folder: repo must be a folder with models")
     return sorted(file for file in root.iterdir() if file.suffix in suffixes and file.is_file())
 
 
-def _build(file: Path, checkpoint: Checkpoint | None = None, *, trust: bool = False) -> nn.Module:
+def _load(file: Path, checkpoint: Checkpoint | None = None, *, trust: bool = False) -> nn.Module:
     from demucs_infer.checkpoints.reader import Architecture
     from demucs_infer.states import load_model
 
     if checkpoint is None:
         return load_model(file, trust=trust)
-    bare = None
+    architecture = None
     if checkpoint.klass is not None:
-        bare = Architecture(checkpoint.klass, kwargs=checkpoint.kwargs or {})
-    model = load_model(file, architecture=bare, trust=trust)
+        architecture = Architecture(checkpoint.klass, kwargs=checkpoint.kwargs or {})
+    model = load_model(file, architecture=architecture, trust=trust)
     stems = checkpoint.stems
     if stems is not None and len(stems) == len(getattr(model, "sources", stems)):
         model.sources = list(stems)  # type: ignore[assignment]

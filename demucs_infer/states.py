@@ -1,7 +1,7 @@
-"""From a checkpoint file to a network ready to run: float32, on the CPU, in evaluation mode.
+"""Load networks from checkpoint files: float32, on the CPU, in evaluation mode.
 
-The network is first built without memory, on the meta device; the file must then agree with it,
-name by name and shape by shape, before a single weight is read.
+The network is first built without memory, on the meta device. The names and shapes of the file's
+weights must match it exactly before any weight is read.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from torch.overrides import TorchFunctionMode
 from demucs_infer.checkpoints.diffq import decode
 from demucs_infer.checkpoints.lazy_tensor import LazyTensor, short_repr
 from demucs_infer.checkpoints.reader import Architecture, Package, read_package
-from demucs_infer.checkpoints.torchaudio_names import architecture as torchaudio_architecture
-from demucs_infer.checkpoints.torchaudio_names import is_torchaudio, to_ours
+from demucs_infer.checkpoints.torchaudio_names import (
+    infer_architecture,
+    is_torchaudio_state,
+    rename_weights,
+)
 from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, DemucsError
 from demucs_infer.hdemucs import HDemucs
@@ -30,12 +33,12 @@ from demucs_infer.htdemucs import HTDemucs
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
-# The only classes that a file can ask for. Names of this package are the same as upstream's.
+# The only classes that a file can request. Names of this package equal upstream's.
 _CLASSES: dict[str, type[nn.Module]] = {
     "demucs.Demucs": Demucs,
     "hdemucs.HDemucs": HDemucs,
     "htdemucs.HTDemucs": HTDemucs,
-    "wdemucs.WDemucs": HDemucs,  # its name before HDemucs absorbed it
+    "wdemucs.WDemucs": HDemucs,  # the former name
 }
 
 _LAYERS = {"depth", "dconv_depth", "dconv_attn", "dconv_lstm", "multi_freqs_depth", "lstm_layers"}
@@ -43,7 +46,7 @@ _COUNTS = _LAYERS | {"t_layers", "t_heads", "audio_channels", "growth", "stride"
 _DRAWS = {"normal_", "uniform_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
 
 MAX_COUNT = 256
-"""Layers, heads, strides: more than any network has, few enough to build in no time."""
+"""Limit for layers, heads and strides: above any real network, and quick to build."""
 
 MAX_NUMBER = 10**7
 MAX_TEXT = 200
@@ -56,24 +59,25 @@ def load_model(
     architecture: Architecture | None = None,
     trust: bool = False,
 ) -> nn.Module:
-    """The network in a `.th` or `.safetensors` file, or in a bare state dict.
+    """Load the network of a `.th` or `.safetensors` file, or of a bare state dict.
 
-    `architecture` says what a bare state dict belongs to (torchaudio's are recognised). `trust`
-    unpickles the file as Python would, which lets it run code: only for a file of your own.
+    `architecture` is needed for a bare state dict (torchaudio's are recognized). `trust=True`
+    unpickles the file, which lets it run code: only for your own files. Raises
+    `ModelLoadingError` if the file cannot be read, `CheckpointError` if it is not valid.
     """
     path = Path(path)
     package = read_package(path, trust=trust)
     try:
-        return _network(package, architecture)
+        return _load_network(package, architecture)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_weights(model: _Network, path: str | os.PathLike[str], *, strict: bool = True) -> _Network:
-    """Fill `model` from a file's state, and return it.
+    """Copy the weights of a file into `model`, and return it.
 
-    The prefixes that wrappers leave (`model.`, `module.`) are taken off. Names that do not match
-    are an error that lists them; with `strict=False`, a warning.
+    Prefixes that wrappers add (`model.`, `module.`) are removed. Weights that do not match raise a
+    `CheckpointError` that lists them, or a warning with `strict=False`.
     """
     path = Path(path)
     package = read_package(path)
@@ -81,36 +85,38 @@ def load_weights(model: _Network, path: str | os.PathLike[str], *, strict: bool 
         if "__quantized" in package.state:
             _fill_quantized(model, package)
         else:
-            _fill(model, _without_prefix(package.state, model), package.size, strict=strict)
+            _fill(model, _strip_prefix(package.state, model), package.size, strict=strict)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return model
 
 
-def _network(package: Package, architecture: Architecture | None) -> nn.Module:
-    state, known = package.state, package.architecture or architecture
-    if package.architecture is None and "__quantized" not in state and is_torchaudio(state):
-        known = architecture or torchaudio_architecture(state)
-        state = to_ours(state)
-    if known is None:
+def _load_network(package: Package, architecture: Architecture | None) -> nn.Module:
+    state = package.state
+    if package.architecture is not None:
+        architecture = package.architecture
+    elif "__quantized" not in state and is_torchaudio_state(state):
+        architecture = architecture or infer_architecture(state)
+        state = rename_weights(state)
+    if architecture is None:
         raise CheckpointError(
-            "it holds weights but does not say of which network; "
-            "give load_model its architecture, or fill a network of yours with load_weights"
+            "the file has weights but no class of a network: "
+            "pass its architecture to load_model, or use load_weights on an existing network"
         )
-    model = build(known)
+    model = build(architecture)
     if "__quantized" in state:
         _fill_quantized(model, package)
     else:
-        _fill(model, _without_prefix(state, model), package.size)
+        _fill(model, _strip_prefix(state, model), package.size)
     return model.eval()
 
 
 def build(architecture: Architecture) -> nn.Module:
-    """The network itself on the meta device: shapes, and no memory yet."""
-    klass = _class(architecture.klass)
-    arguments = _arguments(klass, architecture)
+    """Build a network on the meta device: shapes without memory."""
+    klass = _find_class(architecture.klass)
+    arguments = _bind_arguments(klass, architecture)
     for name, value in arguments.items():
-        _check(name, value)
+        _check_argument(name, value)
     try:
         with torch.device("meta"), _SkipRandomInit():
             return klass(**arguments).requires_grad_(False)
@@ -118,15 +124,15 @@ def build(architecture: Architecture) -> nn.Module:
         raise
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(
-            f"no {klass.__name__} can be built of its arguments: {short_repr(e, 300)}"
+            f"{klass.__name__} cannot be built from its arguments: {short_repr(e, 300)}"
         ) from e
 
 
 class _SkipRandomInit(TorchFunctionMode):
-    """No random numbers for weights that are about to be replaced.
+    """Skip the random initialization of weights that are about to be replaced.
 
-    Not only is there no memory to draw them into: a meta tensor's `normal_` also makes torch import
-    its whole compiler, seconds and a hundred megabytes of it.
+    `normal_` on a meta tensor would make torch import its compiler, which takes seconds and a
+    hundred megabytes.
     """
 
     def __torch_function__(
@@ -142,68 +148,67 @@ class _SkipRandomInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _class(name: str) -> type[nn.Module]:
-    module, _, klass = name.rpartition(".")
-    for known, found in _CLASSES.items():
-        package, _, rest = known.rpartition(".")
-        if klass == rest and module in ("", f"demucs.{package}", f"demucs_infer.{package}"):
-            return found
-    names = ", ".join(f"demucs.{known}" for known in _CLASSES)
-    raise CheckpointError(
-        f"its network is {short_repr(name)}; the ones that can be built are {names}"
-    )
+def _find_class(name: str) -> type[nn.Module]:
+    module, _, class_name = name.rpartition(".")
+    for path, klass in _CLASSES.items():
+        submodule, _, supported = path.rpartition(".")
+        modules = ("", f"demucs.{submodule}", f"demucs_infer.{submodule}")
+        if class_name == supported and module in modules:
+            return klass
+    names = ", ".join(f"demucs.{path}" for path in _CLASSES)
+    raise CheckpointError(f"unsupported network {short_repr(name)}: expected one of {names}")
 
 
-def _arguments(klass: type[nn.Module], architecture: Architecture) -> dict[str, Any]:
-    """All arguments by name; those that the network no longer has are dropped, and said."""
+def _bind_arguments(klass: type[nn.Module], architecture: Architecture) -> dict[str, Any]:
+    """Return all arguments by name; those that the network no longer has give a warning."""
     parameters = inspect.signature(klass).parameters
     if len(architecture.args) > len(parameters):
-        raise CheckpointError(f"{klass.__name__} takes fewer than {len(architecture.args)} values")
+        raise CheckpointError(
+            f"{klass.__name__} takes fewer than {len(architecture.args)} arguments"
+        )
     arguments = dict(zip(parameters, architecture.args))
-    twice = sorted(arguments.keys() & architecture.kwargs.keys())
-    if twice:
-        raise CheckpointError(f"its arguments are given twice: {short_repr(twice)}")
+    duplicates = sorted(arguments.keys() & architecture.kwargs.keys())
+    if duplicates:
+        raise CheckpointError(f"duplicate arguments: {short_repr(duplicates)}")
     unknown = sorted(architecture.kwargs.keys() - parameters.keys())
     if unknown:
         warnings.warn(
-            f"{klass.__name__} no longer has these arguments of the checkpoint, which are "
-            f"dropped: {', '.join(short_repr(name) for name in unknown)}",
+            f"ignoring arguments of the checkpoint that {klass.__name__} no longer has: "
+            f"{', '.join(short_repr(name) for name in unknown)}",
             stacklevel=6,
         )
-    kept = {name: value for name, value in architecture.kwargs.items() if name in parameters}
-    return arguments | kept
+    supported = {name: value for name, value in architecture.kwargs.items() if name in parameters}
+    return arguments | supported
 
 
-def _check(name: str, value: object) -> None:
-    """An argument within reason: nothing that would take long, or much, to build or run."""
+def _check_argument(name: str, value: object) -> None:
+    """Check that an argument is in a range that is quick and small to build and run."""
     if name == "sources":
-        fine = (
+        is_valid = (
             isinstance(value, list | tuple)
             and 1 <= len(value) <= MAX_SOURCES
-            and all(isinstance(one, str) and 0 < len(one) <= MAX_TEXT for one in value)
+            and all(isinstance(stem, str) and 0 < len(stem) <= MAX_TEXT for stem in value)
             and len(set(value)) == len(value)
         )
     elif name == "segment":
-        fine = isinstance(value, int | float | Fraction) and 0 < value <= 3600
+        is_valid = isinstance(value, int | float | Fraction) and 0 < value <= 3600
     elif name == "samplerate":
-        fine = isinstance(value, int) and 1000 <= value <= 768_000
+        is_valid = isinstance(value, int) and 1000 <= value <= 768_000
     else:
-        fine = all(_is_reasonable(name, one) for one in _flat(value))
-    if not fine:
-        raise CheckpointError(
-            f"its argument {name} is {short_repr(value)}, which is out of all range"
-        )
+        is_valid = all(_is_in_range(name, item) for item in _flatten(value))
+    if not is_valid:
+        raise CheckpointError(f"argument out of range: {name} = {short_repr(value)}")
 
 
-def _flat(value: object) -> Iterable[object]:
+def _flatten(value: object) -> Iterable[object]:
     if isinstance(value, Mapping):
         value = [*value.items()]
     if not isinstance(value, list | tuple):
         return [value]
-    return [one for part in value for one in _flat(part)]
+    return [item for part in value for item in _flatten(part)]
 
 
-def _is_reasonable(name: str, value: object) -> bool:
+def _is_in_range(name: str, value: object) -> bool:
     if isinstance(value, str):
         return len(value) <= MAX_TEXT
     limit = MAX_COUNT if name in _COUNTS else MAX_NUMBER
@@ -212,15 +217,15 @@ def _is_reasonable(name: str, value: object) -> bool:
     return value is None
 
 
-# ── weights into a network ──
+# ── weights ──
 
 
-def _without_prefix(state: Mapping[str, LazyTensor], model: nn.Module) -> Mapping[str, LazyTensor]:
-    """Names as the network has them, where wrappers put their own in front."""
-    wanted = model.state_dict().keys()
+def _strip_prefix(state: Mapping[str, LazyTensor], model: nn.Module) -> Mapping[str, LazyTensor]:
+    """Return the weights under the network's names, without the prefixes that wrappers add."""
+    names = model.state_dict().keys()
     for prefix in ("module.", "model.") * 2:
         bare = {name.removeprefix(prefix): weight for name, weight in state.items()}
-        if len(bare) == len(state) and len(wanted & bare.keys()) >= len(wanted & state.keys()):
+        if len(bare) == len(state) and len(names & bare.keys()) >= len(names & state.keys()):
             state = bare
     return state
 
@@ -228,62 +233,64 @@ def _without_prefix(state: Mapping[str, LazyTensor], model: nn.Module) -> Mappin
 def _fill(
     model: nn.Module, state: Mapping[str, LazyTensor], size: int, *, strict: bool = True
 ) -> None:
-    wanted = model.state_dict()
-    problems = _differences(wanted, state)
+    targets = model.state_dict()
+    problems = _find_differences(targets, state)
     if problems and strict:
-        raise CheckpointError(f"its weights are not those of the network: {'; '.join(problems)}")
+        raise CheckpointError(f"its weights do not match the network: {'; '.join(problems)}")
     if problems:
-        warnings.warn(
-            f"weights that do not match are left out: {'; '.join(problems)}", stacklevel=4
-        )
-    chosen = {
+        warnings.warn(f"ignoring weights that do not match: {'; '.join(problems)}", stacklevel=4)
+    weights = {
         name: state[name]
-        for name, tensor in wanted.items()
+        for name, tensor in targets.items()
         if name in state and state[name].shape == tensor.shape
     }
-    if sum(weight.nbytes for weight in chosen.values()) > size:
-        raise CheckpointError(f"its tensors use the same bytes again and again: it has only {size}")
-    _assign(model, {name: _number(name, weight, wanted[name]) for name, weight in chosen.items()})
+    if sum(weight.nbytes for weight in weights.values()) > size:
+        raise CheckpointError(
+            f"its tensors overlap: their total size exceeds that of the file ({size} bytes)"
+        )
+    _assign(model, {name: _read(name, weight, targets[name]) for name, weight in weights.items()})
 
 
 def _fill_quantized(model: nn.Module, package: Package) -> None:
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    # Each weight takes a bit of the file at the least; a network beyond that is not in it.
+    # Each weight takes at least one bit of the file.
     if sum(shape.numel() for shape in shapes.values()) > 8 * package.size:
-        raise CheckpointError(f"a file of {package.size} bytes cannot hold the network it names")
+        raise CheckpointError(f"a file of {package.size} bytes is too small for its network")
     _assign(model, dict(decode(package.state, shapes)))
 
 
 def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Give the network its weights; one that was built without memory takes them as they are."""
+    """Set the weights of a network; one on the meta device adopts them without a copy."""
     is_meta = any(tensor.is_meta for tensor in model.state_dict().values())
     with torch.no_grad():
         model.load_state_dict(model.state_dict() | tensors, assign=is_meta)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
-            raise CheckpointError(f"the network's {name} is not in the file")
+            raise CheckpointError(f"{name} of the network is not in the file")
 
 
-def _number(name: str, weight: LazyTensor, wanted: Tensor) -> Tensor:
-    # What is counted in a network (batches that a norm has seen, say) is no weight.
-    if weight.dtype == wanted.dtype and not wanted.is_floating_point():
+def _read(name: str, weight: LazyTensor, target: Tensor) -> Tensor:
+    # Counters of a network (batches that a norm has seen, for instance) stay integers.
+    if weight.dtype == target.dtype and not target.is_floating_point():
         return weight.read()
     if not weight.dtype.is_floating_point:
-        raise CheckpointError(f"its weight {short_repr(name)} is {weight.dtype}, not a real number")
+        raise CheckpointError(
+            f"weight {short_repr(name)} is {weight.dtype}: expected floating point"
+        )
     return weight.read().float()
 
 
-def _differences(wanted: Mapping[str, Tensor], state: Mapping[str, LazyTensor]) -> list[str]:
-    missing = sorted(wanted.keys() - state.keys())
-    unexpected = sorted(state.keys() - wanted.keys())
+def _find_differences(targets: Mapping[str, Tensor], state: Mapping[str, LazyTensor]) -> list[str]:
+    missing = sorted(targets.keys() - state.keys())
+    unexpected = sorted(state.keys() - targets.keys())
     shapes = [
-        f"{name} is {tuple(state[name].shape)} where {tuple(wanted[name].shape)} is needed"
-        for name in sorted(wanted.keys() & state.keys())
-        if state[name].shape != wanted[name].shape
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(targets[name].shape)}"
+        for name in sorted(targets.keys() & state.keys())
+        if state[name].shape != targets[name].shape
     ]
     return [
-        f"{len(found)} {kind} ({', '.join(short_repr(name, 200) for name in found[:5])}"
-        f"{', …' if len(found) > 5 else ''})"
-        for kind, found in (("missing", missing), ("unexpected", unexpected), ("differ", shapes))
-        if found
+        f"{len(names)} {kind} ({', '.join(short_repr(name, 200) for name in names[:5])}"
+        f"{', …' if len(names) > 5 else ''})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("differ", shapes))
+        if names
     ]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demucs_infer.batch.request import ModelSpec, SeparationRequest
-from demucs_infer.checkpoints.download import sha256_of
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
 from demucs_infer.errors import ModelLoadingError
+from demucs_infer.system.checksum import sha256_file
 
 if TYPE_CHECKING:
     from demucs_infer.api import Separator
@@ -52,7 +52,7 @@ class CustomModelSpec(ModelSpec):
         """Digests of what decides the answers of the network, apart from what its code imports."""
         told = [self.config.to_dict(), self.module, self.class_name, self._code()]
         text = json.dumps(told, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest(), sha256_of(self.checkpoint)
+        return hashlib.sha256(text.encode()).hexdigest(), sha256_file(self.checkpoint)
 
     def _code(self) -> str | None:
         """The digest of the file of `module`; None where there is no such file."""
@@ -61,7 +61,7 @@ class CustomModelSpec(ModelSpec):
         except (ImportError, ValueError):  # it will be said when the module is needed
             return None
         path = Path(found.origin) if found and found.has_location and found.origin else None
-        return sha256_of(path) if path and path.is_file() else None
+        return sha256_file(path) if path and path.is_file() else None
 
     def open(self, order: SeparationRequest, *, device: str = "auto", jobs: int = 0) -> Separator:
         """The network, ready for an order, with all of its own stems."""

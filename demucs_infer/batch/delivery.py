@@ -15,9 +15,10 @@ from demucs_infer.audio.channels import StreamResampler, convert_channels
 from demucs_infer.audio.file_set import StemFileSet
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.gain import Clip, clip_gains, translate_os_errors
-from demucs_infer.batch.manifest import Manifest, Stem, sha256_file
+from demucs_infer.batch.manifest import Manifest, Stem
 from demucs_infer.batch.spool import Spool
 from demucs_infer.batch.workdir import WorkDir
+from demucs_infer.system.checksum import sha256_file
 
 
 class _NeedsGain(Exception):

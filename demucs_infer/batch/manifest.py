@@ -7,22 +7,12 @@ manifest says what would be done now need not be done again.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
-
-
-def sha256_file(path: Path, check: Callable[[], None] = lambda: None) -> str:
-    """The full sha256 of a file, read in pieces; before each, `check` may end it by raising."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            check()
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,11 @@ from demucs_infer.batch.manifest import Recipe
 from demucs_infer.batch.output_paths import DEFAULT_TEMPLATE, model_folder
 from demucs_infer.checkpoints.cache import CheckpointStore
 from demucs_infer.checkpoints.catalog import load_catalog
-from demucs_infer.checkpoints.download import sha256_of
 from demucs_infer.custom.registry import find_package
 from demucs_infer.errors import DownloadError
 from demucs_infer.options import Options
 from demucs_infer.repo import BagOnlyRepo, HubRepo, LocalRepo
+from demucs_infer.system.checksum import sha256_file
 
 Clip = Literal["track", "rescale", "clamp", "tanh", "none"]
 
@@ -57,7 +57,7 @@ class ModelSpec:
             return tuple(file.sha256 for file in load_catalog().files(self.name))
         path = Path(self.name)
         if path.is_file():
-            return (sha256_of(path),)
+            return (sha256_file(path),)
         package = find_package(self.name)
         return None if package is None else (package,)
 
@@ -66,19 +66,21 @@ class ModelSpec:
         bags = BagOnlyRepo(repo, single)
         files = single.list_model()
         if self.name in files:
-            return (sha256_of(Path(files[self.name])),)
+            return (sha256_file(Path(files[self.name])),)
         if not bags.has_model(self.name):
             return None
         paths = [Path(bags.list_model()[self.name])]
         paths += [Path(files[name]) for name in bags.bag(self.name).models if name in files]
-        return tuple(map(sha256_of, paths))
+        return tuple(map(sha256_file, paths))
 
     def _hub_weights(self) -> tuple[str, ...] | None:
         try:
-            files = HubRepo(self.name, CheckpointStore.of(self.cache_dir, offline=True)).fetch()
+            files = HubRepo(
+                self.name, CheckpointStore.from_environment(self.cache_dir, offline=True)
+            ).fetch()
         except DownloadError:
             return None
-        return tuple(map(sha256_of, files))
+        return tuple(map(sha256_file, files))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from demucs_infer.batch.custom_model import CustomModelSpec
 from demucs_infer.batch.decoded_cache import DecodedCache
 from demucs_infer.batch.delivery import StemWriter
 from demucs_infer.batch.discovery import is_stream
-from demucs_infer.batch.manifest import Manifest, Recipe, matches, sha256_file
+from demucs_infer.batch.manifest import Manifest, Recipe, matches
 from demucs_infer.batch.output_paths import OutputPaths
 from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.batch.result import Fault, TrackResult, fault_of
@@ -49,6 +49,7 @@ from demucs_infer.errors import (
     is_disk_full,
 )
 from demucs_infer.events import Event, TrackFailed, TrackFinished
+from demucs_infer.system.checksum import sha256_file
 from demucs_infer.system.threads import limit_to_one_thread
 
 logger = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""From bytes that cannot be trusted to the weights of a network, and where such bytes are kept."""
+"""Read untrusted checkpoint files as data, and download and cache them."""

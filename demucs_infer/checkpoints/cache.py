@@ -1,8 +1,8 @@
-"""The folder of downloaded files: what is in it, and whether it is what it should be.
+"""Store downloaded checkpoints on disk, and verify them against their sha256.
 
-Each file has a stamp beside it (its sha256, size and time), written when its digest was taken. A
-file that still matches its stamp is believed; one that does not, or has none because somebody put
-it there, has its digest taken again.
+Each file has a stamp beside it (sha256, size and modification time), written when its digest was
+computed. A file that matches its stamp is trusted; any other (changed, or copied there by hand) is
+hashed again.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from demucs_infer.checkpoints.download import (
     DownloadRequest,
     Progress,
     fetch,
-    locked,
-    sha256_of,
+    hold_lock,
 )
 from demucs_infer.errors import CheckpointError, DownloadError
+from demucs_infer.system.checksum import sha256_file
 
-_YES = frozenset({"1", "true", "yes", "on"})
+_TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where downloads go: the argument, `DEMUCS_INFER_CACHE`, or where this system keeps caches."""
+    """Return `cache_dir`, else `DEMUCS_INFER_CACHE`, else the platform's cache folder."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
-    if named := os.environ.get("DEMUCS_INFER_CACHE"):
-        return Path(named).expanduser()
+    if folder := os.environ.get("DEMUCS_INFER_CACHE"):
+        return Path(folder).expanduser()
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -46,158 +46,161 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointStore:
-    """The cache, and whether it may reach the network."""
+    """The checkpoint cache; `offline` forbids downloads."""
 
     folder: Path
     offline: bool = False
     progress: Progress | None = None
 
     @classmethod
-    def of(
+    def from_environment(
         cls,
         cache_dir: str | os.PathLike[str] | None = None,
         offline: bool | None = None,
         progress: Progress | None = None,
     ) -> CheckpointStore:
-        """The store that arguments, and where they say nothing the environment, ask for."""
+        """Create a store; arguments that are `None` are taken from environment variables."""
         if offline is None:
-            offline = os.environ.get("DEMUCS_INFER_OFFLINE", "").strip().lower() in _YES
+            offline = os.environ.get("DEMUCS_INFER_OFFLINE", "").strip().lower() in _TRUE_WORDS
         return cls(cache_folder(cache_dir), offline, progress)
 
     def path(self, checkpoint: Checkpoint) -> Path:
-        """Where a checkpoint is, or will be."""
+        """Return where a checkpoint is, or will be after its download."""
         return checkpoint.path if checkpoint.ships else self.folder / "models" / checkpoint.file
 
     def has(self, checkpoint: Checkpoint) -> bool:
-        """Whether it is there, by its stamp; an unstamped file of its name counts."""
+        """Return whether the file is here and its stamp matches; without a stamp it counts."""
         path = self.path(checkpoint)
-        return path.is_file() and _stamped(path) in (checkpoint.sha256, None)
+        return path.is_file() and _read_valid_stamp(path) in (checkpoint.sha256, None)
 
     def obtain(self, checkpoint: Checkpoint) -> Path:
-        """The file of a checkpoint, downloaded if need be, with the digest it should have."""
+        """Return the verified file of a checkpoint, downloading it if necessary.
+
+        Raises `DownloadError` if it cannot be downloaded, `CheckpointError` if its sha256 differs.
+        """
         path = self.path(checkpoint)
         if checkpoint.ships:
             return path
         if path.is_file():
-            self._check(path, checkpoint.sha256)
+            self._verify_unless_stamped(path, checkpoint.sha256)
             return path
         if self.offline:
-            raise DownloadError(_missing(path, checkpoint.urls, checkpoint.sha256))
-        urls = (*_mirrored(checkpoint.file), *checkpoint.urls)
+            raise DownloadError(_describe_missing(path, checkpoint.urls, checkpoint.sha256))
+        urls = (*_mirror_urls(checkpoint.file), *checkpoint.urls)
         limit = checkpoint.size or MAX_BYTES
         digest = fetch(DownloadRequest(urls, path, checkpoint.sha256, limit), self.progress)
-        if digest != checkpoint.sha256:  # another process put it there
-            raise CheckpointError(_wrong(path, digest, checkpoint.sha256))
-        _stamp(path, digest)
+        if digest != checkpoint.sha256:  # another process put a file there in the meantime
+            raise CheckpointError(_describe_mismatch(path, digest, checkpoint.sha256))
+        _write_stamp(path, digest)
         return path
 
     def obtain_unlisted(self, url: str, path: Path, max_bytes: int) -> Path:
-        """A file that no catalogue knows: its digest is recorded, and has to stay the same."""
+        """Return a file that is not in the catalog; its first digest is recorded and enforced."""
         if path.is_file():
-            recorded = _recorded(path)
-            if recorded is not None:
-                self._check(path, recorded)
+            digest = _recorded_digest(path)
+            if digest is not None:
+                self._verify_unless_stamped(path, digest)
             return path
         if self.offline:
-            raise DownloadError(_missing(path, (url,), None))
-        _stamp(path, fetch(DownloadRequest((url,), path, None, max_bytes), self.progress))
+            raise DownloadError(_describe_missing(path, (url,), None))
+        _write_stamp(path, fetch(DownloadRequest((url,), path, None, max_bytes), self.progress))
         return path
 
     def verify(self, checkpoint: Checkpoint) -> None:
-        """Take the digest of a file that is there, whatever its stamp says."""
+        """Hash a file again, whatever its stamp; raise `CheckpointError` if it differs."""
         path = self.path(checkpoint)
         if not path.is_file():
-            raise DownloadError(_missing(path, checkpoint.urls, checkpoint.sha256))
-        digest = sha256_of(path)
-        if digest != checkpoint.sha256:
-            raise CheckpointError(_wrong(path, digest, checkpoint.sha256))
-        _stamp(path, digest)
+            raise DownloadError(_describe_missing(path, checkpoint.urls, checkpoint.sha256))
+        self._verify(path, checkpoint.sha256)
 
     def remove(self, checkpoint: Checkpoint) -> bool:
-        """Delete a downloaded file; false if there was none (or it ships with the package)."""
+        """Delete a downloaded file; return whether there was one. Bundled files stay."""
         path = self.path(checkpoint)
         if checkpoint.ships or not path.exists():
             return False
         path.unlink()
-        _stamp_file(path).unlink(missing_ok=True)
+        _stamp_path(path).unlink(missing_ok=True)
         return True
 
     def add_file(self, source: Path, checkpoint: Checkpoint) -> Path:
-        """Copy a file whose digest is known to be right into the cache."""
+        """Copy a file, whose sha256 the caller has verified, into the cache."""
         path = self.path(checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(path.name + ".lock")):
+        with hold_lock(path.with_name(path.name + ".lock")):
             part = path.with_name(path.name + ".import")
             shutil.copyfile(source, part)
             part.replace(path)
-        _stamp(path, checkpoint.sha256)
+        _write_stamp(path, checkpoint.sha256)
         return path
 
-    def _check(self, path: Path, sha256: str) -> None:
-        if _stamped(path) == sha256:
-            return
-        digest = sha256_of(path)
+    def _verify_unless_stamped(self, path: Path, sha256: str) -> None:
+        if _read_valid_stamp(path) != sha256:
+            self._verify(path, sha256)
+
+    def _verify(self, path: Path, sha256: str) -> None:
+        digest = sha256_file(path)
         if digest != sha256:
-            raise CheckpointError(_wrong(path, digest, sha256))
-        _stamp(path, digest)
+            raise CheckpointError(_describe_mismatch(path, digest, sha256))
+        _write_stamp(path, digest)
 
 
-def _mirrored(file: str) -> tuple[str, ...]:
-    """The address at a mirror of one's own; what it sends has to have the same digest."""
+def _mirror_urls(file: str) -> tuple[str, ...]:
+    """Return the file's URL at `DEMUCS_INFER_MIRROR`; its sha256 is checked like any other's."""
     mirror = os.environ.get("DEMUCS_INFER_MIRROR")
     return (f"{mirror.rstrip('/')}/{file}",) if mirror else ()
 
 
-def _missing(path: Path, urls: tuple[str, ...], sha256: str | None) -> str:
-    ships = [name for name, checkpoint in load_catalog().checkpoints.items() if checkpoint.ships]
-    instead = f", or take a model that ships with the package: -n {ships[0]}" if ships else ""
+def _describe_missing(path: Path, urls: tuple[str, ...], sha256: str | None) -> str:
+    checkpoints = load_catalog().checkpoints.items()
+    bundled = [name for name, checkpoint in checkpoints if checkpoint.ships]
+    instead = f", or use the bundled model {bundled[0]!r}" if bundled else ""
     return (
-        f"{path.name}{f' (sha256 {sha256})' if sha256 else ''} is not in the cache and downloads "
-        f"are off; fetch it elsewhere from {urls[0] if urls else 'its author'} and put it to "
-        f"{path}{instead}."
+        f"{path.name}{f' (sha256 {sha256})' if sha256 else ''} is not in the cache, and downloads "
+        f"are disabled: download it from {urls[0] if urls else 'its author'} on another machine "
+        f"and copy it to {path}{instead}"
     )
 
 
-def _wrong(path: Path, digest: str, sha256: str) -> str:
+def _describe_mismatch(path: Path, digest: str, sha256: str) -> str:
     return (
-        f"{path} is damaged or another file: its sha256 is {digest} and should be {sha256}; "
-        "delete it and it will be downloaded again"
+        f"{path} is damaged or a different file: expected sha256 {sha256}, got {digest}; "
+        "delete it to download it again"
     )
 
 
 # ── stamps ──
 
 
-def _stamp_file(path: Path) -> Path:
+def _stamp_path(path: Path) -> Path:
     return path.with_name(path.name + ".stamp")
 
 
-def _stamp(path: Path, sha256: str) -> None:
-    """Record a digest that was just taken; a cache that cannot be written to does without."""
-    about = path.stat()
-    stamp = {"sha256": sha256, "size": about.st_size, "mtime_ns": about.st_mtime_ns}
+def _write_stamp(path: Path, sha256: str) -> None:
+    """Record a digest that was just computed; a read-only cache works without stamps."""
+    status = path.stat()
+    stamp = {"sha256": sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     with suppress(OSError):
-        part = _stamp_file(path).with_name(f"{path.name}.stamp.{os.getpid()}")
+        part = _stamp_path(path).with_name(f"{path.name}.stamp.{os.getpid()}")
         part.write_text(json.dumps(stamp), "utf-8")
-        part.replace(_stamp_file(path))
+        part.replace(_stamp_path(path))
 
 
-def _stamped(path: Path) -> str | None:
-    """The digest that was taken of this very file, if it has not been touched since."""
-    stamp, about = _read_stamp(path), path.stat()
-    same = (stamp.get("size"), stamp.get("mtime_ns")) == (about.st_size, about.st_mtime_ns)
-    return str(stamp["sha256"]) if same and "sha256" in stamp else None
+def _read_valid_stamp(path: Path) -> str | None:
+    """Return the digest in a file's stamp, if size and modification time still match."""
+    stamp, status = _read_stamp(path), path.stat()
+    matches = (stamp.get("size"), stamp.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
+    return str(stamp["sha256"]) if matches and "sha256" in stamp else None
 
 
-def _recorded(path: Path) -> str | None:
-    """The digest that the file had when it came."""
-    found = _read_stamp(path).get("sha256")
-    return found if isinstance(found, str) else None
+def _recorded_digest(path: Path) -> str | None:
+    """Return the digest that a file had when it was downloaded."""
+    digest = _read_stamp(path).get("sha256")
+    return digest if isinstance(digest, str) else None
 
 
 def _read_stamp(path: Path) -> dict[str, object]:
     with suppress(OSError, ValueError):
-        found = json.loads(_stamp_file(path).read_text("utf-8"))
-        if isinstance(found, dict):
-            return found
+        stamp = json.loads(_stamp_path(path).read_text("utf-8"))
+        if isinstance(stamp, dict):
+            return stamp
     return {}

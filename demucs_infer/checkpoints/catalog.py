@@ -1,11 +1,12 @@
-"""Every checkpoint and bag that is known by name: records, no files and no network.
+"""Look up checkpoints and bags of models by name: plain records, without files or network.
 
-The facts are in `catalog.toml` beside this module.
+The data is in `catalog.toml` beside this module.
 """
 
 from __future__ import annotations
 
 import re
+import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,40 +31,40 @@ class Checkpoint:
 
     signature: str
     file: str
-    """Its name in the cache; the one that a local repository expects."""
+    """File name in the cache, the one that a local repository expects."""
     sha256: str
     urls: tuple[str, ...] = ()
-    """Where the very same bytes are, best first."""
+    """Addresses of the same bytes, best first."""
     size: int | None = None
     licence: str = NOT_STATED
     source: str | None = None
-    """Where the licence, or the silence about it, can be read."""
+    """Where the license, or its absence, can be looked up."""
     stems: tuple[str, ...] | None = None
-    """What comes out, in the file's order; it replaces the names that the file itself uses."""
+    """Names of the outputs in the file's order; they replace the names in the file."""
     sample_rate: int | None = None
     ships: bool = False
-    """The file is inside the package: nothing to fetch."""
+    """Whether the file is part of the package: nothing to download."""
     klass: str | None = None
     kwargs: Mapping[str, Any] | None = None
-    """The architecture of a bare state dict."""
+    """Architecture of a bare state dict."""
     note: str | None = None
 
     @property
     def path(self) -> Path:
-        """Where a shipped file is."""
+        """Path of a bundled file."""
         return CATALOG_FILE.parent.parent / self.file
 
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """Networks whose answers are averaged."""
+    """Networks whose outputs are averaged."""
 
     name: str
     models: tuple[str, ...]
     weights: tuple[tuple[float, ...], ...] | None = None
-    """A row for each network, a column for each stem."""
+    """One row for each network, one column for each stem."""
     segment: float | None = None
-    """Seconds; `None` leaves each network its own."""
+    """Segment in seconds; `None` keeps each network's own."""
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -74,18 +75,21 @@ class Bag:
                 f"{len(self.weights)} rows of weights"
             )
         if self.segment is not None and not 0 < self.segment <= 3600:
-            raise ConfigError(f"the bag {self.name!r} has a segment of {self.segment} seconds")
+            raise ConfigError(
+                f"the bag {self.name!r} has a segment of {self.segment} seconds: "
+                "it must be above 0 and at most 3600"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All that is known by name or by signature."""
+    """Checkpoints by signature and bags by name."""
 
     checkpoints: Mapping[str, Checkpoint]
     bags: Mapping[str, Bag]
 
     def bag(self, name: str) -> Bag:
-        """What `name` stands for; a signature is a bag of itself alone."""
+        """Return the bag called `name`; a signature gives a bag of that single network."""
         if name in self.bags:
             return self.bags[name]
         if name in self.checkpoints:
@@ -94,34 +98,39 @@ class Catalog:
         raise ModelNotFound(name, self.checkpoints if is_signature else self.bags)
 
     def files(self, name: str) -> list[Checkpoint]:
-        """The files that `name` needs, each once, in the bag's order."""
+        """Return the checkpoints that `name` needs, each once, in the bag's order."""
         return [self.checkpoints[signature] for signature in dict.fromkeys(self.bag(name).models)]
 
 
 @cache
 def load_catalog() -> Catalog:
-    """The catalogue of this package."""
+    """Load the catalog of this package."""
     return read_catalog(CATALOG_FILE)
 
 
 def read_catalog(path: Path) -> Catalog:
-    """A catalogue from its file, checked: every bag's networks are there."""
+    """Read a catalog; raise `ConfigError` unless names are unique and all members exist."""
     try:
         table = tomllib.loads(path.read_text("utf-8"))
         origins = table.get("origin", {})
-        checkpoints = [_checkpoint(entry, origins) for entry in table.get("checkpoint", [])]
-        bags = [bag_of(entry.pop("name"), entry) for entry in table.get("bag", [])]
+        checkpoints = [_parse_checkpoint(entry, origins) for entry in table.get("checkpoint", [])]
+        bags = [parse_bag(entry.pop("name"), entry) for entry in table.get("bag", [])]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"the catalogue {path} cannot be used: {error}") from error
-    found = Catalog({one.signature: one for one in checkpoints}, {one.name: one for one in bags})
-    lost = {one for bag in bags for one in bag.models} - found.checkpoints.keys()
-    if lost or len(found.checkpoints) != len(checkpoints) or len(found.bags) != len(bags):
-        raise ConfigError(f"the catalogue {path} has names twice, or networks missing: {lost}")
-    return found
+        raise ConfigError(f"cannot read the catalog {path}: {error}") from error
+    catalog = Catalog(
+        {checkpoint.signature: checkpoint for checkpoint in checkpoints},
+        {bag.name: bag for bag in bags},
+    )
+    missing = {model for bag in bags for model in bag.models} - catalog.checkpoints.keys()
+    if missing:
+        raise ConfigError(f"the catalog {path} lacks members of its bags: {sorted(missing)}")
+    if len(catalog.checkpoints) != len(checkpoints) or len(catalog.bags) != len(bags):
+        raise ConfigError(f"the catalog {path} has duplicate names")
+    return catalog
 
 
-def _checkpoint(entry: dict[str, Any], origins: dict[str, dict[str, Any]]) -> Checkpoint:
-    """One entry, with what it shares with all of its origin."""
+def _parse_checkpoint(entry: dict[str, Any], origins: dict[str, dict[str, Any]]) -> Checkpoint:
+    """Create a checkpoint from its table; fields that it lacks come from its origin's."""
     entry = {**origins.get(entry.pop("origin", ""), {}), **entry}
     for key in ("urls", "stems"):
         if key in entry:
@@ -129,23 +138,24 @@ def _checkpoint(entry: dict[str, Any], origins: dict[str, dict[str, Any]]) -> Ch
     return Checkpoint(**entry)
 
 
-def bag_of(name: str, table: Mapping[str, Any]) -> Bag:
-    """A bag from its table (`models`, `weights`, `segment`), as catalogue and YAML have it."""
+def parse_bag(name: str, table: Mapping[str, Any]) -> Bag:
+    """Create a bag from a table with `models`, `weights` and `segment` (catalog or YAML)."""
     models, weights, segment = (table.get(key) for key in ("models", "weights", "segment"))
-    if not isinstance(models, list) or not all(isinstance(one, str) for one in models):
-        raise ConfigError(f"the bag {name!r} does not list its models")
+    if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
+        raise ConfigError(f"the bag {name!r} needs `models`, a list of signatures")
     if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int | float)):
-        raise ConfigError(f"the bag {name!r} has {segment!r} as its segment")
-    return Bag(name, tuple(models), _rows(name, weights), segment)
+        raise ConfigError(
+            f"the bag {name!r} has the segment {reprlib.repr(segment)}: it must be a number"
+        )
+    return Bag(name, tuple(models), _parse_weights(name, weights), segment)
 
 
-def _rows(name: str, weights: object) -> tuple[tuple[float, ...], ...] | None:
+def _parse_weights(name: str, weights: object) -> tuple[tuple[float, ...], ...] | None:
     if weights is None:
         return None
-    rows = weights if isinstance(weights, list) else [weights]
-    found = []
-    for row in rows:
-        if not isinstance(row, list) or not all(isinstance(one, int | float) for one in row):
-            raise ConfigError(f"the bag {name!r} has weights that are not rows of numbers")
-        found.append(tuple(float(one) for one in row))
-    return tuple(found)
+    rows = []
+    for row in weights if isinstance(weights, list) else [weights]:
+        if not isinstance(row, list) or not all(isinstance(value, int | float) for value in row):
+            raise ConfigError(f"the bag {name!r} has `weights` that are not rows of numbers")
+        rows.append(tuple(float(value) for value in row))
+    return tuple(rows)

@@ -1,4 +1,7 @@
-"""Fetch one file over HTTP: resumed after a cut, checked as it arrives, complete or not there."""
+"""Download one file over HTTP: resumable, hashed while it arrives, and never left incomplete.
+
+Uses `urllib` alone, so that listing and downloading models needs no HTTP package.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import IO, NoReturn, Protocol
 
 from demucs_infer.errors import DownloadError
+from demucs_infer.system.checksum import sha256_file
 
 if sys.platform == "win32":
     import msvcrt
@@ -24,34 +28,31 @@ else:
     import fcntl
 
 Progress = Callable[[int, "int | None"], None]
-"""Told how many bytes have arrived, of how many (`None`: the server does not say)."""
+"""Callback `(received bytes, total bytes)`; the total is `None` if the server does not send it."""
 
 ATTEMPTS = 4
-"""For each address, each going on where the one before was cut."""
+"""Tries per URL; each resumes where the previous one was cut off."""
 
 MAX_BYTES = 8 * 2**30
 TIMEOUT_SECONDS = 30
-BLOCK = 2**18
+BLOCK_BYTES = 2**18
 _USER_AGENT = "demucs-infer"
-_CUT = (
-    OSError,
-    http.client.HTTPException,
-)  # what a broken connection raises; URLError is an OSError
+_CONNECTION_ERRORS = (OSError, http.client.HTTPException)  # URLError is an OSError
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadRequest:
-    """A file to fetch."""
+    """A file to download."""
 
     urls: Sequence[str]
-    """The same bytes at each; tried in this order."""
+    """Addresses of the same bytes, tried in this order."""
     path: Path
     sha256: str | None = None
     max_bytes: int = MAX_BYTES
 
 
 class _RejectedError(Exception):
-    """What this address offers is not the file; asking it again will not help."""
+    """A URL does not offer the requested file; retrying it is pointless."""
 
 
 class _Hash(Protocol):
@@ -59,40 +60,42 @@ class _Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
-def fetch(wanted: DownloadRequest, progress: Progress | None = None) -> str:
-    """Bring `wanted.path` into being, from the first address that has it; returns its sha256.
+def fetch(request: DownloadRequest, progress: Progress | None = None) -> str:
+    """Download `request.path` from the first URL that works, and return its sha256.
 
-    Only one process fetches a file at a time: a second one waits, and finds it there.
+    One process at a time downloads a file: a second one waits, and finds it complete. Raises
+    `DownloadError`, with the problem of each URL, if none works.
     """
-    wanted.path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(wanted.path.with_name(wanted.path.name + ".lock")):
-        if wanted.path.exists():
-            return sha256_of(wanted.path)
+    path = request.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(path.with_name(path.name + ".lock")):
+        if path.exists():
+            return sha256_file(path)
         problems = []
-        for url in wanted.urls:
+        for url in request.urls:
             try:
-                return _fetch_from(url, wanted, progress or _silent)
-            except _RejectedError as problem:
-                problems.append(f"{url}: {problem}")
+                return _fetch_from(url, request, progress or _ignore_progress)
+            except _RejectedError as error:
+                problems.append(f"{url}: {error}")
         raise DownloadError(
-            f"could not download {wanted.path.name}. Tried {'; '.join(problems) or 'no address'}. "
-            f"It can also be put by hand to {wanted.path}"
-            + (f" (sha256 {wanted.sha256})." if wanted.sha256 else ".")
+            f"could not download {path.name}. Tried {'; '.join(problems) or 'no URL'}. "
+            f"Download it by other means and copy it to {path}"
+            + (f" (sha256 {request.sha256})." if request.sha256 else ".")
         )
 
 
 @contextmanager
-def shown(name: str, *, hidden: bool | None = False) -> Iterator[Progress]:
-    """A `Progress` with a bar on the error stream, from the first byte that arrives on.
+def progress_bar(name: str, *, hidden: bool | None = False) -> Iterator[Progress]:
+    """Yield a callback that draws a bar on stderr, from the first received byte on.
 
-    `hidden` is None for a bar where there is a terminal.
+    `hidden=None` draws it only on a terminal.
     """
-    from tqdm import tqdm  # only for those who wait for a download
+    from tqdm import tqdm  # imported here as most runs download nothing
 
     with ExitStack() as stack:
         bars: list[tqdm[NoReturn]] = []
 
-        def arrived(done: int, total: int | None) -> None:
+        def on_progress(done: int, total: int | None) -> None:
             if not bars:
                 text = f"downloading {name}"
                 bar = tqdm(desc=text, unit="B", unit_scale=True, disable=hidden, leave=False)
@@ -100,76 +103,69 @@ def shown(name: str, *, hidden: bool | None = False) -> Iterator[Progress]:
             bars[0].total = total
             bars[0].update(done - bars[0].n)
 
-        yield arrived
+        yield on_progress
 
 
-def sha256_of(path: Path) -> str:
-    """The digest of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        _feed(digest, file)
-    return digest.hexdigest()
+def _ignore_progress(done: int, total: int | None) -> None:
+    """Do nothing: the default callback."""
 
 
-def _silent(done: int, total: int | None) -> None:
-    """Nobody wants to know."""
-
-
-def _feed(digest: _Hash, file: IO[bytes]) -> None:
-    while block := file.read(BLOCK):
+def _update_digest(digest: _Hash, file: IO[bytes]) -> None:
+    while block := file.read(BLOCK_BYTES):
         digest.update(block)
 
 
-def _fetch_from(url: str, wanted: DownloadRequest, progress: Progress) -> str:
-    """All of the file from one address, with a new attempt after each cut."""
-    part = wanted.path.with_name(wanted.path.name + ".part")
+def _fetch_from(url: str, request: DownloadRequest, progress: Progress) -> str:
+    """Download from one URL, resuming after each lost connection."""
+    part = request.path.with_name(request.path.name + ".part")
     for attempt in range(ATTEMPTS):
         try:
-            digest = _attempt(url, part, wanted, progress)
+            digest = _attempt(url, part, request, progress)
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 416:  # the part is not a beginning of what is there now
+            if error.code == 416:  # the part is longer than the file that is there now
                 _discard(part)
             elif error.code < 500 and error.code != 429:
                 raise _RejectedError(f"HTTP {error.code} {error.reason}") from error
-            cut: Exception = error
-        except _CUT as error:
-            cut = error
+            last_error: Exception = error
+        except _CONNECTION_ERRORS as error:
+            last_error = error
         else:
-            return _finish(part, digest, wanted)
+            return _finish(part, digest, request)
         if attempt < ATTEMPTS - 1:
             time.sleep(0.2 * 2**attempt)
-    raise _RejectedError(str(getattr(cut, "reason", cut)) or type(cut).__name__) from cut
+    reason = str(getattr(last_error, "reason", last_error)) or type(last_error).__name__
+    raise _RejectedError(reason) from last_error
 
 
-def _attempt(url: str, part: Path, wanted: DownloadRequest, progress: Progress) -> str:
-    """What one connection brings, added to `part`; the digest of the whole."""
+def _attempt(url: str, part: Path, request: DownloadRequest, progress: Progress) -> str:
+    """Append what one connection sends to `part`; return the digest of the whole file."""
     done = part.stat().st_size if part.exists() else 0
-    tag = _tag_file(part)
-    request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT})
-    if done and (tag.exists() or wanted.sha256):
-        request.add_header("Range", f"bytes={done}-")
-        if tag.exists():
-            request.add_header("If-Range", tag.read_text("ascii"))
-    with _open(request) as answer:
-        if answer.status != 206:
+    etag_path = _etag_path(part)
+    http_request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT})
+    if done and (etag_path.exists() or request.sha256):
+        http_request.add_header("Range", f"bytes={done}-")
+        if etag_path.exists():
+            http_request.add_header("If-Range", etag_path.read_text("ascii"))
+    with _open(http_request) as response:
+        if response.status != 206:
             done = 0
-        elif _first_byte(answer) != done:
-            _discard(part)  # so that the next attempt asks for all of it
-            raise ConnectionError(f"asked from byte {done} on, it sent another part of the file")
-        total = _total(answer, done)
-        if total is not None and total > wanted.max_bytes:
-            raise _RejectedError(f"it is {total} bytes, more than the {wanted.max_bytes} allowed")
-        etag = answer.headers.get("ETag", "")
+        elif _first_byte(response) != done:
+            _discard(part)  # so that the next attempt starts from the beginning
+            raise ConnectionError(f"requested from byte {done}, it sent another part of the file")
+        total = _total_bytes(response, done)
+        if total is not None and total > request.max_bytes:
+            raise _RejectedError(f"it is {total} bytes, more than the {request.max_bytes} allowed")
+        etag = response.headers.get("ETag", "")
         if etag.startswith('"') and etag.isascii():
-            tag.write_text(etag, "ascii")
+            etag_path.write_text(etag, "ascii")
         elif not done:
-            tag.unlink(missing_ok=True)  # it named what another address sent
-        return _receive(answer, part, done, total, wanted.max_bytes, progress)
+            etag_path.unlink(missing_ok=True)  # it belongs to what another URL sent
+        return _receive(response, part, done, total, request.max_bytes, progress)
 
 
 def _receive(
-    answer: http.client.HTTPResponse,
+    response: http.client.HTTPResponse,
     part: Path,
     done: int,
     total: int | None,
@@ -178,9 +174,9 @@ def _receive(
 ) -> str:
     digest = hashlib.sha256()
     with part.open("r+b" if done else "w+b") as file:
-        _feed(digest, file)
+        _update_digest(digest, file)
         progress(done, total)
-        while block := answer.read(BLOCK):
+        while block := response.read(BLOCK_BYTES):
             file.write(block)
             digest.update(block)
             done += len(block)
@@ -192,45 +188,45 @@ def _receive(
     return digest.hexdigest()
 
 
-def _finish(part: Path, digest: str, wanted: DownloadRequest) -> str:
-    if wanted.sha256 is not None and digest != wanted.sha256:
+def _finish(part: Path, digest: str, request: DownloadRequest) -> str:
+    if request.sha256 is not None and digest != request.sha256:
         _discard(part)
-        raise _RejectedError(f"what it sends has the sha256 {digest} and not {wanted.sha256}")
-    part.replace(wanted.path)
-    _tag_file(part).unlink(missing_ok=True)
+        raise _RejectedError(f"sha256 mismatch: expected {request.sha256}, got {digest}")
+    part.replace(request.path)
+    _etag_path(part).unlink(missing_ok=True)
     return digest
 
 
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _tag_file(part).unlink(missing_ok=True)
+    _etag_path(part).unlink(missing_ok=True)
 
 
-def _tag_file(part: Path) -> Path:
-    """Where the server's name for this version of the file is kept, to go on with the same one."""
+def _etag_path(part: Path) -> Path:
+    """Return where the ETag of a part is kept, so that only the same version is resumed."""
     return part.with_name(part.name + ".etag")
 
 
-def _range(answer: http.client.HTTPResponse) -> re.Match[str] | None:
-    return re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+def _match_range(response: http.client.HTTPResponse) -> re.Match[str] | None:
+    return re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
 
 
-def _first_byte(answer: http.client.HTTPResponse) -> int | None:
-    found = _range(answer)
-    return int(found[1]) if found else None
+def _first_byte(response: http.client.HTTPResponse) -> int | None:
+    match = _match_range(response)
+    return int(match[1]) if match else None
 
 
-def _total(answer: http.client.HTTPResponse, done: int) -> int | None:
-    """Bytes of the whole file: a part may end before the file does."""
-    found = _range(answer) if answer.status == 206 else None
-    if found and found[2] != "*":
-        return int(found[2])
-    length = answer.headers.get("Content-Length", "")
+def _total_bytes(response: http.client.HTTPResponse, done: int) -> int | None:
+    """Return the size of the whole file; a partial response may end before the file does."""
+    match = _match_range(response) if response.status == 206 else None
+    if match and match[2] != "*":
+        return int(match[2])
+    length = response.headers.get("Content-Length", "")
     return done + int(length) if length.isdigit() else None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Redirections, but none that would leave an encrypted connection."""
+    """Follow redirections, except those from https to plain http."""
 
     def redirect_request(
         self,
@@ -242,14 +238,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https":
-            raise _RejectedError(f"it leads from https to {newurl}")
+            raise _RejectedError(f"redirection from https to {newurl} refused")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
-    """Ask over http or https alone; proxies and certificates as the environment has them."""
+    """Open an http or https URL, with the proxies and certificates of the environment."""
     if request.type not in ("http", "https"):
-        raise _RejectedError("only http and https addresses are used")
+        raise _RejectedError("only http and https URLs are supported")
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -260,13 +256,13 @@ def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
         _Redirects,
     ):
         opener.add_handler(handler())
-    answer: http.client.HTTPResponse = opener.open(request, timeout=TIMEOUT_SECONDS)
-    return answer
+    response: http.client.HTTPResponse = opener.open(request, timeout=TIMEOUT_SECONDS)
+    return response
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold `path` against other processes; the system lets go of it whatever happens to us."""
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; the system releases it if this process dies."""
     with path.open("a+b") as file:
         if sys.platform != "win32":
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""A tensor that is still in its file: what it will be is known before memory is taken for it."""
+"""A lazily loaded tensor: dtype and shape are validated before memory is allocated."""
 
 from __future__ import annotations
 
@@ -14,44 +14,42 @@ from demucs_infer.errors import CheckpointError
 
 MAX_DIMENSIONS = 8
 
-
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxtuple, _BRIEF.maxlist, _BRIEF.maxdict = 2, 4, 4, 4
 
 
 def short_repr(value: object, limit: int = 80) -> str:
-    """A value from a file, fit for one line of a message; never long to make, whatever it is."""
+    """Return an untrusted value as one short line; cheap for values of any size."""
     if isinstance(value, Exception):
         value = str(value)
     try:
-        shown = ascii(value[: limit + 1]) if isinstance(value, str) else _BRIEF.repr(value)
+        text = ascii(value[: limit + 1]) if isinstance(value, str) else _BRIEF.repr(value)
     except ValueError:  # a number of more digits than Python likes to print
-        shown = f"an enormous {type(value).__name__}"
-    return shown if len(shown) <= limit + 2 else shown[: limit - 3] + "..."
+        text = f"an enormous {type(value).__name__}"
+    return text if len(text) <= limit + 2 else text[: limit - 3] + "..."
 
 
 @dataclass(slots=True)
 class Storage:
-    """A run of `numel` equal numbers; `data` is where they are in the file."""
+    """A run of `numel` numbers of one dtype; `data` is the part of the file with their bytes."""
 
     dtype: torch.dtype
     numel: int
     data: memoryview = memoryview(b"")
 
     def locate(self, data: memoryview) -> None:
-        """Say where the numbers are; refused if there are fewer than were announced."""
+        """Set `data` to the first bytes of `data`; raise `CheckpointError` if it is too short."""
         size = self.numel * self.dtype.itemsize
         if not 0 <= size <= len(data):
             raise CheckpointError(
-                f"the file announces {size} bytes of weights where it holds {len(data)}; "
-                "it is truncated or was made to mislead"
+                f"truncated or forged file: it declares {size} bytes of weights and has {len(data)}"
             )
         self.data = data[:size]
 
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A view into a storage, valid if it exists: nothing outside the storage, nothing repeated."""
+    """A strided view of a storage; it must lie inside the storage and not overlap itself."""
 
     storage: Storage
     offset: int
@@ -60,22 +58,22 @@ class LazyTensor:
 
     def __post_init__(self) -> None:
         numbers = (self.offset, *self.shape, *self.strides)
-        sane = (
+        is_valid = (
             len(self.shape) == len(self.strides) <= MAX_DIMENSIONS
             and all(type(number) is int and 0 <= number < 2**48 for number in numbers)
             and self.offset + self.span <= self.storage.numel
             and self.numel <= self.span
         )
-        if not sane:
+        if not is_valid:
             raise CheckpointError(
                 f"a tensor of shape {short_repr(self.shape)} and strides "
-                f"{short_repr(self.strides)} does not fit into its "
-                f"{self.storage.numel} stored numbers"
+                f"{short_repr(self.strides)} does not fit its storage of "
+                f"{self.storage.numel} numbers"
             )
 
     @classmethod
     def whole(cls, storage: Storage, shape: Sequence[int]) -> LazyTensor:
-        """All of `storage`, in row-major order."""
+        """Create a row-major view of all of `storage`."""
         strides, step = [], 1
         for size in reversed(shape):
             strides.append(step)
@@ -84,25 +82,28 @@ class LazyTensor:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Data type of the stored numbers."""
         return self.storage.dtype
 
     @property
     def numel(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Size in memory."""
         return self.numel * self.dtype.itemsize
 
     @property
     def span(self) -> int:
-        """How many stored numbers lie between the first that is used and the last, both in."""
+        """Stored numbers from the first used one through the last."""
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
 
     def read(self) -> Tensor:
-        """The tensor, in memory of its own."""
+        """Copy the tensor into memory of its own."""
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         start = self.offset * self.dtype.itemsize

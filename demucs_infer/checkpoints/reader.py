@@ -1,6 +1,6 @@
-"""What a checkpoint file says: a network's name and arguments, and weights not yet in memory.
+"""Read a checkpoint file: the name and arguments of a network, and its weights, lazily.
 
-Three layouts are read: upstream's pickled packages (`klass`, `args`, `kwargs`, `state`), its
+Three layouts are supported: upstream's pickled packages (`klass`, `args`, `kwargs`, `state`), its
 safetensors files (the same as JSON in the header), and bare state dicts, Lightning's included.
 """
 
@@ -24,18 +24,18 @@ from demucs_infer.checkpoints.torch_file import Placeholder, map_file, read_torc
 from demucs_infer.errors import CheckpointError, ModelLoadingError
 
 MAX_HEADER_BYTES = 8 * 2**20
-"""A safetensors header of fifty thousand tensors; a Demucs file's is a hundredth of it."""
+"""Enough for fifty thousand tensors in a safetensors header; a Demucs file needs a hundredth."""
 
 MAX_ARGUMENTS = 4096
-"""Values in a network's arguments, nested ones counted; released files have about eighty."""
+"""Values in the arguments of a network, including nested ones; released files have about 80."""
 
 MAX_NESTING = 16
-"""Of lists and tables in arguments; released files have three levels."""
+"""Levels of lists and tables in arguments; released files have three."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A network to build: its class by name (`HTDemucs`, `demucs.htdemucs.HTDemucs`), arguments."""
+    """The class name (`HTDemucs`, `demucs.htdemucs.HTDemucs`) and arguments of a network."""
 
     klass: str
     args: tuple[Any, ...] = ()
@@ -44,16 +44,19 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A file's content; `architecture` is `None` where it holds weights alone."""
+    """Content of a file; `architecture` is `None` if it has weights alone."""
 
     architecture: Architecture | None
     state: Mapping[str, Any]
     size: int
-    """Bytes of the file: no honest state is larger."""
+    """Bytes of the file, an upper limit for its weights."""
 
 
 def read_package(path: Path, *, trust: bool = False) -> Package:
-    """Read `path` without running anything in it; `trust` unpickles it the dangerous way."""
+    """Read a file without executing anything; `trust=True` unpickles it, which can run any code.
+
+    Raises `ModelLoadingError` if it cannot be opened, `CheckpointError` if it is not valid.
+    """
     try:
         size = path.stat().st_size
         if path.suffix == ".safetensors":
@@ -63,52 +66,51 @@ def read_package(path: Path, *, trust: bool = False) -> Package:
     except OSError as error:
         raise ModelLoadingError(f"cannot read {path}: {error.strerror}") from error
     except CheckpointError as error:
-        raise CheckpointError(f"{path} is not a checkpoint that can be used: {error}") from error
+        raise CheckpointError(f"{path} is not a valid checkpoint: {error}") from error
     except RecursionError as error:
-        problem = "it is nested deeper than any that was written by a training"
-        raise CheckpointError(f"{path} is not a checkpoint that can be used: {problem}") from error
+        raise CheckpointError(f"{path} is not a valid checkpoint: nested too deeply") from error
 
 
 def _from_pickle(content: object, size: int) -> Package:
     if isinstance(content, Placeholder):
-        raise CheckpointError(f"it is a {short_repr(content.name)}, where a dictionary is expected")
+        raise CheckpointError(f"expected a dictionary, got {short_repr(content.name)}")
     if not isinstance(content, dict):
-        raise CheckpointError(f"it is a {type(content).__name__}, where a dictionary is expected")
+        raise CheckpointError(f"expected a dictionary, got {type(content).__name__}")
     if "klass" in content:
         klass, state = content["klass"], content.get("state")
         if not isinstance(klass, Placeholder) or klass.is_call:
-            raise CheckpointError(f"its klass is no class but {_shown(klass)}")
+            raise CheckpointError(f"its klass must be a class, got {_describe(klass)}")
         args, kwargs = content.get("args", ()), content.get("kwargs", {})
-        return Package(_architecture(klass.name, args, kwargs), _state(state), size)
+        return Package(_parse_architecture(klass.name, args, kwargs), _check_state(state), size)
     for key in ("state_dict", "state", "model_state_dict"):
         if isinstance(content.get(key), dict):
-            return Package(None, _state(content[key]), size)
-    return Package(None, _state(content), size)
+            return Package(None, _check_state(content[key]), size)
+    return Package(None, _check_state(content), size)
 
 
-def _architecture(klass: str, args: object, kwargs: object) -> Architecture:
+def _parse_architecture(klass: str, args: object, kwargs: object) -> Architecture:
     if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
-        raise CheckpointError(f"its arguments are {_shown(args)} and {_shown(kwargs)}")
+        raise CheckpointError(f"its args and kwargs are {_describe(args)} and {_describe(kwargs)}")
     _check_values([args, kwargs])
     if not all(isinstance(key, str) for key in kwargs):
-        raise CheckpointError("its arguments have names that are not text")
+        raise CheckpointError("the names of its arguments must be text")
     return Architecture(klass, tuple(args), kwargs)
 
 
-def _state(state: object) -> Mapping[str, Any]:
+def _check_state(state: object) -> Mapping[str, Any]:
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"its state is {_shown(state)}, where named weights are expected")
+        raise CheckpointError(f"its state must be named weights, got {_describe(state)}")
     if "__quantized" in state:
         return state
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, LazyTensor):
             raise CheckpointError(
-                f"its state holds {_shown(value)} as {short_repr(name)}, no tensor"
+                f"{short_repr(name)} in its state must be a tensor, got {_describe(value)}"
             )
     return state
 
 
-def _shown(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, Placeholder):
         return f"a {'call of ' if value.is_call else ''}{short_repr(value.name)}"
     if isinstance(value, str | int | float | None):
@@ -117,21 +119,21 @@ def _shown(value: object) -> str:
 
 
 def _check_values(values: list[object]) -> None:
-    """Arguments are plain values, few of them; anything that a file only named is refused."""
+    """Check that arguments are plain values, not too many and not too deeply nested."""
     plain = (str, int, float, bool, Fraction, type(None))
-    rest, seen = [(value, 0) for value in values], 0
-    while rest:
-        value, level = rest.pop()
-        seen += 1
-        if seen > MAX_ARGUMENTS:
+    pending, count = [(value, 0) for value in values], 0
+    while pending:
+        value, level = pending.pop()
+        count += 1
+        if count > MAX_ARGUMENTS:
             raise CheckpointError(f"its arguments have more than {MAX_ARGUMENTS} values")
         if level > MAX_NESTING:
             raise CheckpointError(f"its arguments are nested more than {MAX_NESTING} deep")
         if isinstance(value, dict | list | tuple):
-            inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-            rest += [(part, level + 1) for part in inside[:MAX_ARGUMENTS]]
+            items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            pending += [(item, level + 1) for item in items[:MAX_ARGUMENTS]]
         elif not isinstance(value, plain):
-            raise CheckpointError(f"its arguments hold {_shown(value)}, which is not a plain value")
+            raise CheckpointError(f"its arguments contain {_describe(value)}, not a plain value")
 
 
 # ── safetensors: eight bytes of length, a JSON header, the numbers ──
@@ -152,113 +154,117 @@ _DTYPES = {
 
 def _from_safetensors(data: memoryview, size: int) -> Package:
     if len(data) < 8:
-        raise CheckpointError("it is shorter than any header")
+        raise CheckpointError("truncated file: it has no header")
     (length,) = struct.unpack_from("<Q", data)
     if length > min(MAX_HEADER_BYTES, len(data) - 8):
-        raise CheckpointError(f"its header claims {length} bytes of a file of {len(data)}")
-    header = _json(bytes(data[8 : 8 + length]))
+        raise CheckpointError(f"invalid header length: {length} bytes in a file of {len(data)}")
+    header = _parse_json(bytes(data[8 : 8 + length]))
     if not isinstance(header, dict):
-        raise CheckpointError("its header is not a table")
+        raise CheckpointError("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
-    weights = _weights(header, data[8 + length :])
+    weights = _parse_header(header, data[8 + length :])
     if not isinstance(metadata, dict) or "klass" not in metadata:
-        return Package(None, _state(weights), size)
+        return Package(None, _check_state(weights), size)
     state: object = weights
     if "structure" in metadata:
-        state = _unfold(_json(metadata["structure"]), weights)
-    arguments = [_argument(_json(metadata.get(key, empty))) for key, empty in _EMPTY.items()]
-    return Package(_architecture(str(metadata["klass"]), *arguments), _state(state), size)
+        state = _unflatten(_parse_json(metadata["structure"]), weights)
+    args, kwargs = (
+        _decode_argument(_parse_json(metadata.get(key, default)))
+        for key, default in (("args", "[]"), ("kwargs", "{}"))
+    )
+    architecture = _parse_architecture(str(metadata["klass"]), args, kwargs)
+    return Package(architecture, _check_state(state), size)
 
 
-_EMPTY = {"args": "[]", "kwargs": "{}"}
-
-
-def _json(text: object) -> Any:
+def _parse_json(text: object) -> Any:
     try:
         return json.loads(text) if isinstance(text, str | bytes) else None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError("its header is not the JSON that it should be") from error
+        raise CheckpointError("its header is not valid JSON") from error
 
 
-def _weights(header: dict[str, Any], data: memoryview) -> dict[str, LazyTensor]:
-    """The tensors of a header; together they are the rest of the file, without a gap."""
-    found = {}
-    end = 0
-    places = []
+def _parse_header(header: dict[str, Any], data: memoryview) -> dict[str, LazyTensor]:
+    """Return the tensors of a header; they must cover `data` without gaps or overlaps."""
+    tensors = {}
+    ranges = []
     for name, entry in header.items():
         match entry:
             case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(stop)]}:
-                numbers = all(type(part) is int and 0 <= part < 2**48 for part in shape)
+                is_shape = all(type(part) is int and 0 <= part < 2**48 for part in shape)
             case _:
-                raise CheckpointError(f"its tensor {short_repr(name)} is not described as one")
+                raise CheckpointError(f"invalid description of tensor {short_repr(name)}")
         dtype = _DTYPES.get(kind)
-        if dtype is None or not numbers or len(shape) > 8:
+        if dtype is None or not is_shape or len(shape) > 8:
             raise CheckpointError(
-                f"its tensor {short_repr(name)} is {short_repr(kind)} {short_repr(shape)}"
+                f"unsupported dtype or shape of tensor {short_repr(name)}: "
+                f"{short_repr(kind)} {short_repr(shape)}"
             )
         numel = math.prod(shape)
         if not 0 <= start <= stop <= len(data) or stop - start != numel * dtype.itemsize:
-            raise CheckpointError(f"its tensor {short_repr(name)} lies outside the file")
-        places.append((start, stop))
-        found[name] = LazyTensor.whole(Storage(dtype, numel, data[start:stop]), shape)
-    for start, stop in sorted(places):
+            raise CheckpointError(f"tensor {short_repr(name)} lies outside the file")
+        ranges.append((start, stop))
+        tensors[name] = LazyTensor.whole(Storage(dtype, numel, data[start:stop]), shape)
+    end = 0
+    for start, stop in sorted(ranges):
         if start != end:
-            raise CheckpointError("its tensors overlap, or leave a gap")
+            raise CheckpointError("its tensors overlap or leave a gap")
         end = stop
     if end != len(data):
-        raise CheckpointError("its tensors do not fill the file: it was cut or added to")
-    return found
+        raise CheckpointError("its tensors do not fill the file: truncated or extended")
+    return tensors
 
 
-def _argument(value: object) -> object:
-    """JSON as upstream writes arguments: a fraction is a table of two numbers."""
+def _decode_argument(value: object) -> object:
+    """Convert JSON to an argument; upstream writes a fraction as an object of two numbers."""
     if isinstance(value, list):
-        return [_argument(item) for item in value]
+        return [_decode_argument(item) for item in value]
     if not isinstance(value, dict):
         return value
     if value.get("_type") == "fraction":
         match value:
             case {"numerator": int(above), "denominator": int(below)} if below:
                 return Fraction(above, below)
-        raise CheckpointError("its arguments hold a fraction that is not two numbers")
-    return {key: _argument(item) for key, item in value.items()}
+        raise CheckpointError("invalid fraction in its arguments")
+    return {key: _decode_argument(item) for key, item in value.items()}
 
 
-def _unfold(node: object, weights: Mapping[str, LazyTensor]) -> object:
-    """A nested state from its JSON description; a class in it is a name and nothing more."""
+def _unflatten(node: object, weights: Mapping[str, LazyTensor]) -> object:
+    """Rebuild a nested state from its JSON description; a class becomes a placeholder."""
     match node:
         case {"_tensor": str(key)} if key in weights:
             return weights[key]
-        case {"_dict": [*pairs]} if all(isinstance(p, list) and len(p) == 2 for p in pairs):
-            return {str(key): _unfold(item, weights) for key, item in pairs}
+        case {"_dict": [*pairs]} if all(
+            isinstance(pair, list) and len(pair) == 2 for pair in pairs
+        ):
+            return {str(key): _unflatten(item, weights) for key, item in pairs}
         case {"_list": [*items]}:
-            return [_unfold(item, weights) for item in items]
+            return [_unflatten(item, weights) for item in items]
         case {"_tuple": [*items]}:
-            return tuple(_unfold(item, weights) for item in items)
+            return tuple(_unflatten(item, weights) for item in items)
         case {"_class": str(name)}:
             return Placeholder(name[:200])
         case None | bool() | int() | float() | str():
             return node
-    raise CheckpointError("the structure of its state is not one that upstream writes")
+    raise CheckpointError("unsupported node in the structure of its state")
 
 
-# ── the way around all of this, for a file that somebody vouches for ──
+# ── trusted files ──
 
 
 def _unpickle_trusted(path: Path) -> object:
     warnings.warn(
-        f"{path} is unpickled because it was said to be trusted: it can run any code here",
+        f"unpickling {path} because of trust=True: the file can run any code",
         stacklevel=5,
     )
     try:
         content = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:
-        raise CheckpointError(f"unpickling it failed ({short_repr(error)})") from error
-    return _described(content)
+        raise CheckpointError(f"unpickling failed: {short_repr(error)}") from error
+    return _convert_objects(content)
 
 
-def _described(value: object) -> object:
-    """Live objects as this module describes what it reads itself."""
+def _convert_objects(value: object) -> object:
+    """Convert unpickled objects to what `read_torch_file` returns for them."""
     if isinstance(value, Tensor):
         flat = value.detach().contiguous().reshape(-1)
         data = memoryview(flat.view(torch.uint8).numpy().data)
@@ -266,7 +272,7 @@ def _described(value: object) -> object:
     if isinstance(value, type):
         return Placeholder(f"{value.__module__}.{value.__qualname__}")
     if isinstance(value, dict):
-        return {key: _described(item) for key, item in value.items()}
+        return {key: _convert_objects(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_described(item) for item in value)
+        return type(value)(_convert_objects(item) for item in value)
     return value

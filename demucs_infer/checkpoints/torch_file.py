@@ -1,9 +1,12 @@
-"""Read a `.th`, `.pt` or `.ckpt` file as data: a pickle is a program, and this never runs one.
+"""Read a `.th`, `.pt` or `.ckpt` file as data, without executing the pickle in it.
 
-The opcodes are only taken apart (`pickletools.genops`) and a stack of plain values is kept. A name
-in the file becomes a `Placeholder`, an object that does nothing; a handful of names that torch
-itself writes (tensors, ordered dictionaries, fractions) are understood, all others stay inert
-whatever the file asks to do with them.
+The opcodes are parsed (`pickletools.genops`) and applied to a stack of plain values. A name in the
+file becomes an inert `Placeholder`; only the few names that torch itself writes (tensors, ordered
+dictionaries, fractions) become values.
+
+torch's own `weights_only` reader is not used: it refuses files whose `training_args` name foreign
+classes, as released checkpoints do, it could execute code up to torch 2.5, and it copies all
+weights into memory, where this reader maps them and bounds memory by the size of the file.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ from pathlib import Path
 import torch
 
 from demucs_infer.checkpoints.lazy_tensor import LazyTensor, Storage, short_repr
-from demucs_infer.checkpoints.zip_index import entries, is_zip
+from demucs_infer.checkpoints.zip_index import is_zip, read_entries
 from demucs_infer.errors import CheckpointError
 
 MAX_OPCODES = 300_000
-"""A Demucs package has about fifteen thousand; one with an optimizer's state a few times that."""
+"""A Demucs package has about 15,000; one with an optimizer state a few times as many."""
 
 MAX_PICKLE_BYTES = 64 * 2**20
 
@@ -34,24 +37,28 @@ FindStorage = Callable[[str, torch.dtype, int], Storage]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placeholder:
-    """Something that a file names (`posix.system`) or asks for: a label, never the thing."""
+    """Inert stand-in for a name in a file (`posix.system`), or for a call of it."""
 
     name: str
     is_call: bool = False
 
 
 def read_torch_file(path: Path) -> object:
-    """What `torch.save` wrote: containers, numbers, strings, `LazyTensor` and `Placeholder`."""
+    """Return the content of a file that `torch.save` wrote.
+
+    It consists of containers, numbers, strings, `LazyTensor` and `Placeholder`. Raises
+    `CheckpointError` if the file is damaged or in another format.
+    """
     data = map_file(path)
     if is_zip(data):
         return _read_zip(data)
     if bytes(data[:1]) == b"\x80":
         return _read_legacy(data)
-    raise CheckpointError("it is neither a zip archive nor a pickle, so torch did not write it")
+    raise CheckpointError("not a file of torch.save: neither a zip archive nor a pickle")
 
 
 def map_file(path: Path) -> memoryview:
-    """The bytes of a file, mapped: they become memory only where they are looked at."""
+    """Map a file into memory; its pages are loaded when they are read."""
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             raise CheckpointError("the file is empty")
@@ -59,19 +66,19 @@ def map_file(path: Path) -> memoryview:
 
 
 def _read_zip(data: memoryview) -> object:
-    members = entries(data)
-    root = next(iter(members)).split("/")[0]
-    if f"{root}/data.pkl" not in members or f"{root}/constants.pkl" in members:
-        raise CheckpointError("the archive is not what torch.save writes (TorchScript is not read)")
-    if bytes(members.get(f"{root}/byteorder", memoryview(b"little"))) != b"little":
-        raise CheckpointError("the weights are big-endian; save them again on a common machine")
-    program = members[f"{root}/data.pkl"]
+    entries = read_entries(data)
+    root = next(iter(entries)).split("/")[0]
+    if f"{root}/data.pkl" not in entries or f"{root}/constants.pkl" in entries:
+        raise CheckpointError("unsupported archive: not written by torch.save (or TorchScript)")
+    if bytes(entries.get(f"{root}/byteorder", memoryview(b"little"))) != b"little":
+        raise CheckpointError("unsupported big-endian weights: save them as little-endian")
+    program = entries[f"{root}/data.pkl"]
     if len(program) > MAX_PICKLE_BYTES:
-        raise CheckpointError(f"its data.pkl is {len(program)} bytes, far more than any network")
+        raise CheckpointError(f"its data.pkl has {len(program)} bytes, limit {MAX_PICKLE_BYTES}")
 
     def find(key: str, dtype: torch.dtype, numel: int) -> Storage:
         storage = Storage(dtype, numel)
-        storage.locate(members.get(f"{root}/data/{key}", memoryview(b"")))
+        storage.locate(entries.get(f"{root}/data/{key}", memoryview(b"")))
         return storage
 
     return _Machine(find).run(io.BytesIO(program))
@@ -81,7 +88,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def _read_legacy(data: memoryview) -> object:
-    """The format before torch 1.6: five pickles in a row, then the storages one by one."""
+    """Read the format before torch 1.6: five pickles in sequence, then the storages."""
     storages: dict[str, Storage] = {}
 
     def find(key: str, dtype: torch.dtype, numel: int) -> Storage:
@@ -89,27 +96,27 @@ def _read_legacy(data: memoryview) -> object:
 
     file = _Window(data)
     if _Machine(find).run(file) != _LEGACY_MAGIC:
-        raise CheckpointError("it is a bare pickle, which torch.save does not write")
-    _Machine(find).run(file)  # the version of the format
-    _Machine(find).run(file)  # the machine that wrote it
+        raise CheckpointError("a bare pickle, not a file of torch.save")
+    _Machine(find).run(file)  # version of the format
+    _Machine(find).run(file)  # byte order and type sizes of the machine that wrote it
     value = _Machine(find).run(file)
     keys = _Machine(find).run(file)
     if not isinstance(keys, list) or len(keys) > len(data) // 8:
-        raise CheckpointError("the list of its storages is damaged")
+        raise CheckpointError("damaged list of storages")
     at = file.tell()
     for key in keys:
         storage = storages.get(key) if isinstance(key, str) else None
         if storage is None or at + 8 > len(data):
-            raise CheckpointError("the list of its storages does not match its tensors")
+            raise CheckpointError("the list of storages does not match the tensors")
         storage.locate(data[at + 8 :])
         at += 8 + storage.numel * storage.dtype.itemsize
-    if any(len(found.data) == 0 < found.numel for found in storages.values()):
-        raise CheckpointError("weights that its tensors mention are missing")
+    if any(len(storage.data) == 0 < storage.numel for storage in storages.values()):
+        raise CheckpointError("missing weights of some tensors")
     return value
 
 
 class _Window(io.BytesIO):
-    """A mapped file as `pickletools` reads one; asking for more than there is costs nothing."""
+    """A mapped file with the interface that `pickletools` reads; never allocates past its end."""
 
     def __init__(self, data: memoryview) -> None:
         super().__init__()
@@ -120,13 +127,13 @@ class _Window(io.BytesIO):
         stop = (
             len(self._data) if size is None or size < 0 else min(self._at + size, len(self._data))
         )
-        found = bytes(self._data[self._at : min(stop, self._at + MAX_PICKLE_BYTES)])
-        self._at += len(found)
-        return found
+        block = bytes(self._data[self._at : min(stop, self._at + MAX_PICKLE_BYTES)])
+        self._at += len(block)
+        return block
 
     def readline(self, _: int | None = -1) -> bytes:
-        found = bytes(self._data[self._at : self._at + 4096])
-        line = found[: found.find(b"\n") + 1]
+        block = bytes(self._data[self._at : self._at + 4096])
+        line = block[: block.find(b"\n") + 1]
         self._at += len(line)
         return line
 
@@ -152,7 +159,7 @@ _STORAGES = {
 
 
 class _Machine:
-    """The stack machine that a pickle describes, with nothing behind it that could act."""
+    """The stack machine of a pickle, on plain values and placeholders only."""
 
     def __init__(self, find_storage: FindStorage) -> None:
         self._find_storage = find_storage
@@ -163,7 +170,7 @@ class _Machine:
         self._budget = MAX_OPCODES
 
     def run(self, program: io.BytesIO) -> object:
-        """The value that one pickle describes; `program` is left after its end."""
+        """Return the value of one pickle, and leave `program` after its end."""
         try:
             for opcode, argument, _ in pickletools.genops(program):
                 self._spend(1)
@@ -171,8 +178,8 @@ class _Machine:
                     return self._stack.pop()
                 self._step(opcode.name, argument)
         except (ValueError, IndexError, KeyError, ArithmeticError, struct.error) as error:
-            raise CheckpointError(f"its pickle is damaged ({short_repr(error)})") from error
-        raise CheckpointError("its pickle has no end")
+            raise CheckpointError(f"damaged pickle: {short_repr(error)}") from error
+        raise CheckpointError("truncated pickle: it has no STOP")
 
     def _spend(self, amount: int) -> None:
         self._budget -= amount
@@ -195,9 +202,9 @@ class _Machine:
         self._marks.append(self._stack)
         self._stack = []
 
-    def _to_mark(self) -> list[object]:
-        found, self._stack = self._stack, self._marks.pop()
-        return found
+    def _pop_to_mark(self) -> list[object]:
+        items, self._stack = self._stack, self._marks.pop()
+        return items
 
     def _push(self, value: object) -> None:
         self._stack.append(value)
@@ -206,38 +213,38 @@ class _Machine:
         self._stack.pop()
 
     def _tuple(self, count: int) -> None:
-        found = tuple(self._stack[-count:])
-        if len(found) != count:
-            raise ValueError("a tuple of more values than there are")
+        items = tuple(self._stack[-count:])
+        if len(items) != count:
+            raise ValueError("not enough values for a tuple")
         del self._stack[-count:]
-        self._push(found)
+        self._push(items)
 
-    def _append(self, found: list[object]) -> None:
+    def _append(self, items: list[object]) -> None:
         if isinstance(self._stack[-1], list):
-            self._stack[-1].extend(found)
+            self._stack[-1].extend(items)
 
-    def _set_items(self, found: list[object]) -> None:
+    def _set_items(self, items: list[object]) -> None:
         target = self._stack[-1]
         if isinstance(target, dict):
-            target.update((_key(key), value) for key, value in zip(found[::2], found[1::2]))
+            target.update((_check_key(key), value) for key, value in zip(items[::2], items[1::2]))
 
     def _dict(self, _: object) -> None:
-        found = self._to_mark()
+        items = self._pop_to_mark()
         self._push({})
-        self._set_items(found)
+        self._set_items(items)
 
-    def _inert(self, name: str, *, is_call: bool = False) -> None:
+    def _push_placeholder(self, name: str, *, is_call: bool = False) -> None:
         self._push(Placeholder(name[:200], is_call))
 
     def _instance(self, name: str) -> None:
-        self._to_mark()
-        self._inert(name, is_call=True)
+        self._pop_to_mark()
+        self._push_placeholder(name, is_call=True)
 
     def _stack_global(self) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise ValueError("a name that is not text")
-        self._inert(f"{module}.{name}")
+            raise ValueError("name is not text")
+        self._push_placeholder(f"{module}.{name}")
 
     def _reduce(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
@@ -248,31 +255,30 @@ class _Machine:
         self._call(self._stack.pop(), ())
 
     def _call(self, function: object, arguments: object) -> None:
-        """The value of the few calls that torch writes; any other becomes an `Placeholder`."""
+        """Push the value of one of the few calls that torch writes, or a `Placeholder`."""
         name = function.name if isinstance(function, Placeholder) else type(function).__name__
-        known = (
-            _CALLS.get(name) if isinstance(function, Placeholder) and not function.is_call else None
-        )
-        if known is None or not isinstance(arguments, tuple):
-            self._inert(name, is_call=True)
+        is_name = isinstance(function, Placeholder) and not function.is_call
+        make = _CALLS.get(name) if is_name else None
+        if make is None or not isinstance(arguments, tuple):
+            self._push_placeholder(name, is_call=True)
         else:
             self._spend(sum(len(part) for part in arguments if isinstance(part, list | tuple)))
-            self._push(known(arguments))
+            self._push(make(arguments))
 
     def _persistent(self, identity: object) -> None:
-        """A storage: ("storage", type, key, device, numel), torch's only persistent object."""
+        """Push the storage that ("storage", type, key, device, numel) describes."""
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
-            raise ValueError("a persistent object that is not a storage")
+            raise ValueError("persistent object is not a storage")
         _, kind, key, _, numel = identity[:5]
         dtype = _STORAGES.get(kind.name) if isinstance(kind, Placeholder) else None
         if dtype is None or not isinstance(key, str) or type(numel) is not int or numel < 0:
-            raise ValueError("a storage of an unknown kind")
+            raise ValueError("invalid storage")
         if any(part is not None for part in identity[5:]):
-            raise ValueError("a view of a storage, which no torch of this decade writes")
+            raise ValueError("unsupported view of a storage")
         if key not in self._storages:
             self._storages[key] = self._find_storage(key, dtype, numel)
         if (self._storages[key].dtype, self._storages[key].numel) != (dtype, numel):
-            raise ValueError("one storage with two descriptions")
+            raise ValueError("contradictory descriptions of a storage")
         self._push(self._storages[key])
 
     def _put(self, index: object) -> None:
@@ -282,12 +288,12 @@ class _Machine:
         self._push(self._memo[index if isinstance(index, int) else -1])
 
 
-def _key(value: object) -> object:
-    """A dictionary's key, if hashing it is harmless (a deep tuple can exhaust the stack)."""
+def _check_key(value: object) -> object:
+    """Return a dictionary key if hashing it is safe (a deep tuple could exhaust the stack)."""
     scalar = (str, int, float, bool, bytes, Placeholder, type(None))
     parts = value if isinstance(value, tuple) else (value,)
     if len(parts) > 16 or not all(isinstance(part, scalar) for part in parts):
-        raise ValueError(f"a {type(value).__name__} as the key of a dictionary")
+        raise ValueError(f"unsupported key of a dictionary: {type(value).__name__}")
     return value
 
 
@@ -296,19 +302,19 @@ def _ordered_dict(arguments: tuple[object, ...]) -> dict[object, object]:
         case ():
             return {}
         case (list(pairs),) if all(isinstance(pair, list | tuple) for pair in pairs):
-            return {_key(key): value for key, value in pairs}
-    raise ValueError("an ordered dictionary of something else than pairs")
+            return {_check_key(key): value for key, value in pairs}
+    raise ValueError("ordered dictionary is not made of pairs")
 
 
 def _tensor(arguments: tuple[object, ...]) -> LazyTensor:
     match arguments:
         case (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_):
             return LazyTensor(storage, offset, shape, strides)
-    raise ValueError("a tensor that is not described as one")
+    raise ValueError("invalid description of a tensor")
 
 
-def _first(arguments: tuple[object, ...]) -> object:
-    """A parameter is its tensor; what follows in the file matters to training alone."""
+def _parameter(arguments: tuple[object, ...]) -> object:
+    """Return the tensor of a parameter; its other arguments matter to training alone."""
     return arguments[0]
 
 
@@ -318,24 +324,23 @@ def _fraction(arguments: tuple[object, ...]) -> Fraction:
             return Fraction(text)
         case (int(numerator), int(denominator)):
             return Fraction(numerator, denominator)
-    raise ValueError("a fraction that is not two numbers")
+    raise ValueError("invalid fraction")
 
 
 def _size(arguments: tuple[object, ...]) -> tuple[object, ...]:
     match arguments:
         case ([*parts],):
             return tuple(parts)
-    raise ValueError("a shape that is not numbers")
+    raise ValueError("invalid shape")
 
 
-_CALLS: dict[
-    str, Callable[[tuple[object, ...]], object]
-] = {  # the only names that become something
+# The only names in a file that become values.
+_CALLS: dict[str, Callable[[tuple[object, ...]], object]] = {
     "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.Size": _size,
     "fractions.Fraction": _fraction,
 }
@@ -358,30 +363,29 @@ _CONSTANTS: dict[str, Callable[[], object]] = {
 _STEPS: dict[str, Callable[[_Machine, object], None]] = {
     "MARK": _Machine._mark,
     "POP": lambda self, _: self._drop(),
-    "POP_MARK": lambda self, _: self._to_mark().clear(),
+    "POP_MARK": lambda self, _: self._pop_to_mark().clear(),
     "DUP": lambda self, _: self._push(self._stack[-1]),
-    "TUPLE": lambda self, _: self._push(tuple(self._to_mark())),
+    "TUPLE": lambda self, _: self._push(tuple(self._pop_to_mark())),
     "TUPLE1": lambda self, _: self._tuple(1),
     "TUPLE2": lambda self, _: self._tuple(2),
     "TUPLE3": lambda self, _: self._tuple(3),
-    "LIST": lambda self, _: self._push(self._to_mark()),
+    "LIST": lambda self, _: self._push(self._pop_to_mark()),
     "APPEND": lambda self, _: self._append([self._stack.pop()]),
-    "APPENDS": lambda self, _: self._append(self._to_mark()),
+    "APPENDS": lambda self, _: self._append(self._pop_to_mark()),
     "DICT": _Machine._dict,
     "SETITEM": lambda self, _: self._set_items([self._stack.pop(), self._stack.pop()][::-1]),
-    "SETITEMS": lambda self, _: self._set_items(self._to_mark()),
-    "ADDITEMS": lambda self, _: self._to_mark().clear(),
+    "SETITEMS": lambda self, _: self._set_items(self._pop_to_mark()),
+    "ADDITEMS": lambda self, _: self._pop_to_mark().clear(),
     "FROZENSET": lambda self, _: self._instance("builtins.frozenset"),
-    "GLOBAL": lambda self, name: self._inert(str(name).replace(" ", ".", 1)),
+    "GLOBAL": lambda self, name: self._push_placeholder(str(name).replace(" ", ".", 1)),
     "STACK_GLOBAL": lambda self, _: self._stack_global(),
     "INST": lambda self, name: self._instance(str(name).replace(" ", ".", 1)),
-    "OBJ": lambda self, _: self._call(self._to_mark()[0], ()),
+    "OBJ": lambda self, _: self._call(self._pop_to_mark()[0], ()),
     "REDUCE": lambda self, _: self._reduce(),
     "NEWOBJ": lambda self, _: self._reduce(),
     "NEWOBJ_EX": lambda self, _: self._new_object_ex(),
-    "BUILD": lambda self, _: (
-        self._drop()
-    ),  # `_metadata` of a state dict, or an `Placeholder`'s state
+    # Dropped: the `_metadata` of a state dict, or the state of a placeholder.
+    "BUILD": lambda self, _: self._drop(),
     "BINPERSID": lambda self, _: self._persistent(self._stack.pop()),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine._put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine._get),

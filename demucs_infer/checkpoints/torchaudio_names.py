@@ -1,7 +1,7 @@
-"""torchaudio's names for HDemucs' weights, and ours for the same numbers.
+"""Map torchaudio's names for the weights of HDemucs to those of this package.
 
 torchaudio released `hdemucs_high_trained.pt` and `hdemucs_high_musdbhq_only.pt` as bare state
-dicts of its own copy of the network; what it was built with can be read off the shapes.
+dicts of its own copy of the network; its arguments are inferred from the shapes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _PARTS = {
 }
 
 
-def is_torchaudio(state: Mapping[str, LazyTensor]) -> bool:
-    """Whether a state dict is one of torchaudio's HDemucs."""
+def is_torchaudio_state(state: Mapping[str, LazyTensor]) -> bool:
+    """Return whether a state dict belongs to torchaudio's HDemucs."""
     return "freq_encoder.0.conv.weight" in state and "time_encoder.0.conv.weight" in state
 
 
-def to_ours(state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The same weights under the names that the released checkpoints use.
+def rename_weights(state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return the weights under the names that upstream's checkpoints use.
 
-    A layer that only takes a stride (it has no `rewrite`) carries a norm there that is never used.
+    A layer without `rewrite` has a norm in torchaudio that is never used: it is dropped.
     """
     renamed = {}
     for name, weight in state.items():
@@ -41,19 +41,19 @@ def to_ours(state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return renamed
 
 
-def architecture(state: Mapping[str, LazyTensor]) -> Architecture:
-    """The HDemucs that a state of torchaudio's belongs to."""
+def infer_architecture(state: Mapping[str, LazyTensor]) -> Architecture:
+    """Return the architecture of a torchaudio state; raise `CheckpointError` if it is unclear."""
     try:
         depth = len({name.split(".")[1] for name in state if name.startswith("freq_encoder.")})
         channels, audio_channels = state["time_encoder.0.conv.weight"].shape[:2]
         rows = state["freq_emb.embedding.weight"].shape[0]
         outputs = state[f"freq_decoder.{depth - 1}.conv_tr.weight"].shape[1]
     except (KeyError, IndexError, ValueError) as error:
-        raise CheckpointError(f"torchaudio's HDemucs without {error}") from error
+        raise CheckpointError(f"incomplete state of torchaudio's HDemucs: {error}") from error
     if not audio_channels or outputs != 2 * audio_channels * len(MUSDB_SOURCES):
         raise CheckpointError(
-            "this HDemucs of torchaudio separates other stems than MUSDB's four; "
-            "give its architecture, sources included"
+            "this HDemucs of torchaudio does not separate the four stems of MUSDB: "
+            "pass its architecture, including sources"
         )
     return Architecture(
         "HDemucs",
@@ -62,6 +62,6 @@ def architecture(state: Mapping[str, LazyTensor]) -> Architecture:
             "audio_channels": audio_channels,
             "channels": channels,
             "depth": depth,
-            "nfft": 8 * rows,  # a row for each bin after a first stride of 4
+            "nfft": 8 * rows,  # one row per bin after the first stride of 4
         },
     )

@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> int:
 
 def examine(cache_dir: Path | None = None) -> dict[str, Any]:
     """Everything that a report of a problem should tell."""
-    store = CheckpointStore.of(cache_dir)
+    store = CheckpointStore.from_environment(cache_dir)
     names = list_models()["bag"]
     return {
         "demucs_infer": __version__,

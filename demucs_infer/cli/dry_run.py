@@ -11,11 +11,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from demucs_infer.audio.formats import FORMATS
-from demucs_infer.batch.manifest import matches, read_manifest, sha256_file
+from demucs_infer.batch.manifest import matches, read_manifest
 from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.errors import DemucsError
 from demucs_infer.pretrained import model_info
+from demucs_infer.system.checksum import sha256_file
 from demucs_infer.system.malloc import peak_memory
 
 if TYPE_CHECKING:

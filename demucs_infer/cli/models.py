@@ -10,7 +10,7 @@ from typing import Any
 
 from demucs_infer import pretrained
 from demucs_infer.checkpoints.catalog import load_catalog
-from demucs_infer.checkpoints.download import shown
+from demucs_infer.checkpoints.download import progress_bar
 from demucs_infer.pretrained import ModelInfo, list_models, model_info
 
 
@@ -110,8 +110,10 @@ def fetch(
     quiet: bool = False,
 ) -> list[Path]:
     """The files of a model; a bar at a terminal tells of those that have to come from afar."""
-    with shown(name, hidden=True if quiet else None) as arrived:
-        return pretrained.pull(name, to=to, cache_dir=cache_dir, offline=offline, progress=arrived)
+    with progress_bar(name, hidden=True if quiet else None) as on_progress:
+        return pretrained.pull(
+            name, to=to, cache_dir=cache_dir, offline=offline, progress=on_progress
+        )
 
 
 def _path(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.discovery import STDIN, Found, find_tracks
-from demucs_infer.batch.manifest import matches, read_manifest, sha256_file
+from demucs_infer.batch.manifest import matches, read_manifest
 from demucs_infer.batch.output_paths import OutputPaths, collisions, without_collisions
 from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.batch.result import TrackResult
@@ -25,6 +25,7 @@ from demucs_infer.cli.demo import compose, save_and_score
 from demucs_infer.cli.models import fetch
 from demucs_infer.cli.parser import COMMANDS
 from demucs_infer.cli.progress import Reporter, choose_report
+from demucs_infer.system.checksum import sha256_file
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 
 ALL_DONE, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4

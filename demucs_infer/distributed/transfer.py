@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from demucs_infer.batch.attempts import complete, register, withdraw
-from demucs_infer.batch.manifest import matches, parse_manifest, sha256_file
+from demucs_infer.batch.manifest import matches, parse_manifest
 from demucs_infer.batch.output_paths import OutputPaths
 from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.batch.result import Fault, TrackResult, fault_of
@@ -28,6 +28,7 @@ from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.distributed.storage import is_remote, join
 from demucs_infer.errors import AudioReadError, DemucsError
 from demucs_infer.metrics import evaluate
+from demucs_infer.system.checksum import sha256_file
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from demucs_infer.api import Separator
 from demucs_infer.audio.reader import AudioReader
-from demucs_infer.batch.manifest import sha256_file
 from demucs_infer.batch.output_paths import OutputPaths
 from demucs_infer.batch.request import ModelSpec, SeparationRequest
 from demucs_infer.batch.result import TrackResult
@@ -30,6 +29,7 @@ from demucs_infer.batch.spool import Spool
 from demucs_infer.batch.workdir import PARTIAL, WorkDir
 from demucs_infer.errors import AudioWriteError, is_disk_full
 from demucs_infer.events import ChunkProcessed
+from demucs_infer.system.checksum import sha256_file
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
 from tests.helpers.networks import RecordingModel, noise
 

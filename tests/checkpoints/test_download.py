@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from demucs_infer.checkpoints import download
-from demucs_infer.checkpoints.download import DownloadRequest, fetch, sha256_of
+from demucs_infer.checkpoints.download import DownloadRequest, fetch
 from demucs_infer.errors import DownloadError
+from demucs_infer.system.checksum import sha256_file
 
 CONTENT = bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -219,7 +220,7 @@ def test_a_part_that_is_too_long_is_thrown_away(tmp_path: Path, server: Server) 
 
 def test_the_wrong_bytes_leave_nothing(tmp_path: Path, server: Server) -> None:
     server.behaviour.content = CONTENT[:-1] + b"!"
-    with pytest.raises(DownloadError, match=f"and not {DIGEST}"):
+    with pytest.raises(DownloadError, match=f"expected {DIGEST}"):
         fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
     assert left(tmp_path) == []
 
@@ -314,15 +315,14 @@ def test_a_caller_can_stop_it(tmp_path: Path, server: Server) -> None:
         fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST), stop)
     assert not (tmp_path / "x.th").exists()
     fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
-    assert sha256_of(tmp_path / "x.th") == DIGEST
+    assert sha256_file(tmp_path / "x.th") == DIGEST
 
 
 FETCH = """
 import sys
 from pathlib import Path
-from demucs_infer.checkpoints.download import Wanted
-from demucs_infer.checkpoints.download import fetch
-assert fetch(Wanted([sys.argv[1]], Path(sys.argv[2]), sys.argv[3])) == sys.argv[3]
+from demucs_infer.checkpoints.download import DownloadRequest, fetch
+assert fetch(DownloadRequest([sys.argv[1]], Path(sys.argv[2]), sys.argv[3])) == sys.argv[3]
 assert "torch" not in sys.modules
 """
 
@@ -340,8 +340,8 @@ def test_two_processes_fetch_it_once(tmp_path: Path, server: Server) -> None:
 def test_a_dead_process_does_not_keep_its_lock(tmp_path: Path, server: Server) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from demucs_infer.checkpoints.download import locked\n"
-        "with locked(Path(sys.argv[1])): os._exit(9)"
+        "from demucs_infer.checkpoints.download import hold_lock\n"
+        "with hold_lock(Path(sys.argv[1])): os._exit(9)"
     )
     lock = tmp_path / "x.th.lock"
     done: Any = subprocess.run([sys.executable, "-c", code, str(lock)], check=False)

@@ -143,7 +143,7 @@ def test_a_bag_of_networks_that_differ_is_refused(folder: Path) -> None:
     network = Demucs(**other)
     torch.save({"klass": Demucs, "kwargs": other, "state": network.state_dict()}, folder / "o.th")
     (folder / "odd.yaml").write_text("models: [first, o]")
-    with pytest.raises(CheckpointError, match="does not fit together"):
+    with pytest.raises(CheckpointError, match="do not match"):
         any_repo(folder).get_model("odd")
 
 
@@ -214,7 +214,7 @@ def test_files_outside_the_repository_are_refused(
     tmp_path: Path, hub: Callable[..., None], member: str
 ) -> None:
     hub("me", "Demucs-x", {"x.yaml": json.dumps({"models": [member]}).encode()})
-    with pytest.raises(ModelLoadingError, match="mentions"):
+    with pytest.raises(ModelLoadingError, match="invalid file name"):
         HubRepo("hf://me/x", CheckpointStore(tmp_path, offline=True)).fetch()
 
 

@@ -294,7 +294,7 @@ def test_positional_arguments_are_understood(tmp_path: Path, network: nn.Module)
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        ({"args": (["a"],)}, "twice"),
+        ({"args": (["a"],)}, "duplicate arguments"),
         ({"kwargs": {}}, "sources"),
         ({"kwargs": {**TINY["Demucs"], "sources": []}}, "sources"),
         ({"kwargs": {**TINY["Demucs"], "sources": ["a", "a"]}}, "sources"),
@@ -303,7 +303,7 @@ def test_positional_arguments_are_understood(tmp_path: Path, network: nn.Module)
         ({"kwargs": {**TINY["Demucs"], "samplerate": 0}}, "samplerate"),
         ({"kwargs": {**TINY["Demucs"], "channels": float("inf")}}, "channels"),
         ({"kwargs": {**TINY["Demucs"], "channels": 8}}, "differ"),
-        ({"kwargs": {**TINY["Demucs"], "channels": "many"}}, "Demucs can be built"),
+        ({"kwargs": {**TINY["Demucs"], "channels": "many"}}, "Demucs cannot be built"),
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -315,7 +315,7 @@ def test_wrong_arguments_are_refused(
 
 def test_whole_numbers_are_no_weights(tmp_path: Path, network: nn.Module) -> None:
     state = {name: weight.int() for name, weight in network.state_dict().items()}
-    with pytest.raises(CheckpointError, match="not a real number"):
+    with pytest.raises(CheckpointError, match="expected floating point"):
         load_model(saved(tmp_path, network, state=state))
 
 
@@ -375,7 +375,7 @@ def test_trust_is_said_aloud_and_does_run_the_file(tmp_path: Path, network: nn.M
 def test_even_trust_builds_only_our_networks(tmp_path: Path, network: nn.Module) -> None:
     path = saved(tmp_path, network, klass=nn.Linear)
     with (
-        pytest.warns(UserWarning, match="trusted"),
+        pytest.warns(UserWarning, match="trust=True"),
         pytest.raises(CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear"),
     ):
         load_model(path, trust=True)

@@ -464,7 +464,7 @@ def test_tags_are_carried_unless_not(run: Command, here: Path) -> None:
 
 
 def test_the_manifest(run: Command, here: Path) -> None:
-    from demucs_infer.batch.manifest import sha256_file
+    from demucs_infer.system.checksum import sha256_file
 
     run("song.wav --overlap 0.1 --seed 3")
     folder = here / "separated/9d0a6f1c/song"
