@@ -1,4 +1,4 @@
-"""The small parts agree with one another, with numpy, and with counting by hand."""
+"""The building blocks agree with each other, with numpy, and with counting by hand."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ GEOMETRIES = [
 @pytest.mark.parametrize(("length", "chunk", "hop"), GEOMETRIES)
 @pytest.mark.parametrize("mode", ["reflect", "constant", "replicate"])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_chunks_are_slices_of_the_padded_track(
+def test_generate_chunks_slices_the_padded_track(
     length: int, chunk: int, hop: int, mode: str, batch_size: int
 ) -> None:
     track, plan = noise(2, length), ChunkPlan(length, chunk, hop)
@@ -51,7 +51,7 @@ def test_chunks_are_slices_of_the_padded_track(
 
 @pytest.mark.parametrize(("length", "chunk", "hop"), GEOMETRIES)
 @pytest.mark.parametrize("window", ["hann", "triangle", "linear_fade"])
-def test_stitched_chunks_are_the_track(length: int, chunk: int, hop: int, window: str) -> None:
+def test_stitch_chunks_returns_the_track(length: int, chunk: int, hop: int, window: str) -> None:
     track, weights = noise(2, length), make_window(window, chunk)
     results = []
     for batch_size in (1, 4):
@@ -67,20 +67,20 @@ def test_stitched_chunks_are_the_track(length: int, chunk: int, hop: int, window
 
 
 @pytest.mark.parametrize(("length", "chunk", "hop"), GEOMETRIES)
-def test_the_stitcher_gives_out_what_is_final_at_once(length: int, chunk: int, hop: int) -> None:
+def test_stitcher_returns_final_samples_at_once(length: int, chunk: int, hop: int) -> None:
     track, weights = noise(2, length), make_window("hann", chunk)
     stitcher = StreamingStitcher(chunk, hop, length, weights)
     assert stitcher.flush() is None
-    given = 0
+    num_returned = 0
     parts: list[Tensor] = []
     for number, batch in enumerate(generate_chunks(track, chunk, hop, 1), start=1):
         part = stitcher.step(batch)
         if part is not None:
             parts.append(part)
-            given += part.shape[-1]
-        assert given == min(max(number * hop - (chunk - hop), 0), length)
+            num_returned += part.shape[-1]
+        assert num_returned == min(max(number * hop - (chunk - hop), 0), length)
     assert stitcher.flush() is None
-    assert stitcher.step(batch) is None, "nothing is left to be given out"
+    assert stitcher.step(batch) is None, "nothing is left to return"
     expected = stitch_chunks(
         (batch[None] for batch in generate_chunks(track, chunk, hop, 1)),
         1,
@@ -95,7 +95,7 @@ def test_the_stitcher_gives_out_what_is_final_at_once(length: int, chunk: int, h
     assert torch.equal(torch.cat([p for p in again if p is not None], dim=-1), expected)
 
 
-def test_flush_gives_the_tail_of_a_track_that_was_not_padded() -> None:
+def test_flush_returns_the_tail_of_an_unpadded_track() -> None:
     track = noise(2, 1000)
     stitcher = StreamingStitcher(100, 75, 1000, make_window("triangle", 100), samples_to_skip=0)
     parts = [stitcher.step(track[None, :, at : at + 100]) for at in range(0, 901, 75)]
@@ -106,7 +106,7 @@ def test_flush_gives_the_tail_of_a_track_that_was_not_padded() -> None:
     torch.testing.assert_close(whole[0], track, rtol=0, atol=1e-6)  # weights divided out
 
 
-def test_the_state_of_the_stitcher_is_visible_and_bounded() -> None:
+def test_stitcher_state_is_public_and_bounded() -> None:
     stitcher = StreamingStitcher(100, 25, 10**9, make_window("hann", 100))
     assert (stitcher.chunk_size, stitcher.hop_size, stitcher.tail_size) == (100, 25, 75)
     assert (stitcher.samples_to_skip, stitcher.samples_to_keep) == (75, 10**9)
@@ -118,7 +118,7 @@ def test_the_state_of_the_stitcher_is_visible_and_bounded() -> None:
     assert held[0] == held[1] <= 2 * (4 * 2 + 1) * 100 * 4
 
 
-def test_wrong_chunks_are_refused() -> None:
+def test_invalid_chunks_are_rejected() -> None:
     window = make_window("hann", 100)
     good = torch.ones(1, 2, 2, 100)
 
@@ -147,7 +147,7 @@ def test_wrong_chunks_are_refused() -> None:
         generate_chunks(noise(2, 10), 100, 50, 1, padding_mode="wrap")
 
 
-def test_a_plan_from_seconds_rounds_and_counts() -> None:
+def test_chunk_plan_from_seconds() -> None:
     plan = ChunkPlan.from_seconds(1_323_000, 6.0, 3.0, 44_100)
     assert (plan.chunk_size, plan.hop_size, plan.overlap) == (264_600, 132_300, 132_300)
     assert ChunkPlan.from_seconds(10, 0.29, 0.29, 100).chunk_size == 29  # int() would say 28
@@ -176,9 +176,7 @@ def test_normalized_audio_has_mean_0_and_deviation_1() -> None:
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 1000, 1009])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize("hop", [64, 32, 27, 16])
-def test_overlap_add_gives_every_stem_under_its_name(
-    length: int, batch_size: int, hop: int
-) -> None:
+def test_overlap_add_returns_stems_by_name(length: int, batch_size: int, hop: int) -> None:
     track = noise(2, length)
     network = DictModel(["vocals", "bass"], [0.5, 2.0], segment=64 / 8000)
     network.train()
@@ -187,42 +185,42 @@ def test_overlap_add_gives_every_stem_under_its_name(
     # Weights are divided out again.
     torch.testing.assert_close(stems["vocals"], 0.5 * track, rtol=0, atol=1e-6)
     torch.testing.assert_close(stems["bass"], 2 * track, rtol=0, atol=2e-6)
-    assert network.training, "as it was"
+    assert network.training, "restored"
     assert len(network.queries) == ChunkPlan(length, 64, hop).num_batches(batch_size)
 
 
-def test_arguments_reach_the_network_unchanged_even_after_a_retry() -> None:
-    class Asked(OomModel):
+def test_model_kwargs_are_passed_unchanged_also_after_a_retry() -> None:
+    class QueryRecorder(OomModel):
         def forward(self, mix: Tensor, *, query: object = None) -> Tensor:  # type: ignore[override]
             answer = super().forward(mix)
-            asked.append(query)
+            received.append(query)
             return answer
 
-    asked: list[object] = []
+    received: list[object] = []
     query = object()
-    network = Asked(limit=2, segment=0.01)
+    network = QueryRecorder(limit=2, segment=0.01)
     overlap_add(network, noise(2, 1000), ChunkPlan(1000, 80, 40), batch_size=8, query=query)
     assert network.tried[:3] == [8, 4, 2]
-    assert len(asked) > 3
-    assert all(one is query for one in asked)
+    assert len(received) > 3
+    assert all(one is query for one in received)
     with pytest.raises(TypeError, match="nonsense"):
         overlap_add(ScaleModel(), noise(2, 100), ChunkPlan(100, 80, 40), nonsense=1)
 
 
-def test_queries_over_one_mixture_equal_separate_runs() -> None:
-    class Gain(RecordingModel):
+def test_queries_equal_separate_runs() -> None:
+    class GainModel(RecordingModel):
         def forward(self, mix: Tensor, *, gain: Tensor) -> list[Tensor]:  # type: ignore[override]
             return list((super().forward(mix) * gain).unbind(1))
 
     track, plan = noise(2, 1000), ChunkPlan(1000, 80, 40)
-    one = Gain(["it"], [1.0], segment=0.01)
+    one = GainModel(["it"], [1.0], segment=0.01)
     queries = {"soft": {"gain": torch.tensor(0.5)}, "loud": {"gain": torch.tensor(2.0)}}
     both = overlap_add(one, track, plan, queries=queries)
     assert list(both) == ["soft", "loud"]
     for name, arguments in queries.items():
         alone = overlap_add(one, track, plan, **arguments)
         assert torch.equal(both[name], alone["it"])
-    several = Gain(["a", "b"], [1.0, 3.0], segment=0.01)
+    several = GainModel(["a", "b"], [1.0, 3.0], segment=0.01)
     assert list(overlap_add(several, track, plan, queries=queries)) == [
         "soft_a",
         "soft_b",
@@ -231,12 +229,12 @@ def test_queries_over_one_mixture_equal_separate_runs() -> None:
     ]
 
 
-def test_an_answer_by_other_names_is_refused_with_both() -> None:
-    class Wrong(ScaleModel):
+def test_unexpected_stem_names_are_rejected() -> None:
+    class WrongStemsModel(ScaleModel):
         def forward(self, mix: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
             return {"drums": mix, "piano": mix}
 
     with pytest.raises(SeparationError, match=r"\['drums', 'piano'\], not \['bass', 'drums'\]"):
-        overlap_add(Wrong(), noise(2, 100), ChunkPlan(100, 80, 40))
+        overlap_add(WrongStemsModel(), noise(2, 100), ChunkPlan(100, 80, 40))
     with pytest.raises(ValueError, match="plan is for 99"):
         overlap_add(ScaleModel(), noise(2, 100), ChunkPlan(99, 80, 40))

@@ -1,4 +1,4 @@
-"""Events are values, their words are fixed, and progress never runs backwards."""
+"""Events are immutable values with a fixed representation, also in JSON."""
 
 import dataclasses
 from typing import Any
@@ -17,15 +17,15 @@ from demucs_infer.events import (
 )
 
 
-def test_the_words_of_an_event() -> None:
+def test_event_repr() -> None:
     assert repr(Stage.Started("normalize")) == (
         "Stage.Started(stage='normalize', total_batches=None)"
     )
     assert repr(Stage.Completed("normalize")) == "Stage.Completed(stage='normalize')"
-    rich = ChunkProcessed(1, 9, (Position(0, 0, 0),), fraction=0.5, seconds_total=3.0)
-    assert repr(rich) == "ChunkProcessed(batch_index=1, total_batches=9)"
-    assert repr(ChunkProcessed(1, 9)) == repr(rich)
-    assert rich.seconds_done == 1.5
+    event = ChunkProcessed(1, 9, (Position(0, 0, 0),), fraction=0.5, seconds_total=3.0)
+    assert repr(event) == "ChunkProcessed(batch_index=1, total_batches=9)"
+    assert repr(ChunkProcessed(1, 9)) == repr(event)
+    assert event.seconds_done == 1.5
     assert repr(BatchSizeReduced(8, 4, "why")) == "BatchSizeReduced(old=8, new=4, reason='why')"
 
 
@@ -50,7 +50,7 @@ def test_events_are_frozen_hashable_values(event: object) -> None:
     assert copied is not event
 
 
-def test_a_callback_gets_one_dictionary_of_its_own_per_window_and_state() -> None:
+def test_callback_gets_its_own_dictionary_per_window_and_state() -> None:
     positions = (Position(1, 2, 30), Position(1, 2, 40))
     stream = [Stage.Started("x"), ChunkStarted(1, 1, positions), ChunkProcessed(1, 1, positions)]
     seen: list[dict[str, object]] = []

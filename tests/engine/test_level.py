@@ -1,4 +1,4 @@
-"""A track is brought to the level of training and back, whatever it holds."""
+"""The level of any track is removed and restored."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from demucs_infer.errors import SeparationError
 from tests.helpers.networks import noise
 
 
-def cut(track: Tensor, *sizes: int) -> Iterator[Tensor]:
+def split_cyclically(track: Tensor, *sizes: int) -> Iterator[Tensor]:
     at = 0
     while at < track.shape[-1]:
         for size in sizes:
@@ -34,7 +34,7 @@ SIGNALS = {
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_what_was_removed_is_restored(name: str) -> None:
+def test_restore_inverts_remove(name: str) -> None:
     track = SIGNALS[name]
     before = track.clone()
     level = measure([track])
@@ -49,7 +49,7 @@ def test_what_was_removed_is_restored(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["silence", "constant", "antiphase", "one sample"])
-def test_a_mono_mix_without_a_level_leaves_the_track_alone(name: str) -> None:
+def test_track_with_a_silent_mono_mix_is_unchanged(name: str) -> None:
     track = SIGNALS[name]
     level = measure([track])
     assert (level.mean, level.std) == (0.0, 1.0)
@@ -57,7 +57,7 @@ def test_a_mono_mix_without_a_level_leaves_the_track_alone(name: str) -> None:
     assert torch.equal(level.restore(track), track)
 
 
-def test_channels_that_cancel_but_for_their_dither_do_not_blow_up() -> None:
+def test_cancelling_channels_with_dither_do_not_blow_up() -> None:
     music = noise(1, 50_000)
     track = torch.cat([music, -music]) + 1e-5 * noise(2, 50_000, seed=1)
     # (x - mean) / (std + 1e-8) would reach six digits here.
@@ -65,7 +65,7 @@ def test_channels_that_cancel_but_for_their_dither_do_not_blow_up() -> None:
 
 
 @pytest.mark.parametrize("name", ["noise", "noise on a constant", "mono", "six channels", "loud"])
-def test_the_form_is_that_of_upstream(name: str) -> None:
+def test_level_equals_upstream(name: str) -> None:
     track = SIGNALS[name]
     mono = track.mean(0)
     level = measure([track])
@@ -74,14 +74,14 @@ def test_the_form_is_that_of_upstream(name: str) -> None:
     torch.testing.assert_close(level.remove(track), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_quiet_music_is_raised_as_upstream_raises_it() -> None:
+def test_quiet_music_is_raised_like_upstream() -> None:
     track = 1e-5 * noise(2, 5000)
     level = measure([track])
     assert level.std == pytest.approx(float(track.double().mean(0).std()) + 1e-8, rel=1e-12)
 
 
 @pytest.mark.parametrize("sizes", [(1,), (7, 1, 300), (PIECE,), (PIECE - 1, 2), (10**6,)])
-def test_block_sizes_and_threads_change_no_bit(sizes: tuple[int, ...]) -> None:
+def test_block_sizes_and_threads_do_not_change_bits(sizes: tuple[int, ...]) -> None:
     length = 3 * PIECE + 17 if sizes != (1,) else 3000
     track = noise(2, length)
     threads = torch.get_num_threads()
@@ -89,19 +89,19 @@ def test_block_sizes_and_threads_change_no_bit(sizes: tuple[int, ...]) -> None:
         expected = measure([track])
         for count in (1, 2):
             torch.set_num_threads(count)
-            assert measure(cut(track, *sizes)) == expected
+            assert measure(split_cyclically(track, *sizes)) == expected
     finally:
         torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_track_that_is_not_finite_is_refused_with_the_place(value: float) -> None:
+def test_non_finite_track_is_rejected_with_the_position(value: float) -> None:
     track = noise(2, PIECE + 100)
     track[1, PIECE + 3] = value
     with pytest.raises(SeparationError, match=f"sample {PIECE + 3}:"):
         measure([track])
 
 
-def test_a_track_without_samples_has_no_level_and_warns_of_nothing() -> None:
+def test_empty_track_has_the_default_level_without_a_warning() -> None:
     assert measure([torch.zeros(2, 0)]) == Level()
     assert measure([]) == Level()

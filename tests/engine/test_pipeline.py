@@ -1,4 +1,4 @@
-"""Blocks of final samples, in order, the same however they were read, batched or shared."""
+"""The pipeline yields final blocks in order, independent of reading, batching and sharing."""
 
 import dataclasses
 import gc
@@ -35,8 +35,8 @@ RATE = 8000
 IDENTITY = {"sources": ["mix"], "gains": [1.0]}
 
 
-class Blocks:
-    """A track in blocks of any sizes, without a length, that counts how often it is read."""
+class BlockTrack:
+    """A track without a length, in blocks of given sizes, that counts how often it is read."""
 
     def __init__(self, samples: Tensor, *sizes: int) -> None:
         self.samples = samples
@@ -53,8 +53,8 @@ class Blocks:
                 at += size
 
 
-def joined(items: Any) -> Tensor:
-    """The stems, after checking that each block begins where the last one ended."""
+def join_blocks(items: Any) -> Tensor:
+    """Join the stems, and check that each block begins where the last one ended."""
     parts, at = [], 0
     for item in items:
         if isinstance(item, Block):
@@ -78,9 +78,7 @@ def tiny(seed: int = 0) -> Demucs:
 @pytest.mark.parametrize("profile", ["demucs", "padded"])
 @pytest.mark.parametrize("overlap", [0, 0.1, 0.25, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("length", [1, 2, 999, 1000, 1001, 3007])
-def test_a_network_that_changes_nothing_gives_the_track_back(
-    profile: Any, overlap: float, length: int
-) -> None:
+def test_identity_network_returns_the_track(profile: Any, overlap: float, length: int) -> None:
     track = noise(2, length)
     network = ScaleModel(**IDENTITY, segment=1000 / RATE)
     shapes = [("triangle", "constant")]
@@ -97,35 +95,35 @@ def test_a_network_that_changes_nothing_gives_the_track_back(
                 normalize=False,
                 batch_size=7,
             )
-            stems = joined(separate(TensorTrack(track), network, options=options))
+            stems = join_blocks(separate(TensorTrack(track), network, options=options))
             # Weights are divided out again: a sum of products over the sum of the weights.
             torch.testing.assert_close(stems[0], track, rtol=0, atol=1e-6)
 
 
-def test_a_segment_beyond_all_memory_is_one_window_of_the_track() -> None:
+def test_huge_segment_is_one_window_of_the_track() -> None:
     track = TensorTrack(noise(2, 5000))
     options = Options(segment_seconds=1e9, shifts=0)
-    stems = joined(separate(track, tiny(), options=options))
+    stems = join_blocks(separate(track, tiny(), options=options))
     # The weights of the only window are divided out again.
-    whole = joined(separate(track, tiny(), options=Options(split=False, shifts=0)))
+    whole = join_blocks(separate(track, tiny(), options=Options(split=False, shifts=0)))
     torch.testing.assert_close(stems, whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_levels_are_taken_and_given_back(normalize: bool) -> None:
+def test_level_is_removed_and_restored(normalize: bool) -> None:
     track = 0.3 + noise(2, 20_000)
     network = ScaleModel(["half"], [0.5])
-    stems = joined(separate(TensorTrack(track), network, options=Options(normalize=normalize)))
+    stems = join_blocks(separate(TensorTrack(track), network, options=Options(normalize=normalize)))
     # Upstream gives the mean to every stem whole, whatever share of the track it is.
     mean = float(track.mean()) if normalize else 0.0
     torch.testing.assert_close(stems[0], 0.5 * (track - mean) + mean, rtol=0, atol=1e-6)
 
 
-def lose_the_first(chunks: list[Chunk]) -> None:
+def drop_first_sample(chunks: list[Chunk]) -> None:
     chunks[0] = dataclasses.replace(chunks[0], start=chunks[0].start + 1)
 
 
-def lose_the_last(chunks: list[Chunk]) -> None:
+def drop_last_sample(chunks: list[Chunk]) -> None:
     chunks[-1] = dataclasses.replace(chunks[-1], stop=chunks[-1].stop - 1)
 
 
@@ -133,30 +131,32 @@ def leave_a_gap(chunks: list[Chunk]) -> None:
     chunks[2] = dataclasses.replace(chunks[2], start=chunks[2].start + 1)
 
 
-def shift_what_is_owned(chunks: list[Chunk]) -> None:
-    # Not a valid chunk of that window: it owns what the sample before it was answered for.
+def shift_owned_range(chunks: list[Chunk]) -> None:
+    # An invalid chunk of its window: it would own the output for the sample before it.
     object.__setattr__(chunks[2], "read", chunks[2].read - 1)
 
 
-@pytest.mark.parametrize("wrong", [lose_the_first, lose_the_last, leave_a_gap, shift_what_is_owned])
-def test_a_plan_that_is_off_by_one_sample_does_not_give_the_track_back(
+@pytest.mark.parametrize(
+    "wrong", [drop_first_sample, drop_last_sample, leave_a_gap, shift_owned_range]
+)
+def test_plan_off_by_one_sample_breaks_identity(
     wrong: Callable[[list[Chunk]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The identity is a check only if mistakes of one sample fail it."""
+    """The identity test is only worth something if errors of one sample fail it."""
     track = TensorTrack(noise(2, 5000))
     network = ScaleModel(**IDENTITY, segment=1000 / RATE)
     options = Options(shifts=0, overlap=0, normalize=False)
 
-    def mistaken(*args: Any, **kwargs: Any) -> tuple[Chunk, ...]:
+    def wrong_plan(*args: Any, **kwargs: Any) -> tuple[Chunk, ...]:
         chunks = list(plan_chunks(*args, **kwargs))
         wrong(chunks)
         return tuple(chunks)
 
-    monkeypatch.setattr(run_config, "plan_chunks", mistaken)
+    monkeypatch.setattr(run_config, "plan_chunks", wrong_plan)
     try:
-        stems = joined(separate(track, network, options=options))
+        stems = join_blocks(separate(track, network, options=options))
     except (ValueError, RuntimeError, SeparationError, AssertionError):
-        return  # noticed before a sample is compared
+        return  # detected before samples are compared
     assert stems.shape[-1] != 5000 or not torch.allclose(stems[0], track.samples, atol=1e-6)
 
 
@@ -170,7 +170,7 @@ def test_a_plan_that_is_off_by_one_sample_does_not_give_the_track_back(
     batch_size=st.integers(1, 9),
     workers=st.sampled_from([0, 0, 2]),
 )
-def test_how_it_is_read_and_run_changes_no_bit(
+def test_block_sizes_batches_and_workers_do_not_change_bits(
     length: int,
     sizes: list[int],
     segment: int,
@@ -186,14 +186,14 @@ def test_how_it_is_read_and_run_changes_no_bit(
     )
     plain = Options(shifts=shifts, overlap=overlap)
     fancy = Options(shifts=shifts, overlap=overlap, batch_size=batch_size, workers=workers)
-    expected = joined(separate(TensorTrack(track), network, options=plain))
-    stream = Blocks(track, *sizes)
-    assert torch.equal(joined(separate(stream, network, options=fancy)), expected)
+    expected = join_blocks(separate(TensorTrack(track), network, options=plain))
+    stream = BlockTrack(track, *sizes)
+    assert torch.equal(join_blocks(separate(stream, network, options=fancy)), expected)
     assert stream.reads == 2
     assert expected.shape == (2, 2, length)
 
 
-def names(items: Any) -> list[str]:
+def event_names(items: Any) -> list[str]:
     return [
         f"{item.stage} {type(item).__name__}"
         if isinstance(item, Stage.Started | Stage.Completed)
@@ -203,35 +203,37 @@ def names(items: Any) -> list[str]:
     ]
 
 
-def stages(*wanted: str) -> list[str]:
-    return [f"{stage} {word}" for stage in wanted for word in ("Started", "Completed")]
+def stage_names(*stages: str) -> list[str]:
+    return [f"{stage} {event}" for stage in stages for event in ("Started", "Completed")]
 
 
-def test_events_come_in_their_order() -> None:
+def test_order_of_events() -> None:
     track, network = TensorTrack(noise(2, 20_000)), ScaleModel()
     options = Options(shifts=0)
     chunks = ["ChunkProcessed"] * 4
-    end = stages("stitch", "collect_outputs")
+    end = stage_names("stitch", "collect_outputs")
     items = list(separate(track, network, options=options))
-    assert names(items) == stages("normalize") + chunks + end
+    assert event_names(items) == stage_names("normalize") + chunks + end
     ruled = choose_stems(network.sources, derive=["rest=mixture-bass"])
     items = list(separate(track, network, options=options, stems=ruled))
-    assert names(items) == stages("normalize") + chunks + end + stages("derive_stems")
+    assert event_names(items) == stage_names("normalize") + chunks + end + stage_names(
+        "derive_stems"
+    )
     items = list(separate(track, network, options=Options(shifts=0, normalize=False)))
-    assert names(items) == chunks + end
+    assert event_names(items) == chunks + end
     mono = ScaleModel(audio_channels=1)
     items = list(separate(track, mono, options=options))
-    assert names(items) == stages("normalize", "downmix_to_mono") + chunks + end
+    assert event_names(items) == stage_names("normalize", "downmix_to_mono") + chunks + end
     items = list(separate(track, network, options=options, announce=True))
-    assert names(items)[2:10] == ["ChunkStarted", "ChunkProcessed"] * 4
+    assert event_names(items)[2:10] == ["ChunkStarted", "ChunkProcessed"] * 4
 
 
-def test_channels_become_those_of_the_network() -> None:
+def test_channels_are_converted_to_those_of_the_network() -> None:
     track = noise(2, 9000)
-    stems = joined(separate(TensorTrack(track), ScaleModel(**IDENTITY, audio_channels=1)))
+    stems = join_blocks(separate(TensorTrack(track), ScaleModel(**IDENTITY, audio_channels=1)))
     assert stems.shape == (1, 1, 9000)
     torch.testing.assert_close(stems[0], track.mean(0, keepdim=True), rtol=0, atol=1e-6)
-    stems = joined(separate(TensorTrack(track[:1]), ScaleModel(**IDENTITY)))
+    stems = join_blocks(separate(TensorTrack(track[:1]), ScaleModel(**IDENTITY)))
     assert torch.equal(stems[0, 0], stems[0, 1])
     torch.testing.assert_close(stems[0, :1], track[:1], rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="has 3 channels, but the networks need 2"):
@@ -241,7 +243,7 @@ def test_channels_become_those_of_the_network() -> None:
 @pytest.mark.parametrize("shifts", [0, 1, 3])
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("members", [1, 3])
-def test_totals_are_known_and_the_fraction_ends_at_one(
+def test_total_is_constant_and_fraction_ends_at_one(
     shifts: int, batch_size: int, members: int
 ) -> None:
     length, network = 30_000, BagOfModels([RecordingModel() for _ in range(members)])
@@ -266,8 +268,8 @@ def test_totals_are_known_and_the_fraction_ends_at_one(
         assert total == windows
 
 
-def one_hot() -> BagOfModels:
-    """Four networks that each answer for one stem, as htdemucs_ft has it."""
+def one_hot_bag() -> BagOfModels:
+    """Create a bag of four networks with one stem each, like htdemucs_ft."""
     stems = ["drums", "bass", "other", "vocals"]
     members = [RecordingModel(stems, [1.0, 2.0, 3.0, 4.0 + seed]) for seed in range(4)]
     return BagOfModels(members, [[float(i == j) for j in range(4)] for i in range(4)])
@@ -275,14 +277,14 @@ def one_hot() -> BagOfModels:
 
 @pytest.mark.parametrize("stem", ["drums", "vocals"])
 @pytest.mark.parametrize("shifts", [1, 2])
-def test_one_stem_of_a_one_hot_bag_costs_a_quarter(stem: str, shifts: int) -> None:
+def test_one_stem_of_a_one_hot_bag_runs_one_member(stem: str, shifts: int) -> None:
     track, options = TensorTrack(noise(2, 50_000)), Options(shifts=shifts, seed=9)
-    bag = one_hot()
-    everything = joined(separate(track, bag, options=options))
+    bag = one_hot_bag()
+    everything = join_blocks(separate(track, bag, options=options))
     forwards = [len(model.seen) for model in bag.models]
-    alone = one_hot()
+    alone = one_hot_bag()
     plan = choose_stems(alone.sources, stems=[stem])
-    only = joined(separate(track, alone, options=options, stems=plan))
+    only = join_blocks(separate(track, alone, options=options, stems=plan))
     at = bag.sources.index(stem)
     assert [len(model.seen) for model in alone.models] == [
         count if i == at else 0 for i, count in enumerate(forwards)
@@ -290,19 +292,19 @@ def test_one_stem_of_a_one_hot_bag_costs_a_quarter(stem: str, shifts: int) -> No
     assert torch.equal(only[0], everything[at])
     # The complement by subtraction needs no other network either.
     minus = choose_stems(alone.sources, two_stems=stem, other_method="minus")
-    both = joined(separate(track, alone, options=options, stems=minus))
+    both = join_blocks(separate(track, alone, options=options, stems=minus))
     assert sum(len(model.seen) for model in alone.models) == 2 * forwards[at]
     assert torch.equal(both[0], only[0])
     torch.testing.assert_close(both[1], track.samples - only[0], rtol=0, atol=0)
 
 
-def test_one_stem_of_a_real_bag_is_bit_identical() -> None:
+def test_one_stem_of_a_bag_is_bit_identical() -> None:
     bag = BagOfModels([tiny(0), tiny(1)], [[1, 0, 0.5, 1], [0, 1, 0.5, 1]])
     track, options = TensorTrack(noise(2, 20_000)), Options(shifts=2)
-    everything = joined(separate(track, bag, options=options))
+    everything = join_blocks(separate(track, bag, options=options))
     for at, stem in enumerate(bag.sources):
         plan = choose_stems(bag.sources, stems=[stem])
-        only = joined(separate(track, bag, options=options, stems=plan))
+        only = join_blocks(separate(track, bag, options=options, stems=plan))
         assert torch.equal(only[0], everything[at])
 
 
@@ -310,7 +312,7 @@ def test_rules_are_applied_to_final_samples() -> None:
     track, network = TensorTrack(0.2 + noise(2, 20_000)), ScaleModel()
     rules = ["rest=mixture-bass", "both=drums+bass", "twice=2*rest"]
     plan = choose_stems(network.sources, derive=rules)
-    stems = dict(zip(plan.outputs, joined(separate(track, network, stems=plan))))
+    stems = dict(zip(plan.outputs, join_blocks(separate(track, network, stems=plan))))
     assert torch.equal(stems["rest"], track.samples - stems["bass"])
     assert torch.equal(stems["both"], stems["drums"] + stems["bass"])
     assert torch.equal(stems["twice"], 2 * stems["rest"])
@@ -318,7 +320,7 @@ def test_rules_are_applied_to_final_samples() -> None:
         list(separate(track, network, stems=choose_stems(["a"])))
 
 
-def test_closing_cancels_within_a_batch_and_gives_everything_back() -> None:
+def test_closing_stops_within_a_batch_and_restores_the_network() -> None:
     network = RecordingModel()
     network.train()
     threads = threading.active_count()
@@ -336,12 +338,12 @@ def test_closing_cancels_within_a_batch_and_gives_everything_back() -> None:
     stream = separate(TensorTrack(noise(2, 200_000)), network)
     next(stream)
     assert not network.training
-    del stream  # abandoned, not closed
+    del stream  # garbage collected, not closed
     gc.collect()
     assert network.training
 
 
-def test_an_error_gives_everything_back_too() -> None:
+def test_error_restores_the_network() -> None:
     network = OomModel(limit=0)
     network.train()
     with pytest.raises(torch.OutOfMemoryError):
@@ -357,23 +359,25 @@ def test_stems_can_be_used_in_autograd() -> None:
             assert scale.grad is not None
 
 
-def test_the_callers_tensor_is_only_read() -> None:
+def test_input_tensor_is_not_modified() -> None:
     track = noise(1, 9000).expand(2, 9000)  # writing to this would raise
     before = track.clone()
     plan = choose_stems(["drums", "bass"], derive=["all=mixture"])
-    stems = joined(separate(TensorTrack(track), ScaleModel(), stems=plan))
+    stems = join_blocks(separate(TensorTrack(track), ScaleModel(), stems=plan))
     stems += 1
     assert torch.equal(track, before)
 
 
-def test_the_same_input_gives_the_same_bytes() -> None:
+def test_bytes_do_not_depend_on_order_or_workers() -> None:
     bag = BagOfModels([tiny(0), tiny(1)])
     tracks = [TensorTrack(noise(2, 9000 + 1000 * seed, seed)) for seed in range(4)]
 
     def run(order: list[int], **options: Any) -> dict[int, str]:
         runner = Runner()
         return {
-            i: digest(joined(separate(tracks[i], bag, options=Options(**options), runner=runner)))
+            i: digest(
+                join_blocks(separate(tracks[i], bag, options=Options(**options), runner=runner))
+            )
             for i in order
         }
 
@@ -384,13 +388,15 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     assert run([0, 1, 2, 3], seed=1) != first
 
 
-def test_eight_threads_share_a_model_and_a_runner() -> None:
+def test_threads_share_a_model_and_a_runner() -> None:
     bag, runner = BagOfModels([tiny(0), tiny(1)]), Runner()
     bag.train()
     tracks = [TensorTrack(noise(2, 4000 + 701 * seed, seed)) for seed in range(16)]
 
     def run(track: TensorTrack) -> str:
-        return digest(joined(separate(track, bag, runner=runner, options=Options(batch_size=2))))
+        return digest(
+            join_blocks(separate(track, bag, runner=runner, options=Options(batch_size=2)))
+        )
 
     serial = [run(track) for track in tracks]
     with ThreadPoolExecutor(8) as pool:
@@ -402,7 +408,7 @@ def collect_many(items: Any, count: int) -> list[Tensor]:
     per_track: list[list[Any]] = [[] for _ in range(count)]
     for index, item in items:
         per_track[index].append(item)
-    return [joined(items) for items in per_track]
+    return [join_blocks(items) for items in per_track]
 
 
 @pytest.mark.parametrize("members", [1, 2])
@@ -424,18 +430,18 @@ def test_short_tracks_share_batches(members: int, batch_size: int) -> None:
             assert len(model.seen) <= -(-windows // (batch_size - 1))
             assert len(model.seen) < len(tracks)
     for track, stems in zip(tracks, got):
-        assert torch.equal(stems, joined(separate(track, bag, options=options)))
+        assert torch.equal(stems, join_blocks(separate(track, bag, options=options)))
 
 
-def test_many_tracks_run_apart_where_nothing_is_shared() -> None:
+def test_tracks_run_one_after_another_if_none_may_be_shared() -> None:
     tracks = [TensorTrack(noise(2, 3000, i)) for i in range(3)]
     order = [index for index, _ in separate_many(tracks, ScaleModel(), max_tracks_per_batch=1)]
     assert order == sorted(order)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_network_that_fails_on_one_track_serves_its_neighbours(workers: int) -> None:
-    class Picky(RecordingModel):
+def test_failure_on_one_track_does_not_affect_others_in_its_batch(workers: int) -> None:
+    class FailsOnLoud(RecordingModel):
         def forward(self, mix: Tensor) -> Tensor:
             answer = super().forward(mix)
             if mix.abs().max() > 50:
@@ -444,7 +450,7 @@ def test_a_network_that_fails_on_one_track_serves_its_neighbours(workers: int) -
 
     tracks = [TensorTrack(noise(2, 6000, i)) for i in range(5)]
     tracks[2].samples[0, 100] = 1e9  # a peak that no level takes away
-    model = Picky()
+    model = FailsOnLoud()
     model.valid_length = lambda length: 8000  # type: ignore[assignment]
     options = Options(shifts=0, batch_size=16, workers=workers)
     items: list[list[Any]] = [[] for _ in tracks]
@@ -454,24 +460,24 @@ def test_a_network_that_fails_on_one_track_serves_its_neighbours(workers: int) -
     assert isinstance(items[2][-1], TrackFailed) and "too loud" in str(items[2][-1].error)
     for index in (0, 1, 3, 4):
         assert isinstance(items[index][-1], TrackFinished)
-        alone = joined(separate(tracks[index], model, options=options))
-        assert torch.equal(joined(items[index]), alone)
+        alone = join_blocks(separate(tracks[index], model, options=options))
+        assert torch.equal(join_blocks(items[index]), alone)
 
 
 @pytest.mark.parametrize("max_tracks_per_batch", [1, 2, 5])
-def test_no_more_tracks_are_open_than_may_be(max_tracks_per_batch: int) -> None:
-    """Whatever their lengths: a window of a size of its own could wait for another for ever."""
-    begun: list[int] = []
+def test_number_of_open_tracks_is_limited(max_tracks_per_batch: int) -> None:
+    """A window of a unique size would otherwise wait for another one forever."""
+    opened: list[int] = []
 
     def tracks() -> Iterator[TensorTrack | Exception]:
         for index in range(40):
-            begun.append(index)
+            opened.append(index)
             # Without `valid_length`, a network reads the rest of a track as it is.
             yield (
                 AudioReadError("") if index % 7 == 3 else TensorTrack(noise(2, 1000 + index, index))
             )
 
-    over: list[int] = []
+    finished: list[int] = []
     most = 0
     for index, item in separate_many(
         tracks(),
@@ -480,16 +486,16 @@ def test_no_more_tracks_are_open_than_may_be(max_tracks_per_batch: int) -> None:
         max_tracks_per_batch=max_tracks_per_batch,
     ):
         if isinstance(item, TrackFinished | TrackFailed):
-            over.append(index)
+            finished.append(index)
         else:
-            most = max(most, len(begun) - len(over))
-    assert sorted(over) == list(range(40))
-    # And the one that is being begun.
+            most = max(most, len(opened) - len(finished))
+    assert sorted(finished) == list(range(40))
+    # Plus the one that is being opened.
     assert most == min(max_tracks_per_batch + 1, 40) or max_tracks_per_batch == 1
 
 
-def test_a_track_that_cannot_be_read_does_not_stop_the_others() -> None:
-    class Broken(Blocks):
+def test_unreadable_track_does_not_stop_the_others() -> None:
+    class BrokenTrack(BlockTrack):
         def blocks(self) -> Iterator[Tensor]:
             for number, block in enumerate(super().blocks()):
                 if self.reads == self.fails and number == 2:
@@ -498,7 +504,7 @@ def test_a_track_that_cannot_be_read_does_not_stop_the_others() -> None:
 
         fails = 1
 
-    early, late = Broken(noise(2, 40_000), 9000), Broken(noise(2, 40_000), 9000)
+    early, late = BrokenTrack(noise(2, 40_000), 9000), BrokenTrack(noise(2, 40_000), 9000)
     late.fails = 2
     bad = noise(2, 100)
     bad[0, 3] = float("nan")
@@ -524,44 +530,44 @@ def test_a_track_that_cannot_be_read_does_not_stop_the_others() -> None:
         4: ValueError,
     }
     for index, items in good.items():
-        alone = joined(separate(tracks[index], ScaleModel()))
-        assert torch.equal(joined(items), alone)
+        alone = join_blocks(separate(tracks[index], ScaleModel()))
+        assert torch.equal(join_blocks(items), alone)
     with pytest.raises(AudioReadError, match="broken"):
-        list(separate(Broken(noise(2, 40_000), 9000), ScaleModel()))
+        list(separate(BrokenTrack(noise(2, 40_000), 9000), ScaleModel()))
 
 
 @pytest.mark.parametrize("samples", [torch.zeros(9), torch.zeros(2, 9, dtype=torch.int16)])
-def test_what_is_no_track_is_refused(samples: Tensor) -> None:
+def test_tensor_track_rejects_other_tensors(samples: Tensor) -> None:
     with pytest.raises(ValueError, match="floating-point tensor"):
         TensorTrack(samples)
 
 
-def test_an_empty_track_is_refused() -> None:
+def test_empty_track_is_rejected() -> None:
     for options in (Options(), Options(normalize=False)):
         with pytest.raises(ValueError, match="no samples"):
             list(separate(TensorTrack(torch.zeros(2, 0)), ScaleModel(), options=options))
 
 
 @pytest.mark.parametrize("signal", ["silence", "constant", "antiphase", "one sample"])
-def test_tracks_without_a_level_come_back(signal: str) -> None:
+def test_track_without_level_is_returned(signal: str) -> None:
     track = {
         "silence": torch.zeros(2, 9000),
         "constant": torch.full((2, 9000), 0.5),
         "antiphase": torch.cat([noise(1, 9000), -noise(1, 9000)]),
         "one sample": torch.full((2, 1), 0.25),
     }[signal]
-    stems = joined(separate(TensorTrack(track), ScaleModel(**IDENTITY)))
+    stems = join_blocks(separate(TensorTrack(track), ScaleModel(**IDENTITY)))
     torch.testing.assert_close(stems[0], track, rtol=0, atol=1e-6)
 
 
-def test_the_pipeline_and_apply_model_are_one() -> None:
+def test_apply_model_equals_the_pipeline() -> None:
     network, mix = tiny(), noise(2, 20_000)
     options = Options(shifts=2, normalize=False, seed=4)
-    stems = joined(separate(TensorTrack(mix), network, options=options))
+    stems = join_blocks(separate(TensorTrack(mix), network, options=options))
     assert torch.equal(apply_model(network, mix[None], 2, seed=4)[0], stems)
 
 
-def test_announcements_name_what_is_done_next() -> None:
+def test_chunk_started_announces_the_next_batch() -> None:
     items = list(separate(TensorTrack(noise(2, 30_000)), ScaleModel(), announce=True))
     started = [item for item in items if isinstance(item, ChunkStarted)]
     done = [item for item in items if isinstance(item, ChunkProcessed)]
@@ -593,13 +599,13 @@ def test_announcements_name_what_is_done_next() -> None:
         ("workers", -1, r"workers = -1 must be an integer, 0 or more"),
     ],
 )
-def test_options_are_valid_if_they_exist(name: str, value: object, words: str) -> None:
+def test_options_reject_invalid_values(name: str, value: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Options(**{name: value})  # type: ignore[arg-type]
 
 
-class Later(Blocks):
-    """A track of which only what follows `first` is wanted."""
+class PartialTrack(BlockTrack):
+    """A track of which only the samples from `first` on are wanted."""
 
     def __init__(self, samples: Tensor, *sizes: int, first: int) -> None:
         super().__init__(samples, *sizes)
@@ -616,7 +622,7 @@ class Later(Blocks):
     profile=st.sampled_from(["demucs", "padded"]),
     padding=st.sampled_from(["constant", "reflect"]),
 )
-def test_what_begins_in_the_middle_holds_the_same_bits(
+def test_start_in_the_middle_gives_the_same_bits(
     length: int,
     share: float,
     overlap: float,
@@ -631,8 +637,8 @@ def test_what_begins_in_the_middle_holds_the_same_bits(
         shifts=shifts, overlap=overlap, batch_size=batch_size, profile=profile, padding=padding
     )
     track = 0.1 + noise(2, length)
-    expected = joined(separate(TensorTrack(track), network, options=options))
-    items = list(separate(Later(track, 700, first=first), network, options=options))
+    expected = join_blocks(separate(TensorTrack(track), network, options=options))
+    items = list(separate(PartialTrack(track, 700, first=first), network, options=options))
     blocks = [item for item in items if isinstance(item, Block)]
     assert blocks[0].start == first
     assert torch.equal(torch.cat([b.stems for b in blocks], -1), expected[..., first:])

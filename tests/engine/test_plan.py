@@ -1,4 +1,4 @@
-"""The plan covers every sample exactly, and merges passes without reordering any of them."""
+"""The plan covers every sample, and merges passes without reordering their chunks."""
 
 import random
 from collections import Counter
@@ -29,7 +29,7 @@ origins = st.integers(-100, 0)
 
 @settings(max_examples=1500, deadline=None)
 @given(length=lengths, grid=grids, origin=origins, extra=st.integers(0, 50))
-def test_every_sample_is_owned_as_often_as_the_grid_says(
+def test_plan_chunks_owns_every_sample_as_often_as_the_grid_requires(
     length: int, grid: tuple[int, int], origin: int, extra: int
 ) -> None:
     segment, stride = grid
@@ -45,14 +45,14 @@ def test_every_sample_is_owned_as_often_as_the_grid_says(
     assert [chunk.start for chunk in chunks] == list(range(origin, length, stride))
     assert all(len(chunk) == segment for chunk in chunks if chunk.start + segment <= length)
     for chunk in chunks:
-        # What a short chunk lacks is borrowed on both sides, a half each, the odd one right.
+        # A short chunk is extended by real context on both sides, half each, the odd one right.
         left, right = chunk.skip, chunk.read + chunk.window - chunk.stop
         assert 0 <= right - left <= 1
 
 
 @settings(max_examples=1500, deadline=None)
 @given(length=lengths, grid=grids, origin=origins)
-def test_the_padded_grid_gives_every_sample_the_same_number_of_chunks(
+def test_plan_padded_covers_every_sample_equally_often(
     length: int, grid: tuple[int, int], origin: int
 ) -> None:
     segment, stride = grid
@@ -77,14 +77,14 @@ def test_the_padded_grid_gives_every_sample_the_same_number_of_chunks(
 
 
 @pytest.mark.parametrize(("segment", "stride"), [(10, 0), (10, -1), (10, 11), (0, 1), (-3, 1)])
-def test_a_grid_that_leaves_gaps_or_never_ends_is_refused(segment: int, stride: int) -> None:
+def test_invalid_grid_is_rejected(segment: int, stride: int) -> None:
     with pytest.raises(ValueError, match="samples"):
         plan_chunks(100, segment=segment, stride=stride, window=int)
     with pytest.raises(ValueError, match="samples"):
         plan_padded(100, segment=segment, stride=stride)
 
 
-def test_a_window_that_does_not_cover_its_chunk_cannot_exist() -> None:
+def test_chunk_rejects_a_window_that_does_not_cover_it() -> None:
     with pytest.raises(ValueError, match="does not cover"):
         Chunk(start=0, stop=10, read=1, window=10)
     with pytest.raises(ValueError, match="does not cover"):
@@ -94,7 +94,7 @@ def test_a_window_that_does_not_cover_its_chunk_cannot_exist() -> None:
 
 
 @given(seed=st.integers(0, 1000), members=st.integers(1, 4), shifts=st.integers(1, 5))
-def test_offsets_are_those_of_upstream(seed: int, members: int, shifts: int) -> None:
+def test_origins_equal_upstream(seed: int, members: int, shifts: int) -> None:
     expected = random.Random(seed)
     wanted = [[expected.randint(0, 4000) - 4000 for _ in range(shifts)] for _ in range(members)]
     silent = [lambda _origin: 0] * members
@@ -107,7 +107,7 @@ def test_offsets_are_those_of_upstream(seed: int, members: int, shifts: int) -> 
     assert draw_origins(silent, 0, 4000, seed) == [[0]] * members
 
 
-def test_networks_that_draw_when_they_run_move_the_generator_on() -> None:
+def test_draws_of_networks_advance_the_generator() -> None:
     expected = random.Random(5)
     wanted = []
     for _ in range(2):
@@ -117,7 +117,7 @@ def test_networks_that_draw_when_they_run_move_the_generator_on() -> None:
     assert draw_origins([lambda origin: 7 - origin] * 2, 1, 100, 5) == wanted
 
 
-def passes_of(
+def make_passes(
     length: int, segment: int, stride: int, starts: Sequence[tuple[int, int]], fixed: bool
 ) -> tuple[Pass, ...]:
     return tuple(
@@ -145,14 +145,14 @@ def passes_of(
     size=st.integers(1, 5),
     fixed=st.booleans(),
 )
-def test_batches_hold_every_chunk_once_and_keep_the_order_of_each_pass(
+def test_batches_contain_every_chunk_once_in_the_order_of_its_pass(
     length: int,
     grid: tuple[int, int],
     starts: list[tuple[int, int]],
     size: int,
     fixed: bool,
 ) -> None:
-    passes = passes_of(length, *grid, starts, fixed)
+    passes = make_passes(length, *grid, starts, fixed)
     batches = plan_batches(passes, lambda member, window: size)
     for index, pass_ in enumerate(passes):
         seen = [chunk for batch in batches for at, chunk in batch.steps if at == index]
@@ -170,8 +170,8 @@ def test_batches_hold_every_chunk_once_and_keep_the_order_of_each_pass(
             assert sum(b.member == member for b in batches) == -(-chunks // size)
 
 
-def test_passes_reach_a_sample_together() -> None:
-    passes = passes_of(10_000, 100, 75, [(0, 0), (1, -30), (2, -60)], True)
+def test_passes_reach_a_sample_at_the_same_time() -> None:
+    passes = make_passes(10_000, 100, 75, [(0, 0), (1, -30), (2, -60)], True)
     batches = plan_batches(passes, lambda member, window: 4)
     reached = dict.fromkeys(range(3), 0)
     for batch in batches:
@@ -180,8 +180,8 @@ def test_passes_reach_a_sample_together() -> None:
         assert max(reached.values()) - min(reached.values()) <= 2 * 4 * 75 + 100
 
 
-def test_a_position_counts_from_where_its_grid_begins() -> None:
-    (one,) = passes_of(100, 50, 40, [(3, -7)], True)
+def test_position_is_relative_to_the_origin_of_the_grid() -> None:
+    (one,) = make_passes(100, 50, 40, [(3, -7)], True)
     assert one.position(one.chunks[1]) == Position(member=3, shift=0, offset=40)
     batch = ChunkBatch(3, 50, ((0, one.chunks[1]),))
     assert batch.start == 33

@@ -1,4 +1,4 @@
-"""A track that is begun in the middle gives, from there on, the bits that it would have given."""
+"""A track that is resumed in the middle has the same bits as when it runs from the start."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from tests.helpers.networks import RecordingModel, noise
 
 
 class RampModel(RecordingModel):
-    """Its answer depends on where in the window a sample lies, so no other grid gives the same."""
+    """A network whose output depends on the position in the window, and so on the grid."""
 
     def forward(self, mix: Tensor) -> Tensor:
         ramp = torch.linspace(0.5, 1.5, mix.shape[-1])
         return super().forward(mix * ramp)
 
 
-class Bag(nn.Module):
-    """Two networks, each with its say in every stem."""
+class TwoNetworkBag(nn.Module):
+    """Two networks with different weights in every stem."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Bag(nn.Module):
 
 
 @dataclass(frozen=True)
-class Middle:
+class PartialTrack:
     """A track of which only the samples from `first` on are wanted."""
 
     samples: Tensor
@@ -46,8 +46,8 @@ class Middle:
         yield from self.samples.split(777, dim=-1)
 
 
-def run(
-    track: Middle, model: object, options: Options, rule: str
+def separate_from(
+    track: PartialTrack, model: object, options: Options, rule: str
 ) -> tuple[int, Tensor, list[float]]:
     stems = choose_stems(["drums", "bass"], derive=[rule])
     items = list(separate(track, model, options=options, stems=stems))
@@ -66,53 +66,61 @@ def run(
         Options(profile="padded", padding="reflect", window="hann", overlap=0.5),
         Options(split=False),
     ],
-    ids=str,
+    ids=["default", "shifts", "batches", "padded", "no split"],
 )
-def test_the_rest_of_a_track_is_bit_equal(first: int, options: Options) -> None:
+def test_rest_of_a_track_is_bit_identical(first: int, options: Options) -> None:
     track = noise(2, 44_000)
     # A single member is enough for the grid; the bag adds passes that end at different samples.
-    for model in (RampModel(segment=1.0), Bag()):
-        start, whole, _ = run(Middle(track), model, options, "rest=mixture-drums")
+    for model in (RampModel(segment=1.0), TwoNetworkBag()):
+        start, whole, _ = separate_from(PartialTrack(track), model, options, "rest=mixture-drums")
         assert start == 0
-        start, rest, fractions = run(Middle(track, first), model, options, "rest=mixture-drums")
+        start, rest, fractions = separate_from(
+            PartialTrack(track, first), model, options, "rest=mixture-drums"
+        )
         assert start == first
         assert torch.equal(rest, whole[..., first:])
         assert fractions == sorted(fractions) and fractions[-1] == 1
 
 
-def test_only_what_is_needed_runs() -> None:
+def test_only_needed_windows_run() -> None:
     model, track = RampModel(segment=1.0), noise(2, 80_000)
-    run(Middle(track), model, Options(shifts=0), "rest=mixture-drums")
+    separate_from(PartialTrack(track), model, Options(shifts=0), "rest=mixture-drums")
     num_all = len(model.seen)
-    _, _, fractions = run(Middle(track, 60_000), model, Options(shifts=0), "rest=mixture-drums")
+    _, _, fractions = separate_from(
+        PartialTrack(track, 60_000), model, Options(shifts=0), "rest=mixture-drums"
+    )
     # Windows of 8000 every 6000 samples: those that end beyond 60 000 begin at 54 000 or later.
     assert (num_all, len(model.seen) - num_all) == (14, 5)
     # The first of them is the tenth: nine and itself are done when it is.
     assert fractions[0] == pytest.approx(10 * 8000 / (13 * 8000 + 2000), abs=1e-12)
 
 
-def test_a_level_that_is_known_is_not_taken_again() -> None:
+def test_given_level_is_not_measured_again() -> None:
     track = noise(2, 9000)
     options, rule = Options(), "rest=mixture-drums"
-    _, expected, _ = run(Middle(track), RampModel(), options, rule)
-    _, found, _ = run(Middle(track, level=measure([track])), RampModel(), options, rule)
-    assert torch.equal(found, expected)
-    _, other, _ = run(Middle(track, level=Level(0.0, 2.0, 9000)), nn_with_floor(), options, rule)
+    _, expected, _ = separate_from(PartialTrack(track), RampModel(), options, rule)
+    _, actual, _ = separate_from(
+        PartialTrack(track, level=measure([track])), RampModel(), options, rule
+    )
+    assert torch.equal(actual, expected)
+    _, other, _ = separate_from(
+        PartialTrack(track, level=Level(0.0, 2.0, 9000)), rounding_model(), options, rule
+    )
     assert not torch.equal(other, expected)
 
 
-def nn_with_floor() -> RampModel:
-    """A network that hears how loud it is played to."""
+def rounding_model() -> RampModel:
+    """Create a network whose output depends on the level of its input."""
 
-    class Floor(RampModel):
+    class RoundingModel(RampModel):
         def forward(self, mix: Tensor) -> Tensor:
             return super().forward(mix.round())
 
-    return Floor()
+    return RoundingModel()
 
 
-def test_what_lies_before_is_not_held() -> None:
+def test_samples_before_the_start_are_not_kept() -> None:
     blocks = (torch.zeros(1, 1000) for _ in range(1000))
-    tape = TrackBuffer(blocks, 1_000_000, start=900_000)
-    tape.read(900_000, 900_001)
-    assert sum(piece.shape[-1] for piece in tape._pieces) <= 2 * 65_536
+    buffer = TrackBuffer(blocks, 1_000_000, start=900_000)
+    buffer.read(900_000, 900_001)
+    assert sum(piece.shape[-1] for piece in buffer._pieces) <= 2 * 65_536

@@ -1,4 +1,4 @@
-"""Batches fit the memory there is, networks are given back as they were, answers are audio."""
+"""The runner fits batches to memory, restores networks, and validates their output."""
 
 import copy
 import threading
@@ -25,46 +25,46 @@ from tests.helpers.networks import OomModel, RecordingModel, ScaleModel, noise
 PLAIN = Options(shifts=0, normalize=False)
 
 
-def whole(*args: Any, **kwargs: Any) -> Tensor:
+def separate_to_tensor(*args: Any, **kwargs: Any) -> Tensor:
     blocks = [item.stems for item in separate(*args, **kwargs) if isinstance(item, Block)]
     return torch.cat(blocks, dim=-1)
 
 
-class Fixed(OomModel):
-    """Windows that are all alike, so that every batch but the last is full."""
+class FixedWindowModel(OomModel):
+    """A network with windows of one size, so that every batch but the last is full."""
 
     def valid_length(self, length: int) -> int:
         return 8000
 
 
-def test_out_of_memory_halves_the_batch_and_retries_only_what_failed() -> None:
+def test_out_of_memory_halves_the_batch_and_retries_only_the_failed_part() -> None:
     track = TensorTrack(noise(2, 16 * 6000))
-    network, runner = Fixed(limit=3), Runner()
+    network, runner = FixedWindowModel(limit=3), Runner()
     options = Options(shifts=0, normalize=False, batch_size=8)
     items = list(separate(track, network, options=options, runner=runner))
     reduced = [item for item in items if isinstance(item, BatchSizeReduced)]
     assert [(event.old, event.new) for event in reduced] == [(8, 4), (4, 2)]
     assert "out of memory" in reduced[0].reason
     assert network.tried == [8, 4, *[2] * 8]
-    assert sum(shape[0] for shape in network.seen) == 16, "no window ran twice to its end"
-    # What was planned is what is counted, whatever became of the batches.
+    assert sum(shape[0] for shape in network.seen) == 16, "no window was completed twice"
+    # Planned batches are counted, not the smaller ones that ran.
     counts = [i.batch_index for i in items if isinstance(i, ChunkProcessed)]
     assert counts == [1, 2]
-    expected = whole(track, Fixed(limit=100), options=options)
+    expected = separate_to_tensor(track, FixedWindowModel(limit=100), options=options)
     assert torch.equal(torch.cat([i.stems for i in items if isinstance(i, Block)], -1), expected)
     # Remembered: the next track starts where this one ended.
     network.tried.clear()
     list(separate(track, network, options=options, runner=runner))
     assert network.tried == [2] * 8
-    # And forgotten with the runner.
+    # Another runner starts anew.
     network.tried.clear()
     list(separate(track, network, options=options))
     assert network.tried[0] == 8
 
 
 @pytest.mark.parametrize("oom", ["retry", "raise"])
-def test_when_nothing_helps_the_original_error_is_raised(oom: Any) -> None:
-    network = Fixed(limit=0)
+def test_original_error_is_raised_if_retries_fail(oom: Any) -> None:
+    network = FixedWindowModel(limit=0)
     options = Options(shifts=0, normalize=False, batch_size=4, oom=oom)
     with pytest.raises(torch.OutOfMemoryError, match="pretended") as caught:
         list(separate(TensorTrack(noise(2, 30_000)), network, options=options))
@@ -73,23 +73,23 @@ def test_when_nothing_helps_the_original_error_is_raised(oom: Any) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("a shape"), SystemExit])
-def test_other_errors_pass_at_once(error: Any) -> None:
-    class Broken(ScaleModel):
+def test_other_errors_are_raised_at_once(error: Any) -> None:
+    class BrokenModel(ScaleModel):
         def forward(self, mix: Tensor) -> Tensor:
             calls.append(1)
             raise error
 
     calls: list[int] = []
     with pytest.raises(error if isinstance(error, type) else type(error)):
-        list(separate(TensorTrack(noise(2, 30_000)), Broken(), options=PLAIN))
+        list(separate(TensorTrack(noise(2, 30_000)), BrokenModel(), options=PLAIN))
     assert calls == [1]
 
 
-def test_memory_of_a_failed_batch_is_free_when_it_is_tried_again() -> None:
+def test_memory_of_a_failed_batch_is_free_before_the_retry() -> None:
     class Held:
-        """What a frame holds, which lives as long as a traceback leads to that frame."""
+        """An object in a frame, alive as long as a traceback refers to that frame."""
 
-    class Hungry(Fixed):
+    class HungryModel(FixedWindowModel):
         def forward(self, mix: Tensor) -> Tensor:
             alive.append(sum(ref() is not None for ref in held))
             mine = Held()
@@ -99,12 +99,12 @@ def test_memory_of_a_failed_batch_is_free_when_it_is_tried_again() -> None:
     held: list[weakref.ref[Held]] = []
     alive: list[int] = []
     options = Options(shifts=0, normalize=False, batch_size=8)
-    list(separate(TensorTrack(noise(2, 8 * 6000)), Hungry(limit=1), options=options))
+    list(separate(TensorTrack(noise(2, 8 * 6000)), HungryModel(limit=1), options=options))
     assert alive == [0] * (3 + 8)
 
 
-class Accelerated(ScaleModel):
-    """Pretends to be on a device that is too small: its weights stay, its windows must not."""
+class TinyDeviceModel(ScaleModel):
+    """A network on a device that is too small for a window: its weights fit, its windows do not."""
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         return self
@@ -115,17 +115,17 @@ class Accelerated(ScaleModel):
         return super().forward(mix)
 
 
-def test_when_one_window_does_not_fit_the_cpu_takes_over() -> None:
-    track, network, runner = TensorTrack(noise(2, 30_000)), Accelerated(), Runner("meta")
+def test_cpu_fallback_if_one_window_does_not_fit() -> None:
+    track, network, runner = TensorTrack(noise(2, 30_000)), TinyDeviceModel(), Runner("meta")
     options = Options(shifts=0, normalize=False, batch_size=2)
     items = list(separate(track, network, options=options, runner=runner))
-    said = [item for item in items if isinstance(item, BatchSizeReduced | WarningEvent)]
-    assert said[0] == BatchSizeReduced(2, 1, "meta out of memory")
-    assert isinstance(said[1], WarningEvent)
-    assert "on the CPU" in said[1].message
-    assert len(said) == 2, "said once, and remembered"
+    warnings = [item for item in items if isinstance(item, BatchSizeReduced | WarningEvent)]
+    assert warnings[0] == BatchSizeReduced(2, 1, "meta out of memory")
+    assert isinstance(warnings[1], WarningEvent)
+    assert "on the CPU" in warnings[1].message
+    assert len(warnings) == 2, "reported once, and remembered"
     blocks = torch.cat([item.stems for item in items if isinstance(item, Block)], -1)
-    assert torch.equal(blocks, whole(track, ScaleModel(), options=options))
+    assert torch.equal(blocks, separate_to_tensor(track, ScaleModel(), options=options))
     forbidden = Options(shifts=0, normalize=False, batch_size=2, cpu_fallback=False)
     with pytest.raises(torch.OutOfMemoryError):
         list(separate(track, network, options=forbidden, runner=Runner("meta")))
@@ -142,12 +142,21 @@ def test_when_one_window_does_not_fit_the_cpu_takes_over() -> None:
         (RuntimeError("size mismatch"), False),
         (ValueError("out of memory"), False),
     ],
+    ids=[
+        "torch",
+        "python",
+        "mps",
+        "cpu: allocate",
+        "cpu: not enough",
+        "other",
+        "not a RuntimeError",
+    ],
 )
-def test_what_counts_as_out_of_memory(error: BaseException, expected: bool) -> None:
+def test_is_out_of_memory(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
-def test_forwards_run_in_inference_mode_and_nothing_else_does() -> None:
+def test_only_forwards_run_in_inference_mode() -> None:
     network = RecordingModel()
     for item in separate(TensorTrack(noise(2, 30_000)), network):
         assert not torch.is_inference_mode_enabled()
@@ -157,7 +166,7 @@ def test_forwards_run_in_inference_mode_and_nothing_else_does() -> None:
     assert set(network.modes) == {True}
 
 
-def test_a_network_is_borrowed_and_given_back() -> None:
+def test_lease_restores_modes() -> None:
     network = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
     network.train()
     network[1].eval()
@@ -165,14 +174,14 @@ def test_a_network_is_borrowed_and_given_back() -> None:
         assert not any(module.training for module in network.modules())
         with lease_network(network, None):
             pass
-        assert not network.training, "still borrowed by the first"
+        assert not network.training, "still leased by the first"
     assert [m.training for m in network.modules()] == [True, True, False]
     with pytest.raises(RuntimeError, match="mine"), lease_network(network, None):
         raise RuntimeError("mine")
     assert network.training
 
 
-def test_a_borrowed_network_does_not_move() -> None:
+def test_leased_network_does_not_move() -> None:
     network = ScaleModel()
     with (
         lease_network(network, torch.device("cpu")),
@@ -185,7 +194,7 @@ def test_a_borrowed_network_does_not_move() -> None:
     assert device_of(lambda x: x) is None
 
 
-def test_threads_share_a_network_that_is_in_training_mode() -> None:
+def test_threads_share_the_lease_of_a_training_network() -> None:
     network = ScaleModel()
     network.train()
     seen: list[bool] = []
@@ -207,7 +216,7 @@ def test_threads_share_a_network_that_is_in_training_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "output",
     [
         {"a": torch.ones(1, 2, 5), "b": torch.zeros(1, 2, 5)},
         {"b": torch.zeros(1, 2, 5), "a": torch.ones(1, 2, 5)},
@@ -215,14 +224,15 @@ def test_threads_share_a_network_that_is_in_training_mode() -> None:
         (torch.ones(1, 2, 5), torch.zeros(1, 2, 5)),
         torch.stack([torch.ones(1, 2, 5), torch.zeros(1, 2, 5)], dim=1),
     ],
+    ids=["dict", "dict in another order", "list", "tuple", "tensor"],
 )
-def test_answers_of_any_form_are_the_same(answer: object) -> None:
+def test_as_tensor_accepts_all_forms(output: object) -> None:
     expected = torch.stack([torch.ones(1, 2, 5), torch.zeros(1, 2, 5)], dim=1)
-    assert torch.equal(as_tensor(answer, ["a", "b"]), expected)
+    assert torch.equal(as_tensor(output, ["a", "b"]), expected)
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("output", "words"),
     [
         ({"a": torch.ones(1, 2, 5)}, r"stems \['a'\], not \['a', 'b'\]"),
         ([torch.ones(1, 2, 5)], "returned 1, not"),
@@ -230,44 +240,47 @@ def test_answers_of_any_form_are_the_same(answer: object) -> None:
         (torch.ones(2, 2, 5), r"with 2 stems: a, b"),
         (None, "returned None"),
     ],
+    ids=["missing stem", "too few", "too many", "too few dimensions", "no output"],
 )
-def test_answers_that_are_not_stems_are_refused(answer: object, words: str) -> None:
+def test_as_tensor_rejects_other_outputs(output: object, words: str) -> None:
     with pytest.raises(SeparationError, match=words):
-        as_tensor(answer, ["a", "b"])
+        as_tensor(output, ["a", "b"])
 
 
-def test_an_answer_of_another_length_is_refused() -> None:
-    class Short(ScaleModel):
+def test_output_of_another_length_is_rejected() -> None:
+    class ShortOutputModel(ScaleModel):
         def forward(self, mix: Tensor) -> Tensor:
             return super().forward(mix)[..., 1:]
 
     with pytest.raises(SeparationError, match="must stay the same"):
-        list(separate(TensorTrack(noise(2, 9000)), Short(), options=PLAIN))
+        list(separate(TensorTrack(noise(2, 9000)), ShortOutputModel(), options=PLAIN))
 
 
-class Overflowing(ScaleModel):
+class OverflowingModel(ScaleModel):
     def forward(self, mix: Tensor) -> Tensor:
-        answer = super().forward(mix)
-        answer[-1, 0, 0, 0] = float("inf")
-        return answer
+        output = super().forward(mix)
+        output[-1, 0, 0, 0] = float("inf")
+        return output
 
 
-def test_an_answer_that_is_not_finite_is_an_error_in_float32() -> None:
+def test_non_finite_output_is_an_error_in_float32() -> None:
     with pytest.raises(SeparationError, match="NaN or infinity"):
-        list(separate(TensorTrack(noise(2, 9000)), Overflowing(), options=PLAIN))
-    # What is not asked for is not looked at.
+        list(separate(TensorTrack(noise(2, 9000)), OverflowingModel(), options=PLAIN))
+    # Stems that are not requested are not checked.
     from demucs_infer.engine.stems import choose_stems
 
     only = choose_stems(["drums", "bass"], stems=["bass"])
-    assert list(separate(TensorTrack(noise(2, 9000)), Overflowing(), options=PLAIN, stems=only))
+    assert list(
+        separate(TensorTrack(noise(2, 9000)), OverflowingModel(), options=PLAIN, stems=only)
+    )
 
 
-def test_windows_that_overflow_in_low_precision_are_redone_in_float32() -> None:
+def test_overflow_in_low_precision_is_redone_in_float32() -> None:
     prepared: list[tuple[Network, str]] = []
 
     def prepare(network: Network, precision: str) -> Network:
         prepared.append((network, precision))
-        return Overflowing() if precision == "fp16" else network
+        return OverflowingModel() if precision == "fp16" else network
 
     network, runner = RecordingModel(), Runner(prepare=prepare)
     options = Options(shifts=0, normalize=False, precision="fp16", batch_size=3)
@@ -277,20 +290,20 @@ def test_windows_that_overflow_in_low_precision_are_redone_in_float32() -> None:
     assert "overflowed in fp16" in warned[0].message
     assert all(shape[0] == 1 for shape in network.seen), "only the window that overflowed"
     blocks = torch.cat([item.stems for item in items if isinstance(item, Block)], -1)
-    assert torch.equal(blocks, whole(track, ScaleModel(), options=PLAIN))
+    assert torch.equal(blocks, separate_to_tensor(track, ScaleModel(), options=PLAIN))
     assert prepared == [(network, "fp16")], "prepared once"
-    assert whole(track, network, options=PLAIN, runner=runner).isfinite().all()
+    assert separate_to_tensor(track, network, options=PLAIN, runner=runner).isfinite().all()
     with pytest.raises(ValueError, match="precision = 'bf16' needs a runner with `prepare`"):
         list(separate(track, network, options=Options(precision="bf16")))
 
 
-def test_the_batch_of_a_cpu_is_fixed() -> None:
+def test_auto_batch_size_on_a_cpu_is_one() -> None:
     runner, network = Runner("cpu"), ScaleModel()
     assert runner.batch_size(network, 10**12, Options()) == 1
     assert runner.batch_size(network, 10**12, Options(batch_size=64)) == 64
 
 
-def test_windows_are_what_the_network_says() -> None:
+def test_window_rule() -> None:
     fixed = ScaleModel(segment=2.0)
     assert window_rule(fixed, None)(17) == 17
     fixed.valid_length = lambda length: length + 3  # type: ignore[assignment]
@@ -304,17 +317,17 @@ def test_windows_are_what_the_network_says() -> None:
     assert window_rule(fixed, 3.0)(17) == 24_000
 
 
-def test_a_queried_network_says_what_its_network_says() -> None:
-    network = Fixed(segment=2.0, limit=9)
-    asked = QueryAdapter(network, {"": {}})
-    assert asked.sources == network.sources
-    assert asked.valid_length(3) == 8000
-    assert not hasattr(asked, "use_train_segment")
+def test_query_adapter_has_the_attributes_of_its_network() -> None:
+    network = FixedWindowModel(segment=2.0, limit=9)
+    adapter = QueryAdapter(network, {"": {}})
+    assert adapter.sources == network.sources
+    assert adapter.valid_length(3) == 8000
+    assert not hasattr(adapter, "use_train_segment")
     with pytest.raises(ValueError, match="queries is empty"):
         QueryAdapter(network, {})
 
 
-def test_an_ensemble_is_one_network_or_a_bag() -> None:
+def test_ensemble_from_model() -> None:
     one = ScaleModel()
     assert Ensemble.from_model(one).weights is None
     bag = BagOfModels([one, copy.deepcopy(one)], [[1, 0], [0, 1]])
@@ -324,7 +337,7 @@ def test_an_ensemble_is_one_network_or_a_bag() -> None:
         Ensemble.from_model(print)
 
 
-def test_an_ensemble_agrees_and_leaves_no_stem_to_nobody() -> None:
+def test_ensemble_rejects_mismatch_and_zero_weights() -> None:
     one = ScaleModel()
     with pytest.raises(ValueError, match="differ in samplerate: 8000, 16000"):
         Ensemble((one, ScaleModel(samplerate=16_000)), ((1.0, 1.0), (1.0, 1.0)))
@@ -332,58 +345,67 @@ def test_an_ensemble_agrees_and_leaves_no_stem_to_nobody() -> None:
         Ensemble((one, ScaleModel()), ((1.0, 1.0), (1.0, -1.0)))
 
 
-def test_workers_are_given_little_at_a_time_and_are_done_when_the_stream_is_closed() -> None:
-    class Counting(ThreadPoolExecutor):
+def test_workers_get_few_batches_and_stop_when_the_stream_is_closed() -> None:
+    class CountingPool(ThreadPoolExecutor):
         def submit(self, *args: Any, **kwargs: Any) -> Any:
             futures.append(super().submit(*args, **kwargs))
             return futures[-1]
 
-    class Slow(ScaleModel):
+    class SlowModel(ScaleModel):
         def forward(self, mix: Tensor) -> Tensor:
             time.sleep(0.02)
             return super().forward(mix)
 
     futures: list[Future[Any]] = []
     options = Options(shifts=0, normalize=False, workers=3)
-    with Counting(1) as pool:
+    with CountingPool(1) as pool:
         track = TensorTrack(noise(2, 200_000))
-        stream = separate(track, Slow(), options=options, pool=pool)
+        stream = separate(track, SlowModel(), options=options, pool=pool)
         next(item for item in stream if isinstance(item, ChunkProcessed))
-        assert len(futures) == 4, "three in flight, and the one that is back"
+        assert len(futures) == 4, "three in flight, and the one that has returned"
         stream.close()
         assert all(future.done() for future in futures)
-        assert futures[-1].cancelled(), "what had not begun never runs"
+        assert futures[-1].cancelled(), "batches that had not started never run"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_on_a_gpu_the_stems_are_those_of_the_cpu() -> None:
+def test_gpu_gives_the_stems_of_the_cpu() -> None:
     network, track = RecordingModel(), TensorTrack(noise(2, 30_000))
-    expected = whole(track, network)
-    got = whole(track, network, runner=Runner("cuda"), options=Options(batch_size=3, workers=1))
+    expected = separate_to_tensor(track, network)
+    got = separate_to_tensor(
+        track, network, runner=Runner("cuda"), options=Options(batch_size=3, workers=1)
+    )
     # The same products and sums, one rounding each, perhaps fused on one of the two.
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
     assert device_of(network) == torch.device("cpu")
 
 
-class Sparing(ScaleModel):
-    """Answers twice as loud where it is asked for some stems, so that one can tell."""
+class PartialStemsModel(ScaleModel):
+    """Returns twice the signal from `forward_stems`, to tell it from `forward`."""
 
     def forward_stems(self, mix: Tensor, stems: Any) -> Tensor:
         return 2 * super().forward(mix)[:, list(stems)]
 
 
-class Overruled(Sparing):
+class OverriddenForwardModel(PartialStemsModel):
     def forward(self, mix: Tensor) -> Tensor:
         return super().forward(mix)
 
 
-def test_some_stems_are_asked_for_where_a_network_can_spare_the_others() -> None:
-    track, network = TensorTrack(noise(2, 9000)), Sparing()
-    everything = whole(track, network, options=PLAIN)
+def test_forward_stems_is_used_where_it_is_equivalent() -> None:
+    track, network = TensorTrack(noise(2, 9000)), PartialStemsModel()
+    everything = separate_to_tensor(track, network, options=PLAIN)
     one = choose_stems(network.sources, stems=[network.sources[1]])
-    assert torch.equal(whole(track, network, options=PLAIN, stems=one), 2 * everything[[1]])
-    # Not where somebody listens to every call, and not past another `forward`.
-    assert torch.equal(whole(track, Overruled(), options=PLAIN, stems=one), everything[[1]])
+    assert torch.equal(
+        separate_to_tensor(track, network, options=PLAIN, stems=one), 2 * everything[[1]]
+    )
+    # Not if hooks expect calls, or if `forward` is overridden.
+    assert torch.equal(
+        separate_to_tensor(track, OverriddenForwardModel(), options=PLAIN, stems=one),
+        everything[[1]],
+    )
     network.register_forward_hook(lambda *_: None)
-    assert torch.equal(whole(track, network, options=PLAIN, stems=one), everything[[1]])
+    assert torch.equal(
+        separate_to_tensor(track, network, options=PLAIN, stems=one), everything[[1]]
+    )

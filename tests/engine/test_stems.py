@@ -1,4 +1,4 @@
-"""Only what is asked for is computed, rules mean what they say, and mistakes come together."""
+"""Only needed stems are computed, rules are parsed, and mistakes are reported together."""
 
 import pytest
 import torch
@@ -28,13 +28,13 @@ FOUR = ["drums", "bass", "other", "vocals"]
         ("x=gitárre", [(1, "gitárre")]),
     ],
 )
-def test_a_rule_reads_as_it_is_written(text: str, terms: list[tuple[float, str]]) -> None:
+def test_parse_stem_rule(text: str, terms: list[tuple[float, str]]) -> None:
     rule = parse_stem_rule(text)
     assert rule == Rule("x", tuple((float(c), name) for c, name in terms))
     assert parse_stem_rule(str(rule)) == rule
 
 
-def test_a_stem_with_a_minus_in_its_name_can_be_named() -> None:
+def test_rule_accepts_a_stem_name_with_a_minus() -> None:
     rule = parse_stem_rule("x=mixture-lead-vocals", ["lead-vocals", "lead"])
     assert rule.terms == ((1.0, "mixture"), (-1.0, "lead-vocals"))
 
@@ -43,7 +43,7 @@ def test_a_stem_with_a_minus_in_its_name_can_be_named() -> None:
     "text",
     ["", "x", "x=", "=bass", "x=bass other", "x=bass+", "x=bass//2", "x=2", "x=1*2*a", "x=(a)"],
 )
-def test_what_is_no_rule_is_refused_with_the_text(text: str) -> None:
+def test_invalid_rule_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="rule"):
         parse_stem_rule(text)
 
@@ -55,7 +55,7 @@ def test_what_is_no_rule_is_refused_with_the_text(text: str) -> None:
         max_size=6,
     )
 )
-def test_a_rule_adds_what_it_names(terms: list[tuple[float, str]]) -> None:
+def test_apply_adds_the_terms_of_a_rule(terms: list[tuple[float, str]]) -> None:
     values = {name: torch.full((2, 3), float(10**i)) for i, name in enumerate(FOUR)}
     rule = Rule("x", tuple(terms))
     expected = sum(c * 10 ** FOUR.index(name) for c, name in terms)
@@ -63,7 +63,7 @@ def test_a_rule_adds_what_it_names(terms: list[tuple[float, str]]) -> None:
     assert rule.apply(values).data_ptr() not in {v.data_ptr() for v in values.values()}
 
 
-def test_everything_is_the_default_and_rules_follow() -> None:
+def test_default_is_all_stems_then_rules() -> None:
     plan = choose_stems(FOUR)
     assert plan.outputs == tuple(FOUR)
     assert plan.is_identity
@@ -73,7 +73,7 @@ def test_everything_is_the_default_and_rules_follow() -> None:
     assert plan.needs_mixture
 
 
-def test_only_what_the_outputs_need_is_computed() -> None:
+def test_only_needed_stems_are_computed() -> None:
     plan = choose_stems(FOUR, stems=["vocals"])
     assert (plan.computed, plan.needs_mixture) == ((3,), False)
     plan = choose_stems(FOUR, stems=["vocals", "drums"])
@@ -82,12 +82,12 @@ def test_only_what_the_outputs_need_is_computed() -> None:
     plan = choose_stems(FOUR, stems=["instrum"], derive=["instrum=mixture-vocals", "x=drums"])
     assert (plan.outputs, plan.computed) == (("instrum",), (3,))
     assert [rule.name for rule in plan.rules] == ["instrum"]
-    # A rule that only serves another is computed, and not handed out.
+    # A rule that only another one needs is computed, but not returned.
     plan = choose_stems(FOUR, stems=["b"], derive=["a=drums+bass", "b=mixture-a"])
     assert (plan.outputs, plan.computed) == (("b",), (0, 1))
 
 
-def test_two_stems_are_one_and_what_is_left() -> None:
+def test_two_stems_are_a_stem_and_its_complement() -> None:
     plan = choose_stems(FOUR, two_stems="vocals")
     assert (plan.outputs, plan.computed) == (("vocals", "no_vocals"), (0, 1, 2, 3))
     plan = choose_stems(FOUR, two_stems="vocals", other_method="minus")
@@ -101,7 +101,7 @@ def test_two_stems_are_one_and_what_is_left() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 100), (3, 2, 100)])
-def test_stems_are_derived_in_order(shape: tuple[int, ...]) -> None:
+def test_derive_keeps_the_order_of_outputs(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     stems = torch.rand((*shape[:-2], 2, *shape[-2:]), generator=generator)
     mixture = torch.rand(shape, generator=generator)
@@ -114,7 +114,7 @@ def test_stems_are_derived_in_order(shape: tuple[int, ...]) -> None:
     assert torch.equal(out, torch.stack(expected, dim=-3))
 
 
-def test_derived_stems_of_a_dictionary() -> None:
+def test_derive_stems_of_a_dictionary() -> None:
     separated = {"drums": torch.full((2, 4), 1.0), "vocals": torch.full((2, 4), 2.0)}
     mixture = torch.full((2, 4), 7.0)
     out = derive_stems(separated, mixture, ["instrum=mixture-vocals", "x=instrum+drums"])
@@ -124,7 +124,7 @@ def test_derived_stems_of_a_dictionary() -> None:
     assert list(separated) == ["drums", "vocals"]
 
 
-def test_every_mistake_is_reported_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(ValueError) as caught:
         choose_stems(
             FOUR,
@@ -160,24 +160,24 @@ def test_every_mistake_is_reported_at_once() -> None:
         ({"derive": [f"{'x' * 101}=drums"]}, "too long for a file name: use at most 100 bytes"),
     ],
 )
-def test_a_wrong_wish_is_refused(arguments: dict[str, object], words: str) -> None:
+def test_invalid_choice_is_rejected(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         choose_stems(FOUR, **arguments)  # type: ignore[arg-type]
 
 
-def test_the_complement_of_the_only_stem_is_the_mixture_without_it() -> None:
+def test_complement_of_the_only_stem_needs_minus() -> None:
     with pytest.raises(ValueError, match="other_method='minus'"):
         choose_stems(["vocals"], two_stems="vocals")
     assert choose_stems(["vocals"], two_stems="vocals", other_method="minus").needs_mixture
 
 
-def test_a_member_without_a_say_is_not_needed() -> None:
+def test_member_without_weight_is_not_needed() -> None:
     identity = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     assert needed_members(identity, (3,)) == ((), (), (), (3,))
     assert needed_members(identity, (0, 1, 2, 3)) == ((0,), (1,), (2,), (3,))
     assert needed_members([[1, -1], [0, 2]], (0, 1)) == ((0, 1), (1,))
 
 
-def test_a_plan_is_a_value() -> None:
+def test_stem_plan_is_a_hashable_value() -> None:
     assert choose_stems(FOUR) == StemPlan(tuple(FOUR), tuple(FOUR))
     assert hash(choose_stems(FOUR)) == hash(choose_stems(FOUR))

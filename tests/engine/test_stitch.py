@@ -1,4 +1,4 @@
-"""Windows hold the right samples, and what is stitched is what was cut."""
+"""Windows have the right samples, and stitching inverts cutting."""
 
 from collections.abc import Iterator
 
@@ -24,11 +24,11 @@ from tests.helpers.networks import noise
 
 
 def ramp(length: int) -> Tensor:
-    """Sample n holds n + 1, in two channels: integers, so that sums are exact."""
+    """Return a track whose sample n is n + 1, in two channels: integers, so that sums are exact."""
     return (torch.arange(length, dtype=torch.float32) + 1).expand(2, -1)
 
 
-def in_blocks(track: Tensor, size: int) -> Iterator[Tensor]:
+def split_blocks(track: Tensor, size: int) -> Iterator[Tensor]:
     yield from track.split(size, dim=-1) if track.shape[-1] else iter(())
 
 
@@ -41,7 +41,7 @@ def in_blocks(track: Tensor, size: int) -> Iterator[Tensor]:
     extra=st.integers(0, 40),
     size=st.integers(1, 90),
 )
-def test_integers_come_back_exactly(
+def test_cut_and_stitch_are_exact_on_integers(
     length: int, segment: int, overlap: int, origin: int, extra: int, size: int
 ) -> None:
     stride = max(1, segment - overlap)
@@ -49,11 +49,11 @@ def test_integers_come_back_exactly(
         length, segment=segment, stride=stride, window=lambda n: n + extra, origin=origin
     )
     track = ramp(length)
-    tape, sums = TrackBuffer(in_blocks(track, size), length), OverlapAdd(origin)
+    buffer, sums = TrackBuffer(split_blocks(track, size), length), OverlapAdd(origin)
     weights = torch.ones(segment)
     parts = []
     for number, chunk in enumerate(chunks):
-        window = tape.cut(chunk)
+        window = buffer.cut(chunk)
         assert window.shape == (2, chunk.window)
         sums.add(
             chunk.start, window[..., chunk.skip : chunk.skip + len(chunk)], weights[: len(chunk)]
@@ -61,7 +61,7 @@ def test_integers_come_back_exactly(
         last = number + 1 == len(chunks)
         parts.append(sums.take(length if last else chunks[number + 1].start))
         later = [length, *(other.read for other in chunks[number + 1 :])]
-        tape.drop(min(later))
+        buffer.drop(min(later))
     whole = torch.cat(parts, dim=-1)
     assert torch.equal(whole[..., -origin:], track)
     assert not whole[..., :-origin].any() if origin else True, "before the track is silence"
@@ -75,7 +75,7 @@ def test_integers_come_back_exactly(
     size=st.integers(1, 50),
     chunk=st.integers(1, 60),
 )
-def test_padding_is_that_of_numpy_however_short_the_track(
+def test_padding_equals_numpy_for_any_length(
     length: int, pad: int, mode: str, size: int, chunk: int
 ) -> None:
     track = ramp(length)
@@ -84,25 +84,25 @@ def test_padding_is_that_of_numpy_however_short_the_track(
     assert torch.equal(pad_audio(track, pad, pad, mode), expected)
     # The same, cut from a stream.
     for at in range(-pad, length + pad - chunk + 1, 7):
-        tape = TrackBuffer(in_blocks(track, size), length)
-        window = tape.cut(Chunk(at, at + chunk, at, chunk), mode, pad)
+        buffer = TrackBuffer(split_blocks(track, size), length)
+        window = buffer.cut(Chunk(at, at + chunk, at, chunk), mode, pad)
         assert torch.equal(window, expected[:, at + pad : at + pad + chunk])
 
 
-def test_reflect_agrees_with_torch_where_torch_can() -> None:
+def test_reflect_equals_torch_for_a_long_track() -> None:
     track = noise(2, 300)
     expected = torch.nn.functional.pad(track, (128, 77), mode="reflect")
     assert torch.equal(pad_audio(track, 128, 77), expected)
 
 
-def test_a_padding_that_does_not_exist_is_refused() -> None:
+def test_unknown_padding_is_rejected() -> None:
     with pytest.raises(ValueError, match="constant, reflect, replicate"):
         pad_audio(noise(2, 10), 1, 1, "circular")
     with pytest.raises(ValueError, match="0 or more"):
         pad_audio(noise(2, 10), -1, 1)
 
 
-def test_a_window_is_at_model_level_and_silent_outside_the_track() -> None:
+def test_window_is_normalized_and_silent_outside_the_track() -> None:
     track = noise(2, 100)
     level = Level(mean=0.25, std=2.0, length=100)
     window = TrackBuffer([track], 100, level=level).cut(Chunk(-10, 120, -10, 130))
@@ -112,18 +112,18 @@ def test_a_window_is_at_model_level_and_silent_outside_the_track() -> None:
     assert not window[:, 110:].any()
 
 
-def test_a_window_beside_the_track_is_silence() -> None:
-    tape = TrackBuffer([noise(2, 100)], 100)
-    assert torch.equal(tape.cut(Chunk(-50, -20, -50, 30)), torch.zeros(2, 30))
+def test_window_entirely_outside_the_track_is_silent() -> None:
+    buffer = TrackBuffer([noise(2, 100)], 100)
+    assert torch.equal(buffer.cut(Chunk(-50, -20, -50, 30)), torch.zeros(2, 30))
 
 
-def test_a_source_that_ends_early_is_an_error_not_silence() -> None:
-    tape = TrackBuffer([noise(2, 100)], 101)
+def test_source_that_ends_early_is_an_error() -> None:
+    buffer = TrackBuffer([noise(2, 100)], 101)
     with pytest.raises(ValueError, match="ended after 100 of 101"):
-        tape.read(0, 101)
+        buffer.read(0, 101)
 
 
-def test_a_tape_holds_what_is_still_read_and_no_more() -> None:
+def test_track_buffer_keeps_only_needed_pieces() -> None:
     pulled = 0
 
     def blocks() -> Iterator[Tensor]:
@@ -132,16 +132,16 @@ def test_a_tape_holds_what_is_still_read_and_no_more() -> None:
             pulled += 1
             yield torch.ones(2, 65_536)
 
-    tape = TrackBuffer(blocks(), 100 * 65_536)
-    tape.read(0, 10)
+    buffer = TrackBuffer(blocks(), 100 * 65_536)
+    buffer.read(0, 10)
     assert pulled == 1
-    tape.read(65_530, 65_540)
-    tape.drop(65_536)
-    assert len(tape._pieces) == 1
+    buffer.read(65_530, 65_540)
+    buffer.drop(65_536)
+    assert len(buffer._pieces) == 1
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 10, 101])
-def test_windows_are_the_known_ones(length: int) -> None:
+def test_window_shapes(length: int) -> None:
     assert torch.equal(make_window("hann", length), torch.hann_window(length))
     assert torch.equal(make_window("hamming", length), torch.hamming_window(length))
     assert torch.equal(make_window("ones", length), torch.ones(length))
@@ -156,13 +156,13 @@ def test_windows_are_the_known_ones(length: int) -> None:
 
 @pytest.mark.parametrize("shape", WINDOWS)
 @pytest.mark.parametrize("length", [1, 2, 10, 101])
-def test_a_part_of_a_window_is_cut_from_the_whole(shape: str, length: int) -> None:
+def test_partial_window_equals_the_start_of_the_whole(shape: str, length: int) -> None:
     whole = make_window(shape, length, power=2.0)
     for stop in (1, 5, length, 1000):
         assert torch.equal(make_window(shape, length, power=2.0, stop=stop), whole[:stop])
 
 
-def test_a_window_that_does_not_exist_is_refused() -> None:
+def test_unknown_window_is_rejected() -> None:
     with pytest.raises(ValueError, match="must be one of triangle, hann"):
         make_window("kaiser", 10)
     with pytest.raises(ValueError, match="1 or more"):
@@ -171,19 +171,19 @@ def test_a_window_that_does_not_exist_is_refused() -> None:
 
 @pytest.mark.parametrize("shape", WINDOWS)
 @pytest.mark.parametrize("stride", [1, 39, 50, 64, 99, 100])
-def test_any_window_at_any_hop_gives_the_track_back(shape: str, stride: int) -> None:
+def test_any_window_and_stride_return_the_track(shape: str, stride: int) -> None:
     track = noise(2, 1234)
     weights = usable_weights(make_window(shape, 100))
-    tape, sums, parts = TrackBuffer([track], 1234), OverlapAdd(stride - 100), []
+    buffer, sums, parts = TrackBuffer([track], 1234), OverlapAdd(stride - 100), []
     for chunk in plan_padded(1234, segment=100, stride=stride):
-        sums.add(chunk.start, tape.cut(chunk), weights)
+        sums.add(chunk.start, buffer.cut(chunk), weights)
         parts.append(sums.take(chunk.start + stride))
     whole = torch.cat(parts, dim=-1)[:, 100 - stride :][:, :1234]
     # A sum of at most 100 products over the sum of its weights: each rounds to 6e-8 of 0.5.
     torch.testing.assert_close(whole, track, rtol=0, atol=1e-6)
 
 
-def test_what_is_held_does_not_grow() -> None:
+def test_memory_of_overlap_add_is_constant() -> None:
     weights = make_window("triangle", 100)
     sums = OverlapAdd()
     sizes = set()
@@ -195,7 +195,7 @@ def test_what_is_held_does_not_grow() -> None:
     assert sizes == {(4 * 2 + 1) * 100}
 
 
-def test_samples_that_nobody_added_cannot_be_taken() -> None:
+def test_take_rejects_samples_that_were_not_added() -> None:
     sums = OverlapAdd()
     with pytest.raises(ValueError, match="no samples"):
         sums.take(1)

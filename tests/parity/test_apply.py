@@ -1,4 +1,4 @@
-"""`apply_model` has upstream's numbers, bit for bit, and leaves everything as it was."""
+"""`apply_model` has upstream's numbers, bit for bit, and restores what it changes."""
 
 import inspect
 import itertools
@@ -24,7 +24,7 @@ from tests.helpers.networks import TINY, OomModel, RecordingModel, ScaleModel, n
 
 UPSTREAM = {"HTDemucs": UpstreamHTDemucs, "HDemucs": UpstreamHDemucs, "Demucs": UpstreamDemucs}
 OURS = {"HTDemucs": HTDemucs, "HDemucs": HDemucs, "Demucs": Demucs}
-# One stem by one network, as htdemucs_ft has it; and shares that are no binary fractions.
+# One network per stem, like htdemucs_ft; and weights that are not binary fractions.
 ONE_HOT = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]]
 MIXED = [[1.0, 0.0, 0.3, 2.0], [0.5, 1.0, 0.7, 0.1]]
 
@@ -33,7 +33,7 @@ _networks: dict[tuple[str, int], nn.Module] = {}
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Any:
-    """Kernels may split a sum by threads: the comparison is of engines, not of schedules."""
+    """Use one thread, because kernels may split sums by the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -79,10 +79,12 @@ BAGS = {"alone": None, "one-hot": ONE_HOT, "mixed": MIXED}
 @pytest.mark.parametrize("kind", ["HTDemucs", "Demucs"])
 @pytest.mark.parametrize("bag", BAGS)
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("settings", SETTINGS, ids=range(len(SETTINGS)))
-def test_every_number_is_that_of_upstream(
-    kind: str, bag: str, length: int, settings: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    SETTINGS,
+    ids=lambda settings: ",".join(f"{name}={value}" for name, value in settings.items()),
+)
+def test_stems_equal_upstream(kind: str, bag: str, length: int, settings: dict[str, Any]) -> None:
     mix = noise(2, length)[None]
     weights = BAGS[bag]
     if weights is None:
@@ -96,29 +98,29 @@ def test_every_number_is_that_of_upstream(
 @pytest.mark.parametrize("shifts", [0, 1, 2])
 @pytest.mark.parametrize("length", [1, 4000, 8000])
 @pytest.mark.parametrize("kind", ["HTDemucs", "Demucs"])
-def test_without_splitting_too(kind: str, length: int, shifts: int) -> None:
-    # The training window of this HTDemucs holds the track and half a second of shift.
+def test_stems_without_split_equal_upstream(kind: str, length: int, shifts: int) -> None:
+    # The training window of this HTDemucs is long enough for the track and a shift.
     network = upstream_network(kind, segment=2) if kind == "HTDemucs" else upstream_network(kind)
     compare(network, network, noise(2, length)[None], shifts=shifts, split=False)
 
 
 @pytest.mark.parametrize("settings", [{"shifts": 1}, {"shifts": 0, "segment": 0.3}])
 @pytest.mark.parametrize("length", [600, 44_100])
-def test_the_hybrid_network_too(length: int, settings: dict[str, Any]) -> None:
+def test_stems_of_the_hybrid_network_equal_upstream(length: int, settings: dict[str, Any]) -> None:
     network = upstream_network("HDemucs")
     compare(network, network, noise(2, length)[None], **settings)
 
 
 @pytest.mark.parametrize("kind", ["HTDemucs", "Demucs"])
-def test_several_recordings_at_once_and_a_bag_of_upstream(kind: str) -> None:
+def test_several_recordings_through_a_bag_of_upstream_equal_upstream(kind: str) -> None:
     mix = torch.stack([noise(2, 9000, seed) for seed in range(3)])
     bag = UpstreamBag([upstream_network(kind, 0), upstream_network(kind, 1)], MIXED)
     compare(bag, bag, mix, shifts=2)
 
 
 @pytest.mark.parametrize("segment", [0.5, 2.0])
-def test_the_segment_of_a_bag(segment: float) -> None:
-    """Upstream writes it into its members; here only what the members do is the same."""
+def test_segment_of_a_bag_equals_upstream(segment: float) -> None:
+    """Upstream changes its members; here only the result is the same."""
     theirs = [upstream_network("HTDemucs", seed, segment=1) for seed in (0, 1)]
     ours = [upstream_network("HTDemucs", seed, segment=1) for seed in (0, 1)]
     bag = BagOfModels(ours, MIXED, segment=segment)
@@ -129,7 +131,7 @@ def test_the_segment_of_a_bag(segment: float) -> None:
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_our_networks_on_our_engine(kind: str) -> None:
+def test_our_networks_are_close_to_upstream(kind: str) -> None:
     length = 10_000 if kind != "HDemucs" else 30_000
     mix = noise(2, length)[None]
     random.seed(3)
@@ -140,7 +142,7 @@ def test_our_networks_on_our_engine(kind: str) -> None:
     assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
-def test_the_global_generator_is_used_only_when_asked() -> None:
+def test_global_generator_is_used_only_without_a_seed() -> None:
     network, mix = upstream_network("Demucs"), noise(2, 9000)[None]
     random.seed(11)
     expected = upstream_apply(network, mix)
@@ -154,7 +156,7 @@ def test_the_global_generator_is_used_only_when_asked() -> None:
 
 @pytest.mark.parametrize("batch_size", [2, 5, 100])
 @pytest.mark.parametrize("kind", ["HTDemucs", "Demucs"])
-def test_a_batch_changes_at_most_the_order_of_sums(kind: str, batch_size: int) -> None:
+def test_batch_size_changes_at_most_the_order_of_sums(kind: str, batch_size: int) -> None:
     network, mix = upstream_network(kind), noise(2, 40_000)[None]
     one = apply_model(network, mix, shifts=2)
     many = apply_model(network, mix, shifts=2, batch_size=batch_size)
@@ -164,7 +166,7 @@ def test_a_batch_changes_at_most_the_order_of_sums(kind: str, batch_size: int) -
     assert 10 * torch.log10(one.double().square().sum() / error.square().sum()) >= 100
 
 
-def test_batches_are_as_few_as_they_can_be() -> None:
+def test_batches_are_filled() -> None:
     network = RecordingModel()
     network.valid_length = lambda length: 8000  # type: ignore[assignment]  # windows all alike
     apply_model(network, noise(2, 60_000)[None], 0, batch_size=4)
@@ -173,16 +175,16 @@ def test_batches_are_as_few_as_they_can_be() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_workers_and_a_pool_change_no_bit(workers: int) -> None:
+def test_workers_and_pool_do_not_change_bits(workers: int) -> None:
     network, mix = upstream_network("Demucs"), noise(2, 30_000)[None]
     expected = apply_model(network, mix, shifts=2)
     assert torch.equal(apply_model(network, mix, shifts=2, num_workers=workers), expected)
     with ThreadPoolExecutor(workers) as pool:
         assert torch.equal(apply_model(network, mix, shifts=2, pool=pool), expected)
-        assert pool.submit(int).result() == 0, "a pool that was lent still works"
+        assert pool.submit(int).result() == 0, "the pool of the caller still works"
 
 
-class Seen:
+class StateRecorder:
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
 
@@ -190,9 +192,9 @@ class Seen:
         self.states.append(dict(state))
 
 
-def test_the_callback_hears_what_upstream_tells() -> None:
+def test_callback_states_equal_upstream() -> None:
     members = [upstream_network("Demucs", seed) for seed in (0, 1)]
-    mix, theirs, ours = noise(2, 20_000)[None], Seen(), Seen()
+    mix, theirs, ours = noise(2, 20_000)[None], StateRecorder(), StateRecorder()
     extra = {"audio_length": 20_000, "mine": 1}
     random.seed(5)
     upstream_apply(UpstreamBag(members), mix, shifts=2, callback=theirs, callback_arg=dict(extra))
@@ -211,7 +213,7 @@ def test_the_callback_hears_what_upstream_tells() -> None:
 
 
 @pytest.mark.parametrize("when", ["start", "end"])
-def test_a_callback_can_end_the_work(when: str) -> None:
+def test_callback_can_stop_the_separation(when: str) -> None:
     network = RecordingModel()
 
     def callback(state: dict[str, object]) -> None:
@@ -223,7 +225,7 @@ def test_a_callback_can_end_the_work(when: str) -> None:
     assert len(network.seen) == (1 if when == "start" else 2)
 
 
-def test_the_network_is_given_back_as_it_was() -> None:
+def test_network_modes_are_restored() -> None:
     bag = BagOfModels([ScaleModel(), ScaleModel()])
     bag.train()
     bag.models[1].eval()
@@ -232,7 +234,7 @@ def test_the_network_is_given_back_as_it_was() -> None:
     assert not bag.models[1].training
 
 
-def test_the_result_is_an_ordinary_tensor() -> None:
+def test_result_is_an_ordinary_tensor() -> None:
     mix = noise(2, 9000)[None].requires_grad_()
     out = apply_model(ScaleModel(), mix)
     assert not out.is_inference()
@@ -242,7 +244,7 @@ def test_the_result_is_an_ordinary_tensor() -> None:
     assert scale.grad is not None
 
 
-def test_the_bar_is_shown_to_those_who_ask(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_is_shown_only_with_progress(capsys: pytest.CaptureFixture[str]) -> None:
     apply_model(ScaleModel(), noise(2, 20_000)[None])
     assert capsys.readouterr() == ("", "")
     apply_model(ScaleModel(), noise(2, 20_000)[None], progress=True)
@@ -251,7 +253,7 @@ def test_the_bar_is_shown_to_those_who_ask(capsys: pytest.CaptureFixture[str]) -
     assert not shown.out
 
 
-def test_arguments_for_the_network_reach_every_call() -> None:
+def test_model_kwargs_reach_every_call() -> None:
     class Gain(ScaleModel):
         def forward(self, mix: torch.Tensor, *, gain: float) -> torch.Tensor:  # type: ignore[override]
             return super().forward(mix) * gain
@@ -262,27 +264,27 @@ def test_arguments_for_the_network_reach_every_call() -> None:
     assert torch.equal(apply_model(Gain(), mix, model_kwargs={"gain": 2.0}), 2 * plain)
 
 
-def test_a_fixed_network_refuses_a_longer_segment_in_words() -> None:
+def test_fixed_network_rejects_a_longer_segment() -> None:
     network, mix = upstream_network("HTDemucs"), noise(2, 9000)[None]
     for model in (network, BagOfModels([network])):
         with pytest.raises(ValueError, match="longer than the 1 s this network was trained at"):
             apply_model(model, mix, segment=1.5)
 
 
-def test_one_window_for_all_and_a_shorter_segment_exclude_each_other() -> None:
+def test_split_false_and_a_shorter_segment_exclude_each_other() -> None:
     network, mix = upstream_network("HTDemucs"), noise(2, 7000)[None]
     with pytest.raises(ValueError, match="split=False makes one window of 7000"):
         apply_model(network, mix, 0, split=False, segment=0.5)
 
 
-def test_a_batch_that_had_to_shrink_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_reduced_batch_size_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     network = OomModel(limit=1)
     apply_model(network, noise(2, 30_000)[None], 0, batch_size=4)
     assert "BatchSizeReduced(old=4, new=2" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [(2, 100), (1, 1, 100), (1, 3, 100), (1, 2, 0), (1, 1, 2, 100)])
-def test_a_mix_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+def test_mix_of_another_shape_is_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must be \(batch, 2 channels, samples\) with"):
         apply_model(ScaleModel(), torch.zeros(shape))
 
@@ -300,12 +302,12 @@ def test_a_mix_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         {"overlap": 0.9999999},
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+def test_invalid_options_are_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options)).partition("_")[0]):
         apply_model(ScaleModel(), noise(2, 100)[None], **options)
 
 
-def test_bags_that_cannot_answer_are_refused() -> None:
+def test_invalid_bags_are_rejected() -> None:
     one, other = ScaleModel(), ScaleModel(["vocals", "bass"])
     with pytest.raises(ValueError, match="differ in sources"):
         BagOfModels([one, other])
@@ -325,7 +327,7 @@ def test_bags_that_cannot_answer_are_refused() -> None:
         BagOfModels([one])(noise(2, 100)[None])
 
 
-def test_the_signature_begins_with_that_of_upstream() -> None:
+def test_signature_starts_with_that_of_upstream() -> None:
     theirs = inspect.signature(upstream_apply).parameters
     ours = inspect.signature(apply_model).parameters
     assert list(ours)[: len(theirs)] == list(theirs)
