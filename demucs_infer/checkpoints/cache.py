@@ -22,6 +22,7 @@ from demucs_infer.checkpoints.download import (
     Progress,
     fetch,
     hold_lock,
+    partial_path,
 )
 from demucs_infer.errors import CheckpointError, DownloadError
 from demucs_infer.system.checksum import sha256_file
@@ -126,10 +127,13 @@ class CheckpointStore:
         """Copy a file, whose sha256 the caller has verified, into the cache."""
         path = self.path(checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with hold_lock(path.with_name(path.name + ".lock")):
-            part = path.with_name(path.name + ".import")
-            shutil.copyfile(source, part)
-            part.replace(path)
+        with hold_lock(path.with_name(path.name + ".lock")) as is_locked:
+            part = partial_path(path, "import", is_locked=is_locked)
+            try:
+                shutil.copyfile(source, part)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
         _write_stamp(path, checkpoint.sha256)
         return path
 

@@ -5,27 +5,26 @@ Uses `urllib` alone, so that listing and downloading models needs no HTTP packag
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import re
-import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn, Protocol
 
+from filelock import FileLock
+
 from demucs_infer.errors import DownloadError
 from demucs_infer.system.checksum import sha256_file
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 Progress = Callable[[int, "int | None"], None]
 """Callback `(received bytes, total bytes)`; the total is `None` if the server does not send it."""
@@ -37,6 +36,7 @@ MAX_BYTES = 8 * 2**30
 TIMEOUT_SECONDS = 30
 BLOCK_BYTES = 2**18
 _USER_AGENT = "demucs-infer"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _CONNECTION_ERRORS = (OSError, http.client.HTTPException)  # URLError is an OSError
 
 
@@ -68,15 +68,20 @@ def fetch(request: DownloadRequest, progress: Progress | None = None) -> str:
     """
     path = request.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with hold_lock(path.with_name(path.name + ".lock")):
+    with hold_lock(path.with_name(path.name + ".lock")) as is_locked:
         if path.exists():
             return sha256_file(path)
+        part = partial_path(path, "part", is_locked=is_locked)
         problems = []
-        for url in request.urls:
-            try:
-                return _fetch_from(url, request, progress or _ignore_progress)
-            except _RejectedError as error:
-                problems.append(f"{url}: {error}")
+        try:
+            for url in request.urls:
+                try:
+                    return _fetch_from(url, part, request, progress or _ignore_progress)
+                except _RejectedError as error:
+                    problems.append(f"{url}: {error}")
+        finally:
+            if not is_locked:  # no later download can resume it
+                _discard(part)
         raise DownloadError(
             f"could not download {path.name}. Tried {'; '.join(problems) or 'no URL'}. "
             f"Download it by other means and copy it to {path}"
@@ -115,9 +120,8 @@ def _update_digest(digest: _Hash, file: IO[bytes]) -> None:
         digest.update(block)
 
 
-def _fetch_from(url: str, request: DownloadRequest, progress: Progress) -> str:
+def _fetch_from(url: str, part: Path, request: DownloadRequest, progress: Progress) -> str:
     """Download from one URL, resuming after each lost connection."""
-    part = request.path.with_name(request.path.name + ".part")
     for attempt in range(ATTEMPTS):
         try:
             digest = _attempt(url, part, request, progress)
@@ -261,15 +265,32 @@ def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
 
 
 @contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the system releases it if this process dies."""
-    with path.open("a+b") as file:
-        if sys.platform != "win32":
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-        else:
-            while True:  # it gives up after ten seconds
-                with suppress(OSError):
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-            yield  # closing the file unlocks it
+def hold_lock(path: Path) -> Iterator[bool]:
+    """Hold a lock between processes; the system releases it if this process dies.
+
+    Yields whether the lock is held: a file system without locks (NFS, sometimes) gives a warning
+    and `False`, and the caller must then write to a path of its own.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"cannot lock {path} ({error.strerror}): continuing without a lock, so several "
+            "processes may download the same file",
+            stacklevel=5,
+        )
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def partial_path(path: Path, suffix: str, *, is_locked: bool) -> Path:
+    """Return where `path` is written before it is complete; without a lock, a unique path."""
+    unique = "" if is_locked else f".{uuid.uuid4().hex}"
+    return path.with_name(f"{path.name}{unique}.{suffix}")

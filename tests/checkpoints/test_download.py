@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -348,3 +350,69 @@ def test_a_dead_process_does_not_keep_its_lock(tmp_path: Path, server: Server) -
     assert done.returncode == 9
     assert lock.exists()
     fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
+
+
+@pytest.fixture(params=["ENOLCK", "ENOTSUP", "ENOSYS"])
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail every lock call, as some network file systems do."""
+    number = getattr(errno, request.param)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_download_works_on_file_system_without_locks(tmp_path: Path, server: Server) -> None:
+    server.behaviour.cuts = [300_000]
+    with pytest.warns(UserWarning, match=r"x\.th\.lock|not supported"):
+        fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
+    assert (tmp_path / "x.th").read_bytes() == CONTENT
+    assert left(tmp_path) == ["x.th"]
+
+
+def test_downloads_without_locks_do_not_share_a_partial_file(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    request = DownloadRequest([server.url], tmp_path / "x.th", DIGEST)
+    nested: list[str] = []
+
+    def download_again(done: int, total: int | None) -> None:
+        if done and not nested:
+            nested.append("running")
+            nested.append(fetch(request))
+
+    with pytest.warns(UserWarning, match="No locks available"):
+        assert fetch(request, download_again) == DIGEST
+    assert nested == ["running", DIGEST]
+    assert request.path.read_bytes() == CONTENT
+    assert left(tmp_path) == ["x.th"]
+
+
+def test_failed_download_without_locks_leaves_no_partial_file(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    server.behaviour.cuts = [300_000, 0, 0, 0]
+    with pytest.warns(UserWarning), pytest.raises(DownloadError, match="cut"):
+        fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
+    assert left(tmp_path) == []
+
+
+def test_other_errors_of_the_lock_are_raised(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
