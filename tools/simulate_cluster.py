@@ -1,6 +1,6 @@
 """Simulate a million tracks on a thousand workers, as discrete events with measured service times.
 
-    python tools/simulate_cluster.py                  # the tables of docs/million-songs.md
+    python tools/simulate_cluster.py                  # the tables of docs/batch.md
     python tools/simulate_cluster.py --measure        # benchmark of a worker on this machine
 
 A worker reads, separates and writes in parallel, takes tasks of several rows from one queue, and

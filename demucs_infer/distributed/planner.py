@@ -42,32 +42,31 @@ class Benchmark:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise ValueError(f"name = {self.name!r} of a benchmark must be text")
-        for name in {field.name for field in fields(self)} - {"name"}:
-            value = getattr(self, name)
-            if value is None and name == "storage_bytes_per_second":
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
                 continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (is_number and 0 <= value <= _MAX):
-                raise ValueError(f"{name} = {value!r} of a benchmark must be a number >= 0")
+                raise ValueError(f"{field.name} = {value!r} of a benchmark must be a number >= 0")
         if not self.seconds_per_second or self.storage_bytes_per_second == 0:
             raise ValueError("invalid benchmark: rates must be finite and non-zero")
 
     @classmethod
     def read_file(cls, path: Path) -> "Benchmark":
         """Read a benchmark from a JSON file, raising `ValueError` for what is wrong with it."""
-        names = {field.name for field in fields(cls)}
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
+            return cls(**{"name": f"from {path.name}", **values})
+        except TypeError as error:  # no object, or other fields
+            names = ", ".join(field.name for field in fields(cls))
+            raise ValueError(
+                f"{path} must be a JSON object with `separate`, and optionally others of: {names}"
+            ) from error
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror or error}") from error
-        if not isinstance(values, dict) or "separate" not in values or set(values) - names:
-            raise ValueError(
-                f"{path} must be a JSON object with `separate` and optionally "
-                f"{', '.join(sorted(names - {'separate'}))}"
-            )
-        return cls(**{"name": f"from {path.name}", **values})
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @property
     def seconds_per_second(self) -> float:

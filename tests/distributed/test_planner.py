@@ -82,7 +82,9 @@ def test_plan_is_printed(manifest: Path, capsys: pytest.CaptureFixture[str], is_
         *[(f'{{"separate": {value}}}', "separate = ")
           for value in ("-1", "null", "true", '"fast"', "1e308", "NaN", "Infinity")],
         ('{"separate": 0}', "must be finite and non-zero"),
-        ("{", "not valid JSON"),
+        ("[]", "`separate`"),
+        ("{", "bench.json: "),
+        ('{"separate": 1, "name": 2}', "must be text"),
     ],
 )  # fmt: skip
 def test_malformed_benchmarks_are_usage_errors(

@@ -66,15 +66,17 @@ class RayRun:
     def results(self, kill_after: int | None = None) -> list[ResultRow]:
         """Return all results; after some of them, kill a worker."""
         results: list[ResultRow] = []
-        assert self.process.stderr
-        for line in self.process.stderr:
-            if not line.startswith(b"{"):
-                continue
-            results.append(json.loads(line))
-            if len(results) == kill_after:
-                pids = [file.name for file in self.log.iterdir() if file.name.isdigit()]
-                os.kill(next(int(pid) for pid in pids if Path("/proc", pid).exists()), 9)
-        self.process.wait(timeout=60)
+        with self.process:
+            assert self.process.stderr
+            for line in self.process.stderr:
+                if not line.startswith(b"{"):
+                    continue
+                results.append(json.loads(line))
+                if len(results) == kill_after:
+                    pids = [file.name for file in self.log.iterdir() if file.name.isdigit()]
+                    alive = [int(pid) for pid in pids if Path("/proc", pid).exists()]
+                    os.kill(alive[0], signal.SIGKILL)
+            self.process.wait(timeout=60)
         return results
 
     def count_network_calls(self) -> int:
