@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
 
 _Network = TypeVar("_Network", bound=nn.Module)
+
+StateDictTransform: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 # The only classes that a file can request. Names of this package equal upstream's.
 _CLASSES: dict[str, type[nn.Module]] = {
@@ -73,22 +75,41 @@ def load_model(
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load_weights(model: _Network, path: str | os.PathLike[str], *, strict: bool = True) -> _Network:
-    """Copy the weights of a file into `model`, and return it.
+def load_weights(
+    model: _Network,
+    path: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    *,
+    strict: bool = True,
+    state_dict_transform: StateDictTransform | None = None,
+) -> _Network:
+    """Copy the weights of a file into `model`, move it to `device`, and return it.
 
-    Prefixes that wrappers add (`model.`, `module.`) are removed. Weights that do not match raise a
-    `CheckpointError` that lists them, or a warning with `strict=False`.
+    Prefixes that wrappers add (`model.`, `module.`) are removed, then `state_dict_transform` may
+    rename, change or drop weights; None for `device` leaves the model where it is. Weights that do
+    not match raise a `CheckpointError` that lists them, or a warning with `strict=False`.
     """
     path = Path(path)
     package = read_package(path)
     try:
         if "__quantized" in package.state:
+            if state_dict_transform is not None:
+                raise CheckpointError(
+                    "the weights are quantized: load them without state_dict_transform"
+                )
             _fill_quantized(model, package)
         else:
-            _fill(model, _strip_prefix(package.state, model), package.size, strict=strict)
+            state = _strip_prefix(package.state, model)
+            if state_dict_transform is None:
+                _fill(model, state, package.size, strict=strict)
+            else:
+                _check_total_size(state.values(), package.size)
+                tensors = {name: weight.read() for name, weight in state.items()}
+                transformed = state_dict_transform(tensors)
+                _fill(model, transformed, None, strict=strict)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return model
+    return model if device is None else model.to(device)
 
 
 def _load_network(package: Package, architecture: Architecture | None) -> nn.Module:
@@ -231,7 +252,11 @@ def _strip_prefix(state: Mapping[str, LazyTensor], model: nn.Module) -> Mapping[
 
 
 def _fill(
-    model: nn.Module, state: Mapping[str, LazyTensor], size: int, *, strict: bool = True
+    model: nn.Module,
+    state: Mapping[str, LazyTensor] | Mapping[str, Tensor],
+    size: int | None,
+    *,
+    strict: bool = True,
 ) -> None:
     targets = model.state_dict()
     problems = _find_differences(targets, state)
@@ -244,11 +269,16 @@ def _fill(
         for name, tensor in targets.items()
         if name in state and state[name].shape == tensor.shape
     }
-    if sum(weight.nbytes for weight in weights.values()) > size:
+    if size is not None:
+        _check_total_size(weights.values(), size)
+    _assign(model, {name: _read(name, weight, targets[name]) for name, weight in weights.items()})
+
+
+def _check_total_size(weights: Iterable[LazyTensor | Tensor], size: int) -> None:
+    if sum(weight.nbytes for weight in weights) > size:
         raise CheckpointError(
             f"its tensors overlap: their total size exceeds that of the file ({size} bytes)"
         )
-    _assign(model, {name: _read(name, weight, targets[name]) for name, weight in weights.items()})
 
 
 def _fill_quantized(model: nn.Module, package: Package) -> None:
@@ -269,18 +299,20 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             raise CheckpointError(f"{name} of the network is not in the file")
 
 
-def _read(name: str, weight: LazyTensor, target: Tensor) -> Tensor:
+def _read(name: str, weight: LazyTensor | Tensor, target: Tensor) -> Tensor:
     # Counters of a network (batches that a norm has seen, for instance) stay integers.
     if weight.dtype == target.dtype and not target.is_floating_point():
-        return weight.read()
+        return weight if isinstance(weight, Tensor) else weight.read()
     if not weight.dtype.is_floating_point:
         raise CheckpointError(
             f"weight {short_repr(name)} is {weight.dtype}: expected floating point"
         )
-    return weight.read().float()
+    return (weight if isinstance(weight, Tensor) else weight.read()).float()
 
 
-def _find_differences(targets: Mapping[str, Tensor], state: Mapping[str, LazyTensor]) -> list[str]:
+def _find_differences(
+    targets: Mapping[str, Tensor], state: Mapping[str, LazyTensor] | Mapping[str, Tensor]
+) -> list[str]:
     missing = sorted(targets.keys() - state.keys())
     unexpected = sorted(state.keys() - targets.keys())
     shapes = [

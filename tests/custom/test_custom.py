@@ -361,6 +361,56 @@ def test_prefixes_of_wrappers_are_removed(tmp_path: Path, prefix: str, wrapped: 
     assert network.norm.num_batches_tracked.dtype == torch.int64  # type: ignore[union-attr]  # a buffer
 
 
+@pytest.mark.parametrize("kind", ["plain", "half"])
+def test_state_dict_transform_renames_and_changes_weights(tmp_path: Path, kind: str) -> None:
+    saved = {f"model.old_{name}": weight for name, weight in state().items()}
+    if kind == "half":
+        saved["model.old_gains"] = saved["model.old_gains"].half()
+    torch.save({"state_dict": saved | {"model.old_extra": torch.zeros(3)}}, tmp_path / "x.ckpt")
+
+    def rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert weights["old_extra"].tolist() == [0, 0, 0]  # prefixes are removed before
+        renamed = {name.removeprefix("old_"): weight for name, weight in weights.items()}
+        del renamed["extra"]
+        return renamed | {"gains": 2 * renamed["gains"]}
+
+    network = load_weights(
+        Gain(GainParams(1000, ("a", "b"))), tmp_path / "x.ckpt", state_dict_transform=rename
+    )
+    assert network.gains.tolist() == [0.5, 1.5]
+    assert network.gains.dtype == torch.float32
+    assert int(network.norm.num_batches_tracked) == 7  # type: ignore[arg-type]  # a buffer
+
+
+def test_transformed_weights_must_match_the_network(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "x.ckpt")
+    network = Gain(GainParams(1000, ("a", "b")))
+    with pytest.raises(CheckpointError, match="1 missing .'gains'.; 1 unexpected .'gain'."):
+        load_weights(
+            network,
+            tmp_path / "x.ckpt",
+            state_dict_transform=lambda weights: {
+                name.replace("gains", "gain"): weight for name, weight in weights.items()
+            },
+        )
+    with pytest.raises(CheckpointError, match="'gains' is torch.int64"):
+        load_weights(
+            network,
+            tmp_path / "x.ckpt",
+            state_dict_transform=lambda weights: weights | {"gains": torch.tensor([1, 2])},
+        )
+
+
+def test_load_weights_moves_the_network_to_the_device(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "x.ckpt")
+    network = Gain(GainParams(1000, ("a", "b")))
+    for device in ("cpu", torch.device("cpu")):
+        assert load_weights(network, tmp_path / "x.ckpt", device).gains.device.type == "cpu"
+    moved = load_weights(network, tmp_path / "x.ckpt", device="meta")
+    assert moved is network
+    assert {weight.device.type for weight in moved.state_dict().values()} == {"meta"}
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     wrong = state() | {"gains": torch.zeros(3), "more": torch.zeros(1)}
     del wrong["norm.bias"]
@@ -374,7 +424,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 def test_integer_weights_are_refused(tmp_path: Path) -> None:
     torch.save(state() | {"gains": torch.tensor([1, 2])}, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="'gains' is torch.int64, not a real number"):
+    with pytest.raises(CheckpointError, match="'gains' is torch.int64: expected floating point"):
         load_weights(Gain(GainParams(1000, ("a", "b"))), tmp_path / "x.ckpt")
     counted = state()["norm.num_batches_tracked"].int()
     torch.save(state() | {"norm.num_batches_tracked": counted}, tmp_path / "y.ckpt")
