@@ -38,7 +38,16 @@ __all__ = [
 ]
 
 Places = Mapping[str, "str | Path"]
-MAX_YAML_BYTES = 2**20
+
+MAX_YAML_BYTES = 2**16
+"""Size of a bag's file; released ones have less than 200 bytes."""
+
+MAX_YAML_EVENTS = 4096
+"""Values and brackets in a bag's file; released ones have less than 60."""
+
+MAX_YAML_DEPTH = 8
+"""Levels of lists and tables in a bag's file; released ones have three."""
+
 DEFAULT_NAMESPACE = "adefossez"
 _PLAIN_NAME = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
 
@@ -262,14 +271,38 @@ def read_bag(file: Path) -> Bag:
     import yaml
 
     try:
-        if file.stat().st_size > MAX_YAML_BYTES:
-            raise ConfigError("it is too large for a list of models")
-        table: Any = yaml.safe_load(file.read_text("utf-8"))
+        with file.open("rb") as stream:
+            data = stream.read(MAX_YAML_BYTES + 1)
+        if len(data) > MAX_YAML_BYTES:
+            raise ConfigError(f"too large: the limit is {MAX_YAML_BYTES} bytes")
+        text = data.decode("utf-8")
+        _check_yaml(text)
+        table: Any = yaml.safe_load(text)
         if not isinstance(table, dict):
-            raise ConfigError("it is not a table with `models`")
+            raise ConfigError("expected a table with `models`")
         return parse_bag(file.stem, table)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, ConfigError) as error:
+    except (OSError, ValueError, OverflowError, yaml.YAMLError, ConfigError) as error:
         raise CheckpointError(f"{file} is not a valid bag of models: {error}") from error
+
+
+def _check_yaml(text: str) -> None:
+    """Raise `ConfigError` for YAML that takes long, or much memory, to load.
+
+    Events are parsed one by one and nothing is built from them, so that this ends early. Aliases
+    are refused: a few nested ones stand for billions of values.
+    """
+    import yaml
+
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader), start=1):
+        if count > MAX_YAML_EVENTS:
+            raise ConfigError(f"too many values: the limit is {MAX_YAML_EVENTS}")
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError("unsupported alias: write its value instead")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_YAML_DEPTH:
+            raise ConfigError(f"nested too deeply: the limit is {MAX_YAML_DEPTH} levels")
 
 
 def build_bag(bag: Bag, repo: ModelRepo) -> BagOfModels:

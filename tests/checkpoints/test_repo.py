@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,48 @@ def test_a_bag_that_is_none_is_refused(folder: Path, text: str) -> None:
     (folder / "bad.yaml").write_text(text)
     with pytest.raises(CheckpointError, match="bad"):
         any_repo(folder).get_model("bad")
+
+
+def nested_aliases(levels: int) -> str:
+    """Return a bag whose segment would be a list of 10 ** levels numbers."""
+    lines = ["models: [first]", "a0: &a0 [1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join([*lines, f"segment: *a{levels - 1}"])
+
+
+def merged_aliases(levels: int) -> str:
+    lines = ["models: [first]", "a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        pytest.param("models: [" + "a," * 300_000 + "a]", "too large", id="300,000 names"),
+        pytest.param("models:\n" + "- a\n" * 300_000, "too large", id="300,000 lines"),
+        pytest.param("models: [" + "a," * 30_000 + "a]", "too many values", id="30,000 names"),
+        pytest.param("- " * 5000 + "a", "nested", id="nested in blocks"),
+        pytest.param("[" * 30_000, "nested", id="nested in brackets"),
+        pytest.param("{a: " * 5000, "nested", id="nested in braces"),
+        pytest.param("? " * 5000 + "a", "nested", id="nested in keys"),
+        pytest.param(nested_aliases(10), "alias", id="nested aliases"),
+        pytest.param(merged_aliases(9), "alias", id="merged aliases"),
+        pytest.param("&a [*a]", "alias", id="alias of itself"),
+        pytest.param("models: [first]\nweights: [[1" + "0" * 400 + "]]", "", id="no float"),
+        pytest.param("models: [first]\nsegment: 1" + "0" * 5000, "", id="long number"),
+        pytest.param("a: 1\n" * 10_000, "too many values", id="duplicate keys"),
+        pytest.param("#" * 60_000, "", id="comment"),
+        pytest.param("a" * 60_000, "", id="long text"),
+    ],
+)
+def test_oversized_bag_is_refused_within_a_second(folder: Path, text: str, reason: str) -> None:
+    (folder / "bad.yaml").write_text(text)
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match=rf"bad\.yaml is not .*{reason}") as caught:
+        read_bag(folder / "bad.yaml")
+    assert time.perf_counter() - start < 1
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_bag_of_networks_that_differ_is_refused(folder: Path) -> None:
