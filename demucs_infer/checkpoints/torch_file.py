@@ -266,9 +266,16 @@ class _Machine:
             self._push(make(arguments))
 
     def _persistent(self, identity: object) -> None:
-        """Push the storage that ("storage", type, key, device, numel) describes."""
+        """Push the storage of ("storage", type, key, device, numel, view), or the name of a class.
+
+        The legacy format writes the class of a network as ("module", class, file, source).
+        """
+        match identity:
+            case ("module", Placeholder(is_call=False) as klass, _, _):
+                self._push(klass)
+                return
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
-            raise ValueError("persistent object is not a storage")
+            raise ValueError("persistent object is not a storage or class")
         _, kind, key, _, numel = identity[:5]
         dtype = _STORAGES.get(kind.name) if isinstance(kind, Placeholder) else None
         if dtype is None or not isinstance(key, str) or type(numel) is not int or numel < 0:

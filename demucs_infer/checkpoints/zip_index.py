@@ -31,7 +31,7 @@ def read_entries(data: memoryview) -> dict[str, memoryview]:
     """Return the bytes of each entry by name; raise `CheckpointError` if the archive is damaged."""
     try:
         entries = dict(_iterate_entries(data, *_find_directory(data)))
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:  # an offset of 2**63 overflows
         raise CheckpointError("the zip directory is damaged") from error
     if not entries:
         raise CheckpointError("the zip archive is empty")
@@ -93,6 +93,8 @@ def _read_zip64(extra: memoryview, size: int, packed: int, start: int) -> tuple[
 
 
 def _entry_bytes(data: memoryview, start: int, size: int) -> memoryview:
+    if start + _LOCAL_HEADER.size > len(data):
+        raise CheckpointError("an entry of the zip archive lies outside the file")
     magic, *_, names, extras = _LOCAL_HEADER.unpack_from(data, start)
     begin = start + _LOCAL_HEADER.size + names + extras
     if magic != b"PK\x03\x04" or begin + size > len(data):

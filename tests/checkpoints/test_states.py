@@ -267,6 +267,20 @@ def test_what_matches_can_be_taken_alone(tmp_path: Path, network: nn.Module) -> 
     assert torch.equal(other.state_dict()[second], state[second])
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_package_has_same_tensors_in_both_formats_of_torch(tmp_path: Path, name: str) -> None:
+    """Before torch 1.6 a class was written as a persistent object with its source."""
+    network = randomise(CLASSES[name](**TINY[name]))
+    state = network.state_dict()
+    package = {"klass": CLASSES[name], "args": (), "kwargs": TINY[name], "state": state}
+    for is_zip in (True, False):
+        path = tmp_path / f"{is_zip}.th"
+        torch.save(package, path, _use_new_zipfile_serialization=is_zip)
+        assert (path.read_bytes()[:2] == b"PK") is is_zip
+    assert same(load_model(tmp_path / "False.th"), load_model(tmp_path / "True.th"))
+    assert same(load_model(tmp_path / "False.th"), network)
+
+
 # ── what a package says about its network ──
 
 

@@ -182,6 +182,36 @@ def directory(**wrong: int) -> bytes:
     return bytes(data)
 
 
+def zip64_locator(offset: int) -> bytes:
+    """Write an archive whose 64-bit end record is said to be at `offset`."""
+    data = archive(dumps({}))
+    at = data.rfind(b"PK\x05\x06")
+    end = bytearray(data[at:])
+    struct.pack_into("<L", end, 12, 0xFFFFFFFF)
+    return data[:at] + struct.pack("<4sLQL", b"PK\x06\x07", 0, offset, 1) + bytes(end)
+
+
+def zip64_entry(start: int) -> bytes:
+    """Write an archive whose first entry is said to begin at `start`, by its 64-bit field."""
+    data = bytearray(archive(dumps({})))
+    entry = data.index(b"PK\x01\x02")
+    (name_length,) = struct.unpack_from("<H", data, entry + 28)
+    extra = struct.pack("<2HQ", 1, 8, start)
+    struct.pack_into("<H", data, entry + 30, len(extra))
+    struct.pack_into("<L", data, entry + 42, 0xFFFFFFFF)
+    at = entry + 46 + name_length
+    data[at:at] = extra
+    end = data.rfind(b"PK\x05\x06")
+    (size,) = struct.unpack_from("<L", data, end + 12)
+    struct.pack_into("<L", data, end + 12, size + len(extra))
+    return bytes(data)
+
+
+def persistent(*parts: Any) -> Raw:
+    """Return a persistent object with these parts as its identity."""
+    return Raw(b"(" + b"".join(dumps(part)[2:-1] for part in parts) + b"tQ")
+
+
 HUGE = 2**40
 
 FILES: dict[str, Callable[[Path], bytes]] = {
@@ -189,6 +219,15 @@ FILES: dict[str, Callable[[Path], bytes]] = {
     "call.th": lambda c: archive(dumps(Calls(os.system, f"touch {c}"))),
     "call_bare.th": lambda c: pickle.dumps(Calls(os.system, f"touch {c}")),
     "call_legacy.th": lambda c: legacy(Calls(os.system, f"touch {c}")),
+    "call_module.th": lambda c: legacy(
+        {"klass": persistent("module", Calls(os.system, f"touch {c}"), "x.py", ""), "state": {}}
+    ),
+    "call_module_source.th": lambda c: legacy(
+        persistent("module", Named("demucs.demucs", "Demucs"), "", Calls(os.system, f"touch {c}"))
+    ),
+    "module_text.th": lambda c: legacy(persistent("module", "demucs.demucs.Demucs", "x.py", "")),
+    "module_short.th": lambda c: legacy(persistent("module")),
+    "persistent_other.th": lambda c: legacy(persistent("posix.system", "x", "x.py", "")),
     "call_klass.th": lambda c: package(klass=Calls(os.system, f"touch {c}")),
     "call_args.th": lambda c: package(args=(Calls(os.system, f"touch {c}"),)),
     "call_kwargs.th": lambda c: package(kwargs={"x": Calls(os.system, f"touch {c}")}),
@@ -232,6 +271,10 @@ FILES: dict[str, Callable[[Path], bytes]] = {
     "method.th": lambda c: directory_line(method=8),
     "unpacked.th": lambda c: directory_line(size=HUGE % 2**31),
     "outside.th": lambda c: directory_line(packed=2**31, size=2**31),
+    "zip64_locator.th": lambda c: zip64_locator(2**64 - 1),
+    "zip64_locator_signed.th": lambda c: zip64_locator(2**63),
+    "zip64_locator_outside.th": lambda c: zip64_locator(2**40),
+    "zip64_entry.th": lambda c: zip64_entry(2**64 - 1),
     "storage.th": lambda c: weight(HUGE, 0, (4,), (1,)),
     "storage_negative.th": lambda c: weight(-5, 0, (4,), (1,)),
     "shape.th": lambda c: weight(64, 0, (HUGE, HUGE), (0, 0)),
