@@ -1,4 +1,4 @@
-"""Which files can be written, with what inside, and what may be asked of each."""
+"""Describe the audio formats that can be written, and validate encoding settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ _MPEG4 = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1(back)", "7.1")
 _ALAC = (*_MPEG4[:7], "7.1(wide)")
 
 RATES = range(100, 768_001)
-"""Sample rates that anything records at, from a seismometer to a bat detector."""
+"""Plausible sample rates, from seismometers to bat detectors."""
 
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _AAC_RATES = (7350, *_MP3_RATES, 64000, 88200, 96000)
 _RF64: Mapping[str, str] = {"rf64": "auto"}  # a RIFF that grows past 4 GiB becomes RF64
-_M4A: Mapping[str, str] = {"brand": "M4A "}  # FFmpeg's own `ipod` takes no pictures here
+_M4A: Mapping[str, str] = {"brand": "M4A "}  # FFmpeg's muxer `ipod` takes no pictures
 _4_GIB = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """What does the encoding: FFmpeg's encoder (or libsndfile's) and the samples it takes."""
+    """An encoder of FFmpeg or libsndfile, and the sample format that it takes."""
 
     encoder: str
     samples: str
@@ -31,7 +31,7 @@ class Codec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A kind of file: its names, its encoders, and the limits of what it can hold."""
+    """A file format: names, encoders, limits and defaults."""
 
     name: str
     suffixes: tuple[str, ...]
@@ -40,16 +40,16 @@ class Format:
     """One encoder for each bit depth, the default first; a lossy format has the one depth 0."""
 
     layouts: tuple[str, ...] = _SURROUND
-    """What one, two, ... channels are called; as many as the format holds."""
+    """FFmpeg's layout for one, two, ... channels, up to as many as the format supports."""
 
     rates: tuple[int, ...] = ()
-    """The sample rates that it can hold; none listed: any. Others are resampled on the way."""
+    """Supported sample rates; empty: any. Other rates are resampled."""
 
     bitrate: int | None = None
-    """Default kbit/s; None: the format has no bit rate to choose."""
+    """Default kbit/s; None: not supported."""
 
     bitrate_per_channel: bool = False
-    """Whether that default is meant for each channel."""
+    """Whether the default is for each channel."""
 
     bitrates: range = range(0)
     quality: range = range(0)
@@ -65,20 +65,20 @@ class Format:
     """Whether a picture can be attached."""
 
     max_bytes: int | None = None
-    """Where the sizes in the header end; beyond it the file would lie."""
+    """Largest size that the header can express."""
 
     @property
     def is_lossy(self) -> bool:
-        """Whether decoding gives other samples than were written."""
+        """Whether encoding changes the samples."""
         return 0 in self.codecs
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """The bit depths to choose from, the default first; none for a lossy format."""
+        """Supported bit depths, the default first; empty for a lossy format."""
         return () if self.is_lossy else tuple(self.codecs)
 
     def rate_for(self, sample_rate: int) -> int:
-        """The rate a track is written at: its own, the next that the format knows, or the top."""
+        """Return the rate to write at: the same, the next supported one above, or the highest."""
         if not self.rates or sample_rate in self.rates:
             return sample_rate
         return min((rate for rate in self.rates if rate > sample_rate), default=max(self.rates))
@@ -165,8 +165,8 @@ _ALL = (
         suffixes=(".aiff", ".aif"),
         container="aiff",
         codecs={depth: codec for depth, codec in _pcm("be").items() if depth < 32},
-        layouts=_SURROUND[:7],  # FFmpeg gives back eight in another order, and PyAV falls over it
-        options={"write_id3v2": "1"},  # FFmpeg's own chunks hold a title and a comment only
+        layouts=_SURROUND[:7],  # FFmpeg reads eight in another order, which crashes PyAV
+        options={"write_id3v2": "1"},  # AIFF's own chunks have room for title and comment only
         max_bytes=_4_GIB,
     ),
     Format(
@@ -179,28 +179,25 @@ _ALL = (
 )
 
 FORMATS: Mapping[str, Format] = {format_.name: format_ for format_ in _ALL}
-"""Every format by the name that `--format` takes."""
+"""All formats by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How a track is to be encoded; one that exists can be carried out.
-
-    `None` is the format's default.
-    """
+    """Encoding settings, validated on construction; `None` is the format's default."""
 
     format: str = "wav"
     bits: int | None = None
-    """16, 24, or 32 for float; a lossy format has no depth and does not look at it."""
+    """16, 24, or 32 for float; ignored by lossy formats."""
 
     bitrate: int | None = None
-    """Kilobits a second, constant."""
+    """Constant bit rate in kbit/s."""
 
     quality: int | None = None
-    """Variable bit rate instead, on the format's own scale."""
+    """Quality of a variable bit rate, on the format's own scale."""
 
     preset: int | None = None
-    """Effort of the encoder, on the format's own scale."""
+    """Encoder effort, on the format's own scale."""
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -208,7 +205,7 @@ class Encoding:
         kind = self.kind
         if self.bits is not None and not kind.is_lossy and self.bits not in kind.depths:
             depths = " or ".join(map(str, kind.depths))
-            raise ValueError(f"bits = {self.bits} does not exist in {kind.name}: use {depths}")
+            raise ValueError(f"unsupported bits = {self.bits} for {kind.name}: use {depths}")
         for name, allowed in (
             ("bitrate", kind.bitrates),
             ("quality", kind.quality),
@@ -218,8 +215,13 @@ class Encoding:
             if value is None or value in allowed:
                 continue
             if not allowed:
-                raise ValueError(f"{name} = {value}: {kind.name} has no {name} to choose")
-            raise ValueError(f"{name} = {value} must be {allowed[0]} to {allowed[-1]}")
+                raise ValueError(
+                    f"unsupported {name} = {value} for {kind.name}: omit it, or choose another "
+                    "format"
+                )
+            raise ValueError(
+                f"unsupported {name} = {value} for {kind.name}: use {allowed[0]} to {allowed[-1]}"
+            )
         if self.bitrate is not None and self.quality is not None:
             raise ValueError(f"give bitrate = {self.bitrate} or quality = {self.quality}, not both")
 
@@ -233,7 +235,7 @@ class Encoding:
         quality: int | None = None,
         preset: int | None = None,
     ) -> "Encoding":
-        """The encoding that the suffix of `path` names."""
+        """Return the encoding for the suffix of `path`."""
         name = format_of(path)
         return cls(name, bits=bits, bitrate=bitrate, quality=quality, preset=preset)
 
@@ -250,21 +252,21 @@ class Encoding:
 
     @property
     def codec(self) -> Codec:
-        """What encodes it."""
+        """The encoder of this format and depth."""
         return self.kind.codecs[self.depth]
 
     @property
     def is_integer(self) -> bool:
-        """Whether samples are rounded to a grid and end at full scale."""
+        """Whether samples are rounded to integers."""
         return self.depth in (16, 24)
 
     @property
     def can_clip(self) -> bool:
-        """Whether a sample beyond full scale is lost; only float files hold it."""
+        """Whether samples beyond full scale are lost; only float files keep them."""
         return self.depth != 32
 
     def bitrate_for(self, channels: int) -> int | None:
-        """Bits a second for that many channels; None where the format or the quality decides."""
+        """Return bit/s for that many channels; None if the format or the quality decides."""
         kind = self.kind
         if kind.bitrate is None or self.quality is not None:
             return None
@@ -273,23 +275,27 @@ class Encoding:
 
 
 def format_of(path: Path) -> str:
-    """The name of the format that a suffix stands for (`.m4a` is AAC; ask for `alac` by name)."""
+    """Return the name of the format for the suffix of `path` (`.m4a` is AAC, not ALAC).
+
+    Raises:
+        AudioWriteError: No format has this suffix.
+    """
     suffix = path.suffix.lower()
     for name, kind in FORMATS.items():
         if suffix in kind.suffixes:
             return name
-    known = ", ".join(kind.suffixes[0] for kind in FORMATS.values() if kind.name != "alac")
-    raise AudioWriteError(f"{path.name!r} does not name a format by its suffix: use one of {known}")
+    suffixes = ", ".join(kind.suffixes[0] for kind in FORMATS.values() if kind.name != "alac")
+    raise AudioWriteError(f"unsupported suffix of {path.name!r}: use one of {suffixes}")
 
 
 def source_depth(bits: int | None, *, is_float: bool, format: str = "wav") -> int | None:
-    """The depth that keeps what a source has: its `Info.bits` and `.is_float` -> `Encoding.bits`.
+    """Return the `Encoding.bits` that keep the precision of a source (`AudioInfo.bits`).
 
-    A lossy source has no depth of its own and gets the default; a format that is too shallow
-    gives its deepest; a lossy format has none.
+    None, the default, for lossy sources and formats; the highest depth of a format if that is not
+    enough.
     """
     depths = FORMATS[format].depths
     if not depths or bits is None:
         return None
-    wanted = 32 if is_float or bits > 24 else bits
-    return min((depth for depth in depths if depth >= wanted), default=max(depths))
+    needed = 32 if is_float or bits > 24 else bits
+    return min((depth for depth in depths if depth >= needed), default=max(depths))

@@ -1,4 +1,4 @@
-"""Keep the files of one track below full scale, and true to each other.
+"""Set the levels of a track's files: prevent clipping, and keep the sum of stems exact.
 
 Shapes: C channels, T samples of a block. Samples are floats, 1.0 is full scale.
 """
@@ -22,21 +22,24 @@ from demucs_infer.errors import DISK_FULL, AudioWriteError
 
 Clip: TypeAlias = Literal["track", "rescale", "clamp", "tanh", "none"]
 CLIP_MODES: tuple[Clip, ...] = ("track", "rescale", "clamp", "tanh", "none")
-"""`track`: one gain for all files, so that they still sum to the mix, and only if one would clip.
-`rescale`: each file by its own peak (upstream's). `clamp`: cut at 0.99. `tanh`: a soft curve.
-`none`: as it comes; an integer file saturates, a float file keeps everything."""
+"""`track`: one gain for all files, so that they still sum to the mix, only if one would clip.
+`rescale`: each file by its own peak, as upstream does. `clamp`: cut at ±0.99. `tanh`: soft
+clipping. `none`: unchanged; integer files saturate, float files keep everything."""
 
 
 def prevent_clip(wav: Tensor, mode: str | None = "rescale") -> Tensor:
-    """A whole track (C T) without samples beyond full scale, as upstream's of that name.
+    """Bring a whole track (C T) below full scale, as upstream's function of this name does.
 
-    `rescale`: divided by 1.01 times its peak, if that is above 1; `clamp`: cut at ±0.99;
-    `tanh`: a soft curve; `none` or None: the tensor itself.
+    `rescale`: divide by 1.01 times the peak, if that is above 1; `clamp`: cut at ±0.99;
+    `tanh`: soft clipping; `none` or None: return the tensor itself.
+
+    Raises:
+        ValueError: `mode` is unknown, or the samples are integers.
     """
     if mode is None or mode == "none":
         return wav
     if not wav.is_floating_point():
-        raise ValueError(f"{wav.dtype} has clipped already; give floats")
+        raise ValueError(f"cannot prevent clipping of {wav.dtype} samples: pass floats")
     if mode == "rescale":
         peak = float(wav.abs().max()) if wav.numel() else 0.0
         return wav / max(1.01 * peak, 1.0)
@@ -48,81 +51,91 @@ def prevent_clip(wav: Tensor, mode: str | None = "rescale") -> Tensor:
 
 
 def track_gain(peaks: Mapping[str, float], encoding: Encoding) -> float:
-    """The one gain that lets the loudest file of a track just fit; 1.0 if all fit already.
+    """Return the gain that makes the loudest file of a track just fit; 1.0 if all fit already.
 
-    The loudest sample then ends a step below 1, the highest integer. A peak of 1 itself is left
-    alone: it is that step that it loses, if it is positive.
+    The loudest sample then becomes the highest integer, a step below 1. A peak of exactly 1 gets
+    no gain: rounding costs it no more than that step.
     """
     peak = max(peaks.values(), default=0.0)
     if not encoding.can_clip or peak <= 1:
         return 1.0
-    top = 1 - 2.0 ** (1 - (encoding.depth or 16))  # a lossy file is mostly played at 16 bits
+    top = 1 - 2.0 ** (1 - (encoding.depth or 16))  # lossy files are mostly played at 16 bits
     return top / peak
 
 
 def clip_gains(peaks: Mapping[str, float], clip: Clip, encoding: Encoding) -> dict[str, float]:
-    """What each file of a track, of these largest absolute samples, is to be multiplied by."""
+    """Return the gain of each file of a track, by the peaks of its files."""
     if clip == "rescale":
         return {name: 1 / max(1.01 * peak, 1.0) for name, peak in peaks.items()}
     return dict.fromkeys(peaks, track_gain(peaks, encoding) if clip == "track" else 1.0)
 
 
 def round_together(blocks: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """Blocks (C T) on the grid of that many bits, whose sum is the rounded sum of what came.
+    """Round blocks (C T) to that many bits so that their sum is rounded to the nearest, too.
 
-    What rounding takes from one is given to the next: each is within 1 step of what it was,
-    and the sum within half a step, where rounding each by itself would add up to a step
-    for every two. What lies on the grid already stays, and so does silence.
+    The rounding error of one block is carried to the next: each changes by at most 1 step, and the
+    sum by at most half a step, where independent rounding would add half a step for every block.
+    Samples that need no rounding, such as silence, stay as they are.
     """
     scale = 1 << (bits - 1)
     rounded = {}
-    rest: Tensor | float = 0.0
+    carried: Tensor | float = 0.0
     for name, block in blocks.items():
         exact = block.double() * scale
         nearest = exact.round()
-        owed = exact - nearest + rest
-        # To the nearest, and half a step to zero, so that what lies on the grid is not moved.
-        paid = owed.sign() * (owed.abs() - 0.5).ceil().clamp_(min=0)
-        rest = owed - paid
-        rounded[name] = ((nearest + paid) / scale).float()
+        error = exact - nearest + carried
+        # Half a step is rounded to zero, so that samples on the grid do not move.
+        correction = error.sign() * (error.abs() - 0.5).ceil().clamp_(min=0)
+        carried = error - correction
+        rounded[name] = ((nearest + correction) / scale).float()
     return rounded
 
 
 def check_block(block: Tensor, channels: int, name: str) -> Tensor:
-    """The block as float32 in memory, if it is (C T) of that many channels."""
+    """Return the block (C T) as float32 on the CPU.
+
+    Raises:
+        ValueError: It has another shape or number of channels, or no floats.
+    """
     if block.ndim != 2 or block.shape[0] != channels or not block.is_floating_point():
         raise ValueError(
-            f"{name} takes float blocks of {channels} channels × samples, "
-            f"not {block.dtype} {tuple(block.shape)}"
+            f"invalid block for {name}: {block.dtype} {tuple(block.shape)}, expected floats of "
+            f"{channels} channels × samples"
         )
     return block.detach().to("cpu", torch.float32)
 
 
 def peak_of(block: Tensor, name: str) -> float:
-    """The largest absolute sample of a block; all must be finite."""
+    """Return the largest absolute sample of a block.
+
+    Raises:
+        AudioWriteError: A sample is not finite.
+    """
     if not block.numel():
         return 0.0
     low, high = torch.aminmax(block)
     peak = float(torch.maximum(-low, high))
     if not peak < float("inf"):  # written so that NaN fails too
-        raise AudioWriteError(f"{name}: a sample is not a finite number; nothing was written")
+        raise AudioWriteError(
+            f"cannot write {name}: a sample is not a finite number; no file was written"
+        )
     return peak
 
 
 _HINTS = {
     **dict.fromkeys(DISK_FULL, "free some space or choose another folder"),
-    errno.EFBIG: "this file system does not hold so large a file",
+    errno.EFBIG: "the file is too large for this file system",
     errno.ENOENT: "create the folder first",
-    errno.EEXIST: "something else has that name; choose another folder",
-    errno.ENOTDIR: "a part of that path is a file; choose another folder",
+    errno.EEXIST: "another file has that name; choose another folder",
+    errno.ENOTDIR: "a folder in the path is a file; choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EACCES: "choose a folder that you may write to",
-    errno.EROFS: "choose a folder that you may write to",
+    errno.EACCES: "choose a writable folder",
+    errno.EROFS: "choose a writable folder",
 }
 
 
 def write_error(name: str, error: OSError | av.FFmpegError) -> AudioWriteError:
-    """An error of the system or of FFmpeg, as one sentence about that file or folder."""
+    """Make an `AudioWriteError` about a file or folder from an error of the OS or FFmpeg."""
     hint = _HINTS.get(error.errno or 0)
     reason = error.strerror or str(error)
     return AudioWriteError(f"cannot write {name}: {reason}" + (f"; {hint}" if hint else ""))
@@ -130,7 +143,7 @@ def write_error(name: str, error: OSError | av.FFmpegError) -> AudioWriteError:
 
 @contextmanager
 def translate_os_errors(name: str) -> Iterator[None]:
-    """Errors of the system and of FFmpeg, as one sentence about that file."""
+    """Translate errors of the OS and FFmpeg into an `AudioWriteError` about a file."""
     try:
         yield
     except (OSError, av.FFmpegError) as error:

@@ -1,11 +1,13 @@
-"""Change the sample rate of a stream block by block: upstream's windowed sinc, or soxr.
+"""Resample a stream block by block, with upstream's windowed sinc or with soxr.
 
 Shapes: C channels, T samples of a block, P phases (outputs of one period), K taps of a filter.
 
 The rates are reduced to `old` and `new`, the samples of one period before and after. Output
 `n * new + p` is a dot product of the input around `n * old + p * old / new` with filter `p`, so a
-convolution with stride `old` and one output channel for each phase makes every output. Pieces
-lie on a grid fixed in the track, so the result cannot depend on how the track was cut in blocks.
+convolution with stride `old` and one output channel per phase computes all outputs. It runs on
+pieces at fixed positions of the track, so the result does not depend on the sizes of the blocks.
+
+The resampler is written here because julius, which upstream uses, has no streaming interface.
 """
 
 import math
@@ -23,14 +25,14 @@ Method = Literal["julius", "soxr"]
 _ZEROS = 24
 """Zero crossings of the sinc on each side."""
 _ROLLOFF = 0.945
-"""The cut-off, as a part of the lower Nyquist frequency."""
+"""Cut-off, as a fraction of the lower Nyquist frequency."""
 _PIECE = 1 << 16
-"""Samples, in or out, of one convolution: bounds the memory."""
-_WHOLE = 1 << 20
-"""Up to this many weights, one convolution reads the whole period, and is upstream's to the bit."""
-_KEEP = 1 << 23
-"""Up to this many weights (32 MiB) the filters are kept; beyond, they are made for each piece."""
-_SPLIT = 1 << 17
+"""Samples in or out of one convolution: bounds the memory."""
+_MAX_FULL_WEIGHTS = 1 << 20
+"""Up to this many weights, one convolution computes all phases, bit-identical to upstream's."""
+_MAX_CACHED_WEIGHTS = 1 << 23
+"""Up to this many weights (32 MiB) filters are cached; beyond, they are made for each piece."""
+_PUSH = 1 << 17
 """Samples of one push in `resample`."""
 
 
@@ -41,19 +43,20 @@ class _ResampleStream(Protocol):
 
 
 class StreamResampler:
-    """Push blocks (C t) of any size, `finish`, and join the answers: the track at another rate.
+    """Resamples blocks (C t) of any size: `push` each, then `finish`, and join the results.
 
-    `method="julius"` is upstream's kernel, cut after `floor(T * to / from)` samples. Two or more
-    channels at the usual rates are its result to the bit; where the reduced rates are large (44056
-    and 44100 Hz) taps beyond the filter's support, below 1e-15, are left out. `method="soxr"` is
-    the steeper filter of the soxr package at its best quality, `round(T * to / from)` samples.
+    `method="julius"` is upstream's kernel and gives `floor(T * to / from)` samples. With two or
+    more channels at the usual rates it is bit-identical to upstream; if the reduced rates are
+    large (44056 and 44100 Hz), taps beyond the filter's support, below 1e-15, are left out.
+    `method="soxr"` is the steeper filter of the soxr package at its best quality, and gives
+    `round(T * to / from)` samples.
     """
 
     def __init__(
         self, from_rate: int, to_rate: int, channels: int, method: Method = "julius"
     ) -> None:
         if not (from_rate >= 1 and to_rate >= 1):
-            raise ValueError(f"sample rates must be at least 1 Hz, not {from_rate} and {to_rate}")
+            raise ValueError(f"sample rates must be at least 1 Hz, got {from_rate} and {to_rate}")
         if not channels >= 1:
             raise ValueError(f"{channels = } must be at least 1")
         if method not in ("julius", "soxr"):
@@ -61,50 +64,50 @@ class StreamResampler:
         self._channels = channels
         self._stream: _ResampleStream
         if from_rate == to_rate:
-            self._stream = _Unchanged(channels)
+            self._stream = _PassThrough(channels)
         elif method == "soxr":
-            self._stream = _Soxr(from_rate, to_rate, channels)
+            self._stream = _SoxrStream(from_rate, to_rate, channels)
         else:
-            self._stream = _Sinc(_Bank(from_rate, to_rate), channels)
+            self._stream = _SincStream(_FilterBank(from_rate, to_rate), channels)
 
     def push(self, block: Tensor) -> Tensor:
-        """What can be said after `block` (C t): (C t'), possibly nothing."""
+        """Return the output (C t') that is complete after `block` (C t), possibly none."""
         if block.ndim != 2 or block.shape[0] != self._channels:
             raise ValueError(
-                f"a block must have {self._channels} channels (C t), not {tuple(block.shape)}"
+                f"a block must have {self._channels} channels (C t), got {tuple(block.shape)}"
             )
         return self._stream.push(block)
 
     def finish(self) -> Tensor:
-        """The rest (C t'); nothing may be pushed after it."""
+        """Return the rest (C t') of the output; nothing may be pushed afterwards."""
         return self._stream.finish()
 
 
 def resample(wav: Tensor, from_rate: int, to_rate: int, method: Method = "julius") -> Tensor:
-    """A whole track at another rate: (... T) -> (... T'), by the same code as a stream."""
+    """Resample a whole track: (... T) -> (... T'), with the same result as a stream."""
     if from_rate == to_rate:
         return wav
     flat = wav.reshape(-1, wav.shape[-1])
     stream = StreamResampler(from_rate, to_rate, max(flat.shape[0], 1), method)
     if not flat.shape[0]:
         return wav.new_zeros(*wav.shape[:-1], wav.shape[-1] * to_rate // from_rate)
-    parts = [stream.push(part) for part in torch.split(flat, _SPLIT, dim=-1)]
+    parts = [stream.push(part) for part in torch.split(flat, _PUSH, dim=-1)]
     parts.append(stream.finish())
     return torch.cat(parts, dim=-1).reshape(*wav.shape[:-1], -1)
 
 
-class _Unchanged:
+class _PassThrough:
     def __init__(self, channels: int) -> None:
-        self._nothing = torch.zeros(channels, 0)
+        self._empty = torch.zeros(channels, 0)
 
     def push(self, block: Tensor) -> Tensor:
         return block
 
     def finish(self) -> Tensor:
-        return self._nothing
+        return self._empty
 
 
-class _Soxr:
+class _SoxrStream:
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
         try:
             import soxr
@@ -118,25 +121,25 @@ class _Soxr:
 
     def push(self, block: Tensor, *, is_last: bool = False) -> Tensor:
         frames = np.ascontiguousarray(block.detach().t().float().cpu().numpy())
-        answer = np.asarray(self._stream.resample_chunk(frames, last=is_last))
-        return torch.from_numpy(answer.reshape(-1, self._channels)).t().to(block)
+        output = np.asarray(self._stream.resample_chunk(frames, last=is_last))
+        return torch.from_numpy(output.reshape(-1, self._channels)).t().to(block)
 
     def finish(self) -> Tensor:
         return self.push(torch.zeros(self._channels, 0), is_last=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """Neighbouring phases, which one convolution makes."""
+class _PhaseGroup:
+    """Neighboring phases that one convolution computes."""
 
     skip: int
-    """Where their taps begin, counted from the first sample that the period reads."""
+    """Where their taps begin, from the first sample that a period reads."""
     filters: Tensor
     """(P 1 K)"""
 
 
-class _Bank:
-    """The filters between two rates."""
+class _FilterBank:
+    """The filters that convert one rate to another."""
 
     def __init__(self, from_rate: int, to_rate: int) -> None:
         divisor = math.gcd(from_rate, to_rate)
@@ -145,28 +148,31 @@ class _Bank:
         self.width = math.ceil(_ZEROS * self.old / self.cutoff)
         self.reach = 2 * self.width + self.old
         """Samples that one period of output reads, the first `width` of them before it."""
-        # Half of a run's taps are then its filters' support, and half the way between the filters.
+        # Half of a group's taps are then its filters' support, and half the distance between them.
         self._phases = max(1, 2 * self.width * self.new // self.old)
-        self._kept: list[_Run] | None = None
-        if self.new * self.reach <= _WHOLE:
-            self._kept = [_Run(0, self._filters(0, self.new, -self.width, self.width + self.old))]
-        elif 4 * self.width * self.new <= _KEEP:
-            self._kept = list(self._make())
+        self._cached: list[_PhaseGroup] | None = None
+        if self.new * self.reach <= _MAX_FULL_WEIGHTS:
+            self._cached = [
+                _PhaseGroup(0, self._filters(0, self.new, -self.width, self.width + self.old))
+            ]
+        elif 4 * self.width * self.new <= _MAX_CACHED_WEIGHTS:
+            self._cached = list(self._make_groups())
 
-    def runs(self) -> Iterator[_Run]:
-        yield from self._make() if self._kept is None else self._kept
+    def groups(self) -> Iterator[_PhaseGroup]:
+        """Yield all phases in groups."""
+        yield from self._make_groups() if self._cached is None else self._cached
 
-    def _make(self) -> Iterator[_Run]:
+    def _make_groups(self) -> Iterator[_PhaseGroup]:
         for first in range(0, self.new, self._phases):
             stop = min(first + self._phases, self.new)
             low = first * self.old // self.new - self.width
             high = min(math.ceil(stop * self.old / self.new), self.old) + self.width
-            yield _Run(low + self.width, self._filters(first, stop, low, high))
+            yield _PhaseGroup(low + self.width, self._filters(first, stop, low, high))
 
     def _filters(self, first: int, stop: int, low: int, high: int) -> Tensor:
-        """Filters of the phases [first, stop) at the samples [low, high): (P 1 K).
+        """Make the filters (P 1 K) of the phases [first, stop) at the samples [low, high).
 
-        The order of these float32 operations is upstream's, and with it the last bit.
+        The float32 operations have upstream's order, so that the last bit is equal.
         """
         phases = [-i / self.new for i in range(first, stop)]
         phase = torch.tensor(phases, dtype=torch.float32)[:, None]
@@ -174,14 +180,14 @@ class _Bank:
         t = t.clamp_(-_ZEROS, _ZEROS) * math.pi
         weights = torch.where(t == 0, torch.ones(()), torch.sin(t) / t)
         weights *= torch.cos(t / _ZEROS / 2) ** 2
-        # Row by row: a sum over rows of a matrix may add up in another order.
+        # Row by row: summing a matrix along rows may use another order.
         for row in weights:
             row /= row.sum()
         return weights[:, None]
 
 
-class _Sinc:
-    def __init__(self, bank: _Bank, channels: int) -> None:
+class _SincStream:
+    def __init__(self, bank: _FilterBank, channels: int) -> None:
         self._bank = bank
         self._channels = channels
         self._periods = max(1, _PIECE // max(bank.old, bank.new))
@@ -192,7 +198,7 @@ class _Sinc:
     def push(self, block: Tensor) -> Tensor:
         if not block.shape[-1]:
             return block
-        if not self._received:  # before the first sample there was, as it were, always that one
+        if not self._received:  # pad with the first sample
             block = torch.cat([block[:, :1].expand(-1, self._bank.width), block], dim=-1)
             self._received -= self._bank.width
         else:
@@ -214,25 +220,25 @@ class _Sinc:
         end = self._tail[:, -1:].expand(-1, bank.width + bank.old)
         rest = torch.cat([self._tail, end], dim=-1)
         outputs = []
-        wanted = self._received * bank.new // bank.old - self._sent
-        while wanted > 0:
+        missing = self._received * bank.new // bank.old - self._sent
+        while missing > 0:
             periods = min(self._periods, (rest.shape[-1] - bank.reach) // bank.old + 1)
-            outputs.append(self._convolve(rest, periods)[:, :wanted])
-            wanted -= outputs[-1].shape[-1]
+            outputs.append(self._convolve(rest, periods)[:, :missing])
+            missing -= outputs[-1].shape[-1]
             rest = rest[:, periods * bank.old :]
         return torch.cat(outputs, dim=-1) if outputs else rest[:, :0]
 
     def _convolve(self, block: Tensor, periods: int) -> Tensor:
-        """The first periods of output that `block` (C t) makes: (C periods * new)."""
+        """Compute the first `periods` periods of output from `block` (C t): (C periods * new)."""
         bank = self._bank
-        # PyTorch adds up a lone channel in an order that depends on its length; a pair, never.
+        # PyTorch sums a single channel in an order that depends on its length; a pair, never.
         pair = (block.expand(2, -1) if self._channels == 1 else block)[:, None]
         span = (periods - 1) * bank.old
-        answers = []
-        for run in bank.runs():
-            filters = run.filters.to(block)
-            read = pair[..., run.skip : run.skip + span + filters.shape[-1]]
-            answers.append(F.conv1d(read, filters, stride=bank.old))
-        joined = answers[0] if len(answers) == 1 else torch.cat(answers, dim=1)
+        outputs = []
+        for group in bank.groups():
+            filters = group.filters.to(block)
+            read = pair[..., group.skip : group.skip + span + filters.shape[-1]]
+            outputs.append(F.conv1d(read, filters, stride=bank.old))
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         self._sent += periods * bank.new
         return joined[: self._channels].transpose(1, 2).reshape(self._channels, -1)

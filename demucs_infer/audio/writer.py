@@ -1,4 +1,4 @@
-"""Write sound to a file, block by block; it appears under its name when it is complete.
+"""Write audio files block by block; a file appears under its name when it is complete.
 
 Shapes: C channels, T samples of a block. Samples are floats, 1.0 is full scale.
 """
@@ -22,7 +22,7 @@ from demucs_infer.audio.encoders.pyav import Muxer
 from demucs_infer.audio.encoders.vorbis import SndfileEncoder
 from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_depth
 from demucs_infer.audio.gain import check_block, peak_of, prevent_clip, translate_os_errors
-from demucs_infer.audio.tags import Cover, cover_of
+from demucs_infer.audio.tags import Cover, parse_cover
 from demucs_infer.errors import AudioWriteError
 
 __all__ = [
@@ -37,13 +37,14 @@ __all__ = [
 ]
 
 Target: TypeAlias = "str | os.PathLike[str] | BinaryIO"
+_MAX_RATE = 655_350  # of FLAC
 
 
 class AtomicFile:
     """A file under a temporary name in the same folder, until `commit` renames it.
 
-    A file object instead of a path gets the bytes at `commit`, from a nameless temporary file;
-    it need not be seekable.
+    If the target is a file object, `commit` copies the bytes to it from an anonymous temporary
+    file, so it need not be seekable.
     """
 
     def __init__(self, target: Target, *, overwrite: bool = True) -> None:
@@ -55,8 +56,8 @@ class AtomicFile:
             self.final = Path(target)
             self._overwrite = overwrite
             with translate_os_errors(self.name):
-                self._check_free()
-            # Its own short name: the final one may already be as long as a name can be.
+                self._check_target()
+            # A short name: the final one may be as long as file names can be.
             self._temporary = self.final.parent / f".{secrets.token_hex(8)}.part"
             with translate_os_errors(self.name):
                 self.file = self._temporary.open("x+b")
@@ -67,18 +68,22 @@ class AtomicFile:
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """The target's name for messages."""
         return str(self.final) if self.final else "the file object"
 
-    def _check_free(self) -> None:
+    def _check_target(self) -> None:
         assert self.final is not None
         if self.final.is_dir():
-            raise AudioWriteError(f"cannot write {self.name}: it is a folder")
+            raise AudioWriteError(f"cannot write {self.name}: it is a folder; give a file name")
         if not self._overwrite and self.final.exists():
-            raise AudioWriteError(f"{self.name} exists already; remove it or allow to overwrite")
+            raise AudioWriteError(f"{self.name} already exists: remove it, or allow overwriting")
 
     def commit(self) -> None:
-        """Give the file its name, in one step."""
+        """Give the file its final name, atomically.
+
+        Raises:
+            AudioWriteError: It cannot be completed or renamed; nothing is left behind.
+        """
         try:
             with translate_os_errors(self.name):
                 if self._sink is not None:
@@ -86,15 +91,15 @@ class AtomicFile:
                     shutil.copyfileobj(self.file, self._sink)
                 self.file.close()
                 if self._temporary and self.final:
-                    self._check_free()
+                    self._check_target()
                     self._temporary.replace(self.final)
                     self._temporary = None
         finally:
             self.discard()
 
     def discard(self) -> None:
-        """Leave nothing behind; harmless after `commit`."""
-        with suppress(OSError):  # a full disk is told again by the flush that closing does
+        """Delete the temporary file; do nothing after `commit`."""
+        with suppress(OSError):  # closing flushes, and a full disk was reported before
             self.file.close()
         if self._temporary:
             with suppress(OSError):
@@ -103,11 +108,11 @@ class AtomicFile:
 
 
 class AudioWriter:
-    """One file of sound. `with AudioWriter("vocals.flac", 44100, 2) as out: out.write(block)`.
+    """Writes one audio file: `with AudioWriter("vocals.flac", 44100, 2) as out: out.write(block)`.
 
-    The format comes from the suffix unless it is named. Nothing is seen under `path` before
-    `close` (which leaving the `with` block calls); after `abort`, or any error, nothing is left.
-    Blocks must not be changed by others while they are being written.
+    The format is that of the suffix unless `format` is given. The file appears under `path` at
+    `close`, which leaving the `with` block calls; after `abort` or any error there is none.
+    Blocks must not be changed while they are being written.
     """
 
     def __init__(
@@ -127,36 +132,42 @@ class AudioWriter:
     ) -> None:
         if format is None:
             if not isinstance(path, (str, os.PathLike)):
-                raise ValueError("a file object has no suffix: name the format")
+                raise ValueError("a file object has no suffix: give a format")
             format = format_of(Path(path))
         self.encoding = Encoding(format, bits=bits, bitrate=bitrate, quality=quality, preset=preset)
         check_shape(self.encoding, sample_rate, channels)
         self.channels = channels
         self.peak = 0.0
-        """The largest absolute sample so far, as given."""
+        """The largest absolute sample written so far, before encoding."""
         self._bytes = 0
         kind = self.encoding.kind
         rate = kind.rate_for(sample_rate)
-        self._resampler = _resampler(sample_rate, rate, channels)
-        self._draft = AtomicFile(path, overwrite=overwrite)
+        self._resampler: StreamResampler | None = None
+        if rate != sample_rate:
+            self._resampler = StreamResampler(sample_rate, rate, channels)
+        self._file = AtomicFile(path, overwrite=overwrite)
         self._is_open = True
         self._encoder: Encoder | None = None
-        with self._or_nothing():
-            self._encoder = _encoder(
-                self._draft.file, self.encoding, rate, channels, tags, cover_of(cover)
+        with self._abort_on_error():
+            self._encoder = _open_encoder(
+                self._file.file, self.encoding, rate, channels, tags, parse_cover(cover)
             )
 
     @property
     def name(self) -> str:
-        """What to call the file in a message."""
-        return self._draft.name
+        """The file's name for messages."""
+        return self._file.name
 
     def write(self, block: Tensor) -> None:
-        """The next samples (C T), float; the first that is not finite ends it with an error."""
+        """Write the next samples (C T), floats.
+
+        Raises:
+            AudioWriteError: A sample is not finite, or the file cannot be written; it is deleted.
+        """
         if not self._is_open:
             raise ValueError("write to a closed AudioWriter")
-        with self._or_nothing():
-            block = check_block(block, self.channels, self._draft.name)
+        with self._abort_on_error():
+            block = check_block(block, self.channels, self._file.name)
             self._bytes += block.numel() * self.encoding.depth // 8
             self._check_length()
             self.peak = max(self.peak, peak_of(block, self.name))
@@ -170,40 +181,39 @@ class AudioWriter:
         limit = self.encoding.kind.max_bytes
         if limit and self._bytes > limit - (1 << 20):  # headers and tags need room too
             raise AudioWriteError(
-                f"{self.name} would be longer than {self.encoding.format} can say; "
-                "choose wav, flac or caf"
+                f"{self.name} is too large for {self.encoding.format}: choose wav, flac or caf"
             )
 
     def finish(self) -> None:
-        """Complete the file, still under its temporary name; `close` then only renames it."""
+        """Complete the file under its temporary name; `close` then only renames it."""
         if self._is_open and self._encoder:
-            with self._or_nothing():
+            with self._abort_on_error():
                 if self._resampler:
                     self._encode(self._resampler.finish())
                 self._encoder.finish()
                 self._encoder = None
-                self._draft.file.flush()
+                self._file.file.flush()
 
     def close(self) -> None:
-        """Complete the file and give it its name."""
+        """Complete the file and give it its final name."""
         self.finish()
         if self._is_open:
             self._is_open = False
-            self._draft.commit()
+            self._file.commit()
 
     def abort(self) -> None:
-        """Leave nothing behind."""
+        """Delete the file."""
         if self._encoder:
             self._encoder.abort()
             self._encoder = None
         self._is_open = False
-        self._draft.discard()
+        self._file.discard()
 
     @contextmanager
-    def _or_nothing(self) -> Iterator[None]:
-        """Any error inside leaves no file; those of the system are explained."""
+    def _abort_on_error(self) -> Iterator[None]:
+        """Delete the file on any error; translate those of the operating system."""
         try:
-            with translate_os_errors(self._draft.name):
+            with translate_os_errors(self._file.name):
                 yield
         except BaseException:
             self.abort()
@@ -225,24 +235,24 @@ class AudioWriter:
 
 
 def check_shape(encoding: Encoding, sample_rate: int, channels: int) -> None:
-    """An error for what the format cannot hold."""
-    most = len(encoding.kind.layouts)
-    if not 1 <= channels <= most:
+    """Check that the format supports this sample rate and number of channels.
+
+    Raises:
+        AudioWriteError: It does not.
+    """
+    limit = len(encoding.kind.layouts)
+    if not 1 <= channels <= limit:
         raise AudioWriteError(
-            f"{encoding.format} holds 1 to {most} channels, not {channels}; "
-            "write fewer, or choose wav"
+            f"unsupported number of channels for {encoding.format}: {channels}, expected 1 to "
+            f"{limit}; write fewer, or choose wav"
         )
-    if not 1 <= sample_rate <= 655_350:  # where FLAC ends, and everything that records sound
-        raise AudioWriteError(f"a sample rate of {sample_rate} Hz cannot be written")
+    if not 1 <= sample_rate <= _MAX_RATE:
+        raise AudioWriteError(
+            f"unsupported sample rate: {sample_rate} Hz, expected 1 to {_MAX_RATE}"
+        )
 
 
-def _resampler(from_rate: int, to_rate: int, channels: int) -> StreamResampler | None:
-    if from_rate == to_rate:
-        return None
-    return StreamResampler(from_rate, to_rate, channels)
-
-
-def _encoder(
+def _open_encoder(
     file: BinaryIO,
     encoding: Encoding,
     sample_rate: int,
@@ -267,10 +277,13 @@ def save_audio(
     as_float: bool = False,
     preset: Literal[2, 3, 4, 5, 6, 7] = 2,
 ) -> None:
-    """Save a whole track (C T), with upstream's signature; the suffix of `path` chooses the format.
+    """Save a whole track (C T), with upstream's signature; the suffix of `path` is the format.
 
-    `bitrate` (kbit/s) and `preset` are those of mp3, `bits_per_sample` and `as_float` those of
-    formats without loss.
+    `bitrate` (kbit/s) and `preset` apply to mp3, `bits_per_sample` and `as_float` to lossless
+    formats.
+
+    Raises:
+        AudioWriteError: The suffix is unknown, a sample is not finite, or writing fails.
     """
     kind = FORMATS[format_of(Path(path))]
     is_mp3 = kind.name == "mp3"

@@ -152,7 +152,7 @@ def test_wrong_arguments_are_named() -> None:
         StreamResampler(48000, 44100, 0)
     with pytest.raises(ValueError, match="method"):
         StreamResampler(48000, 44100, 2, "swr")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"2 channels \(C t\), not \(3, 10\)"):
+    with pytest.raises(ValueError, match=r"2 channels \(C t\), got \(3, 10\)"):
         StreamResampler(48000, 44100, 2).push(torch.zeros(3, 10))
     with pytest.raises(ValueError, match="channels"):
         convert_channels(torch.zeros(2, 10), 0)

@@ -141,7 +141,7 @@ def test_prevent_clip_in_figures() -> None:
     torch.testing.assert_close(found, torch.tensor([[2.0, -1.0]]) / 2.02)
     with pytest.raises(ValueError, match="must be rescale"):
         prevent_clip(torch.zeros(1, 1), mode="limit")
-    with pytest.raises(ValueError, match="give floats"):
+    with pytest.raises(ValueError, match="pass floats"):
         prevent_clip(torch.zeros(1, 1, dtype=torch.int16))
     assert prevent_clip(torch.zeros(2, 0)).shape == (2, 0)
 

@@ -116,7 +116,7 @@ def test_aac_tracks_keep_their_place_and_order(tmp_path: Path) -> None:
 
 def test_colours_and_other_names(tmp_path: Path) -> None:
     names = ["vocals", "piano", "bass", "rest"]
-    with StemMp4(tmp_path / "x.stem.mp4", RATE, 2, names, colours={"rest": "#123456"}) as file:
+    with StemMp4(tmp_path / "x.stem.mp4", RATE, 2, names, colors={"rest": "#123456"}) as file:
         file.write({name: torch.zeros(2, 5000) for name in [MIX, *names]})
     content = boxes(boxes(boxes((tmp_path / "x.stem.mp4").read_bytes())["moov"])["udta"])["stem"]
     stems = json.loads(content)["stems"]
@@ -136,7 +136,7 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
             write(path, blocks, clip=clip)
     with pytest.raises(ValueError, match="4 different stems"):
         StemMp4(path, RATE, 2, ["drums", "bass"])
-    with pytest.raises(ValueError, match="not flac"):
+    with pytest.raises(ValueError, match="flac; use m4a"):
         StemMp4(path, RATE, 2, STEMS, encoding=Encoding("flac"))
     with pytest.raises(AudioWriteError, match="resample"):
         StemMp4(path, 44099, 2, STEMS)

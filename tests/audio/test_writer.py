@@ -371,7 +371,10 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     closed.mkdir(mode=0o500)
     (tmp_path / "file").touch()
     (tmp_path / "folder.wav").mkdir()
-    with nobody(), pytest.raises(AudioWriteError, match="Permission denied; choose a folder"):
+    with (
+        nobody(),
+        pytest.raises(AudioWriteError, match="Permission denied; choose a writable folder"),
+    ):
         AudioWriter(closed / "x.wav", RATE, 1)
     with pytest.raises(AudioWriteError, match="create the folder"):
         AudioWriter(tmp_path / "missing" / "x.wav", RATE, 1)
@@ -420,10 +423,10 @@ def test_a_killed_writer_leaves_no_file_of_that_name(tmp_path: Path) -> None:
 def test_an_existing_file_is_kept_when_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "x.wav", sound(1, 1000))
     before = path.read_bytes()
-    with pytest.raises(AudioWriteError, match="exists already"):
+    with pytest.raises(AudioWriteError, match="already exists"):
         AudioWriter(path, RATE, 1, overwrite=False)
     with (
-        pytest.raises(AudioWriteError, match="exists already"),
+        pytest.raises(AudioWriteError, match="already exists"),
         AudioWriter(tmp_path / "y.wav", RATE, 1, overwrite=False) as out,
     ):
         (tmp_path / "y.wav").write_bytes(b"faster")
@@ -440,14 +443,14 @@ def test_a_name_as_long_as_names_can_be(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(AudioWriteError, match=r"'x\.xyz' .*\.wav"):
+    with pytest.raises(AudioWriteError, match=r"'x\.xyz': use one of \.wav"):
         AudioWriter(tmp_path / "x.xyz", RATE, 2)
-    with pytest.raises(AudioWriteError, match="1 to 2 channels, not 6"):
+    with pytest.raises(AudioWriteError, match="for mp3: 6, expected 1 to 2"):
         AudioWriter(tmp_path / "x.mp3", RATE, 6)
     with pytest.raises(AudioWriteError, match="0 Hz"):
         AudioWriter(tmp_path / "x.wav", 0, 2)
     for options in ({"bits": 32}, {"bitrate": 320}, {"preset": 13}, {"quality": 1}):
-        with pytest.raises(ValueError, match="flac|0 to 12"):
+        with pytest.raises(ValueError, match="for flac: "):
             AudioWriter(tmp_path / "x.flac", RATE, 2, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not both"):
         AudioWriter(tmp_path / "x.mp3", RATE, 2, bitrate=320, quality=2)
@@ -483,7 +486,7 @@ def test_every_suffix_names_a_format() -> None:
 
 def test_aiff_is_refused_where_its_header_would_lie(tmp_path: Path) -> None:
     with (
-        pytest.raises(AudioWriteError, match="longer than aiff can say; choose wav"),
+        pytest.raises(AudioWriteError, match="too large for aiff: choose wav"),
         AudioWriter(tmp_path / "x.aiff", RATE, 2) as out,
     ):
         out.write(torch.zeros(1, 1).expand(2, 1 << 30))  # 4 GiB of samples in two floats
