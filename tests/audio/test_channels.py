@@ -1,4 +1,4 @@
-"""Channels and rates change as upstream changes them, whatever the blocks."""
+"""Channels and sample rates are converted as upstream does, for blocks of any size."""
 
 import sys
 
@@ -33,11 +33,11 @@ RATES = [
     (3, 2),
     (1, 7),
 ]
-# Reduced, these stay large: the filters are cut to their support.
-AWKWARD = [(44056, 44100), (47952, 44100), (44099, 44100)]
+# The reduced ratios are large: the filters are cut to their support.
+LARGE_RATIOS = [(44056, 44100), (47952, 44100), (44099, 44100)]
 
 
-def streamed(
+def resample_stream(
     wav: Tensor, rates: tuple[int, int], cuts: list[int], method: str = "julius"
 ) -> Tensor:
     stream = StreamResampler(*rates, wav.shape[0], method)  # type: ignore[arg-type]
@@ -51,101 +51,103 @@ CUTS = st.lists(st.integers(0, 10**6), max_size=6)
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(RATES), st.integers(2, 6), st.integers(1, 30000), CUTS)
-def test_a_stream_is_julius_to_the_bit(
+def test_stream_equals_julius_bit_for_bit(
     rates: tuple[int, int], channels: int, length: int, cuts: list[int]
 ) -> None:
     wav = noise(channels, length)
     expected = julius.resample_frac(wav, *rates)
-    assert torch.equal(streamed(wav, rates, cuts), expected)
+    assert torch.equal(resample_stream(wav, rates, cuts), expected)
     assert torch.equal(resample(wav, *rates), expected)
 
 
 @pytest.mark.parametrize("rates", RATES[:6])
-def test_beyond_one_piece_a_stream_is_still_julius(rates: tuple[int, int]) -> None:
+def test_long_stream_equals_julius_bit_for_bit(rates: tuple[int, int]) -> None:
     wav = noise(2, 400_003)
     assert torch.equal(
-        streamed(wav, rates, [7, 100_000, 333_333]), julius.resample_frac(wav, *rates)
+        resample_stream(wav, rates, [7, 100_000, 333_333]), julius.resample_frac(wav, *rates)
     )
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(RATES + AWKWARD[1:]), st.integers(1, 2), st.integers(1, 100_000), CUTS)
-def test_the_blocks_change_nothing(
+@given(st.sampled_from(RATES + LARGE_RATIOS[1:]), st.integers(1, 2), st.integers(1, 100_000), CUTS)
+def test_block_sizes_do_not_change_the_result(
     rates: tuple[int, int], channels: int, length: int, cuts: list[int]
 ) -> None:
     wav = noise(channels, length)
-    assert torch.equal(streamed(wav, rates, cuts), streamed(wav, rates, []))
+    assert torch.equal(resample_stream(wav, rates, cuts), resample_stream(wav, rates, []))
 
 
-def test_one_channel_is_what_it_is_in_a_pair() -> None:
+def test_mono_equals_one_channel_of_stereo() -> None:
     wav = noise(1, 50_000)
     pair = julius.resample_frac(wav.expand(2, -1), 48000, 44100)
     assert torch.equal(resample(wav, 48000, 44100), pair[:1])
     assert torch.equal(
-        streamed(wav, (22050, 44100), [1]),
+        resample_stream(wav, (22050, 44100), [1]),
         julius.resample_frac(wav.expand(2, -1), 22050, 44100)[:1],
     )
 
 
-def test_awkward_rates_are_julius_but_for_the_order_of_a_sum() -> None:
+def test_large_ratios_equal_julius_up_to_rounding() -> None:
     wav = noise(2, 50_000)
     expected = julius.resample_frac(wav, 47952, 44100)
-    # The sums leave out terms below 1e-15: roundings of float32 at this level remain.
+    # Terms below 1e-15 are left out of the sums: rounding of float32 remains.
     torch.testing.assert_close(resample(wav, 47952, 44100), expected, rtol=0, atol=1e-6)
 
 
-def test_awkward_rates_keep_a_tone() -> None:
+def test_large_ratios_keep_a_tone() -> None:
     time = torch.arange(44056, dtype=torch.float64) / 44056
     tone = torch.sin(2 * torch.pi * 1000 * time).float().expand(2, -1)
     out_time = torch.arange(44100, dtype=torch.float64) / 44100
     expected = torch.sin(2 * torch.pi * 1000 * out_time).float()
-    there = resample(tone, 44056, 44100)[0]
-    assert there.shape == expected.shape
+    converted = resample(tone, 44056, 44100)[0]
+    assert converted.shape == expected.shape
     # Away from the ends; upstream's float32 phases leave about -65 dB at such ratios.
-    torch.testing.assert_close(there[500:-500], expected[500:-500], rtol=0, atol=2e-3)
+    torch.testing.assert_close(converted[500:-500], expected[500:-500], rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2])
 @pytest.mark.parametrize("method", ["julius", "soxr"])
-def test_next_to_nothing_is_resampled(length: int, method: str) -> None:
+def test_empty_and_tiny_tracks_are_resampled(length: int, method: str) -> None:
     wav = noise(2, length)
-    assert streamed(wav, (22050, 44100), [], method).shape == (2, 2 * length)
+    assert resample_stream(wav, (22050, 44100), [], method).shape == (2, 2 * length)
 
 
 @pytest.mark.parametrize("rates", [(48000, 44100), (22050, 44100), (44056, 44100)])
-def test_soxr_in_a_stream_is_soxr_at_once(rates: tuple[int, int]) -> None:
+def test_soxr_stream_equals_soxr_of_the_whole(rates: tuple[int, int]) -> None:
     wav = noise(2, 100_003)
     expected = soxr.resample(wav.T.numpy(), *rates, quality="VHQ")
-    there = streamed(wav, rates, [1000, 70_000], "soxr")
-    assert torch.equal(there, torch.from_numpy(expected.T.copy()))
+    converted = resample_stream(wav, rates, [1000, 70_000], "soxr")
+    assert torch.equal(converted, torch.from_numpy(expected.T.copy()))
 
 
-def test_without_soxr_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_soxr_error_has_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "soxr", None)
     with pytest.raises(ImportError, match=r"demucs-infer\[soxr\]"):
         StreamResampler(48000, 44100, 2, "soxr")
 
 
 @pytest.mark.parametrize("channels", [1, 2, 6])
-@pytest.mark.parametrize("wanted", [1, 2, 6])
+@pytest.mark.parametrize("to_channels", [1, 2, 6])
 @pytest.mark.parametrize("shape", [(), (3,)])
-def test_conversion_is_upstreams(channels: int, wanted: int, shape: tuple[int, ...]) -> None:
+def test_convert_audio_equals_upstreams(
+    channels: int, to_channels: int, shape: tuple[int, ...]
+) -> None:
     wav = noise(channels * (3 if shape else 1), 5000).reshape(*shape, channels, 5000)
-    kept = wav.clone()
-    if 1 < channels < wanted:
+    before = wav.clone()
+    if 1 < channels < to_channels:
         with pytest.raises(ValueError, match="2 channels cannot become 6"):
-            convert_channels(wav, wanted)
+            convert_channels(wav, to_channels)
         return
-    there = convert_audio(wav, 48000, 44100, wanted)
-    expected = upstream_convert_audio(wav, 48000, 44100, wanted)
-    if wav.numel() // 5000 > 1 and wanted > 1:
-        assert torch.equal(there, expected)
-    # One channel alone: the oracle's order of summation depends on its length.
-    torch.testing.assert_close(there, expected, rtol=0, atol=1e-6)
-    assert torch.equal(wav, kept)
+    converted = convert_audio(wav, 48000, 44100, to_channels)
+    expected = upstream_convert_audio(wav, 48000, 44100, to_channels)
+    if wav.numel() // 5000 > 1 and to_channels > 1:
+        assert torch.equal(converted, expected)
+    # With a single channel, the order of upstream's sums depends on the length.
+    torch.testing.assert_close(converted, expected, rtol=0, atol=1e-6)
+    assert torch.equal(wav, before)
 
 
-def test_wrong_arguments_are_named() -> None:
+def test_invalid_arguments_are_reported() -> None:
     with pytest.raises(ValueError, match="at least 1 Hz"):
         StreamResampler(0, 44100, 2)
     with pytest.raises(ValueError, match="channels"):

@@ -1,4 +1,4 @@
-"""Files that are cut off, mislabelled, lying or no sound at all: a defined result or one error."""
+"""Truncated, damaged, malicious and other files have a defined result or one clear error."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from demucs_infer.audio import decode
 from demucs_infer.audio.reader import AudioReader, probe
 from demucs_infer.errors import AudioReadError
-from tests.helpers import networks as kit
+from tests.helpers import networks
 from tests.helpers.audio_corpus import Corpus, corpus
 
 __all__ = ["corpus"]  # a fixture
@@ -29,7 +29,7 @@ KINDS = ["wav-24", "rf64", "w64", "flac", "aiff-16", "caf-16", "mp3-cbr", "ogg",
 KINDS += ["m4a", "m4a-fast", "alac-16", "mkv-flac", "webm", "mkv-aac", "aac"]
 CUTS = [1, 4, 11, 12, 30, 44, 45, 90, 300, 0.5, 0.9, -1]
 
-# Reads every file; nothing but our own error may come out, and little memory go in.
+# Reads every file with bounded memory; any other exception than our own ends it.
 READ_ALL = """
 import json, resource, sys, torch
 from demucs_infer.audio.reader import TrackReader
@@ -82,27 +82,30 @@ def test_cut_and_corrupted_files_have_a_defined_result(corpus: Corpus, tmp_path:
             path.write_bytes(data[: int(cut * len(data)) if 0 < cut < 1 else int(cut)])
             paths.append(path)
         for seed, places in enumerate((3, 30, 300)):
-            spoilt = np.frombuffer(data, np.uint8).copy()
-            # The first is all in the header; the others everywhere.
+            corrupt = np.frombuffer(data, np.uint8).copy()
+            # The first one is damaged in the header only.
             end = min(len(data), 400) if seed == 0 else len(data)
-            spoilt[rng.integers(0, end, places)] = rng.integers(0, 256, places)
-            path = tmp_path / f"{name}-spoilt-{places}{original.suffix}"
-            path.write_bytes(spoilt.tobytes())
+            corrupt[rng.integers(0, end, places)] = rng.integers(0, 256, places)
+            path = tmp_path / f"{name}-corrupt-{places}{original.suffix}"
+            path.write_bytes(corrupt.tobytes())
             paths.append(path)
     assert len(paths) > 200
     results, grown = read_all(paths)
-    for path, (outcome, said) in results.items():
-        # A spoilt header may honestly say three channels, which are no two.
-        assert outcome in ("ok", "AudioReadError") or "cannot become 2" in str(said), (path, said)
-        assert all(len(line) < 400 for line in said), path  # one sentence, no dump
+    for path, (outcome, message) in results.items():
+        # A corrupt header may declare a number of channels that cannot become 2.
+        assert outcome in ("ok", "AudioReadError") or "cannot become 2" in str(message), (
+            path,
+            message,
+        )
+        assert all(len(line) < 400 for line in message), path  # one sentence
     assert results[str(paths[0])] == ["ok", []]
-    # What is longest here is 1.5 s: decoders and blocks, and no more.
+    # The longest file has 1.5 s: this is for decoders and blocks.
     assert grown < 100
 
 
-# Many channels, each so coded; a layout that FFmpeg has no name for is written with an order of
-# its own, and planes that are more than eight lie apart.
-CROWDED = {
+# Codecs by suffix. FFmpeg writes an unusual number of channels with a custom layout, and stores
+# more than eight planes in another place.
+MANY_CHANNELS = {
     "wav": "-c:a pcm_s16le",
     "aiff": "-c:a pcm_s16be",
     "caf": "-c:a pcm_s16be",
@@ -127,25 +130,28 @@ def test_any_number_of_channels_is_read_or_refused(corpus: Corpus, tmp_path: Pat
         levels = 1000 * np.arange(1, channels + 1, dtype=np.int16)
         source = tmp_path / f"{channels}.wav"
         soundfile.write(source, np.tile(levels // 2, (20_000, 1)), 48000)
-        for suffix, codec in CROWDED.items():
+        for suffix, codec in MANY_CHANNELS.items():
             path = source.with_name(f"{channels}-{suffix}.{suffix}")
             command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(source), *codec.split(), path]
-            kit.need("ffmpeg")
+            networks.need("ffmpeg")
             if subprocess.run(command, check=False, capture_output=True).returncode == 0:
                 paths.append(path)
                 counts[path] = channels
-    assert len(paths) > 20  # not every coder takes every number
-    results, _ = read_all(paths * 2)  # memory that is freed twice is found out later
+    assert len(paths) > 20  # not every encoder supports every number
+    results, _ = read_all(paths * 2)  # a double free shows later
     for path, channels in counts.items():
-        outcome, said = results[str(path)]
-        assert outcome in ("ok", "AudioReadError") or "cannot become 2" in str(said), (path, said)
+        outcome, message = results[str(path)]
+        assert outcome in ("ok", "AudioReadError") or "cannot become 2" in str(message), (
+            path,
+            message,
+        )
         if path.suffix in (".wav", ".mkv", ".aiff", ".caf", ".mov", ".au") and channels < 9:
             read = torch.cat(list(AudioReader(path).blocks()), dim=-1)
             assert np.array_equal(read[:, 0] * 2**15, 1000 * np.arange(1, channels + 1) // 2)
 
 
 @pytest.mark.parametrize(
-    ("name", "owns"),
+    ("name", "is_custom"),
     [
         ("stereo", False),
         ("6.1(back)", False),
@@ -154,11 +160,11 @@ def test_any_number_of_channels_is_read_or_refused(corpus: Corpus, tmp_path: Pat
         ("FL+FL+FR", True),
     ],
 )
-def test_only_layouts_with_an_order_of_their_own_are_taken_away(name: str, owns: bool) -> None:
-    assert decode._is_custom_layout(av.AudioLayout(name)) == owns
+def test_custom_layouts_are_recognized(name: str, is_custom: bool) -> None:
+    assert decode._is_custom_layout(av.AudioLayout(name)) == is_custom
 
 
-# What the first half of each says of the other; None: nothing in the file tells.
+# The warning for the first half of a file.
 HALVES = {
     "wav-24": "seconds are missing",
     "rf64": "seconds are missing",
@@ -174,46 +180,46 @@ HALVES = {
 }
 
 
-@pytest.mark.parametrize(("name", "said"), HALVES.items())
-def test_a_file_that_was_cut_off_says_so(corpus: Corpus, name: str, said: str) -> None:
+@pytest.mark.parametrize(("name", "message"), HALVES.items())
+def test_truncated_files_give_a_warning_or_with_strict_an_error(
+    corpus: Corpus, name: str, message: str
+) -> None:
     data = corpus.clip(name, 2, 48000).path.read_bytes()
-    half = data[: int((0.8 if name == "ogg" else 0.6) * len(data))]  # pages of Ogg are long
+    half = data[: int((0.8 if name == "ogg" else 0.6) * len(data))]  # Ogg pages are long
     reader = AudioReader(half)
     assert sum(block.shape[-1] for block in reader.blocks()) == reader.frames
-    assert any(said in line for line in reader.warnings)
+    assert any(message in line for line in reader.warnings)
     with pytest.raises(AudioReadError, match="download it again"):
         list(AudioReader(half, strict=True).blocks())
-    # A part that is all there is no damage.
+    # A part that is complete is not damaged.
     part = AudioReader(half, duration_seconds=0.1, strict=True)
     assert sum(block.shape[-1] for block in part.blocks()) == 4800
     assert list(AudioReader(data, strict=True).blocks())
 
 
-WHOLE = [
+COMPLETE = [
     "x.w64 -c:a pcm_s24le",
     "x.avi -c:a pcm_s16le -af asetnsamples=n=64:p=0",
     "x.wav -c:a adpcm_ms",
 ]
 
 
-@pytest.mark.parametrize("words", WHOLE)
+@pytest.mark.parametrize("words", COMPLETE)
 @pytest.mark.parametrize("frames", [57_070, 57_071])
-def test_a_whole_file_whose_length_is_an_estimate_is_not_called_cut_off(
+def test_complete_file_with_estimated_length_gives_no_warning(
     words: str, frames: int, tmp_path: Path
 ) -> None:
     name, *arguments = words.split()
-    soundfile.write(tmp_path / "of.wav", kit.noise(2, frames).T.numpy(), 8000)
-    command = [kit.need("ffmpeg"), "-v", "error", "-i", "of.wav", *arguments, name]
+    soundfile.write(tmp_path / "of.wav", networks.noise(2, frames).T.numpy(), 8000)
+    command = [networks.need("ffmpeg"), "-v", "error", "-i", "of.wav", *arguments, name]
     subprocess.run(command, cwd=tmp_path, check=True)
     reader = AudioReader(tmp_path / name, strict=True)
     read = sum(block.shape[-1] for block in reader.blocks())
-    assert 0 <= read - frames < 1024, (
-        "what fills the last block: a byte is a sample of both channels"
-    )
+    assert 0 <= read - frames < 1024, "padding of the last block"
     assert reader.warnings == ()
 
 
-NO_SOUND = {
+NOT_AUDIO = {
     b"": "is empty",
     b"Dear all,\nplease find attached": "looks like text",
     b"<!DOCTYPE html><html>404": "a web page",
@@ -229,13 +235,13 @@ NO_SOUND = {
 }
 
 
-@pytest.mark.parametrize(("data", "said"), NO_SOUND.items(), ids=lambda value: str(value)[:20])
-def test_what_is_no_sound_is_said_to_be_what_it_looks_like(data: bytes, said: str) -> None:
-    with pytest.raises(AudioReadError, match=said):
+@pytest.mark.parametrize(("data", "message"), NOT_AUDIO.items(), ids=lambda value: str(value)[:20])
+def test_error_describes_files_that_are_not_audio(data: bytes, message: str) -> None:
+    with pytest.raises(AudioReadError, match=message):
         list(AudioReader(data).blocks())
 
 
-# What FFmpeg would open other files or addresses for, if it were let.
+# Files that make FFmpeg open other files or addresses, unless that is forbidden.
 PLAYLISTS = {
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n",
     "concat": "ffconcat version 1.0\nfile '{url}'\n",
@@ -250,7 +256,7 @@ PLAYLISTS = {
 
 @pytest.mark.parametrize("kind", PLAYLISTS)
 @pytest.mark.parametrize("name", ["song.mp3", "song.m3u8", "song.ffconcat"])
-def test_a_playlist_opens_no_other_file_and_no_connection(
+def test_playlist_opens_no_other_file_or_connection(
     corpus: Corpus, tmp_path: Path, kind: str, name: str
 ) -> None:
     secret = corpus.clip("wav-16").path
@@ -267,27 +273,27 @@ def test_a_playlist_opens_no_other_file_and_no_connection(
 
 
 @pytest.mark.parametrize("guard", ["format_whitelist", "protocol_whitelist"])
-def test_ffmpeg_is_told_twice_to_stay_inside(corpus: Corpus, guard: str) -> None:
-    """Either guard alone keeps a playlist shut; without both, it opens a file of ours."""
+def test_each_whitelist_alone_keeps_playlists_closed(corpus: Corpus, guard: str) -> None:
+    """Either whitelist keeps FFmpeg from opening files of a playlist; without both, it does."""
     playlist = PLAYLISTS["concat"].format(url=corpus.clip("wav-16").path).encode()
-    rest = {name: text for name, text in decode._OPTIONS.items() if name != guard}
+    others = {name: text for name, text in decode._OPTIONS.items() if name != guard}
 
-    def heard(options: dict[str, str]) -> int:
+    def count_samples(options: dict[str, str]) -> int:
         with av.open(io.BytesIO(playlist), options={"safe": "0", **options}) as container:
             return sum(frame.samples for frame in container.decode(audio=0))
 
-    assert heard({"protocol_whitelist": "file"}) > 0  # what it would do
+    assert count_samples({"protocol_whitelist": "file"}) > 0  # without whitelists
     with pytest.raises(av.FFmpegError):
-        heard(rest)
+        count_samples(others)
 
 
-def test_what_is_no_file_is_said_to_be_none(tmp_path: Path) -> None:
+def test_missing_files_folders_and_exhausted_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(AudioReadError, match=r"gone\.wav: no such file"):
         probe(tmp_path / "gone.wav")
     with pytest.raises(AudioReadError, match="it is a folder"):
         probe(tmp_path)
     with pytest.raises(AudioReadError, match="no such file"):
-        probe("http://127.0.0.1:9/song.wav")  # a name is never an address
+        probe("http://127.0.0.1:9/song.wav")  # a path is never taken as a URL
     with (tmp_path / "a.wav").open("wb+") as file:
         file.write(b"RIFF")
         with pytest.raises(AudioReadError, match=r"call `seek\(0\)` first"):
@@ -303,7 +309,7 @@ def wav(
     bits: int = 16,
     size: int | None = None,
 ) -> bytes:
-    """A WAV whose header says what it is told to."""
+    """Make a WAV with that header."""
     width = channels * bits // 8
     head = struct.pack("<HHIIHH", code, channels, rate, rate * width & 0xFFFFFFFF, width, bits)
     size = len(data) if size is None else size
@@ -312,7 +318,7 @@ def wav(
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (wav(bytes(1000), rate=0), "header of .*: 0 Hz|cut off or damaged"),
         (wav(bytes(1000), rate=2**31 - 1), "2147483647 Hz|cut off or damaged"),
@@ -321,12 +327,12 @@ def wav(
         (wav(b""), "contains no samples|cut off or damaged"),
     ],
 )
-def test_headers_that_no_recording_has(data: bytes, said: str) -> None:
-    with pytest.raises(AudioReadError, match=said):
+def test_impossible_headers_are_refused(data: bytes, message: str) -> None:
+    with pytest.raises(AudioReadError, match=message):
         list(AudioReader(data).blocks())
 
 
-def test_a_header_of_ten_hours_is_no_promise_of_memory() -> None:
+def test_header_of_ten_hours_takes_no_memory() -> None:
     data = wav(bytes(1000), size=36000 * 44100 * 2 & 0xFFFFFFFE)
     reader = AudioReader(data)
     assert reader.info.duration_seconds == pytest.approx(36000)
@@ -334,13 +340,13 @@ def test_a_header_of_ten_hours_is_no_promise_of_memory() -> None:
     assert "35999.989 seconds are missing" in reader.warnings[0]
 
 
-def test_a_writer_that_did_not_know_the_length_told_no_lie() -> None:
+def test_unknown_length_in_the_header_gives_no_warning() -> None:
     for size in (0, 0xFFFFFFFF):
         reader = AudioReader(wav(bytes(1000), size=size), strict=True)
         assert sum(block.shape[-1] for block in reader.blocks()) == 500
 
 
-def test_flac_may_say_any_length(corpus: Corpus) -> None:
+def test_flac_with_too_large_a_length_is_read(corpus: Corpus) -> None:
     data = bytearray(corpus.clip("flac").path.read_bytes())
     data[21] |= 0x0F  # the 36 bits of its count of samples
     data[22:26] = b"\xff\xff\xff\xff"
@@ -350,7 +356,7 @@ def test_flac_may_say_any_length(corpus: Corpus) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_becomes_silence_and_is_told(bad: float, tmp_path: Path) -> None:
+def test_non_finite_samples_become_silence_with_a_warning(bad: float, tmp_path: Path) -> None:
     samples = np.full((100_000, 2), 0.5, np.float32)
     samples[70_000, 1] = bad
     path = tmp_path / "bad.wav"
@@ -364,7 +370,7 @@ def test_what_is_no_number_becomes_silence_and_is_told(bad: float, tmp_path: Pat
         list(AudioReader(path, strict=True).blocks())
 
 
-def test_a_double_beyond_float32_is_no_number_either(tmp_path: Path) -> None:
+def test_doubles_beyond_float32_become_silence(tmp_path: Path) -> None:
     path = tmp_path / "huge.wav"
     soundfile.write(path, np.array([0.1, 1e300, 0.2]), 44100, subtype="DOUBLE")
     reader = AudioReader(path)
@@ -373,7 +379,7 @@ def test_a_double_beyond_float32_is_no_number_either(tmp_path: Path) -> None:
     assert "not finite" in reader.warnings[0]
 
 
-def test_a_damaged_place_moves_nothing_behind_it(corpus: Corpus) -> None:
+def test_damage_does_not_shift_what_follows(corpus: Corpus) -> None:
     clip = corpus.clip("flac", 2, 48000)
     data = bytearray(clip.path.read_bytes())
     middle = len(data) // 2
@@ -403,7 +409,7 @@ def flv(*parts: tuple[bytes, int]) -> bytes:
 
 
 def test_reader_accepts_streams_that_appear_in_mid_file(tmp_path: Path) -> None:
-    ffmpeg = [kit.need("ffmpeg"), "-nostdin", "-v", "error", "-f", "lavfi", "-i"]
+    ffmpeg = [networks.need("ffmpeg"), "-nostdin", "-v", "error", "-f", "lavfi", "-i"]
     audio, video = tmp_path / "audio.flv", tmp_path / "video.flv"
     subprocess.run([*ffmpeg, "sine=440:d=2:r=44100", "-c:a", "adpcm_swf", audio], check=True)
     subprocess.run([*ffmpeg, "testsrc=size=64x48:duration=2", "-c:v", "flv1", video], check=True)

@@ -1,4 +1,4 @@
-"""Names come from outside: whatever they are, files stay in the folder and stay apart."""
+"""File names of stems stay in the output folder and stay different, for any track name."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from demucs_infer.audio.filenames import stem_paths, valid_template
 OUT = Path("/out")
 
 
-def test_upstreams_fields_and_names() -> None:
+def test_stem_paths_fill_upstreams_fields() -> None:
     template = "{track}/{stem}-{trackext}.{ext}"
     paths = stem_paths(OUT, ["bass", "vocals"], template, track="a.b.flac", extension="mp3")
     assert paths == {"bass": OUT / "a.b/bass-flac.mp3", "vocals": OUT / "a.b/vocals-flac.mp3"}
@@ -37,7 +37,7 @@ def test_upstreams_fields_and_names() -> None:
         "",
     ],
 )
-def test_a_template_that_would_lose_or_leak_files_is_refused(template: str) -> None:
+def test_unsafe_templates_are_refused(template: str) -> None:
     with pytest.raises(ValueError, match="template"):
         valid_template(template)
 
@@ -50,7 +50,7 @@ ODD_NAMES = st.text(st.characters(exclude_categories=()), max_size=300) | st.sam
 @settings(max_examples=50)
 @given(track=ODD_NAMES, stem=ODD_NAMES.filter(lambda name: len(name.encode(errors="ignore")) < 99))
 @pytest.mark.parametrize("template", ["{track}/{stem}.{ext}", "{stem}", "{track}{stem}.{ext}"])
-def test_no_name_leaves_the_folder(template: str, track: str, stem: str) -> None:
+def test_paths_stay_in_the_folder_for_any_name(template: str, track: str, stem: str) -> None:
     (path,) = stem_paths(OUT, [stem], template, track=track).values()
     inside = path.relative_to(OUT)
     assert ".." not in inside.parts
@@ -58,22 +58,22 @@ def test_no_name_leaves_the_folder(template: str, track: str, stem: str) -> None
     assert "\0" not in str(inside)
 
 
-def test_a_long_name_is_cut_but_stays_its_own() -> None:
+def test_long_names_are_shortened_and_stay_different() -> None:
     names = ["日" * 100 + end + ".wav" for end in "ab"]
     paths = [stem_paths(OUT, ["bass"], "{track}_{stem}.{ext}", track=name) for name in names]
-    files = [found["bass"].name for found in paths]
+    files = [stems["bass"].name for stems in paths]
     assert files[0] != files[1]
     assert all(len(file.encode()) <= 255 and file.endswith("_bass.wav") for file in files)
 
 
-def test_two_stems_never_share_a_file() -> None:
+def test_stems_with_equal_file_names_are_refused() -> None:
     with pytest.raises(ValueError, match="the same file"):
         stem_paths(OUT, ["a/b", "a_b"])
-    with pytest.raises(ValueError, match="the same file"):  # where capitals do not count
+    with pytest.raises(ValueError, match="the same file"):  # on case-insensitive file systems
         stem_paths(OUT, ["Bass", "bass"])
 
 
-def test_a_name_that_no_file_system_stores_is_made_one() -> None:
+def test_surrogates_and_long_names_become_valid_file_names() -> None:
     (path,) = stem_paths(OUT, ["bass"], "{track}{stem}", track="\ud800" + "日" * 99).values()
     assert path.name.startswith("_")
     assert len(path.name.encode()) <= 255

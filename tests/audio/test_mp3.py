@@ -1,4 +1,4 @@
-"""MP3 by LAME with our header, against LAME's own front end and every decoder at hand."""
+"""MP3 files have the Info frame of LAME's own front end, and decode without delay."""
 
 import subprocess
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demucs_infer.audio import writer as write
-from demucs_infer.audio.encoders import lame as mp3
+from demucs_infer.audio import writer
+from demucs_infer.audio.encoders import lame
 from demucs_infer.audio.encoders.lame import FrameHeader
 from demucs_infer.audio.reader import TrackReader
 from demucs_infer.audio.writer import AudioWriter
@@ -30,8 +30,8 @@ def save(path: Path, wav: torch.Tensor, rate: int, **options: int) -> Path:
     return path
 
 
-def music(path: Path) -> tuple[bytes, bytes]:
-    """(The frame behind the tags, all that follows)."""
+def split_first_frame(path: Path) -> tuple[bytes, bytes]:
+    """Return (the first frame after the tags, the rest)."""
     data = path.read_bytes()
     size = 0
     for seven_bits in data[6:10]:
@@ -46,7 +46,7 @@ def music(path: Path) -> tuple[bytes, bytes]:
     "options", [{"bitrate": 8}, {"bitrate": 320}, {"quality": 0}, {"quality": 9}]
 )
 @pytest.mark.parametrize("channels", [1, 2])
-def test_every_kind_comes_back_with_its_length(
+def test_mp3_decodes_to_the_original_length(
     rate: int, options: dict[str, int], channels: int, tmp_path: Path
 ) -> None:
     path = save(tmp_path / "x.mp3", noise(channels, 9001), rate, **options)
@@ -55,33 +55,33 @@ def test_every_kind_comes_back_with_its_length(
 
 
 @pytest.mark.parametrize("options", [{}, {"bitrate": 64}, {"quality": 4}])
-def test_the_header_is_the_one_that_lame_writes(options: dict[str, int], tmp_path: Path) -> None:
-    """But for what it does not say: low-pass, loudness, flags, and a checksum of the music."""
-    lame = need("lame")
+def test_info_frame_equals_lames(options: dict[str, int], tmp_path: Path) -> None:
+    """Compare all but what ours leaves out: low-pass, loudness, flags, checksum of the audio."""
+    program = need("lame")
     wav = noise(2, 50_000)
-    ours, our_music = music(save(tmp_path / "ours.mp3", wav, 44100, **options))
+    ours, our_audio = split_first_frame(save(tmp_path / "ours.mp3", wav, 44100, **options))
     save(tmp_path / "x.wav", wav, 44100)
     flags = ["-V", "4"] if "quality" in options else ["-b", str(options.get("bitrate", 320))]
-    command = [lame, "--quiet", "-q2", "-m", "j", "--resample", "44.1", *flags, "--id3v2-only"]
+    command = [program, "--quiet", "-q2", "-m", "j", "--resample", "44.1", *flags, "--id3v2-only"]
     subprocess.run([*command, "--tt", "x", "x.wav", "theirs.mp3"], cwd=tmp_path, check=True)
-    theirs, their_music = music(tmp_path / "theirs.mp3")
+    reference, reference_audio = split_first_frame(tmp_path / "theirs.mp3")
     # Other builds of LAME round other bits; at a variable rate frames then differ in size.
-    assert len(our_music) == pytest.approx(len(their_music), rel=0.01 * ("quality" in options))
-    assert ours[:2] == theirs[:2]
-    assert ours[36:48] == theirs[36:48], "Info or Xing, the flags, how many frames"
-    for header, rest in ((ours, our_music), (theirs, their_music)):
+    assert len(our_audio) == pytest.approx(len(reference_audio), rel=0.01 * ("quality" in options))
+    assert ours[:2] == reference[:2]
+    assert ours[36:48] == reference[36:48], "Info or Xing, flags, number of frames"
+    for header, rest in ((ours, our_audio), (reference, reference_audio)):
         length = (len(header) + len(rest)).to_bytes(4, "big")
         assert header[48:52] == header[184:188] == length
-        assert mp3._crc16(header[:190]) == int.from_bytes(header[190:192], "big")
-    # LAME notes the position now and then, so theirs is a frame or two behind; a frame is 6.
-    assert max(abs(a - b) for a, b in zip(ours[52:152], theirs[52:152])) <= 16
-    assert ours[156:160] == theirs[156:160] == b"LAME"
-    assert ours[165] & 15 == theirs[165] & 15, "the method"
-    assert ours[177:180] == theirs[177:180], "the silence around"
+        assert lame._crc16(header[:190]) == int.from_bytes(header[190:192], "big")
+    # LAME records some positions only, so that its table is a frame or two (of 6) behind.
+    assert max(abs(a - b) for a, b in zip(ours[52:152], reference[52:152])) <= 16
+    assert ours[156:160] == reference[156:160] == b"LAME"
+    assert ours[165] & 15 == reference[165] & 15, "the method"
+    assert ours[177:180] == reference[177:180], "delay and padding"
 
 
-def test_the_music_is_what_lameenc_makes_of_it(tmp_path: Path) -> None:
-    """Blocks are joined and cut as they come; upstream encodes the whole in one call."""
+def test_audio_frames_do_not_depend_on_block_size(tmp_path: Path) -> None:
+    """Upstream encodes the whole track in one call."""
     wav = noise(2, 150_000)
     whole = lameenc.Encoder()
     whole.silence()
@@ -94,28 +94,26 @@ def test_the_music_is_what_lameenc_makes_of_it(tmp_path: Path) -> None:
     with AudioWriter(tmp_path / "x.mp3", 44100, 2) as out:
         for piece in wav.split(777, dim=1):
             out.write(piece)
-    assert music(tmp_path / "x.mp3")[1] == expected
+    assert split_first_frame(tmp_path / "x.mp3")[1] == expected
 
 
-def test_without_lameenc_pyav_writes_the_same_but_for_rounding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pyav_replaces_a_missing_lameenc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wav = noise(2, 60_000)
     ours = save(tmp_path / "ours.mp3", wav, 44100)
-    monkeypatch.setattr(write, "has_lame", lambda: False)
+    monkeypatch.setattr(writer, "has_lame", lambda: False)
     other = save(tmp_path / "other.mp3", wav, 44100)
     first, second = (
         torch.cat(list(TrackReader(path, sample_rate=44100, channels=2).blocks()), -1)
         for path in (ours, other)
     )
     assert first.shape == second.shape == (2, 60_000)
-    # LAME hears 16 bits in one and floats in the other: its decisions differ, its errors hardly.
+    # LAME gets 16 bits in one and floats in the other: its decisions differ, its errors hardly.
     errors = [float((read - wav).square().mean()) for read in (first, second)]
     assert errors[0] == pytest.approx(errors[1], rel=0.05)
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_a_header_is_true_or_refused(word: int) -> None:
+def test_frame_header_is_valid_or_refused(word: int) -> None:
     try:
         header = FrameHeader(word)
     except ValueError:
@@ -126,15 +124,17 @@ def test_a_header_is_true_or_refused(word: int) -> None:
 
 
 @pytest.mark.parametrize("percent", [10, 50, 90])
-def test_players_find_a_place_in_it(percent: int, tmp_path: Path) -> None:
-    """The table of contents is for variable rates, where bytes are no measure of time."""
+def test_seek_table_finds_positions(percent: int, tmp_path: Path) -> None:
+    """A variable bit rate needs the seek table, because bytes do not tell the time."""
     ffmpeg = need("ffmpeg")
     rate, seconds = 44100, 40
     wav = torch.zeros(2, rate * seconds)
-    wav[:, rate * seconds // 2 :] = noise(2, rate * seconds // 2)  # bytes lie in its second half
+    wav[:, rate * seconds // 2 :] = noise(
+        2, rate * seconds // 2
+    )  # the second half has most of the bytes
     path = save(tmp_path / "x.mp3", wav, rate, quality=4)
     start = seconds * percent / 100
     command = [ffmpeg, "-v", "error", "-ss", str(start), "-fflags", "+fastseek", "-i", str(path)]
-    found = subprocess.run([*command, "-f", "s16le", "-"], capture_output=True, check=True).stdout
-    # A hundredth of the file is as near as the table goes.
-    assert len(found) / 4 / rate == pytest.approx(seconds - start, abs=0.03 * seconds)
+    decoded = subprocess.run([*command, "-f", "s16le", "-"], capture_output=True, check=True).stdout
+    # The table has a resolution of a hundredth of the file.
+    assert len(decoded) / 4 / rate == pytest.approx(seconds - start, abs=0.03 * seconds)

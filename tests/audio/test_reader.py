@@ -1,4 +1,4 @@
-"""Every format comes back as it went in: its samples, its length, its place in time."""
+"""Every format is read with its original samples, length and position."""
 
 import hashlib
 import io
@@ -23,22 +23,24 @@ from tests.helpers.audio_corpus import KINDS, LOSSLESS, LOSSY, Clip, Corpus, cas
 __all__ = ["corpus"]  # a fixture
 
 
-def whole(reader: AudioReader | TrackReader) -> Tensor:
+def read_all(reader: AudioReader | TrackReader) -> Tensor:
     return torch.cat(list(reader.blocks()), dim=-1)
 
 
 @pytest.mark.parametrize(("name", "channels", "rate"), cases(LOSSLESS))
-def test_what_has_no_loss_is_exact(corpus: Corpus, name: str, channels: int, rate: int) -> None:
+def test_lossless_files_are_read_exactly(
+    corpus: Corpus, name: str, channels: int, rate: int
+) -> None:
     clip = corpus.clip(name, channels, rate)
     reader = AudioReader(clip.path)
-    read = whole(reader)
+    read = read_all(reader)
     if clip.kind.by_soundfile:
-        there, _ = soundfile.read(clip.path, dtype="float32", always_2d=True)
-        assert torch.equal(read, torch.from_numpy(there.T.copy()))
-    if name == "w64":  # ffmpeg pads its chunk to eight bytes and counts that as sound
+        expected, _ = soundfile.read(clip.path, dtype="float32", always_2d=True)
+        assert torch.equal(read, torch.from_numpy(expected.T.copy()))
+    if name == "w64":  # ffmpeg pads the chunk to eight bytes and counts the padding as samples
         assert 0 <= (read.shape[-1] - len(clip.samples)) * 4 * channels < 8
         assert np.array_equal(read[:, : len(clip.samples)].numpy(), clip.floats)
-    elif clip.kind.bits > 8:  # eight bits are coarser
+    elif clip.kind.bits > 8:  # eight bits are rounded
         assert np.array_equal(read.numpy(), clip.floats)
     assert (reader.info.sample_rate, reader.info.channels) == (rate, channels)
     assert reader.frames == read.shape[-1]
@@ -47,93 +49,93 @@ def test_what_has_no_loss_is_exact(corpus: Corpus, name: str, channels: int, rat
         assert reader.info.frames == read.shape[-1]
 
 
-def lag_of(read: np.ndarray, original: np.ndarray) -> tuple[int, float]:
-    """By how many samples `read` is late, and how alike the two then are."""
+def measure_lag(read: np.ndarray, original: np.ndarray) -> tuple[int, float]:
+    """Return by how many samples `read` is late, and the similarity at that lag."""
     size = 1 << (len(read) + len(original)).bit_length()
     spectrum = np.fft.rfft(read, size) * np.conj(np.fft.rfft(original, size))
     correlation = np.fft.irfft(spectrum, size)
     lag = int(np.argmax(correlation))
-    alike = correlation[lag] / np.sqrt((read**2).sum() * (original**2).sum())
-    return (lag - size if lag > size // 2 else lag), float(alike)
+    similarity = correlation[lag] / np.sqrt((read**2).sum() * (original**2).sum())
+    return (lag - size if lag > size // 2 else lag), float(similarity)
 
 
 @pytest.mark.parametrize(("name", "channels", "rate"), cases(LOSSY))
-def test_what_is_lossy_has_its_length_and_its_place(
+def test_lossy_files_are_read_with_original_length_and_position(
     corpus: Corpus, name: str, channels: int, rate: int
 ) -> None:
     clip = corpus.clip(name, channels, rate)
     reader = AudioReader(clip.path)
-    read = whole(reader)
+    read = read_all(reader)
     original = torch.from_numpy(clip.floats)
     out_rate = clip.kind.out_rate or rate
     original = resample(original, rate, out_rate)
     assert reader.info.sample_rate == out_rate
     assert read.shape[0] == channels
-    # An Opus file of another rate ends where its encoder's resampler rounds to.
+    # At another rate, the resampler of opusenc rounds the length.
     slack = 1 if out_rate != rate else 0
     extra = read.shape[-1] - original.shape[-1]
     assert min(clip.kind.lag, 0) - slack <= extra <= clip.kind.extra + clip.kind.lag + slack
     for channel in range(channels):
         if channel == 3 and channels == 6:
             continue  # the LFE channel keeps only what is below 120 Hz
-        lag, alike = lag_of(read[channel].numpy(), original[channel].numpy())
-        # Vorbis' and Opus' own resampling and AAC's noise stay above this likeness.
-        assert (lag, alike > 0.8) == (clip.kind.lag, True)
+        lag, similarity = measure_lag(read[channel].numpy(), original[channel].numpy())
+        # Resampling by Vorbis and Opus and the noise of AAC stay above this similarity.
+        assert (lag, similarity > 0.8) == (clip.kind.lag, True)
     assert reader.warnings == ()
 
 
-def test_an_ogg_file_of_one_page_ends_where_its_mark_says(corpus: Corpus) -> None:
+def test_ogg_of_one_page_ends_at_its_end_mark(corpus: Corpus) -> None:
     source = corpus.wav("page", signal(2, 44100, 16), 44100, 16)
     command = "ffmpeg -nostdin -v error -y -i {src} -c:a libvorbis {out}"
     path = corpus.run(command, source, corpus.folder / "page.ogg")
-    there, _ = soundfile.read(path, dtype="float32")
-    assert whole(AudioReader(path)).shape == there.T.shape == (2, 22073)
+    expected, _ = soundfile.read(path, dtype="float32")
+    assert read_all(AudioReader(path)).shape == expected.T.shape == (2, 22073)
 
 
 EACH = ["wav-24", "flac", "aiff-16", "caf-16", "alac-16", "mp3-cbr", "ogg", "opus", "m4a", "webm"]
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_a_part_is_a_slice_of_the_whole(corpus: Corpus, name: str) -> None:
+def test_part_of_a_file_is_a_slice_of_the_read_all(corpus: Corpus, name: str) -> None:
     rate = KINDS[name].out_rate or 44100
     path = corpus.clip(name, 2, rate).path
-    everything = whole(AudioReader(path))
+    everything = read_all(AudioReader(path))
     for start, length in [(0, 1), (0, 5000), (1, 4096), (5003, 9000), (17000, 10**6)]:
         part = AudioReader(path, start_seconds=start / rate, duration_seconds=length / rate)
-        assert torch.equal(whole(part), everything[:, start : start + length])
+        assert torch.equal(read_all(part), everything[:, start : start + length])
         assert part.warnings == ()
     with pytest.raises(AudioReadError, match=r"ends at [01].50 s, before the requested start"):
-        whole(AudioReader(path, start_seconds=30))
+        read_all(AudioReader(path, start_seconds=30))
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_a_path_bytes_a_file_and_a_pipe_are_the_same(corpus: Corpus, name: str) -> None:
+def test_path_bytes_and_file_object_give_the_same_samples(corpus: Corpus, name: str) -> None:
     path = corpus.clip(name, 2, KINDS[name].out_rate or 44100).path
-    expected = whole(AudioReader(path))
+    expected = read_all(AudioReader(path))
     data = path.read_bytes()
-    assert torch.equal(whole(AudioReader(data)), expected)
-    assert torch.equal(whole(AudioReader(str(path))), expected)
+    assert torch.equal(read_all(AudioReader(data)), expected)
+    assert torch.equal(read_all(AudioReader(str(path))), expected)
     with path.open("rb") as file:
-        assert torch.equal(whole(AudioReader(file)), expected)
+        assert torch.equal(read_all(AudioReader(file)), expected)
         assert not file.closed
     inside = io.BytesIO(b"something else" + data)
     inside.seek(14)
-    assert torch.equal(whole(AudioReader(inside)), expected)
+    assert torch.equal(read_all(AudioReader(inside)), expected)
     disguised = path.with_suffix(".txt")
     disguised.write_bytes(data)
-    assert torch.equal(whole(AudioReader(disguised)), expected)
+    assert torch.equal(read_all(AudioReader(disguised)), expected)
 
 
 class Pipe(io.RawIOBase):
-    """What cannot seek: standard input, a download."""
+    """A file that cannot seek, such as standard input or a download."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__()
-        self.rest = data
+        self.data = data
 
     def read(self, size: int = -1, /) -> bytes:
-        size = len(self.rest) if size < 0 else size
-        part, self.rest = self.rest[:size], self.rest[size:]
+        size = len(self.data) if size < 0 else size
+        part, self.data = self.data[:size], self.data[size:]
         return part
 
     def readable(self) -> bool:
@@ -141,14 +143,14 @@ class Pipe(io.RawIOBase):
 
 
 @pytest.mark.parametrize("name", ["wav-16", "m4a", "mp3-cbr"])
-def test_a_pipe_is_read_twice(corpus: Corpus, name: str) -> None:
+def test_pipe_can_be_read_twice(corpus: Corpus, name: str) -> None:
     clip = corpus.clip(name)
     reader = AudioReader(Pipe(clip.path.read_bytes()))
-    assert torch.equal(whole(reader), whole(AudioReader(clip.path)))
-    assert torch.equal(whole(reader), whole(AudioReader(clip.path)))
+    assert torch.equal(read_all(reader), read_all(AudioReader(clip.path)))
+    assert torch.equal(read_all(reader), read_all(AudioReader(clip.path)))
 
 
-def test_a_fifo_is_read_twice(corpus: Corpus, tmp_path: Path) -> None:
+def test_fifo_can_be_read_twice(corpus: Corpus, tmp_path: Path) -> None:
     data = corpus.clip("m4a").path.read_bytes()
     fifo = tmp_path / "fifo.m4a"
     os.mkfifo(fifo)
@@ -156,21 +158,21 @@ def test_a_fifo_is_read_twice(corpus: Corpus, tmp_path: Path) -> None:
     writer.start()
     reader = AudioReader(fifo)
     writer.join()
-    assert torch.equal(whole(reader), whole(AudioReader(data)))
-    assert torch.equal(whole(reader), whole(AudioReader(data)))
+    assert torch.equal(read_all(reader), read_all(AudioReader(data)))
+    assert torch.equal(read_all(reader), read_all(AudioReader(data)))
 
 
 @pytest.mark.parametrize("frames", [1000, 4096, 65536])
-def test_blocks_have_the_size_asked_for(corpus: Corpus, frames: int) -> None:
+def test_blocks_have_the_requested_size(corpus: Corpus, frames: int) -> None:
     reader = AudioReader(corpus.clip("mp3-cbr").path)
     blocks = list(reader.blocks(frames))
     assert all(block.shape[-1] == frames for block in blocks[:-1])
-    assert torch.equal(torch.cat(blocks, dim=-1), whole(reader))
+    assert torch.equal(torch.cat(blocks, dim=-1), read_all(reader))
 
 
-def test_two_passes_over_one_file_do_not_disturb_each_other(corpus: Corpus) -> None:
+def test_interleaved_passes_over_one_file_are_independent(corpus: Corpus) -> None:
     path = corpus.clip("flac").path
-    expected = whole(AudioReader(path))
+    expected = read_all(AudioReader(path))
     with path.open("rb") as file:
         reader = AudioReader(file)
         pairs = list(zip(reader.blocks(1000), reader.blocks(1000)))
@@ -179,14 +181,14 @@ def test_two_passes_over_one_file_do_not_disturb_each_other(corpus: Corpus) -> N
 
 
 @pytest.mark.parametrize("name", ["mp3-cbr", "m4a", "ogg", "flac"])
-def test_no_program_on_the_machine_has_a_say(
+def test_reading_uses_no_programs_in_path(
     corpus: Corpus, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = corpus.clip(name).path
-    with_it = hashlib.sha256(whole(AudioReader(path)).numpy().tobytes()).hexdigest()
+    with_programs = hashlib.sha256(read_all(AudioReader(path)).numpy().tobytes()).hexdigest()
     monkeypatch.setenv("PATH", "/nonexistent")
-    without = hashlib.sha256(whole(AudioReader(path)).numpy().tobytes()).hexdigest()
-    assert with_it == without
+    without = hashlib.sha256(read_all(AudioReader(path)).numpy().tobytes()).hexdigest()
+    assert with_programs == without
 
 
 BITS = {
@@ -208,7 +210,7 @@ BITS = {
 
 
 @pytest.mark.parametrize(("name", "bits"), BITS.items())
-def test_probe_says_what_is_inside(corpus: Corpus, name: str, bits: int | None) -> None:
+def test_probe_reports_bits_and_duration(corpus: Corpus, name: str, bits: int | None) -> None:
     clip = corpus.clip(name)
     info = probe(clip.path)
     assert info.bits == bits
@@ -223,7 +225,7 @@ PICTURE = ["-f", "lavfi", "-i", "color=c=red:size=600x600:duration=1:rate=1"]
 @pytest.mark.parametrize(
     ("suffix", "codec"), [("mp3", "libmp3lame"), ("flac", "flac"), ("m4a", "aac")]
 )
-def test_tags_and_the_picture_are_read(corpus: Corpus, suffix: str, codec: str) -> None:
+def test_tags_and_cover_are_read(corpus: Corpus, suffix: str, codec: str) -> None:
     wave = corpus.wav("tagged", signal(2, 44100, 16), 44100, 16)
     tags = {"title": "Ünïted", "artist": "A", "album": "B", "track": "3", "date": "1999"}
     tags["comment"] = "two words"
@@ -238,21 +240,21 @@ def test_tags_and_the_picture_are_read(corpus: Corpus, suffix: str, codec: str) 
     assert info.cover is not None
     assert info.cover.startswith(b"\xff\xd8\xff") and info.cover.endswith(b"\xff\xd9")
     assert info.cover_mime == "image/jpeg"
-    assert whole(AudioReader(path)).shape == (2, 22073)
+    assert read_all(AudioReader(path)).shape == (2, 22073)
 
 
-def test_an_mp3_behind_megabytes_of_picture_is_still_an_mp3(corpus: Corpus) -> None:
+def test_mp3_after_a_large_cover_is_read(corpus: Corpus) -> None:
     picture = b"\0image/jpeg\0\3\0\xff\xd8\xff" + b"\0" * (3 << 20)
     frame = b"APIC" + len(picture).to_bytes(4, "big") + b"\0\0" + picture
     size = bytes((len(frame) >> shift) & 0x7F for shift in (21, 14, 7, 0))
     plain = corpus.clip("mp3-cbr").path.read_bytes()
     reader = AudioReader(b"ID3\3\0\0" + size + frame + plain)
-    assert torch.equal(whole(reader), whole(AudioReader(plain)))
+    assert torch.equal(read_all(reader), read_all(AudioReader(plain)))
     assert reader.warnings == ()
     assert reader.info.cover is not None and len(reader.info.cover) > 3 << 20
 
 
-def test_of_several_streams_the_default_is_read(corpus: Corpus) -> None:
+def test_default_stream_is_read_unless_one_is_given(corpus: Corpus) -> None:
     waves = [corpus.wav(f"part{k}", signal(2, 44100, 16) // (k + 1), 44100, 16) for k in range(3)]
     path = corpus.folder / "several.m4a"
     words = ["ffmpeg", "-nostdin", "-v", "error", "-y"]
@@ -261,10 +263,10 @@ def test_of_several_streams_the_default_is_read(corpus: Corpus) -> None:
     words += ["-disposition:a:0", "0", "-disposition:a:1", "default", "-disposition:a:2", "0"]
     subprocess.run([*words, str(path)], check=True, timeout=60, capture_output=True)
     reader = AudioReader(path)
-    expected = [whole(AudioReader(wave)) for wave in waves]
-    assert torch.equal(whole(reader), expected[1])
+    expected = [read_all(AudioReader(wave)) for wave in waves]
+    assert torch.equal(read_all(reader), expected[1])
     assert "3 audio streams" in reader.warnings[0]
-    assert torch.equal(whole(AudioReader(path, stream=2)), expected[2])
+    assert torch.equal(read_all(AudioReader(path, stream=2)), expected[2])
     file = AudioFile(path)
     assert len(file) == 3
     assert torch.equal(file.read(), torch.stack(expected))
@@ -273,54 +275,54 @@ def test_of_several_streams_the_default_is_read(corpus: Corpus) -> None:
         AudioReader(path, stream=3)
 
 
-def itunes(data: bytes, note: str) -> bytes:
-    """An M4A (index last) with that iTunSMPB note in its tags."""
+def add_itunes_tag(data: bytes, text: str) -> bytes:
+    """Insert an iTunSMPB tag into an M4A whose index comes last."""
 
     def box(kind: bytes, content: bytes) -> bytes:
         return (8 + len(content)).to_bytes(4, "big") + kind + content
 
-    text = b"\0\0\0\1\0\0\0\0" + note.encode()
-    note_box = box(b"mean", b"\0\0\0\0com.apple.iTunes") + box(b"name", b"\0\0\0\0iTunSMPB")
-    note_box = box(b"----", note_box + box(b"data", text))
+    content = b"\0\0\0\1\0\0\0\0" + text.encode()
+    tag_box = box(b"mean", b"\0\0\0\0com.apple.iTunes") + box(b"name", b"\0\0\0\0iTunSMPB")
+    tag_box = box(b"----", tag_box + box(b"data", content))
     handler = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
-    udta = box(b"udta", box(b"meta", bytes(4) + handler + box(b"ilst", note_box)))
+    udta = box(b"udta", box(b"meta", bytes(4) + handler + box(b"ilst", tag_box)))
     moov = data.rindex(b"moov") - 4
     size = int.from_bytes(data[moov : moov + 4], "big")
     assert moov + size == len(data)
     return data[:moov] + (size + len(udta)).to_bytes(4, "big") + data[moov + 4 :] + udta
 
 
-def test_what_itunes_notes_of_delay_and_length_is_obeyed(corpus: Corpus) -> None:
+def test_itunes_delay_and_length_are_applied(corpus: Corpus) -> None:
     source = corpus.wav("itunes", signal(2, 44100, 16), 44100, 16)
     command = "ffmpeg -nostdin -v error -y -i {src} -c:a aac -b:a 256k -use_editlist 0 {out}"
     plain = corpus.run(command, source, corpus.folder / "noedit.m4a").read_bytes()
     length = len(signal(2, 44100, 16))
     padding = -(length + 1024) % 1024
-    noted = itunes(plain, f" 00000000 00000400 {padding:08X} {length:016X} 00000000")
-    reader = AudioReader(noted)
-    read = whole(reader)
+    tagged = add_itunes_tag(plain, f" 00000000 00000400 {padding:08X} {length:016X} 00000000")
+    reader = AudioReader(tagged)
+    read = read_all(reader)
     assert read.shape[-1] == length == reader.info.frames
-    lag, alike = lag_of(read[0].numpy(), signal(2, 44100, 16).T[0] / 2.0**31)
-    assert (lag, alike > 0.9) == (0, True)
+    lag, similarity = measure_lag(read[0].numpy(), signal(2, 44100, 16).T[0] / 2.0**31)
+    assert (lag, similarity > 0.9) == (0, True)
 
 
-def test_a_track_is_upstreams_conversion_of_the_whole(corpus: Corpus) -> None:
+def test_track_reader_equals_upstreams_conversion(corpus: Corpus) -> None:
     for name, channels, rate in [("wav-24", 1, 48000), ("flac", 2, 96000), ("ogg", 2, 22050)]:
         path = corpus.clip(name, channels, rate).path
         track = TrackReader(path, sample_rate=44100, channels=2)
-        expected = convert_audio(whole(AudioReader(path)), rate, 44100, 2)
-        for _ in range(2):  # the level, then the separation
-            assert torch.equal(whole(track), expected)
+        expected = convert_audio(read_all(AudioReader(path)), rate, 44100, 2)
+        for _ in range(2):  # one to measure the level, one to separate
+            assert torch.equal(read_all(track), expected)
         assert track.frames == expected.shape[-1]
         assert (track.channels, track.sample_rate, track.warnings) == (2, 44100, ())
         assert torch.equal(load_track(path, 2, 44100), expected)
 
 
-def test_extra_channels_are_never_dropped_silently(corpus: Corpus) -> None:
+def test_extra_channels_are_dropped_with_a_warning_refused_or_grouped(corpus: Corpus) -> None:
     path = corpus.clip("wav-24", 6, 44100).path
-    expected = whole(AudioReader(path))
+    expected = read_all(AudioReader(path))
     first = TrackReader(path, channels=2)
-    assert torch.equal(whole(first), expected[:2])
+    assert torch.equal(read_all(first), expected[:2])
     assert "has 6 channels: the first 2" in first.warnings[0]
     with pytest.raises(AudioReadError, match="6 channels, expected at most 2"):
         TrackReader(path, channels=2, extra_channels="error")
@@ -328,10 +330,10 @@ def test_extra_channels_are_never_dropped_silently(corpus: Corpus) -> None:
         TrackReader(path, channels=2, extra_channels="pairs", group=group) for group in range(3)
     ]
     assert pairs[0].num_groups == 3
-    assert torch.equal(torch.cat([whole(pair) for pair in pairs]), expected)
+    assert torch.equal(torch.cat([read_all(pair) for pair in pairs]), expected)
     with pytest.raises(ValueError, match="group = 3 must be one of 3"):
         TrackReader(path, channels=2, extra_channels="pairs", group=3)
-    assert torch.equal(whole(TrackReader(path, channels=1)), expected.mean(dim=0, keepdim=True))
+    assert torch.equal(read_all(TrackReader(path, channels=1)), expected.mean(dim=0, keepdim=True))
 
 
 MEMORY = """
@@ -354,8 +356,8 @@ print(frames, (after - before) / 1024)
 """
 
 
-def silent_wav(path: Path, rate: int, channels: int, seconds: int) -> Path:
-    """A WAV full of silence that takes no room on the disk."""
+def make_silent_wav(path: Path, rate: int, channels: int, seconds: int) -> Path:
+    """Make a WAV of silence as a sparse file."""
     soundfile.write(path, np.zeros((1, channels), np.int16), rate)
     size = seconds * rate * channels * 2
     with path.open("r+b") as file:
@@ -371,24 +373,24 @@ def silent_wav(path: Path, rate: int, channels: int, seconds: int) -> Path:
     ("rate", "channels", "to_rate"),
     [(1500, 1, 1000), pytest.param(48000, 2, 44100, marks=pytest.mark.slow)],
 )
-def test_reading_resampling_and_writing_three_hours_take_no_more_memory_than_a_second(
+def test_memory_is_independent_of_track_length(
     tmp_path: Path, rate: int, channels: int, to_rate: int
 ) -> None:
-    short = silent_wav(tmp_path / "short.wav", rate, channels, 1)
-    long = silent_wav(tmp_path / "long.wav", rate, channels, 3 * 3600)
-    out = tmp_path / "out.wav"  # integers: floats wait in a spool until the peak is known
+    short = make_silent_wav(tmp_path / "short.wav", rate, channels, 1)
+    long = make_silent_wav(tmp_path / "long.wav", rate, channels, 3 * 3600)
+    out = tmp_path / "out.wav"  # integers, so that floats are spooled until the peak is known
     words = [sys.executable, "-c", MEMORY, str(short), str(long), str(to_rate), str(out)]
     root = Path(__file__).parents[2]
     done = subprocess.run(words, check=True, cwd=root, capture_output=True, text=True)
     frames, grown = done.stdout.split()
     assert int(frames) == 3 * 3600 * to_rate == soundfile.info(out).frames
-    # Mebibytes above what a second took: blocks, the caches of the convolution, and what waits
-    # for the encoder. The floats of the shorter case are 82, those of the longer 3600.
+    # MiB more than for one second: blocks, caches of the convolution, and the encoder's queue. The
+    # floats of the tracks are 82 and 3600 MiB.
     assert float(grown) < 64
     out.unlink()
 
 
-def test_wrong_arguments_are_told_apart_from_wrong_files(corpus: Corpus) -> None:
+def test_invalid_arguments_raise_value_error(corpus: Corpus) -> None:
     clip: Clip = corpus.clip("wav-16")
     for wrong in ({"start_seconds": -1.0}, {"start_seconds": float("nan")}):
         with pytest.raises(ValueError, match="start_seconds"):

@@ -1,4 +1,4 @@
-"""A stem file: five tracks of one length, and their names where DJ software looks for them."""
+"""A stem file has five tracks of one length, and names where DJ software expects them."""
 
 import json
 import struct
@@ -13,8 +13,8 @@ from torch import Tensor
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.stem_mp4 import MIX, StemMp4
 from demucs_infer.errors import AudioWriteError
-from tests.audio.test_writer import by_ffmpeg, lag, largest_file, png
-from tests.helpers import networks as kit
+from tests.audio.test_writer import decode_with_ffmpeg, limit_file_size, make_png, measure_lag
+from tests.helpers import networks
 
 RATE = 44100
 STEMS = ("drums", "bass", "other", "vocals")
@@ -22,13 +22,13 @@ LENGTH = 100_003
 
 
 def tracks(level: float = 0.1) -> dict[str, Tensor]:
-    """Four stems and their sum."""
-    stems = {name: 10 * level * kit.noise(2, LENGTH, seed) for seed, name in enumerate(STEMS)}
+    """Return four stems and their sum."""
+    stems = {name: 10 * level * networks.noise(2, LENGTH, seed) for seed, name in enumerate(STEMS)}
     return {MIX: sum(stems.values(), torch.zeros(2, LENGTH)), **stems}
 
 
 def write(path: Path, blocks: dict[str, Tensor], step: int = 9_999, **options: object) -> float:
-    """The gain of the track."""
+    """Write blocks of `step` samples; return the gain of the track."""
     with StemMp4(path, RATE, 2, STEMS, **options) as file:  # type: ignore[arg-type]
         for start in range(0, LENGTH, step):
             file.write({name: wav[:, start : start + step] for name, wav in blocks.items()})
@@ -36,23 +36,23 @@ def write(path: Path, blocks: dict[str, Tensor], step: int = 9_999, **options: o
 
 
 def boxes(data: bytes) -> dict[str, bytes]:
-    """The content of every box; the last of a name wins."""
-    found, place = {}, 0
-    while place < len(data):
-        size, kind = struct.unpack_from(">I4s", data, place)
-        assert 8 <= size <= len(data) - place
-        found[kind.decode("latin-1")] = data[place + 8 : place + size]
-        place += size
-    return found
+    """Return the content of every box by name, the last one if a name is repeated."""
+    contents, position = {}, 0
+    while position < len(data):
+        size, kind = struct.unpack_from(">I4s", data, position)
+        assert 8 <= size <= len(data) - position
+        contents[kind.decode("latin-1")] = data[position + 8 : position + size]
+        position += size
+    return contents
 
 
 @pytest.mark.parametrize("tags", [None, {"title": "Größe", "artist": "X"}])
 @pytest.mark.parametrize("format", ["m4a", "alac"])
-def test_names_and_colours_stand_in_moov_udta_stem(
+def test_names_and_colors_are_in_the_stem_box(
     format: str, tags: dict[str, str] | None, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.stem.mp4"
-    cover = png() if tags else None
+    cover = make_png() if tags else None
     write(path, tracks(), encoding=Encoding(format), tags=tags, cover=cover)
     top = boxes(path.read_bytes())
     user = boxes(boxes(top["moov"])["udta"])
@@ -74,47 +74,47 @@ def test_names_and_colours_stand_in_moov_udta_stem(
 
 
 @pytest.mark.parametrize("format", ["m4a", "alac"])
-def test_five_tracks_of_one_length_and_only_the_mix_plays(format: str, tmp_path: Path) -> None:
+def test_five_tracks_have_one_length_and_the_mix_is_default(format: str, tmp_path: Path) -> None:
     path = tmp_path / "x.stem.mp4"
-    write(path, tracks(), encoding=Encoding(format), cover=png())
-    command = [kit.need("ffprobe"), "-v", "error", "-of", "json", "-select_streams", "a"]
+    write(path, tracks(), encoding=Encoding(format), cover=make_png())
+    command = [networks.need("ffprobe"), "-v", "error", "-of", "json", "-select_streams", "a"]
     command += ["-show_entries", "stream=codec_name,duration_ts,time_base:disposition:stream_tags"]
     answer = subprocess.run([*command, str(path)], check=True, capture_output=True).stdout
-    found = json.loads(answer)["streams"]
-    assert [stream["duration_ts"] for stream in found] == [LENGTH] * 5
-    assert {stream["time_base"] for stream in found} == {f"1/{RATE}"}
-    assert {stream["codec_name"] for stream in found} == {"aac" if format == "m4a" else "alac"}
-    assert [stream["disposition"]["default"] for stream in found] == [1, 0, 0, 0, 0]
-    names = [stream["tags"]["handler_name"] for stream in found]
+    streams = json.loads(answer)["streams"]
+    assert [stream["duration_ts"] for stream in streams] == [LENGTH] * 5
+    assert {stream["time_base"] for stream in streams} == {f"1/{RATE}"}
+    assert {stream["codec_name"] for stream in streams} == {"aac" if format == "m4a" else "alac"}
+    assert [stream["disposition"]["default"] for stream in streams] == [1, 0, 0, 0, 0]
+    names = [stream["tags"]["handler_name"] for stream in streams]
     assert names == ["Master", "Drums", "Bass", "Other", "Vocals"]
 
 
 @pytest.mark.parametrize("level", [0.1, 1.0])
 def test_alac_stems_sum_to_the_mix(level: float, tmp_path: Path) -> None:
-    told = tracks(level)
+    original = tracks(level)
     path = tmp_path / "x.stem.mp4"
-    gain = write(path, told, encoding=Encoding("alac"))
-    heard = [by_ffmpeg(path, 2, stream).double() for stream in range(5)]
+    gain = write(path, original, encoding=Encoding("alac"))
+    decoded = [decode_with_ffmpeg(path, 2, stream).double() for stream in range(5)]
     assert (gain == 1) == (level < 1)
-    for wav, name in zip(heard, told):
-        assert (wav - gain * told[name].double()).abs().max() <= 2**-15
-    # Half a step in the sum of the stems, half in the mix, and the mix was a sum of floats.
-    assert (sum(heard[1:]) - heard[0]).abs().max() <= 2**-15
+    for wav, name in zip(decoded, original):
+        assert (wav - gain * original[name].double()).abs().max() <= 2**-15
+    # Half a step in the sum of the stems, and half a step in the mix.
+    assert (sum(decoded[1:]) - decoded[0]).abs().max() <= 2**-15
 
 
-def test_aac_tracks_keep_their_place_and_order(tmp_path: Path) -> None:
-    told = tracks()
+def test_aac_tracks_keep_position_and_order(tmp_path: Path) -> None:
+    original = tracks()
     path = tmp_path / "x.stem.mp4"
-    write(path, told)
-    for stream, name in enumerate(told):
-        heard = by_ffmpeg(path, 2, stream)
-        assert lag(heard, told[name]) == 0
-        error = (heard[:, :LENGTH] - told[name]).square().mean() / told[name].square().mean()
-        # White noise is the worst there is for a coder; another stem in its place gives 2.
-        assert error < 0.5
+    write(path, original)
+    for stream, name in enumerate(original):
+        decoded = decode_with_ffmpeg(path, 2, stream)
+        assert measure_lag(decoded, original[name]) == 0
+        error = (decoded[:, :LENGTH] - original[name]).square().mean()
+        # White noise is the worst case for a codec; another stem in its place gives 2.
+        assert error < 0.5 * original[name].square().mean()
 
 
-def test_colours_and_other_names(tmp_path: Path) -> None:
+def test_colors_and_stem_names_can_be_chosen(tmp_path: Path) -> None:
     names = ["vocals", "piano", "bass", "rest"]
     with StemMp4(tmp_path / "x.stem.mp4", RATE, 2, names, colors={"rest": "#123456"}) as file:
         file.write({name: torch.zeros(2, 5000) for name in [MIX, *names]})
@@ -126,13 +126,13 @@ def test_colours_and_other_names(tmp_path: Path) -> None:
     assert len({stem["color"] for stem in stems}) == 4
 
 
-def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+def test_error_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "x.stem.mp4"
     blocks = tracks()
     with pytest.raises(AudioWriteError, match="not a finite"):
         write(path, {**blocks, "bass": torch.full((2, LENGTH), float("nan"))})
     for clip in ("track", "none"):
-        with largest_file(50_000), pytest.raises(AudioWriteError, match="cannot write"):
+        with limit_file_size(50_000), pytest.raises(AudioWriteError, match="cannot write"):
             write(path, blocks, clip=clip)
     with pytest.raises(ValueError, match="4 different stems"):
         StemMp4(path, RATE, 2, ["drums", "bass"])

@@ -1,4 +1,4 @@
-"""What is written is what was given: bit for bit, in place, complete or not at all."""
+"""Written files have the given samples, length and position, and are complete or absent."""
 
 import io
 import os
@@ -24,7 +24,7 @@ from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_dept
 from demucs_infer.audio.tags import Cover, portable_tags
 from demucs_infer.audio.writer import AudioWriter, save_audio
 from demucs_infer.errors import AudioWriteError
-from tests.helpers import networks as kit
+from tests.helpers import networks
 
 RATE = 44100
 LOSSLESS = [
@@ -35,8 +35,8 @@ LOSSLESS = [
 ]
 
 
-def sound(channels: int, length: int, bits: int = 24, seed: int = 0) -> Tensor:
-    """Noise on the grid of so many bits, both ends of the scale included."""
+def random_samples(channels: int, length: int, bits: int = 24, seed: int = 0) -> Tensor:
+    """Return noise that needs no rounding at that many bits, with both ends of the scale."""
     generator = torch.Generator().manual_seed(seed)
     scale = 1 << (min(bits, 24) - 1)
     ints = torch.randint(-scale, scale, (channels, length), generator=generator)
@@ -44,60 +44,60 @@ def sound(channels: int, length: int, bits: int = 24, seed: int = 0) -> Tensor:
     return ints.float() / scale
 
 
-def by_ffmpeg(path: Path, channels: int, stream: int = 0) -> Tensor:
-    """What Debian's ffmpeg hears (C T), no channel and no rate changed."""
-    command = [kit.need("ffmpeg"), "-v", "error", "-i", str(path), "-map", f"0:a:{stream}"]
+def decode_with_ffmpeg(path: Path, channels: int, stream: int = 0) -> Tensor:
+    """Decode with Debian's ffmpeg (C T), without changing channels or rate."""
+    command = [networks.need("ffmpeg"), "-v", "error", "-i", str(path), "-map", f"0:a:{stream}"]
     raw = subprocess.run([*command, "-f", "f32le", "-"], check=True, capture_output=True).stdout
     return torch.from_numpy(np.frombuffer(raw, "<f4").copy()).view(-1, channels).T
 
 
-def by_soundfile(path: Path) -> Tensor:
-    """What libsndfile hears (C T)."""
+def decode_with_soundfile(path: Path) -> Tensor:
+    """Decode with libsndfile (C T)."""
     return torch.from_numpy(soundfile.read(path, dtype="float32", always_2d=True)[0]).T
 
 
 def write(path: Path, wav: Tensor, rate: int = RATE, **options: object) -> Path:
-    """In blocks of awkward sizes."""
+    """Write in blocks of uneven sizes."""
     with AudioWriter(path, rate, len(wav), **options) as out:  # type: ignore[arg-type]
         for start, stop in [(0, 1), (1, 1), (1, 777), (777, wav.shape[-1])]:
             out.write(wav[:, start:stop])
     return path
 
 
-def lag(heard: Tensor, told: Tensor) -> int:
-    """By how many samples `heard` comes late, from the peak of the cross-correlation."""
-    size = 2 * max(heard.shape[-1], told.shape[-1])
-    spectrum = torch.fft.rfft(heard[0], size) * torch.fft.rfft(told[0], size).conj()
-    place = int(torch.fft.irfft(spectrum, size).argmax())
-    return place if place < size // 2 else place - size
+def measure_lag(decoded: Tensor, original: Tensor) -> int:
+    """Return by how many samples `decoded` is late: the peak of the cross-correlation."""
+    size = 2 * max(decoded.shape[-1], original.shape[-1])
+    spectrum = torch.fft.rfft(decoded[0], size) * torch.fft.rfft(original[0], size).conj()
+    peak = int(torch.fft.irfft(spectrum, size).argmax())
+    return peak if peak < size // 2 else peak - size
 
 
 @pytest.mark.parametrize(("name", "bits", "channels"), LOSSLESS)
-def test_what_fits_the_grid_comes_back_bit_for_bit(
+def test_lossless_formats_return_samples_bit_for_bit(
     name: str, bits: int, channels: int, tmp_path: Path
 ) -> None:
-    wav = sound(channels, 9001, bits)
+    wav = random_samples(channels, 9001, bits)
     if bits == 32:
         wav = wav * 3.7  # floats beyond full scale are kept as they are
     path = write(tmp_path / f"x{FORMATS[name].suffixes[0]}", wav, format=name, bits=bits)
-    assert torch.equal(by_ffmpeg(path, channels), wav)
+    assert torch.equal(decode_with_ffmpeg(path, channels), wav)
     if name != "alac":  # libsndfile reads no MPEG-4
-        assert torch.equal(by_soundfile(path), wav)
+        assert torch.equal(decode_with_soundfile(path), wav)
         subtype = {16: "PCM_16", 24: "PCM_24", 32: "FLOAT"}[bits]
         assert soundfile.info(path).subtype == subtype
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("bits", [16, 24])
-def test_samples_are_rounded_to_the_nearest_and_saturate(bits: int, tmp_path: Path) -> None:
+def test_integer_files_round_to_nearest_and_saturate(bits: int, tmp_path: Path) -> None:
     step = 2.0 ** (1 - bits)
-    told = torch.tensor([[0.4, 0.6, -0.4, -0.6, 2.0**bits, -(2.0**bits)]]) * step
-    heard = by_soundfile(write_one(tmp_path / "x.wav", told, bits))
+    original = torch.tensor([[0.4, 0.6, -0.4, -0.6, 2.0**bits, -(2.0**bits)]]) * step
+    decoded = decode_with_soundfile(write_at_once(tmp_path / "x.wav", original, bits))
     top = 2 ** (bits - 1)
-    assert (heard / step).tolist() == [[0, 1, 0, -1, top - 1, -top]]
+    assert (decoded / step).tolist() == [[0, 1, 0, -1, top - 1, -top]]
 
 
-def write_one(path: Path, wav: Tensor, bits: int) -> Path:
+def write_at_once(path: Path, wav: Tensor, bits: int) -> Path:
     with AudioWriter(path, RATE, len(wav), bits=bits) as out:
         out.write(wav)
     return path
@@ -116,18 +116,21 @@ def write_one(path: Path, wav: Tensor, bits: int) -> Path:
         ("x.opus", {}, 48000, 4),
     ],
 )
-def test_lossy_files_keep_length_and_place_in_two_decoders(
+def test_lossy_files_keep_length_and_position_in_two_decoders(
     name: str, options: dict[str, int], rate: int, channels: int, tmp_path: Path
 ) -> None:
-    # A slowly moving noise, so that every coder keeps its shape.
-    noise = kit.noise(channels, 70_001)
+    # Low-pass noise, so that every codec keeps its shape.
+    noise = networks.noise(channels, 70_001)
     wav = torch.nn.functional.avg_pool1d(noise, 5, stride=1, padding=2) * 2
     path = write(tmp_path / name, wav, rate, **options)
-    for told, heard in [(wav, by_ffmpeg(path, channels)), (wav, by_soundfile(path))]:
-        assert heard.shape == told.shape
-        assert lag(heard, told) == 0
-        # 10 dB below the signal: a coder's error, where a wrong gain or order would be as loud.
-        assert (heard - told).square().mean() < 0.1 * told.square().mean()
+    for original, decoded in [
+        (wav, decode_with_ffmpeg(path, channels)),
+        (wav, decode_with_soundfile(path)),
+    ]:
+        assert decoded.shape == original.shape
+        assert measure_lag(decoded, original) == 0
+        # 10 dB below the signal is a codec's error; a wrong gain or order would be as loud.
+        assert (decoded - original).square().mean() < 0.1 * original.square().mean()
 
 
 @pytest.mark.parametrize(
@@ -139,35 +142,33 @@ def test_lossy_files_keep_length_and_place_in_two_decoders(
         for channels in range(3, len(kind.layouts) + 1)
     ],
 )
-def test_lossy_files_keep_every_channel_in_its_place(
-    name: str, channels: int, tmp_path: Path
-) -> None:
-    # A low tone, which the channel for low tones carries as well, a tenth louder in each.
+def test_lossy_files_keep_the_channel_order(name: str, channels: int, tmp_path: Path) -> None:
+    # A low tone, which the LFE channel also carries, with another amplitude in each channel.
     tone = torch.sin(2 * torch.pi * 60 * torch.arange(24_000) / 48_000)
     loudness = 0.1 + 0.1 * torch.arange(channels)
     path = write(
         tmp_path / f"x{FORMATS[name].suffixes[0]}", loudness[:, None] * tone, 48_000, format=name
     )
-    heard = by_ffmpeg(path, channels)[:, 8_000:16_000].square().mean(-1).mul(2).sqrt()
-    # Half of what tells neighbours apart; libvorbis is off by more in its channel of low tones.
+    decoded = decode_with_ffmpeg(path, channels)[:, 8_000:16_000].square().mean(-1).mul(2).sqrt()
+    # Half of the difference between neighbors; libvorbis changes the LFE channel more.
     exact = [c for c in range(channels) if not (name == "ogg" and channels == 6 and c == 3)]
-    assert (heard - loudness)[exact].abs().max() < 0.05
+    assert (decoded - loudness)[exact].abs().max() < 0.05
 
 
-def test_mp3_keeps_length_and_place_in_lame(tmp_path: Path) -> None:
-    told = kit.noise(2, 50_003)
-    path = write(tmp_path / "x.mp3", told)
+def test_mp3_keeps_length_and_position_in_lame(tmp_path: Path) -> None:
+    original = networks.noise(2, 50_003)
+    path = write(tmp_path / "x.mp3", original)
     decoded = tmp_path / "x.wav"
-    subprocess.run([kit.need("lame"), "--quiet", "--decode", path, decoded], check=True)
+    subprocess.run([networks.need("lame"), "--quiet", "--decode", path, decoded], check=True)
     with wave.open(str(decoded)) as file:
         data = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)
-    heard = torch.from_numpy(data.T / 32768).float()
-    assert heard.shape == told.shape
-    assert lag(heard, told) == 0
+    decoded = torch.from_numpy(data.T / 32768).float()
+    assert decoded.shape == original.shape
+    assert measure_lag(decoded, original) == 0
 
 
-def test_mp3_is_coded_at_the_rate_that_was_asked_for(tmp_path: Path) -> None:
-    wav = kit.noise(2, RATE)
+def test_mp3_has_the_requested_bitrate(tmp_path: Path) -> None:
+    wav = networks.noise(2, RATE)
     for bitrate in (320, 128):
         path = write(tmp_path / "x.mp3", wav, bitrate=bitrate)
         # One second; tags, delay and the last frame add less than a tenth.
@@ -177,13 +178,13 @@ def test_mp3_is_coded_at_the_rate_that_was_asked_for(tmp_path: Path) -> None:
     assert sizes[0] > 1.5 * sizes[2]
 
 
-def test_aac_keeps_place_and_says_its_length(tmp_path: Path) -> None:
-    told = kit.noise(2, 70_001)
-    path = write(tmp_path / "x.m4a", told)
-    heard = by_ffmpeg(path, 2)
-    # The last frame of 1024 is decoded whole; the length stands in the header.
-    assert 0 <= heard.shape[-1] - told.shape[-1] < 1024
-    assert lag(heard, told) == 0
+def test_aac_keeps_position_and_declares_its_length(tmp_path: Path) -> None:
+    original = networks.noise(2, 70_001)
+    path = write(tmp_path / "x.m4a", original)
+    decoded = decode_with_ffmpeg(path, 2)
+    # The last frame of 1024 is decoded whole; the length is in the header.
+    assert 0 <= decoded.shape[-1] - original.shape[-1] < 1024
+    assert measure_lag(decoded, original) == 0
     with av.open(str(path)) as file:
         stream = file.streams.audio[0]
         assert stream.duration is not None
@@ -191,25 +192,25 @@ def test_aac_keeps_place_and_says_its_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rate", "kept"), [("x.opus", 44100, 48000), ("x.mp3", 96000, 48000)]
+    ("name", "rate", "file_rate"), [("x.opus", 44100, 48000), ("x.mp3", 96000, 48000)]
 )
-def test_a_rate_that_the_format_lacks_is_resampled(
-    name: str, rate: int, kept: int, tmp_path: Path
+def test_unsupported_sample_rates_are_resampled(
+    name: str, rate: int, file_rate: int, tmp_path: Path
 ) -> None:
     seconds = torch.arange(rate) / rate
     tone = 0.5 * torch.sin(2 * torch.pi * 1000 * seconds)[None]
     path = write(tmp_path / name, tone, rate)
-    heard = by_soundfile(path)
-    assert soundfile.info(path).samplerate == kept
-    assert abs(heard.shape[-1] - kept) <= 1  # one second; the kernel may end a sample early
-    told = 0.5 * torch.sin(2 * torch.pi * 1000 * torch.arange(kept) / kept)
-    middle = slice(kept // 4, kept // 2)
-    # 30 dB: what is left is the coder's noise; a shift of one sample would be 18 dB.
-    error = (heard[0, middle] - told[middle]).square().mean() / told[middle].square().mean()
-    assert error < 1e-3
+    decoded = decode_with_soundfile(path)
+    assert soundfile.info(path).samplerate == file_rate
+    assert abs(decoded.shape[-1] - file_rate) <= 1  # one second; the kernel may end a sample early
+    original = 0.5 * torch.sin(2 * torch.pi * 1000 * torch.arange(file_rate) / file_rate)
+    middle = slice(file_rate // 4, file_rate // 2)
+    # 30 dB is the codec's noise; a shift of one sample would be 18 dB.
+    error = (decoded[0, middle] - original[middle]).square().mean()
+    assert error < 1e-3 * original[middle].square().mean()
 
 
-def test_an_empty_track_is_a_file_without_samples(tmp_path: Path) -> None:
+def test_empty_track_gives_a_file_without_samples(tmp_path: Path) -> None:
     for name, kind in FORMATS.items():
         path = tmp_path / f"x{kind.suffixes[0]}"
         with AudioWriter(path, 48000, 2, format=name):
@@ -219,23 +220,25 @@ def test_an_empty_track_is_a_file_without_samples(tmp_path: Path) -> None:
                 assert sum(frame.samples for frame in file.decode(audio=0)) == 0
 
 
-def test_a_file_object_gets_the_bytes_when_they_are_complete(tmp_path: Path) -> None:
-    wav = sound(2, 5000, 16)
+def test_file_object_receives_bytes_only_when_complete(tmp_path: Path) -> None:
+    wav = random_samples(2, 5000, 16)
     target = io.BytesIO()
     target.write(b"before")
     with AudioWriter(target, RATE, 2, format="flac") as out:
         out.write(wav)
         assert target.getvalue() == b"before"
     on_disk = write(tmp_path / "x.flac", wav)
-    assert torch.equal(torch.from_numpy(_decode(target.getvalue()[6:])), by_soundfile(on_disk))
+    assert torch.equal(
+        torch.from_numpy(_decode(target.getvalue()[6:])), decode_with_soundfile(on_disk)
+    )
 
 
 def _decode(data: bytes) -> np.ndarray:
     return soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)[0].T
 
 
-def png() -> bytes:
-    """A picture of one pixel."""
+def make_png() -> bytes:
+    """Make a PNG of one pixel."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
@@ -259,30 +262,30 @@ TAGS = {
 
 
 @pytest.mark.parametrize("name", list(FORMATS))
-def test_tags_are_carried(name: str, tmp_path: Path) -> None:
+def test_tags_and_cover_are_written(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{FORMATS[name].suffixes[0]}"
-    write(path, sound(2, 3000), format=name, tags={**TAGS, "track": "3"}, cover=png())
+    write(path, random_samples(2, 3000), format=name, tags={**TAGS, "track": "3"}, cover=make_png())
     with av.open(str(path)) as file:
-        found = {**file.metadata, **file.streams.audio[0].metadata}
-        found = {key.lower(): value for key, value in found.items()}
+        tags = {**file.metadata, **file.streams.audio[0].metadata}
+        tags = {key.lower(): value for key, value in tags.items()}
         pictures = [bytes(packet) for s in file.streams.video for packet in file.demux(s)]
     for key, value in TAGS.items():
-        assert found[key] == value, key
-    assert any(found.get(key) == "3" for key in ("track", "tracknumber"))
-    assert (png() in pictures) == FORMATS[name].cover
+        assert tags[key] == value, key
+    assert any(tags.get(key) == "3" for key in ("track", "tracknumber"))
+    assert (make_png() in pictures) == FORMATS[name].cover
 
 
 @pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.cover])
-def test_a_cover_changes_no_sample_and_no_length(name: str, tmp_path: Path) -> None:
+def test_cover_changes_no_sample(name: str, tmp_path: Path) -> None:
     suffix = FORMATS[name].suffixes[0]
-    wav = sound(2, 30_001, 16)
+    wav = random_samples(2, 30_001, 16)
     plain = write(tmp_path / f"plain{suffix}", wav, format=name)
-    covered = write(tmp_path / f"cover{suffix}", wav, format=name, cover=png(), tags=TAGS)
-    assert torch.equal(by_ffmpeg(plain, 2), by_ffmpeg(covered, 2))
+    covered = write(tmp_path / f"cover{suffix}", wav, format=name, cover=make_png(), tags=TAGS)
+    assert torch.equal(decode_with_ffmpeg(plain, 2), decode_with_ffmpeg(covered, 2))
 
 
-def jpeg(width: int, height: int) -> bytes:
-    """A grey picture."""
+def make_jpeg(width: int, height: int) -> bytes:
+    """Make a gray JPEG."""
     context = av.CodecContext.create("mjpeg", "w")
     context.width, context.height, context.pix_fmt = width, height, "yuvj420p"
     context.time_base = Fraction(1, 1)
@@ -291,10 +294,10 @@ def jpeg(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.cover])
-def test_a_jpeg_is_carried_as_it_came(name: str, tmp_path: Path) -> None:
-    picture = jpeg(48, 32)
+def test_jpeg_cover_is_copied_unchanged(name: str, tmp_path: Path) -> None:
+    picture = make_jpeg(48, 32)
     path = tmp_path / f"x{FORMATS[name].suffixes[0]}"
-    write(path, sound(2, 3000), format=name, cover=picture)
+    write(path, random_samples(2, 3000), format=name, cover=picture)
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
         assert (stream.width, stream.height) == (48, 32)
@@ -302,24 +305,24 @@ def test_a_jpeg_is_carried_as_it_came(name: str, tmp_path: Path) -> None:
     assert Cover(picture).size == (48, 32)
 
 
-def test_tags_that_stay_true_are_kept() -> None:
-    found = portable_tags(
+def test_portable_tags_drops_tags_about_the_source_file() -> None:
+    tags = portable_tags(
         {"TITLE": "Song", "artist": "X", "iTunSMPB": "0 1", "REPLAYGAIN_TRACK_GAIN": "-3 dB"},
         title_suffix=" (vocals)",
     )
-    assert found == {"title": "Song (vocals)", "artist": "X"}
+    assert tags == {"title": "Song (vocals)", "artist": "X"}
     assert portable_tags({"artist": "X"}, title_suffix=" (vocals)") == {"artist": "X"}
 
 
-def test_what_is_no_picture_is_left_out(tmp_path: Path) -> None:
+def test_invalid_cover_is_ignored(tmp_path: Path) -> None:
     for cover in (b"", b"GIF89a", b"\xff\xd8\xff broken", b"\x89PNG\r\n\x1a\n", b"x" * 99):
-        path = write(tmp_path / "x.flac", sound(2, 3000, 16), cover=cover)
-        assert torch.equal(by_soundfile(path), sound(2, 3000, 16))
+        path = write(tmp_path / "x.flac", random_samples(2, 3000, 16), cover=cover)
+        assert torch.equal(decode_with_soundfile(path), random_samples(2, 3000, 16))
 
 
 @contextmanager
-def largest_file(limit: int) -> Iterator[None]:
-    """No file may grow beyond `limit` bytes, as on a disk that is full."""
+def limit_file_size(limit: int) -> Iterator[None]:
+    """Let no file grow beyond `limit` bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -330,19 +333,19 @@ def largest_file(limit: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", list(FORMATS))
 @pytest.mark.parametrize("limit", [100, 30_000])
-def test_a_full_disk_leaves_nothing(name: str, limit: int, tmp_path: Path) -> None:
+def test_full_disk_leaves_no_file(name: str, limit: int, tmp_path: Path) -> None:
     suffix = FORMATS[name].suffixes[0]
     with (
-        largest_file(limit),
+        limit_file_size(limit),
         pytest.raises(AudioWriteError, match=rf"cannot write .*x{suffix}: "),
         AudioWriter(tmp_path / f"x{suffix}", 48000, 2, format=name) as out,
     ):
         for seed in range(8):
-            out.write(sound(2, 48_000, seed=seed))
+            out.write(random_samples(2, 48_000, seed=seed))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_device_without_room_says_what_to_do() -> None:
+def test_full_device_error_advises_to_free_space() -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("no /dev/full on this system")
@@ -351,12 +354,12 @@ def test_a_device_without_room_says_what_to_do() -> None:
         pytest.raises(AudioWriteError, match="free some space"),
         AudioWriter(target, RATE, 1, format="wav") as out,
     ):
-        out.write(sound(1, 10))
+        out.write(random_samples(1, 10))
 
 
 @contextmanager
-def nobody() -> Iterator[None]:
-    """Without the rights of the superuser, who may write everywhere."""
+def without_root_rights() -> Iterator[None]:
+    """Drop the rights of root, who may write everywhere."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -366,13 +369,13 @@ def nobody() -> Iterator[None]:
         os.seteuid(before)
 
 
-def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+def test_unwritable_paths_are_reported_with_advice(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
     (tmp_path / "file").touch()
     (tmp_path / "folder.wav").mkdir()
     with (
-        nobody(),
+        without_root_rights(),
         pytest.raises(AudioWriteError, match="Permission denied; choose a writable folder"),
     ):
         AudioWriter(closed / "x.wav", RATE, 1)
@@ -386,11 +389,11 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(FORMATS))
-def test_an_error_leaves_what_was_there(name: str, tmp_path: Path) -> None:
+def test_error_keeps_the_previous_file(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{FORMATS[name].suffixes[0]}"
     path.write_bytes(b"precious")
     with pytest.raises(KeyError), AudioWriter(path, 48000, 2, format=name) as out:
-        out.write(sound(2, 5000))
+        out.write(random_samples(2, 5000))
         raise KeyError
     out.abort()
     for bad in (float("nan"), float("inf"), -float("inf")):
@@ -398,13 +401,13 @@ def test_an_error_leaves_what_was_there(name: str, tmp_path: Path) -> None:
             pytest.raises(AudioWriteError, match="not a finite number"),
             AudioWriter(path, 48000, 2, format=name) as out,
         ):
-            out.write(sound(2, 5000))
+            out.write(random_samples(2, 5000))
             out.write(torch.tensor([[0.0, 0.1], [bad, 0.2]]))
     assert path.read_bytes() == b"precious"
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_killed_writer_leaves_no_file_of_that_name(tmp_path: Path) -> None:
+def test_killed_writer_leaves_only_a_hidden_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "x.wav"
     code = (
         "import sys, torch\n"
@@ -417,11 +420,11 @@ def test_a_killed_writer_leaves_no_file_of_that_name(tmp_path: Path) -> None:
         writer.stdout.readline()
         writer.send_signal(signal.SIGKILL)
     assert not path.exists()
-    assert len(list(tmp_path.glob(".*.part"))) == 1  # hidden, and no one takes it for music
+    assert len(list(tmp_path.glob(".*.part"))) == 1  # hidden, and without a suffix of audio files
 
 
-def test_an_existing_file_is_kept_when_asked(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.wav", sound(1, 1000))
+def test_existing_file_is_kept_without_overwrite(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.wav", random_samples(1, 1000))
     before = path.read_bytes()
     with pytest.raises(AudioWriteError, match="already exists"):
         AudioWriter(path, RATE, 1, overwrite=False)
@@ -436,13 +439,13 @@ def test_an_existing_file_is_kept_when_asked(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_name_as_long_as_names_can_be(tmp_path: Path) -> None:
+def test_file_name_may_have_the_maximum_length(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 251 + ".wav")
-    write(path, sound(1, 1000))
+    write(path, random_samples(1, 1000))
     assert path.exists()
 
 
-def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+def test_invalid_arguments_are_reported(tmp_path: Path) -> None:
     with pytest.raises(AudioWriteError, match=r"'x\.xyz': use one of \.wav"):
         AudioWriter(tmp_path / "x.xyz", RATE, 2)
     with pytest.raises(AudioWriteError, match="for mp3: 6, expected 1 to 2"):
@@ -466,7 +469,7 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_source_depth_keeps_what_the_source_has() -> None:
+def test_source_depth_keeps_the_precision_of_the_source() -> None:
     assert source_depth(16, is_float=False) == 16
     assert source_depth(8, is_float=False) == 16
     assert source_depth(20, is_float=False) == 24
@@ -478,13 +481,13 @@ def test_source_depth_keeps_what_the_source_has() -> None:
     assert Encoding("flac", bits=source_depth(None, is_float=False)).depth == 16
 
 
-def test_every_suffix_names_a_format() -> None:
+def test_every_suffix_has_a_format() -> None:
     for name, kind in FORMATS.items():
         for suffix in kind.suffixes:
             assert format_of(Path(f"x{suffix.upper()}")) == ("m4a" if name == "alac" else name)
 
 
-def test_aiff_is_refused_where_its_header_would_lie(tmp_path: Path) -> None:
+def test_aiff_beyond_4_gib_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(AudioWriteError, match="too large for aiff: choose wav"),
         AudioWriter(tmp_path / "x.aiff", RATE, 2) as out,
@@ -493,16 +496,18 @@ def test_aiff_is_refused_where_its_header_would_lie(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_save_audio_with_upstreams_signature(tmp_path: Path) -> None:
-    wav = 1.5 * sound(2, 20_000)
+def test_save_audio_accepts_upstreams_arguments(tmp_path: Path) -> None:
+    wav = 1.5 * random_samples(2, 20_000)
     before = wav.clone()
     save_audio(wav, tmp_path / "x.wav", RATE)
     # Half a step of 16 bits.
-    assert (by_soundfile(tmp_path / "x.wav") - wav / (1.01 * 1.5)).abs().max() <= 2**-16 + 1e-7
+    assert (
+        decode_with_soundfile(tmp_path / "x.wav") - wav / (1.01 * 1.5)
+    ).abs().max() <= 2**-16 + 1e-7
     save_audio(wav, tmp_path / "x.wav", RATE, clip="none", as_float=True)
-    assert torch.equal(by_soundfile(tmp_path / "x.wav"), wav)
+    assert torch.equal(decode_with_soundfile(tmp_path / "x.wav"), wav)
     save_audio(wav, tmp_path / "x.flac", RATE, clip="clamp", bits_per_sample=24)
-    assert by_soundfile(tmp_path / "x.flac").abs().max() <= 0.99 + 2**-24
+    assert decode_with_soundfile(tmp_path / "x.flac").abs().max() <= 0.99 + 2**-24
     save_audio(wav, str(tmp_path / "x.mp3"), RATE, 128, preset=7)
     assert soundfile.info(tmp_path / "x.mp3").frames == 20_000
     assert torch.equal(wav, before)
@@ -513,7 +518,7 @@ def test_save_audio_with_upstreams_signature(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_five_hours_of_floats_read_back_whole(tmp_path: Path) -> None:
+def test_five_hours_of_floats_are_read_back_complete(tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     minute = torch.zeros(2, 60 * RATE)
     with AudioWriter(path, RATE, 2, bits=32) as out:

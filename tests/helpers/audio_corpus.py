@@ -1,6 +1,6 @@
-"""Recordings made by encoders that are not ours: Debian's ffmpeg, lame, opusenc and flac.
+"""Audio files made by other encoders: Debian's ffmpeg, lame, opusenc and flac.
 
-Shapes: T samples, C channels. A clip is made when a test first asks for it, once in a session.
+Shapes: T samples, C channels. A clip is made when a test first uses it, once in a session.
 """
 
 import subprocess
@@ -21,7 +21,7 @@ MP3_RATES = (44100, 48000, 22050)
 
 @dataclass(frozen=True)
 class Kind:
-    """A format, who makes it, and what it can hold."""
+    """A format, the command that makes it, and its limits."""
 
     name: str
     suffix: str
@@ -32,14 +32,14 @@ class Kind:
     most_channels: int = 6
     rates: tuple[int, ...] = ALL_RATES
     out_rate: int = 0
-    """The only rate that the format has, if so."""
+    """The only sample rate of the format, if there is just one."""
     by_soundfile: bool = False
-    """Whether libsndfile, the independent reader, knows it."""
+    """Whether libsndfile, the independent reader, supports it."""
     extra: int = 0
-    """Samples that may follow the original, because the file cannot say where it ended."""
+    """Samples that may follow the original, if the file does not declare its length."""
     seconds: float = 0.5
     lag: int = 0
-    """Encoder delay in samples, of which the file says nothing; below 0, the beginning is lost."""
+    """Encoder delay in samples that the file does not declare; negative: the beginning is lost."""
 
 
 _FILM = "-f lavfi -i testsrc=size=64x48:rate=25:duration=0.5"
@@ -89,12 +89,12 @@ LOSSY = (
     _ff("mp4", "mp4", "-f lavfi -i color=size=32x32:rate=10:duration=1 -c:a aac -b:a 512k"),
     _ff("mp4-film", "mp4", f"{_FILM} -c:a aac -b:a 512k"),
     _ff("webm-film", "webm", f"{_FILM} -c:a libopus -b:a 256k", rates=(48000,), out_rate=48000),
-    # Matroska counts milliseconds; Debian's ffmpeg says in it nothing of the delay of AAC.
+    # Matroska counts milliseconds; Debian's ffmpeg does not declare the delay of AAC in it.
     _ff("mkv-vorbis", "mkv", "-c:a libvorbis -q:a 6", extra=2048),
     _ff("mkv-aac", "mkv", "-c:a aac -b:a 512k", extra=200, lag=1024),
     _ff("mkv-film", "mkv", f"{_FILM} -c:a aac -b:a 512k", extra=200, lag=1024),
-    # FFmpeg's decoder leaves out two frames at the beginning, where its encoder puts one, and
-    # nothing in the file says how many it should be.
+    # FFmpeg's decoder drops two frames at the beginning, its encoder adds one, and the file does
+    # not declare how many it should be.
     _ff(
         "wma",
         "wma",
@@ -104,7 +104,7 @@ LOSSY = (
         lag=-2048,
         extra=2048,
     ),
-    # These say nothing of their delay: it is the encoder's.
+    # These do not declare the encoder's delay.
     _ff("aac", "aac", "-c:a aac -b:a 512k", extra=2048, lag=1024),
     _ff("ac3", "ac3", "-c:a ac3 -b:a 448k", rates=(44100, 48000), extra=2048, lag=256),
 )
@@ -112,34 +112,34 @@ KINDS = {kind.name: kind for kind in LOSSLESS + LOSSY}
 
 
 def cases(kinds: tuple[Kind, ...]) -> list[tuple[str, int, int]]:
-    """Name, channels and rate: each format with each number of channels and rate that it has."""
-    found = []
+    """Return (name, channels, rate) for the numbers of channels and rates of each format."""
+    combinations = []
     for kind in kinds:
-        wanted = zip((1, 2, 6, 2), kind.rates * 3 if len(kind.rates) < 4 else kind.rates)
-        pairs = {(min(channels, kind.most_channels), rate) for channels, rate in wanted}
-        found += [(kind.name, *pair) for pair in sorted(pairs)]
-    return found
+        candidates = zip((1, 2, 6, 2), kind.rates * 3 if len(kind.rates) < 4 else kind.rates)
+        pairs = {(min(channels, kind.most_channels), rate) for channels, rate in candidates}
+        combinations += [(kind.name, *pair) for pair in sorted(pairs)]
+    return combinations
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A file and what was put in it."""
+    """A file and its original samples."""
 
     path: Path
     kind: Kind
     rate: int
-    """Of the original; an Opus file has another."""
+    """Sample rate of the original; an Opus file has another."""
     samples: NDArray[np.int32]
     """The original (T C), full scale 2**31."""
 
     @property
     def floats(self) -> NDArray[np.float32]:
-        """The original (C T), full scale 1; up to 24 bits are exact in it."""
+        """The original (C T), full scale 1; exact up to 24 bits."""
         return np.ascontiguousarray((self.samples.T / 2.0**31).astype(np.float32))
 
 
 def signal(channels: int, rate: int, bits: int, seconds: float = 0.5) -> NDArray[np.int32]:
-    """Noise below 4 kHz (T C), different in each channel, of a length that is no round number."""
+    """Make noise below 4 kHz (T C), different in each channel, of an uneven length."""
     length = int(seconds * rate) + 23
     rng = np.random.default_rng(channels * 1000 + bits)
     spectrum = np.fft.rfft(rng.standard_normal((length, channels)), axis=0)
@@ -154,13 +154,14 @@ def signal(channels: int, rate: int, bits: int, seconds: float = 0.5) -> NDArray
 
 
 class Corpus:
-    """Clips by format, channels and rate; and files made by any command line."""
+    """Makes clips by format, channels and rate, and files with any command."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._clips: dict[tuple[str, int, int], Clip] = {}
 
     def clip(self, name: str, channels: int = 2, rate: int = 44100) -> Clip:
+        """Return the clip of that format; make it first if needed."""
         key = (name, channels, rate)
         if key not in self._clips:
             kind = KINDS[name]
@@ -174,7 +175,7 @@ class Corpus:
         return self._clips[key]
 
     def wav(self, name: str, samples: NDArray[np.int32], rate: int, bits: int = 24) -> Path:
-        """A plain WAV of those samples (T C)."""
+        """Write a plain WAV of those samples (T C)."""
         path = self.folder / f"{name}.wav"
         subtype = {8: "PCM_16", 16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}[bits]
         layout = "WAVEX" if samples.shape[1] > 2 else "WAV"
@@ -182,12 +183,16 @@ class Corpus:
         return path
 
     def run(self, command: str, source: Path, out: Path) -> Path:
-        words = [word.format(src=source, out=out) for word in command.split()]
-        need(words[0])
-        subprocess.run(words, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        """Make `out` from `source` with a command line; return `out`."""
+        arguments = [word.format(src=source, out=out) for word in command.split()]
+        need(arguments[0])
+        subprocess.run(
+            arguments, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+        )
         return out
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
+    """Provide the clips of this session."""
     yield Corpus(tmp_path_factory.mktemp("corpus"))

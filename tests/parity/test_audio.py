@@ -129,7 +129,7 @@ def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("upstream")
     command = [need("ffmpeg"), "-nostdin", "-v", "error"]
     for index in range(3):
-        # A moving average: FFmpeg's resampler and ours agree below the cut-off only.
+        # A moving average: FFmpeg's resampler and this package's agree below the cut-off only.
         smooth = torch.nn.functional.avg_pool1d(noise(2, FRAMES, index), 41, 1, 20) / 2
         part = folder / f"{index}.wav"
         soundfile.write(part, smooth.T.numpy(), RATE, subtype="PCM_16")
@@ -141,18 +141,18 @@ def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_audio_file_describes_the_file_as_upstream(song: Path) -> None:
-    ours, theirs = audio.AudioFile(song), upstream.AudioFile(song)
-    assert len(ours) == len(theirs) == 3
-    assert repr(ours) == repr(theirs)
-    assert ours.duration == pytest.approx(theirs.duration, abs=1e-3)
+    file, upstream_file = audio.AudioFile(song), upstream.AudioFile(song)
+    assert len(file) == len(upstream_file) == 3
+    assert repr(file) == repr(upstream_file)
+    assert file.duration == pytest.approx(upstream_file.duration, abs=1e-3)
     for stream in range(3):
-        assert ours.channels(stream) == theirs.channels(stream) == 2
-        assert ours.samplerate(stream) == theirs.samplerate(stream) == RATE
-    for ours_stream, their_stream in zip(ours.info["streams"], theirs.info["streams"]):
-        assert ours_stream.items() <= their_stream.items()
+        assert file.channels(stream) == upstream_file.channels(stream) == 2
+        assert file.samplerate(stream) == upstream_file.samplerate(stream) == RATE
+    for stream_info, expected in zip(file.info["streams"], upstream_file.info["streams"]):
+        assert stream_info.items() <= expected.items()
     for key in ("filename", "nb_streams"):
-        assert ours.info["format"][key] == theirs.info["format"][key]
-    assert float(ours.info["format"]["duration"]) == ours.duration
+        assert file.info["format"][key] == upstream_file.info["format"][key]
+    assert float(file.info["format"]["duration"]) == file.duration
 
 
 READS: dict[str, dict[str, Any]] = {
@@ -205,16 +205,18 @@ def test_audio_file_resamples_to_upstreams_length(song: Path) -> None:
 def test_encode_wav_writes_upstreams_samples(options: dict[str, Any], tmp_path: Path) -> None:
     wav = noise(2, 5000) * 2
     before = wav.clone()
-    audio.encode_wav(wav, tmp_path / "ours.wav", RATE, **options)
-    upstream.encode_wav(wav.clone(), tmp_path / "theirs.wav", RATE, **options)
+    audio.encode_wav(wav, tmp_path / "x.wav", RATE, **options)
+    upstream.encode_wav(wav.clone(), tmp_path / "upstream.wav", RATE, **options)
     assert torch.equal(wav, before)
-    ours, theirs = (soundfile.SoundFile(tmp_path / f"{name}.wav") for name in ("ours", "theirs"))
-    with ours, theirs:
-        assert (ours.subtype, ours.samplerate) == (theirs.subtype, theirs.samplerate)
-        difference = abs(ours.read() - theirs.read()).max()
+    file, upstream_file = (
+        soundfile.SoundFile(tmp_path / name) for name in ("x.wav", "upstream.wav")
+    )
+    with file, upstream_file:
+        assert (file.subtype, file.samplerate) == (upstream_file.subtype, upstream_file.samplerate)
+        difference = abs(file.read() - upstream_file.read()).max()
     # Upstream rounds to zero, and its full scale is a step lower: two steps.
     steps = {"PCM_16": 2**-15, "PCM_24": 2**-23, "FLOAT": 0.0}
-    assert difference <= 2 * steps[ours.subtype]
+    assert difference <= 2 * steps[file.subtype]
 
 
 def test_encode_wav_refuses_other_depths(tmp_path: Path) -> None:
@@ -227,10 +229,10 @@ def test_encode_wav_refuses_other_depths(tmp_path: Path) -> None:
 def test_encode_mp3_writes_upstreams_samples(is_float: bool, tmp_path: Path) -> None:
     smooth = torch.nn.functional.avg_pool1d(noise(2, FRAMES), 41, 1, 20) / 2
     wav = smooth if is_float else (smooth * 32767).short()
-    audio.encode_mp3(wav, tmp_path / "ours.mp3", RATE, bitrate=128, quality=5)
-    upstream.encode_mp3(wav.clone(), tmp_path / "theirs.mp3", RATE, bitrate=128, quality=5)
-    ours, theirs = (audio.AudioFile(tmp_path / f"{name}.mp3") for name in ("ours", "theirs"))
-    read, expected = ours.read(streams=0), theirs.read(streams=0)
+    audio.encode_mp3(wav, tmp_path / "x.mp3", RATE, bitrate=128, quality=5)
+    upstream.encode_mp3(wav.clone(), tmp_path / "upstream.mp3", RATE, bitrate=128, quality=5)
+    file, upstream_file = (audio.AudioFile(tmp_path / name) for name in ("x.mp3", "upstream.mp3"))
+    read, expected = file.read(streams=0), upstream_file.read(streams=0)
     assert read.shape == (2, FRAMES)
     # Upstream's file does not declare the encoder's delay: 576 samples, and 529 of the decoder.
     expected = expected[:, 1105 : 1105 + FRAMES]
