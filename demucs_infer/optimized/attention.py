@@ -43,6 +43,7 @@ class FastAttention:
         self._project_out = _make_scaled_linear(attention.out_proj, scale, dtype)
 
     def __call__(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        """Attend from `x` (B N C) to `memory` (B M C), or to itself for None."""
         if memory is None or self._project_memory is None:
             q, k, v = self._project(x).chunk(3, dim=-1)
         else:
@@ -73,6 +74,7 @@ class FastLayer:
         self._down = _make_scaled_linear(layer.linear2, layer.gamma_2, dtype)
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Apply attention and perceptron to (B N C); a cross layer attends to `other`."""
         norms = cast(Any, self._layer)
         if other is None:
             x = x + self._attention(norms.norm1(x))

@@ -58,7 +58,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _then(gelu: bool) -> tuple[str, list[Any], str]:
-    """What a kernel does with its result before it writes it: nothing, or the exact GELU."""
+    """Return the arguments for what a kernel does with its result: nothing, or the exact GELU."""
     return ("gelu", [], "none") if gelu else ("none", [], "")
 
 
@@ -73,6 +73,7 @@ class Linear:
             self._weight = _pack_linear(self._weight)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """Multiply `x`, then apply the GELU if asked to."""
         x = x.to(self.dtype)
         if has_packed_kernels():
             y: Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -104,6 +105,7 @@ class Conv:
             self._weight = _pack_conv(self._weight, padding, stride, size)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """Convolve `x`, then apply the GELU if asked to."""
         x = x.to(self.dtype, memory_format=torch.channels_last)
         if has_packed_kernels():
             geometry = (self._padding, self._stride, (1, 1))
@@ -116,10 +118,10 @@ class Conv:
 
 
 class SplitGate:
-    """Two products of one tensor: what is gated, and what gates it.
+    """Two products of one tensor: the values and the gates of a GLU.
 
-    One product would answer them side by side, in runs that in the outermost level are no whole
-    number of vectors: a gate over those takes three times as long.
+    A single product would interleave them in memory, in runs that are not a whole number of vectors
+    in the outermost stage: a gate over those takes three times as long.
     """
 
     rows_per_step = 1
@@ -140,6 +142,7 @@ class SplitGate:
         ]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and gates."""
         x = x.to(self._dtype)
         values, gates = (product(x) for product in self._products)
         return values, gates
@@ -147,9 +150,9 @@ class SplitGate:
 
 @lru_cache(maxsize=1)
 def halves_products() -> bool:
-    """Whether PyTorch's own float32 products use half of this processor.
+    """Tell whether PyTorch's own float32 products use half of this CPU's vectors.
 
-    Read, not timed, so that a machine gives the same bits every day.
+    Looked up, not timed, so that a machine always gives the same bits.
     """
     try:
         return is_halved(Path("/proc/cpuinfo").read_text())
@@ -157,17 +160,17 @@ def halves_products() -> bool:
         return False
 
 
-def is_halved(facts: str) -> bool:
-    """AMD's processors from family 26 on: their vectors are twice as wide as MKL uses on AMD."""
-    family = re.search(r"^cpu family\s*:\s*(\d+)$", facts, re.MULTILINE)
-    return "AuthenticAMD" in facts and family is not None and int(family[1]) >= 26
+def is_halved(cpuinfo: str) -> bool:
+    """Tell whether this is an AMD CPU of family 26 or later: MKL uses half of its vectors."""
+    family = re.search(r"^cpu family\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
+    return "AuthenticAMD" in cpuinfo and family is not None and int(family[1]) >= 26
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Softmax of `q` times `k`, times `v`: (B N heads C), (B M heads C) -> (B N heads C).
+    """Compute softmax(q kᵀ) v: (B N heads C), (B M heads C) -> (B N heads C).
 
-    `q` is already divided by the root of C. PyTorch's own way multiplies in float32 whatever it is
-    given, by the products that `halves_products` speaks of.
+    `q` is already divided by the square root of C. PyTorch's own attention always multiplies in
+    float32, with the products that `halves_products` is about.
     """
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if has_packed_kernels() and (dtype != torch.float32 or halves_products()):
@@ -178,24 +181,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 
 def _attend_in_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One item, so many rows of scores at a time that they stay in the cache."""
+    """Attend in one item, with as many rows of scores at a time as stay in the cache."""
     rows = 192 if q.dtype == torch.float32 else 512
     out = q.new_empty(q.shape)
     for head in range(q.shape[1]):
         queries, keys, values = (each[:, head].contiguous() for each in (q, k, v))
-        mix = _mixer(values)
+        weigh = _make_value_product(values)
         for start in range(0, len(q), rows):
             scores = linear(queries[start : start + rows], keys)
-            out[start : start + rows, head] = mix(torch.softmax(scores, -1))
+            out[start : start + rows, head] = weigh(torch.softmax(scores, -1))
     return out
 
 
-def _mixer(values: Tensor) -> Callable[[Tensor], Tensor]:
-    """`values` (M C) in the sums that (N M) weights ask for.
+def _make_value_product(values: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that multiplies weights (N M) by `values` (M C).
 
-    PyTorch's own products use all of a processor in half the bits, and need no transposed copy.
+    In reduced precision, PyTorch's own product is as fast and needs no transposed copy.
     """
     if values.dtype != torch.float32:
         return lambda weights: weights @ values
-    turned = values.t().contiguous()
-    return lambda weights: linear(weights, turned)
+    transposed = values.t().contiguous()
+    return lambda weights: linear(weights, transposed)

@@ -84,6 +84,7 @@ class FrequencyEncoder:
         self._rewrite = SplitGate(Linear, rewrite.weight.flatten(1), rewrite.bias, dtype)
 
     def __call__(self, x: Tensor, inject: Tensor | None) -> Tensor:
+        """Encode `x`, adding `inject` (B C' T) before the activation."""
         batch, _, bins, steps = x.shape
         bins = (bins + 2 * self._padding - self._size) // self._stride + 1
         if self.offset is not None and len(self.offset) < bins:
@@ -158,6 +159,7 @@ class FrequencyDecoder:
         self._upsample = TransposedConv(up, dtype, last=last)
 
     def __call__(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Decode the sum of `x` and `skip`."""
         x, skip = channels_last(x), channels_last(skip)
         batch, channels, bins, steps = x.shape
         lookback, stride = self._upsample.lookback, self._upsample.stride
@@ -208,6 +210,7 @@ class TimeDecoder:
         self._upsample = TransposedConv(up, dtype, last=last)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Decode `x`, to which the skip connection was added."""
         return self._upsample.upsample_time(self._rewrite_and_gate(x))
 
     def _rewrite_and_gate(self, x: Tensor) -> Tensor:
