@@ -20,6 +20,8 @@ import errno
 import re
 from collections.abc import Iterable
 
+_SIGNATURE = "[0-9a-f]{7,9}"
+
 
 class DemucsError(Exception):
     """Base class of all errors of this package."""
@@ -30,16 +32,27 @@ class ModelLoadingError(DemucsError, RuntimeError):
 
 
 class ModelNotFound(ModelLoadingError):
-    """No model of that name."""
+    """There is no model of that name; the message suggests similar names.
 
-    def __init__(self, name: str, known: Iterable[str]) -> None:
-        known = sorted(known)
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        # Eight hexadecimal digits name one network of a bag; nobody types them by heart.
-        names = [each for each in known if not re.fullmatch("[0-9a-f]{8}", each)] or known
-        others = f"Known models: {', '.join(names)}." if names else "There is none here at all."
-        super().__init__(f"no model named {name!r}.{hint} {others}")
+    `in_folder` tells that a folder was searched and not the catalog.
+    """
+
+    def __init__(self, name: str, names: Iterable[str], *, in_folder: bool = False) -> None:
+        # Members of bags are called by hexadecimal digits, which only help if such a name is given.
+        is_signature = re.fullmatch(_SIGNATURE, name)
+        candidates = sorted(
+            candidate
+            for candidate in names
+            if in_folder or is_signature or not re.fullmatch(_SIGNATURE, candidate)
+        )
+        similar = " or ".join(map(repr, difflib.get_close_matches(name, candidates, n=2)))
+        hint = f" Did you mean {similar}?" if similar else ""
+        listing = (
+            "list_models(repo) lists all models of the folder"
+            if in_folder
+            else "list_models() and `demucs-infer models ls` list all models"
+        )
+        super().__init__(f"no model named {name!r}.{hint} {listing}.")
         self.name = name
 
 

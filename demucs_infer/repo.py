@@ -132,7 +132,7 @@ class LocalRepo:
     def get_model(self, sig: str) -> nn.Module:
         """Load a model; raise `ModelNotFound` if there is none of this name."""
         if sig not in self._models:
-            raise ModelNotFound(sig, self._models)
+            raise ModelNotFound(sig, self._models, in_folder=True)
         file, checksum = self._models[sig], self._checksums.get(sig)
         if checksum is not None:
             digest = sha256_file(file)
@@ -168,7 +168,9 @@ class BagOnlyRepo:
     def bag(self, name: str) -> Bag:
         """Return the members, weights and segment of a bag."""
         if not self.has_model(name):
-            raise ModelNotFound(name, self.list_model())
+            raise ModelNotFound(
+                name, self.list_model(), in_folder=not isinstance(self.root, Catalog)
+            )
         return (
             self.root.bags[name] if isinstance(self.root, Catalog) else read_bag(self._bags[name])
         )
@@ -201,7 +203,9 @@ class AnyModelRepo:
             return self.model_repo.get_model(name_or_sig)
         if self.bag_repo.has_model(name_or_sig):
             return self.bag_repo.get_model(name_or_sig)
-        raise ModelNotFound(name_or_sig, self.list_model())
+        raise ModelNotFound(
+            name_or_sig, self.list_model(), in_folder=isinstance(self.model_repo, LocalRepo)
+        )
 
     def list_model(self) -> Places:
         """Return where each model is, by name."""

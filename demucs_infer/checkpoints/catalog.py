@@ -5,7 +5,6 @@ The data is in `catalog.toml` beside this module.
 
 from __future__ import annotations
 
-import re
 import reprlib
 import sys
 from collections.abc import Mapping
@@ -94,8 +93,7 @@ class Catalog:
             return self.bags[name]
         if name in self.checkpoints:
             return Bag(name, (name,))
-        is_signature = re.fullmatch("[0-9a-f]{7,9}", name)
-        raise ModelNotFound(name, self.checkpoints if is_signature else self.bags)
+        raise ModelNotFound(name, {*self.bags, *self.checkpoints})
 
     def files(self, name: str) -> list[Checkpoint]:
         """Return the checkpoints that `name` needs, each once, in the bag's order."""

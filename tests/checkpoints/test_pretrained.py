@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +23,13 @@ from demucs_infer.apply import BagOfModels
 from demucs_infer.checkpoints.cache import CheckpointStore, cache_folder
 from demucs_infer.checkpoints.catalog import NOT_STATED, Catalog, load_catalog, read_catalog
 from demucs_infer.demucs import Demucs
-from demucs_infer.errors import CheckpointError, ConfigError, DownloadError, ModelNotFound
+from demucs_infer.errors import (
+    CheckpointError,
+    ConfigError,
+    DownloadError,
+    ModelLoadingError,
+    ModelNotFound,
+)
 from demucs_infer.pretrained import (
     add_checkpoint,
     get_model,
@@ -422,3 +428,42 @@ def test_an_unknown_name(world: World) -> None:
     for function in (get_model, pull, paths, verify, remove, model_info):
         with pytest.raises(ModelNotFound, match="no model named 'three'"):
             function("three")
+
+
+@pytest.mark.parametrize("function", [get_model, model_info, pull])
+@pytest.mark.parametrize(
+    ("name", "suggestions"),
+    [
+        pytest.param("nope", [], id="nothing similar"),
+        pytest.param("htdemucz", ["htdemucs"], id="typo in a bag"),
+        pytest.param("tny", ["tiny"], id="typo in a bundled model"),
+        pytest.param("955717e9", ["955717e8"], id="typo in a signature"),
+    ],
+)
+def test_error_of_unknown_name_suggests_similar_ones_and_how_to_list_all(
+    function: Callable[[str], object], name: str, suggestions: list[str]
+) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        function(name)
+    message = str(caught.value)
+    assert "list_models()" in message and "demucs-infer models ls" in message
+    assert all(repr(suggestion) in message for suggestion in suggestions)
+    assert ("Did you mean" in message) == bool(suggestions)
+    signatures = re.findall(r"\b[0-9a-f]{8,9}\b", message)
+    assert set(signatures) <= {name, *suggestions}
+    assert len(message) < 200
+
+
+def test_error_of_unknown_name_in_a_folder_says_how_to_list_it(tmp_path: Path) -> None:
+    (tmp_path / "abc.th").touch()
+    with pytest.raises(ModelNotFound, match="Did you mean 'abc'.*list_models") as caught:
+        get_model("abd", repo=tmp_path)
+    assert "models ls" not in str(caught.value), "it lists the catalog, not a folder"
+
+
+def test_model_loading_errors_are_runtime_errors_as_upstreams() -> None:
+    from demucs.repo import ModelLoadingError as UpstreamError
+
+    assert issubclass(UpstreamError, RuntimeError)
+    for error in (ModelLoadingError, ModelNotFound, CheckpointError, DownloadError):
+        assert issubclass(error, RuntimeError)
