@@ -1,8 +1,8 @@
-"""Write a training's averaged weights as the file that ships: half precision, upstream's layout.
+"""Write the averaged weights of a training as the bundled file: half precision, upstream's layout.
 
     python tools/pack_tiny.py run demucs_infer/tiny.safetensors
 
-Prints the two lines that the catalogue needs.
+Prints the two lines for the catalog.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ AT_SEPARATION = {
     "wiener_iters": 1,  # a Wiener filter on top of what was trained; costs half the speed
     "segment": 6.95,  # 300 frames, the length that the filter works on
 }
-"""Arguments of the network that no weight depends on."""
+"""Constructor arguments that no weight depends on."""
 
 
 def pack(run: Path, target: Path) -> None:
-    """The network of `run/checkpoint.pt`, its constructor's arguments in the metadata."""
+    """Write the network of `run/checkpoint.pt` with its constructor arguments as metadata."""
     weights = torch.load(run / "checkpoint.pt", weights_only=True)["averaged"]
     halves = {name: weight.half().contiguous() for name, weight in weights.items()}
     if not all(weight.isfinite().all() for weight in halves.values()):
@@ -34,6 +34,7 @@ def pack(run: Path, target: Path) -> None:
 
 
 def main() -> None:
+    """Parse the arguments, pack, and print the catalog lines."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of the training")
     parser.add_argument("target", type=Path)

@@ -1,11 +1,11 @@
-"""Train the small model that ships with the package, on the songs of the studio.
+"""Train the small bundled model on the songs of the studio.
 
     python -m tools.studio songs --first 4 --songs 150
     python -m tools.studio validation --first 0 --songs 4
     python tools/train_tiny.py songs validation run --minutes 60
     torchrun --nproc-per-node 2 tools/train_tiny.py ...  (two workers of a thread each)
 
-A run stops at its minutes and goes on where its last checkpoint was when started again with more.
+A run stops after its minutes; started again with more, it resumes from its last checkpoint.
 Shapes: B batch, S = 4 stems, C = 2 channels, T samples.
 """
 
@@ -54,40 +54,41 @@ class Recipe:
     learning_rate: float = 2e-3
     warm_up_steps: int = 60
     batch: int = 2
-    """Examples a worker takes in one step; the workers' gradients are averaged."""
+    """Examples per worker and step; the workers' gradients are averaged."""
     seconds: float = 3.0
     average: float = 0.995
-    """How much of the averaged weights a step keeps."""
+    """Share of the averaged weights that a step keeps."""
     same_song: float = 0.3
-    """How often the stems of an example come from one moment of one song."""
+    """Probability that all stems of an example come from one moment of one song."""
     precision: torch.dtype = torch.bfloat16
 
 
 class Songs:
-    """Random moments of the songs in a folder, that may still be filling."""
+    """Random excerpts of the songs in a folder, which may still be growing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.songs: list[np.memmap[Any, Any]] = []
-        self.look()
+        self.refresh()
 
-    def look(self) -> None:
-        """Find the songs that came since."""
+    def refresh(self) -> None:
+        """Look for new songs."""
         paths = sorted(self.folder.glob("*.npy"), key=lambda path: int(path.stem))
         self.songs = [np.load(path, mmap_mode="r") for path in paths]
 
-    def moment(self, rng: Generator, length: int) -> tuple[int, int]:
+    def draw_position(self, rng: Generator, length: int) -> tuple[int, int]:
+        """Draw a song and a start position in it."""
         song = int(rng.integers(len(self.songs)))
         return song, int(rng.integers(self.songs[song].shape[-1] - length))
 
     def example(self, rng: Generator, length: int, same_song: float) -> np.ndarray[Any, Any]:
-        """Stems with random levels, sides and signs: (S C T)."""
+        """Draw stems with random levels, channel orders and signs: (S C T)."""
         together = rng.random() < same_song
-        song, start = self.moment(rng, length)
+        song, start = self.draw_position(rng, length)
         stems = np.empty((len(SOURCES), 2, length), np.float32)
         for index in range(len(SOURCES)):
             if not together:
-                song, start = self.moment(rng, length)
+                song, start = self.draw_position(rng, length)
             stem = self.songs[song][index, :, start : start + length].astype(np.float32)
             gain = 10 ** (rng.uniform(-6, 6) * (0.4 if together else 1) / 20)
             gain *= float(rng.choice([-1, 1])) * (rng.random() > 0.06)
@@ -95,7 +96,7 @@ class Songs:
         return stems
 
     def batch(self, rng: Generator, recipe: Recipe) -> Tensor:
-        """Examples whose mixes have unit power: (B S C T)."""
+        """Draw a batch of examples whose mixes have unit power: (B S C T)."""
         length = int(recipe.seconds * SAMPLE_RATE)
         examples = [self.example(rng, length, recipe.same_song) for _ in range(recipe.batch)]
         stems = torch.from_numpy(np.stack(examples))
@@ -105,7 +106,7 @@ class Songs:
 
 @dataclass(slots=True)
 class Run:
-    """A training under way: everything that a checkpoint holds."""
+    """The state of a training, as in its checkpoint."""
 
     network: nn.Module
     averaged: nn.Module
@@ -114,6 +115,7 @@ class Run:
     minutes: float = 0.0
 
     def save(self, path: Path) -> None:
+        """Write the checkpoint."""
         state = {
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
@@ -126,6 +128,7 @@ class Run:
         partial.rename(path)
 
     def load(self, path: Path) -> None:
+        """Read the checkpoint."""
         state = torch.load(path, weights_only=True)
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
@@ -133,7 +136,8 @@ class Run:
         self.step, self.minutes = state["step"], state["minutes"]
 
 
-def start(recipe: Recipe, architecture: dict[str, Any]) -> Run:
+def start_run(recipe: Recipe, architecture: dict[str, Any]) -> Run:
+    """Initialize a training."""
     torch.manual_seed(recipe.seed)
     network = HDemucs(**architecture)
     optimizer = torch.optim.Adam(network.parameters(), recipe.learning_rate, betas=(0.9, 0.99))
@@ -141,8 +145,8 @@ def start(recipe: Recipe, architecture: dict[str, Any]) -> Run:
     return Run(network, averaged, optimizer)
 
 
-def share(network: nn.Module) -> None:
-    """Replace every worker's gradients by their mean."""
+def average_gradients(network: nn.Module) -> None:
+    """Average the gradients over all workers."""
     if not distributed.is_initialized():
         return
     gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
@@ -154,8 +158,8 @@ def share(network: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def agree(value: float) -> float:
-    """The first worker's `value`, for all of them."""
+def broadcast(value: float) -> float:
+    """Broadcast the first worker's `value` to all workers."""
     if distributed.is_initialized():
         tensor = torch.tensor(value, dtype=torch.float64)
         distributed.broadcast(tensor, 0)
@@ -163,8 +167,8 @@ def agree(value: float) -> float:
     return value
 
 
-def learn(run: Run, stems: Tensor, recipe: Recipe) -> float:
-    """One step; the loss is the mean absolute error of the waveform."""
+def take_step(run: Run, stems: Tensor, recipe: Recipe) -> float:
+    """Take one step and return its loss, the mean absolute error of the waveform."""
     progress = min(run.minutes / recipe.minutes, 1.0)
     rate = recipe.learning_rate * min(1.0, (run.step + 1) / recipe.warm_up_steps)
     rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
@@ -175,7 +179,7 @@ def learn(run: Run, stems: Tensor, recipe: Recipe) -> float:
     loss = F.l1_loss(estimate.float(), stems)
     run.optimizer.zero_grad()
     loss.backward()
-    share(run.network)
+    average_gradients(run.network)
     nn.utils.clip_grad_norm_(run.network.parameters(), 5.0)
     run.optimizer.step()
     run.step += 1
@@ -187,8 +191,8 @@ def learn(run: Run, stems: Tensor, recipe: Recipe) -> float:
 
 
 @torch.inference_mode()
-def improvements(network: nn.Module, songs: Songs, seconds: float = 12.0) -> list[float]:
-    """SDR above the mixture's, in decibels, of each stem; mean over an excerpt of each song."""
+def compute_improvements(network: nn.Module, songs: Songs, seconds: float = 12.0) -> list[float]:
+    """Return each stem's SDR above the mixture's in decibels, averaged over excerpts."""
     gains = []
     for song in songs.songs:
         first = 8 * SAMPLE_RATE
@@ -199,20 +203,20 @@ def improvements(network: nn.Module, songs: Songs, seconds: float = 12.0) -> lis
         error = (stems - estimate).square().sum((1, 2)) + 1e-7
         unmixed = (stems - mix).square().sum((1, 2)) + 1e-7
         gain = 10 * torch.log10(unmixed / error)
-        gain[stems.square().sum((1, 2)) < 1e-3] = torch.nan  # silent: nothing to hear
+        gain[stems.square().sum((1, 2)) < 1e-3] = torch.nan  # silent
         gains.append(gain)
     return [round(float(gain), 2) for gain in torch.stack(gains).nanmean(0)]
 
 
 def train(run: Run, recipe: Recipe, songs: Songs, validation: Songs, folder: Path) -> None:
-    """Steps until the minutes are over, a checkpoint every three, a line in `log.jsonl`."""
+    """Train until the minutes are over, with a checkpoint and a log line every three."""
     worker = distributed.get_rank() if distributed.is_initialized() else 0
     rng = np.random.default_rng([recipe.seed, run.step, worker])
     before, saved = run.minutes, time.monotonic()
     began, losses = saved, []
     while run.minutes < recipe.minutes:
-        losses.append(learn(run, songs.batch(rng, recipe), recipe))
-        run.minutes = agree(before + (time.monotonic() - began) / 60)
+        losses.append(take_step(run, songs.batch(rng, recipe), recipe))
+        run.minutes = broadcast(before + (time.monotonic() - began) / 60)
         if worker == 0 and (time.monotonic() - saved > 180 or run.minutes >= recipe.minutes):
             saved = time.monotonic()
             run.save(folder / "checkpoint.pt")
@@ -221,17 +225,18 @@ def train(run: Run, recipe: Recipe, songs: Songs, validation: Songs, folder: Pat
                 "minutes": round(run.minutes, 1),
                 "loss": round(float(np.mean(losses)), 4),
                 "songs": len(songs.songs),
-                "improvement": improvements(run.averaged, validation),
+                "improvement": compute_improvements(run.averaged, validation),
             }
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
             print(row, flush=True)
             losses.clear()
         if run.step % 50 == 0:
-            songs.look()
+            songs.refresh()
 
 
 def main() -> None:
+    """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("songs", type=Path)
     parser.add_argument("validation", type=Path)
@@ -248,7 +253,7 @@ def main() -> None:
     recipe = Recipe(minutes=args.minutes, seed=args.seed)
     architecture = ARCHITECTURE | json.loads(args.set)
     (args.run / "architecture.json").write_text(json.dumps(architecture))
-    run = start(recipe, architecture)
+    run = start_run(recipe, architecture)
     checkpoint = args.run / "checkpoint.pt"
     if checkpoint.exists():
         run.load(checkpoint)

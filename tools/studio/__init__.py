@@ -1,1 +1,1 @@
-"""A music studio made of code: multitrack songs with drums, bass, other and vocals, by seed."""
+"""Generate multitrack songs (drums, bass, other, vocals) from seeds."""

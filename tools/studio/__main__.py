@@ -1,7 +1,7 @@
-"""Make songs: `python -m tools.studio FOLDER --first 0 --songs 200 --seconds 40`.
+"""Generate songs: `python -m tools.studio FOLDER --first 0 --songs 200 --seconds 40`.
 
 Each becomes FOLDER/SEED.npy, half precision, (4 stems, 2 channels, samples) at 44.1 kHz;
-songs that are there already are kept.
+existing files are kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tools.studio.song import make_song
 
 
 def main() -> None:
+    """Parse the arguments and write one file per seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--first", type=int, default=0, help="the first song's seed")

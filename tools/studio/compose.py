@@ -75,7 +75,7 @@ class Clock:
 
 
 def mutate(groove: Groove, rng: Generator) -> Groove:
-    """The same groove with the odd hit more or less."""
+    """Return the groove with a few hits added or removed."""
     changed = {}
     for drum, row in groove.items():
         steps = list(row)
@@ -87,7 +87,7 @@ def mutate(groove: Groove, rng: Generator) -> Groove:
 
 
 def plan_sections(style: Style, bars: int, rng: Generator) -> tuple[Section, ...]:
-    """Sections that fill `bars` bars; at least one has everybody in it."""
+    """Plan sections that fill `bars` bars."""
     order = ["intro", "verse", "chorus", "verse", "solo", "chorus", "break", "chorus", "outro"]
     if rng.random() < 0.5:
         order = order[1:]
@@ -125,15 +125,15 @@ class Composer:
     sections: tuple[Section, ...]
 
     def pitch(self, degree: int) -> int:
-        """A degree of the scale, any octave, as semitones above the tonic."""
+        """Return a scale degree of any octave in semitones above the tonic."""
         return 12 * (degree // 7) + self.scale[degree % 7]
 
     def chord(self, degree: int, seventh: bool) -> list[int]:
-        """Semitones above the tonic."""
+        """Return the tones of a chord in semitones above the tonic."""
         return [self.pitch(degree + third) for third in ((0, 2, 4, 6) if seventh else (0, 2, 4))]
 
     def bars(self, role: str) -> list[tuple[Section, int, int]]:
-        """(section, bar in the song, degree) of each bar in which `role` plays."""
+        """Return (section, bar in the song, degree) of each bar in which `role` plays."""
         return [
             (section, section.first_bar + index, section.degrees[index % len(section.degrees)])
             for section in self.sections
@@ -142,11 +142,13 @@ class Composer:
         ]
 
     def velocity(self, energy: float, accent: float = 1.0) -> int:
+        """Draw a MIDI velocity."""
         return int(np.clip(self.rng.normal(96, 7) * (0.6 + 0.4 * energy) * accent, 20, 127))
 
     # ── drums ──
 
     def drums(self) -> list[Note]:
+        """Compose the drum part."""
         notes: list[Note] = []
         for section, bar, _ in self.bars("drums"):
             last = bar == section.first_bar + section.bars - 1
@@ -162,10 +164,12 @@ class Composer:
         return notes
 
     def hit(self, bar: int, step: int, drum: int, energy: float, accent: float) -> Note:
+        """Make one drum note."""
         start = self.clock(bar, step)
         return Note(start, start + 0.2, drum, self.velocity(energy, accent))
 
     def fill(self, bar: int, first: int, energy: float) -> list[Note]:
+        """Compose a drum fill from step `first` to the end of a bar."""
         drums = (SNARE, *TOMS)
         at = 0
         notes = []
@@ -180,7 +184,7 @@ class Composer:
     def bass_line(
         self, kind: str, degree: int, following: int, groove: Groove
     ) -> list[tuple[int, int, int]]:
-        """(step, length in steps, semitones above the tonic) of one bar."""
+        """Return (step, length in steps, semitones above the tonic) of the notes of one bar."""
         root, fifth, octave = self.pitch(degree), self.pitch(degree + 4), self.pitch(degree) + 12
         if kind == "eighths":
             return [(step, 2, root) for step in range(0, 16, 2)]
@@ -207,6 +211,7 @@ class Composer:
         return list(zip(kicks, gaps, tones, strict=True))
 
     def bass(self, kind: str) -> list[Note]:
+        """Compose the bass part."""
         notes = []
         bars = self.bars("bass")
         for index, (section, bar, degree) in enumerate(bars):
@@ -222,12 +227,12 @@ class Composer:
     # ── the rest of the band ──
 
     def voicing(self, degree: int, low: int) -> list[int]:
-        """MIDI pitches of the chord, the closest above `low`."""
+        """Return the MIDI pitches of a chord in the octave above `low`."""
         tones = self.chord(degree, bool(self.rng.random() < self.style.sevenths))
         return sorted(low + (self.tonic + tone - low) % 12 for tone in tones)
 
     def comp(self, kind: str, low: int, role: str = "comp") -> list[Note]:
-        """Chords: held, struck on a rhythm, strummed, or broken."""
+        """Compose chords: held, struck on a rhythm, strummed, or broken."""
         rhythm = [step for step in range(0, 16, 2) if step == 0 or self.rng.random() < 0.4]
         notes = []
         for section, bar, degree in self.bars(role):
@@ -252,7 +257,7 @@ class Composer:
         return notes
 
     def phrase(self, busy: float) -> list[tuple[int, int]]:
-        """(step, length) in two bars; ends with a rest to breathe."""
+        """Draw (step, length) of the notes of two bars, with a rest at the end."""
         steps, at = [], int(self.rng.choice([0, 0, 2, 4]))
         end = 2 * STEPS - int(self.rng.choice([4, 6, 8]))
         while at < end:
@@ -267,7 +272,7 @@ class Composer:
         return list(weights / weights.sum())
 
     def line(self, role: str, low: int, busy: float) -> list[Note]:
-        """A melody: phrases of two bars that come back, steps and small leaps near the chord."""
+        """Compose a melody of repeated two-bar phrases, in steps and small leaps near the chord."""
         motifs = [self.phrase(busy) for _ in range(3)]
         notes: list[Note] = []
         degree = int(self.rng.integers(0, 7))
@@ -287,7 +292,7 @@ class Composer:
         return notes
 
     def third_below(self, melody: list[Note]) -> list[Note]:
-        """The harmony voice of the choruses."""
+        """Compose the harmony voice of the choruses."""
         spans = [s for s in self.sections if s.name == "chorus"]
         bar = STEPS * self.clock.step
         below = []
@@ -299,6 +304,7 @@ class Composer:
         return below
 
     def other(self) -> list[Part]:
+        """Compose the accompaniment."""
         rng, style = self.rng, self.style
         kind = str(rng.choice(["struck", "strum", "broken", "held"]))
         low = int(rng.integers(48, 58))
@@ -319,7 +325,7 @@ class Composer:
 
 
 def compose(rng: Generator, seconds: float) -> Song:
-    """The song that this generator's next numbers stand for."""
+    """Compose a song of `seconds` from the next numbers of the generator."""
     style = STYLES[str(rng.choice(list(STYLES)))]
     tempo = float(rng.uniform(*style.tempo))
     step = 60 / tempo / 4

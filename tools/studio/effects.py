@@ -1,4 +1,4 @@
-"""What a mixing desk does to a stem: equalise, compress, widen, put into a room.
+"""What a mixing desk does to a stem: equalize, compress, widen, put into a room.
 
 Shapes: C = 2 channels, T samples.
 """
@@ -29,7 +29,7 @@ def _filtered(audio: Audio, gain: NDArray[np.float64]) -> Audio:
 
 
 def _fast_size(length: int) -> int:
-    """The next even size that has only small factors."""
+    """Return the next even size that has only small factors."""
     best = 2 ** int(np.ceil(np.log2(length)))
     for factor in (9, 15, 25, 27, 45, 75, 81, 125, 135):
         power = int(np.ceil(np.log2(length / factor)))
@@ -37,8 +37,8 @@ def _fast_size(length: int) -> int:
     return best
 
 
-def equalise(audio: Audio, rng: Generator, low_cut: float = 25.0) -> Audio:
-    """A high-pass at `low_cut` hertz, a tilt, and two gentle bells."""
+def equalize(audio: Audio, rng: Generator, low_cut: float = 25.0) -> Audio:
+    """Apply a high-pass at `low_cut` hertz, a tilt, and two gentle bells."""
     size = _fast_size(audio.shape[1] + 4096)
     hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1.0)
     octaves = np.log2(hertz / 1000)
@@ -79,7 +79,7 @@ def pan(mono: NDArray[np.float32], where: float) -> Audio:
 
 
 def room(rng: Generator, seconds: float) -> Audio:
-    """An impulse response: noise that fades, the high end first: (C T)."""
+    """Draw an impulse response: noise that decays, high frequencies first: (C T)."""
     length = int(seconds * SAMPLE_RATE)
     time = np.arange(length) / SAMPLE_RATE
     noise = rng.normal(size=(2, length))

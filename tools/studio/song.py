@@ -1,4 +1,4 @@
-"""From a seed to a finished multitrack song.
+"""Make a finished multitrack song from a seed.
 
 Shapes: S = 4 stems (drums, bass, other, vocals), C = 2 channels, T samples.
 """
@@ -34,7 +34,7 @@ def _voice(song: Song, rng: Generator) -> str:
 
 
 def vocals(song: Song, rng: Generator) -> Audio:
-    """The singer in the middle, doubled or in harmony at the sides in the choruses."""
+    """Render the singer in the middle, and the harmony of the choruses at the sides."""
     voice = _voice(song, rng)
     if not song.melody:
         return np.zeros((2, round(song.seconds * SAMPLE_RATE)), np.float32)
@@ -48,8 +48,8 @@ def vocals(song: Song, rng: Generator) -> Audio:
 
 
 def produce(name: str, stem: Audio, rng: Generator, beat_seconds: float) -> Audio:
-    """One stem through its channel strip."""
-    stem = effects.equalise(stem, rng, _LOW_CUT[name] * rng.uniform(0.8, 1.4))
+    """Process one stem with the effects of its channel strip."""
+    stem = effects.equalize(stem, rng, _LOW_CUT[name] * rng.uniform(0.8, 1.4))
     stem = effects.compress(stem, float(rng.uniform(0.1, 0.6)))
     if rng.random() < 0.25:
         stem = effects.saturate(stem, float(rng.uniform(0.5, 2.0)))
@@ -60,7 +60,7 @@ def produce(name: str, stem: Audio, rng: Generator, beat_seconds: float) -> Audi
 
 
 def balance(stems: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
-    """Levels that suit each other, and a mix that peaks below full scale: (S C T)."""
+    """Balance the levels of the stems and keep the mix below full scale: (S C T)."""
     for index, name in enumerate(STEMS):
         level = effects.rms(stems[index])
         gain = 10 ** (rng.normal(*_LEVELS[name]) / 20)
@@ -71,7 +71,7 @@ def balance(stems: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
 
 
 def make_song(seed: int, seconds: float) -> NDArray[np.float32]:
-    """All four stems; their sum is the mix: (S C T) at 44.1 kHz."""
+    """Make the four stems, whose sum is the mix: (S C T) at 44.1 kHz."""
     rng = np.random.default_rng(seed)
     song = compose(rng, seconds)
     beat_seconds = 60 / song.tempo

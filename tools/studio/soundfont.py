@@ -25,7 +25,7 @@ def _command(midi: Path, raw: Path, limit: int) -> list[str]:
     options = [word for setting in settings for word in ("-o", setting)]
     dry = ["-R", "0", "-C", "0", "-g", "0.5"]
     file = ["-r", str(SAMPLE_RATE), "-T", "raw", "-O", "float", "-E", "little", "-F", str(raw)]
-    # A player that does not find the end of a song would write until the disk is full.
+    # If FluidSynth missed the end of the song, it would fill the disk.
     bounded = ["prlimit", f"--fsize={limit}", "timeout", "60"]
     return [
         *bounded,
@@ -42,17 +42,17 @@ def _command(midi: Path, raw: Path, limit: int) -> list[str]:
 
 
 def play(parts: list[Part], seconds: float) -> Audio:
-    """What the parts sound like, dry: (C T)."""
-    wanted = round(seconds * SAMPLE_RATE)
+    """Render the parts without effects: (C T)."""
+    length = round(seconds * SAMPLE_RATE)
     if not any(part.notes for part in parts):
-        return np.zeros((2, wanted), np.float32)
-    with tempfile.TemporaryDirectory() as at:
-        midi, raw = Path(at, "song.mid"), Path(at, "song.raw")
+        return np.zeros((2, length), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        midi, raw = Path(folder, "song.mid"), Path(folder, "song.raw")
         write_midi(midi, parts, seconds)
-        limit = 2**28 + 4 * 8 * wanted  # FluidSynth's sound drivers map 64 MB when it starts
+        limit = 2**28 + 4 * 8 * length  # FluidSynth's sound drivers map 64 MB when it starts
         subprocess.run(_command(midi, raw, limit), check=True, capture_output=True)
         samples = np.fromfile(raw, np.float32).reshape(-1, 2).T
-    out = np.zeros((2, wanted), np.float32)
-    kept = min(wanted, samples.shape[1])
-    out[:, :kept] = samples[:, :kept]
+    out = np.zeros((2, length), np.float32)
+    available = min(length, samples.shape[1])
+    out[:, :available] = samples[:, :available]
     return out

@@ -1,4 +1,4 @@
-"""Sing a melody: syllables spoken by espeak-ng, taken apart by WORLD, put on the notes.
+"""Sing a melody: espeak-ng speaks syllables, WORLD analyzes them and resynthesizes the notes.
 
 WORLD describes speech, every five milliseconds, by a pitch, a spectral envelope and a noise share.
 A note takes one syllable: its consonants keep their length, its vowel is stretched, its pitch
@@ -23,7 +23,7 @@ from tools.studio.midi import Note
 
 SAMPLE_RATE = 44100
 FRAME = 0.005
-_SPOKEN_UP_TO = 9000.0  # espeak-ng speaks at 22.05 kHz; above, breath is made up
+_SPOKEN_UP_TO = 9000.0  # espeak-ng speaks at 22.05 kHz; the band above gets noise
 _DIMENSIONS = 60
 
 Array = NDArray[np.float64]
@@ -45,14 +45,14 @@ class Syllable:
 
     voiced: NDArray[np.bool_]
     envelope: Array
-    """Coded, (N 60)."""
+    """Coded spectral envelope, (N 60)."""
     noise: Array
     """Coded noise share, (N bands)."""
     vowel: tuple[int, int]
-    """The frames that may be stretched."""
+    """Range of the frames that may be stretched."""
 
     def frames(self, length: int) -> NDArray[np.int64]:
-        """Which frame to sing at each of `length` frames."""
+        """Return which frame to sing at each of `length` frames."""
         start, stop = self.vowel
         end = len(self.voiced)
         coda = min(end - stop, max(length // 4, 1))
@@ -64,7 +64,7 @@ class Syllable:
 
 
 def speak(text: str, voice: str) -> Array:
-    """Mono, at 44.1 kHz."""
+    """Speak a text: mono, at 44.1 kHz."""
     command = ["espeak-ng", "-v", voice, "-s", "120", "--stdout", text]
     raw = subprocess.run(command, check=True, capture_output=True, timeout=20).stdout
     with wave.open(io.BytesIO(raw)) as file:
@@ -77,8 +77,8 @@ def speak(text: str, voice: str) -> Array:
     return np.fft.irfft(spectrum, new) * (new / old)
 
 
-def _with_breath(envelope: Array, noise: Array) -> None:
-    """Continue the envelope above what was spoken, as noise that falls by 3 dB a kilohertz."""
+def _extend_with_noise(envelope: Array, noise: Array) -> None:
+    """Extend the envelope above the spoken band with noise that falls by 3 dB per kilohertz."""
     frequencies = np.linspace(0, SAMPLE_RATE / 2, envelope.shape[1])
     above = frequencies > _SPOKEN_UP_TO
     near = (frequencies > _SPOKEN_UP_TO - 2500) & ~above
@@ -89,18 +89,20 @@ def _with_breath(envelope: Array, noise: Array) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def analyse(text: str, voice: str) -> Syllable:
-    """A spoken syllable, taken apart; silence around it is dropped."""
+def analyze(text: str, voice: str) -> Syllable:
+    """Speak a syllable and analyze it with WORLD, without the silence around it."""
     sound = speak(text, voice)
     loud = np.flatnonzero(np.abs(sound) > 0.01)
     sound = np.ascontiguousarray(sound[max(loud[0] - 400, 0) : loud[-1] + 400])
     pitch, times = pyworld.dio(sound, SAMPLE_RATE, frame_period=1000 * FRAME, f0_floor=60)
     envelope = pyworld.cheaptrick(sound, pitch, times, SAMPLE_RATE)
     noise = pyworld.d4c(sound, pitch, times, SAMPLE_RATE)
-    _with_breath(envelope, noise)
+    _extend_with_noise(envelope, noise)
     voiced = pitch > 0
-    lit = np.flatnonzero(voiced)
-    first, last = (lit[0], lit[-1] + 1) if len(lit) else (0, len(voiced))
+    voiced_frames = np.flatnonzero(voiced)
+    first, last = (
+        (voiced_frames[0], voiced_frames[-1] + 1) if len(voiced_frames) else (0, len(voiced))
+    )
     power = envelope[first:last].sum(axis=1)
     core = np.flatnonzero(power > 0.3 * power.max()) + first
     vowel = (int(core[0]) + 2, max(int(core[-1]) - 2, int(core[0]) + 3))
@@ -111,7 +113,7 @@ def analyse(text: str, voice: str) -> Syllable:
 
 
 def _curve(note: Note, before: float, length: int, rng: Generator) -> Array:
-    """Pitch in semitones of one note: a glide into it, then vibrato that grows."""
+    """Draw the pitch of a note in semitones: a glide into it, then growing vibrato."""
     time = np.arange(length) * FRAME
     glide = (before - note.pitch) * np.exp(-time / rng.uniform(0.015, 0.05))
     depth = rng.uniform(0.1, 0.5) * np.clip((time - rng.uniform(0.1, 0.4)) / 0.4, 0, 1)
@@ -121,7 +123,7 @@ def _curve(note: Note, before: float, length: int, rng: Generator) -> Array:
 
 
 def _swell(length: int, velocity: int) -> Array:
-    """Loudness of one note, in amplitude."""
+    """Return the amplitude envelope of a note."""
     time = np.arange(length) * FRAME
     fade = np.minimum(1, (length * FRAME - time) / 0.05)
     return (velocity / 96) * np.minimum(1, 0.4 + time / 0.04) * np.clip(fade, 0, 1)
@@ -130,11 +132,11 @@ def _swell(length: int, velocity: int) -> Array:
 def sing(
     melody: Sequence[Note], seconds: float, voice: str, rng: Generator, vocabulary: int = 18
 ) -> NDArray[np.float32]:
-    """The melody, sung: (T)."""
+    """Sing a melody: (T)."""
     total = int(seconds / FRAME) + 1
     pitch = np.zeros(total)
     words = rng.choice(SYLLABLES, size=vocabulary, replace=False)
-    first = analyse(str(words[0]), voice)
+    first = analyze(str(words[0]), voice)
     envelope = np.full((total, _DIMENSIONS), first.envelope.min())
     bands = np.zeros((total, first.noise.shape[1]))
     gain = np.zeros(total)
@@ -143,7 +145,7 @@ def sing(
         start, stop = round(note.start / FRAME), min(round(note.stop / FRAME), total)
         if stop - start < 8:
             continue
-        syllable = analyse(str(rng.choice(words)), voice)
+        syllable = analyze(str(rng.choice(words)), voice)
         frames = syllable.frames(stop - start)
         stop = start + len(frames)
         curve = _curve(note, before - rng.uniform(0, 0.7), len(frames), rng)
@@ -153,13 +155,13 @@ def sing(
         bands[start:stop] = syllable.noise[frames]
         gain[start:stop] = _swell(len(frames), note.velocity)
         before = note.pitch
-    return _synthesise(pitch, envelope, bands, gain, round(seconds * SAMPLE_RATE))
+    return _synthesize(pitch, envelope, bands, gain, round(seconds * SAMPLE_RATE))
 
 
-def _synthesise(
+def _synthesize(
     pitch: Array, envelope: Array, bands: Array, gain: Array, length: int
 ) -> NDArray[np.float32]:
-    """Only where something is sung: WORLD takes as long for silence as for song."""
+    """Synthesize only the sung parts, because WORLD takes as long for silence."""
     out = np.zeros(length, np.float32)
     size = pyworld.get_cheaptrick_fft_size(SAMPLE_RATE)
     active = np.flatnonzero(np.diff(np.concatenate([[0], gain > 0, [0]])))
@@ -179,7 +181,7 @@ def _synthesise(
             SAMPLE_RATE,
             1000 * FRAME,
         )
-        at = round(start * FRAME * SAMPLE_RATE)
-        kept = min(len(sound), length - at)
-        out[at : at + kept] += sound[:kept].astype(np.float32)
+        offset = round(start * FRAME * SAMPLE_RATE)
+        length_used = min(len(sound), length - offset)
+        out[offset : offset + length_used] += sound[:length_used].astype(np.float32)
     return out
