@@ -1,12 +1,12 @@
-"""Ours against upstream 4.1.0 (and another package of our name), on the same weights and audio.
+"""Compare ours with upstream 4.1.0 (or another package of our name) on the same weights and audio.
 
     python -m tests.bench                     # a few minutes: networks and a short track
     python -m tests.bench --full              # everything, an hour or two
     python -m tests.bench --peer PYTHON       # against the demucs-infer that PYTHON has
-    python -m tests.bench --level workers     # a catalogue: two workers against one
+    python -m tests.bench --level workers     # a batch: two workers against one
 
-Random weights at the released shapes: speed and error need no training. Nothing else should run on
-the machine meanwhile.
+Weights are random at the released shapes: speed and error need no training. Nothing else should run
+on the machine.
 """
 
 import argparse
@@ -26,11 +26,12 @@ from tests.bench.music import RATE, song
 from tests.bench.pairs import HEADER, Row, compare, compare_commands
 from tests.bench.shapes import BAGS, write_repo
 
-TRACKS = 8  # of the catalogue
+TRACKS = 8  # of the batch
 WINDOW = {"htdemucs": 7.8, "htdemucs_ft": 7.8, "hdemucs_mmi": 10.0, "mdx": 10.0}
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser("python -m tests.bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--full", action="store_true", help="every model at every level")
@@ -48,7 +49,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def machine(args: argparse.Namespace) -> str:
+def describe_machine(args: argparse.Namespace) -> str:
+    """Describe the machine and the versions in one line."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -63,7 +65,8 @@ def machine(args: argparse.Namespace) -> str:
     )
 
 
-def rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
+def compare_all(args: argparse.Namespace, work: Path) -> Iterator[Row]:
+    """Yield the comparisons that were asked for."""
     levels = args.level or (["network", "engine", "command", "start"] if args.full else ["network"])
     models = args.model or (list(BAGS) if args.full else ["htdemucs"])
     side, python = ("peer", args.peer) if args.peer else ("upstream", sys.executable)
@@ -96,9 +99,9 @@ def rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
                 else:
                     yield compare(f"{model}, {length:g} s, {precision}", whole, **common)
         if "command" in levels and model == "htdemucs":
-            yield from commands(args, repo, work)
+            yield from compare_command_line(args, repo, work)
         if "workers" in levels and model == "htdemucs":
-            yield from workers(args, repo, work)
+            yield from compare_workers(args, repo, work)
     if "start" in levels:
         yield compare_commands(
             "`--help`",
@@ -112,8 +115,8 @@ def rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
         )
 
 
-def commands(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
-    """mp3 in; wav and mp3 out."""
+def compare_command_line(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
+    """Compare the commands: mp3 in, wav and mp3 out."""
     seconds = args.seconds or 240.0
     source = work / "song.mp3"
     write_mp3(source, seconds)
@@ -139,8 +142,8 @@ def commands(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
         yield compare_commands(case, seconds, both, pairs=args.pairs, work=work)
 
 
-def workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
-    """A manifest of equal tracks through two workers ("ours") and through one, a thread each."""
+def compare_workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
+    """Compare two workers ("ours") with one, a thread each, on a manifest of equal tracks."""
     seconds = args.seconds or 17.5  # three windows
     names = [f"{number}.wav" for number in range(TRACKS)]
     write_tracks(work, names, seconds)
@@ -166,6 +169,7 @@ def workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
 
 
 def write_tracks(folder: Path, names: list[str], seconds: float) -> None:
+    """Write different songs of equal length."""
     import soundfile
 
     for seed, name in enumerate(names):
@@ -173,7 +177,7 @@ def write_tracks(folder: Path, names: list[str], seconds: float) -> None:
 
 
 def write_mp3(path: Path, seconds: float) -> None:
-    """Not ours: the input of a comparison comes from neither side."""
+    """Encode with neither side, because both read the file."""
     import lameenc
 
     encoder = lameenc.Encoder()
@@ -186,10 +190,11 @@ def write_mp3(path: Path, seconds: float) -> None:
 
 
 def main() -> None:
-    args = arguments()
-    print(f"{machine(args)}\n\n{HEADER}", flush=True)
+    """Print one row of the table after the other."""
+    args = parse_arguments()
+    print(f"{describe_machine(args)}\n\n{HEADER}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows(args, Path(folder)):
+        for row in compare_all(args, Path(folder)):
             print(row.markdown(), flush=True)
 
 

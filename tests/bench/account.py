@@ -1,7 +1,7 @@
-"""Runs a command and prints what it took as JSON; a script of its own because it has to be small.
+"""Run a command and print its time and peak memory as JSON.
 
-Linux begins the peak of a process with that of the one that started it, and the bench holds songs
-and networks. From here it begins with ten megabytes.
+On Linux, the peak of a process starts at that of its parent. This small script is the parent, and
+not the benchmark, which holds songs and networks: the peak starts at ten megabytes.
 """
 
 import json

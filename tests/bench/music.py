@@ -1,4 +1,4 @@
-"""A deterministic signal with the statistics of music: chords, bass, drums, both channels apart."""
+"""Synthesize a deterministic signal with the statistics of music: chords, bass, drums, stereo."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ RATE = 44_100
 
 
 def song(seconds: float, seed: int = 0) -> Tensor:
-    """Stereo (C T) between -1 and 1."""
+    """Synthesize stereo (C T) between -1 and 1."""
     generator = torch.Generator().manual_seed(seed)
     time = torch.arange(int(seconds * RATE), dtype=torch.float64) / RATE
     beat = time * 2 % 1

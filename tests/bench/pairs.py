@@ -1,4 +1,4 @@
-"""Two sides in turn, A B A B ..., so that a machine whose speed drifts still gives true ratios."""
+"""Run two sides in turn, A B A B ..., so that ratios hold on a machine whose speed drifts."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison: medians of ours and theirs, and the spread of the ratio run by run."""
+    """One comparison: the runs of both sides, their medians, and the spread of the ratio."""
 
     case: str
     audio_seconds: float
@@ -28,17 +28,20 @@ class Row:
     error_db: float | None
 
     def median(self, side: str, figure: str) -> float:
+        """Return the median of a figure of one side."""
         return statistics.median(run[figure] for run in getattr(self, side))
 
     def ratios(self) -> list[float]:
+        """Return the ratio of times of every pair, sorted."""
         return sorted(b["seconds"] / a["seconds"] for a, b in zip(self.ours, self.theirs))
 
     def peaks(self, side: str) -> str:
-        """The median, and the worst run: memory is too little as soon as it is once."""
+        """Format the median and the worst peak: one run that exceeds memory is one too many."""
         worst = max(run["peak"] for run in getattr(self, side))
         return f"{self.median(side, 'peak'):.0f} ({worst:.0f})"
 
     def markdown(self) -> str:
+        """Format the comparison as a row of the table."""
         ratios = self.ratios()
         times = [self.audio_seconds / self.median(side, "seconds") for side in ("ours", "theirs")]
         error = "" if self.error_db is None else f"{self.error_db:.0f} dB"
@@ -69,13 +72,13 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def environment(side: str) -> dict[str, str]:
-    """All sides but those of others are this checkout; nobody else may see it."""
+    """Return the environment of a side: only our own sides may import this checkout."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return env | ({} if side in ("upstream", "peer") else {"PYTHONPATH": str(ROOT)})
 
 
 class Worker:
-    """A side that has loaded its model and waits for orders."""
+    """A process of one side that has loaded its model and waits for orders."""
 
     def __init__(self, side: str, python: str, order: dict[str, Any]) -> None:
         script = Path(__file__).with_name("worker.py")
@@ -89,24 +92,26 @@ class Worker:
         self.ask(order | {"do": "load"})
 
     def ask(self, order: dict[str, Any]) -> Figures:
+        """Send an order and wait for its figures."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         stdin.write(json.dumps(order) + "\n")
         stdin.flush()
         line = stdout.readline()
         if not line:
-            raise RuntimeError(f"a worker died: {self._process.args!r}")
+            raise RuntimeError(f"the benchmark worker exited: {self._process.args!r}")
         figures: Figures = json.loads(line)
         return figures
 
     def close(self) -> None:
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 def decibels(reference: torch.Tensor, other: torch.Tensor) -> float:
-    """How far below the reference the difference lies."""
+    """Return the level of the reference above that of the difference."""
     difference = (reference - other).double().square().sum()
     return float(10 * torch.log10(reference.double().square().sum() / difference.clamp_min(1e-30)))
 
@@ -114,7 +119,7 @@ def decibels(reference: torch.Tensor, other: torch.Tensor) -> float:
 def compare(
     case: str, order: dict[str, Any], *, python: str, side: str, pairs: int, work: Path
 ) -> Row:
-    """`pairs` interleaved runs of ours and `side`, after one warm-up each."""
+    """Take `pairs` interleaved runs of ours and `side`, after one warm-up each."""
     workers = {"ours": Worker("ours", sys.executable, order), side: Worker(side, python, order)}
     answers = {name: work / f"{name}.pt" for name in workers}
     for name, worker in workers.items():
@@ -122,7 +127,7 @@ def compare(
     runs: dict[str, list[Figures]] = {name: [] for name in workers}
     for _ in range(pairs):
         for name, worker in workers.items():
-            time.sleep(0.3)  # the other side's idle threads stop spinning
+            time.sleep(0.3)  # until the other side's idle threads stop spinning
             runs[name].append(worker.ask({"do": "run"}))
     for worker in workers.values():
         worker.close()
@@ -131,12 +136,12 @@ def compare(
     return Row(case, order["seconds"], runs["ours"], runs[side], error)
 
 
-def timed(commands: Sequence[Sequence[str]], side: str, cwd: Path) -> Figures:
-    """Whole processes, begun at once: the operating system's own account of them together."""
+def time_commands(commands: Sequence[Sequence[str]], side: str, cwd: Path) -> Figures:
+    """Run processes side by side and add up what the operating system accounts for them."""
     script = str(Path(__file__).with_name("account.py"))
     env = environment(side)
     pipe = subprocess.PIPE
-    accountants = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-I", "-S", script, *command],
             env=env,
@@ -147,10 +152,10 @@ def timed(commands: Sequence[Sequence[str]], side: str, cwd: Path) -> Figures:
         for command in commands
     ]
     figures = {"seconds": 0.0, "cpu": 0.0, "peak": 0.0}
-    for accountant in accountants:
-        account, words = accountant.communicate()
-        if accountant.returncode:
-            raise RuntimeError(f"{accountant.args!r} failed: {words.decode()[-2000:]}")
+    for process in processes:
+        account, words = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{process.args!r} failed: {words.decode()[-2000:]}")
         took: Figures = json.loads(account)
         figures["seconds"] = max(figures["seconds"], took["seconds"])
         figures["cpu"] += took["cpu"]
@@ -166,10 +171,10 @@ def compare_commands(
     pairs: int,
     work: Path,
 ) -> Row:
-    """Whole commands in turn; the first pair warms the page cache and is not counted."""
+    """Run whole commands in turn; the first pair warms the page cache and is not counted."""
     runs: dict[str, list[Figures]] = {side: [] for side in commands}
     for _ in range(pairs + 1):
         for side, together in commands.items():
-            runs[side].append(timed(together, side, work))
+            runs[side].append(time_commands(together, side, work))
     ours, theirs = (figures[1:] for figures in runs.values())
     return Row(case, seconds, ours, theirs, None)

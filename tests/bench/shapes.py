@@ -1,4 +1,4 @@
-"""The released shapes with random weights, written once as files that every side can read."""
+"""Write networks of the released shapes with random weights as files that every side can read."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -30,7 +30,7 @@ ONE_HOT = [[float(row == column) for column in range(4)] for row in range(4)]
 
 
 def randomise(network: nn.Module, seed: int) -> None:
-    """Layer scales start at 1e-4 in some networks and would hide every error behind them."""
+    """Draw the layer scales, whose initial 1e-4 would hide errors of the branches."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(network.named_parameters()):
         if name.endswith("scale"):
@@ -38,7 +38,7 @@ def randomise(network: nn.Module, seed: int) -> None:
 
 
 def write_repo(folder: Path, name: str) -> None:
-    """A local repository with the bag `name`, in half precision as the released ones are."""
+    """Write a local repository with the bag `name`, in half precision as the released ones."""
     from demucs import demucs, hdemucs, htdemucs
 
     classes = {

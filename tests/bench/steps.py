@@ -44,6 +44,7 @@ class JointGate(kernels.SplitGate):
         self._product = make(weight, bias, dtype, **geometry)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and gates, interleaved in memory."""
         values, gates = self._product(x.to(self._dtype)).chunk(2, 1 if x.dim() == 4 else -1)
         return values, gates
 
@@ -55,6 +56,7 @@ class OriginalDConv:
         self._layers = layers
 
     def add_to(self, y: Tensor) -> None:
+        """Add the branches to `y` (R T C) in place."""
         y.copy_(self._layers(y.mT.contiguous()).mT)
 
 
@@ -70,6 +72,7 @@ class UnfoldedBranch(dconv.Branch):
     """A residual branch that computes its wide result, then normalizes it."""
 
     def add_to(self, y: Tensor) -> None:
+        """Add the branch to `y` (R T C) in place."""
         wide = torch.baddbmm(
             self._bias[:, None], self._weight.expand(len(y), -1, -1), self._compute_hidden(y)
         )
@@ -86,6 +89,7 @@ class OriginalTransposedConv(unet.TransposedConv):
         self._parameters = up.weight.detach().to(dtype), up.bias.detach().to(dtype)
 
     def upsample_rows(self, block: Tensor, out: Tensor) -> None:
+        """Upsample rows of bins."""
         weight, bias = self._parameters
         image = block.permute(2, 0, 1)[None].to(weight.dtype)
         output = F.conv_transpose2d(image, weight, bias, (self.stride, 1)).float()
@@ -95,6 +99,7 @@ class OriginalTransposedConv(unet.TransposedConv):
             torch.ops.aten.gelu_(out)
 
     def upsample_time(self, y: Tensor) -> Tensor:
+        """Upsample steps of time."""
         weight, bias = self._parameters
         output = F.conv_transpose1d(y[:, :, 0].to(weight.dtype), weight, bias, self.stride).float()
         return output if self._last else F.gelu(output)

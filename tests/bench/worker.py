@@ -1,7 +1,7 @@
-"""One side of a comparison, in a process of its own: reads orders, answers with measurements.
+"""Run one side of a comparison in a process of its own.
 
-Runs as a script, so that `demucs_infer` is whatever this interpreter has installed under that name.
-Every order is a JSON object on a line, and so is every answer.
+It runs as a script, so that `demucs_infer` is the package that this interpreter has installed.
+Orders come in on standard input and measurements go out, each as a JSON object on a line.
 """
 
 import json
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 TRACK = ExitStack()
-"""What the engine has around a track, for orders that ask less than a track of it."""
+"""The context that the engine has around a track, for orders that run only a network."""
 
 PACKAGE = {"ours": "demucs_infer", "upstream": "demucs", "peer": "demucs_infer"}
 
 
 def network(side: str, order: dict[str, Any]) -> Callable[[], Any]:
-    """One window through one network; ours as it is run within a track."""
+    """Prepare a run of one window through one network; ours as the engine runs it."""
     import torch
 
     load = import_module(f"{PACKAGE[side]}.pretrained").get_model
@@ -46,13 +46,13 @@ def network(side: str, order: dict[str, Any]) -> Callable[[], Any]:
 
 
 def engine(side: str, order: dict[str, Any]) -> Callable[[], Any]:
-    """A track through upstream's interface, which every side has."""
+    """Prepare a run of a track through upstream's interface, which every side has."""
     import torch
 
     extra = {}
     if side == "ours":
         extra = {"precision": order["precision"], "stems": order["stems"]}
-        Inside.watch()
+        NetworkClock.watch()
     separator = import_module(f"{PACKAGE[side]}.api").Separator(
         model=order["model"],
         repo=Path(order["repo"]),
@@ -71,38 +71,40 @@ def engine(side: str, order: dict[str, Any]) -> Callable[[], Any]:
     return run
 
 
-class Inside:
-    """How long the networks of ours are at work, whatever the engine does around them."""
+class NetworkClock:
+    """The time that our networks take, without what the engine does around them."""
 
     seconds = 0.0
 
     @classmethod
     def watch(cls) -> None:
+        """Add up the time of every forward pass from now on."""
         from demucs_infer.engine.runner import Runner
 
         forward = Runner._forward
 
-        def timed(*args: Any) -> Any:
+        def run_timed(*args: Any) -> Any:
             started = time.perf_counter()
             answer = forward(*args)
             cls.seconds += time.perf_counter() - started
             return answer
 
-        Runner._forward = timed  # type: ignore[method-assign]  # the only place they all pass
+        Runner._forward = run_timed  # type: ignore[method-assign]  # every pass goes through it
 
 
 def peak() -> float:
-    """MiB. On Linux the system's other account, `ru_maxrss`, begins with the parent's peak."""
+    """Return the peak memory in MiB; on Linux `ru_maxrss` would start at the parent's peak."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)  # macOS: bytes
     return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def measured(run: Callable[[], Any], device: str) -> tuple[dict[str, float], Any]:
+def measure(run: Callable[[], Any], device: str) -> tuple[dict[str, float], Any]:
+    """Run once and return the figures and the result."""
     import torch
 
-    Inside.seconds = 0.0
+    NetworkClock.seconds = 0.0
     before = resource.getrusage(resource.RUSAGE_SELF)
     started = time.perf_counter()
     answer = run()
@@ -112,12 +114,13 @@ def measured(run: Callable[[], Any], device: str) -> tuple[dict[str, float], Any
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     figures = {"seconds": seconds, "cpu": cpu, "peak": peak()}
-    if Inside.seconds and device == "cpu":  # elsewhere a forward returns before it is done
-        figures["outside"] = 1 - Inside.seconds / seconds
+    if NetworkClock.seconds and device == "cpu":  # elsewhere a forward returns before it is done
+        figures["outside"] = 1 - NetworkClock.seconds / seconds
     return figures, answer
 
 
 def main() -> None:
+    """Serve orders until standard input ends."""
     side = sys.argv[1]
     prepare = {"network": network, "engine": engine}
     run: Callable[[], Any] | None = None
@@ -133,7 +136,7 @@ def main() -> None:
             figures: dict[str, float] = {}
         else:
             assert run is not None
-            figures, answer = measured(run, device)
+            figures, answer = measure(run, device)
             if order.get("keep"):
                 torch.save(answer, order["keep"])
         print(json.dumps(figures), flush=True)
