@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from demucs_infer.events import ChunkProcessed as ChunkProcessed
     from demucs_infer.events import Stage as Stage
     from demucs_infer.events import WarningEvent as WarningEvent
+    from demucs_infer.options import OutputOptions as OutputOptions
     from demucs_infer.pretrained import get_model as get_model
     from demucs_infer.pretrained import list_models as list_models
     from demucs_infer.pretrained import model_info as model_info
     from demucs_infer.results import InferenceOutput as InferenceOutput
-    from demucs_infer.results import OutputOptions as OutputOptions
     from demucs_infer.results import SeparatedFiles as SeparatedFiles
     from demucs_infer.sources import Audio as Audio
     from demucs_infer.states import load_weights as load_weights
@@ -61,7 +61,7 @@ _HOME = {
     "ModelMetadata": "demucs_infer.custom.metadata",
     "ModelNotFound": "demucs_infer.errors",
     "ModelParamsLike": "demucs_infer.custom.metadata",
-    "OutputOptions": "demucs_infer.results",
+    "OutputOptions": "demucs_infer.options",
     "SeparatedFiles": "demucs_infer.results",
     "SeparationError": "demucs_infer.errors",
     "Separator": "demucs_infer.api",

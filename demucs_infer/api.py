@@ -6,28 +6,32 @@ Shapes: S stems, C channels, T samples of the track, t of a block.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
 from demucs_infer.apply import with_bar
-from demucs_infer.audio.channels import ExtraChannels, Method, convert_channels
-from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.gain import Clip
+from demucs_infer.audio.channels import convert_channels
+from demucs_infer.audio.gain import Levels, translate_os_errors
+from demucs_infer.audio.spool import Spool
+from demucs_infer.audio.stem_writer import StemWriter
 from demucs_infer.audio.writer import Target, save_audio
 from demucs_infer.checkpoints.download import progress_bar
 from demucs_infer.custom.build import load_network
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
+from demucs_infer.devices import choose_device
 from demucs_infer.engine.network import Ensemble, Network
 from demucs_infer.engine.pipeline import (
     Block,
@@ -39,31 +43,45 @@ from demucs_infer.engine.pipeline import (
 )
 from demucs_infer.engine.queries import QueryAdapter
 from demucs_infer.engine.runner import Runner
-from demucs_infer.engine.stems import StemPlan
+from demucs_infer.engine.stems import Rule, StemPlan, choose_stems
 from demucs_infer.errors import AudioReadError as LoadAudioError
 from demucs_infer.errors import ModelLoadingError as LoadModelError
 from demucs_infer.events import ChunkStarted, Event, Stage, WarningEvent, call_back
 from demucs_infer.optimized.compiled import compile_network
-from demucs_infer.optimized.optimize import optimize
+from demucs_infer.optimized.optimize import choose_precision, optimize
+from demucs_infer.options import (
+    Format,
+    InputChanges,
+    InputOptions,
+    OtherMethod,
+    OutputChanges,
+    OutputOptions,
+    Padding,
+    Precision,
+    Profile,
+    SeparationOptions,
+    StemOptions,
+    Window,
+    change_output,
+    list_options,
+)
 from demucs_infer.pretrained import get_model, list_models
 from demucs_infer.results import (
     InferenceOutput,
-    OutputOptions,
     SeparatedFiles,
-    StemResampler,
+    file_layout,
     make_folders,
+    stem_targets,
 )
-from demucs_infer.settings import (
-    BatchSize,
-    Callback,
-    Derive,
-    Device,
-    OwnParameters,
-    Parameters,
-    Settings,
-    Stems,
+from demucs_infer.sources import (
+    Audio,
+    AudioInput,
+    AudioSource,
+    FileSource,
+    ReadFormat,
+    open_audio,
 )
-from demucs_infer.sources import Audio, AudioInput, AudioSource, FileSource, ReadOptions, open_audio
+from demucs_infer.system.threads import limit_to_one_thread
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -79,6 +97,9 @@ __all__ = [
     "list_models",
     "save_audio",
 ]
+
+Callback: TypeAlias = "Callable[[dict[str, object]], object]"
+Device: TypeAlias = "str | torch.device | None"
 
 
 class _NotProvided(Enum):
@@ -98,19 +119,51 @@ BlockEvents: TypeAlias = "Generator[Event | Block, None, None]"
 TrackEvents: TypeAlias = "Generator[tuple[int, TrackEvent], None, None]"
 
 
+class OwnChanges(TypedDict, total=False):
+    """What upstream's `Separator` does not know; a test compares it with the options."""
+
+    stems: Sequence[str] | StemPlan | None
+    derive: Sequence[str | Rule]
+    two_stems: str | None
+    other_method: OtherMethod
+    io_device: Device
+    transition_power: float
+    seed: int | None
+    precision: Precision
+    batch_size: int | Literal["auto"]
+    oom: Literal["retry", "raise"]
+    cpu_fallback: bool
+    compile: bool | str
+    profile: Profile
+    window: Window
+    padding: Padding
+    normalize: bool
+
+
+class Changes(OwnChanges, total=False):
+    """Every setting of a `Separator`."""
+
+    device: Device
+    shifts: int
+    overlap: float
+    split: bool
+    segment: float | None
+    jobs: int
+    progress: bool
+    callback: Callback | None
+    callback_arg: Mapping[str, object] | None
+
+
 class Separator:
     """A model that is ready for any number of tracks, from any number of threads.
 
     `model` is a name, a signature, `hf://namespace/name` or the path of a checkpoint; with `repo`,
-    a model of that folder. `device="auto"` takes the best there is, when it is asked for. `jobs`
-    is how many forwards may run beside the one being stitched. `callback` is called with
-    upstream's dictionary at the start and the end of every window, and ends the work by raising.
-    With `progress` there are bars on the error stream, of a download and of every track.
+    a model of that folder. `callback` is called with upstream's dictionary at the start and the
+    end of every window; it stops the separation by raising. With `progress` there are bars on
+    standard error, of a download and of every track.
 
-    `stems` names what is handed out: networks of a bag that only make others are not run.
-    `derive` makes more of them (`"drumless=mixture-drums"`). `io_device` is where tracks and stems
-    are kept. Unlike upstream's, shifts are drawn from `seed`, so that a result can be had again;
-    `seed=None` draws from the global generator as upstream does.
+    All other settings are the fields of `SeparationOptions` and `StemOptions`, given as keywords
+    or as `options` and `stem_options`; keywords that are not at their default win.
     """
 
     def __init__(
@@ -127,55 +180,51 @@ class Separator:
         callback: Callback | None = None,
         callback_arg: Mapping[str, object] | None = None,
         *,
-        stems: Stems = None,
-        derive: Derive = (),
-        seed: int | None = 0,
-        precision: str = "fp32",
-        compile: bool | str = False,
-        batch_size: BatchSize = "auto",
-        io_device: Device = "cpu",
+        options: SeparationOptions | None = None,
+        stem_options: StemOptions | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         offline: bool | None = None,
         trust: bool = False,
+        **changes: Unpack[OwnChanges],
     ) -> None:
-        parameters: Parameters = {
+        upstream = {
             "device": device,
             "shifts": shifts,
             "overlap": overlap,
             "split": split,
             "segment": segment,
             "jobs": jobs,
-            "progress": progress,
-            "callback": callback,
-            "callback_arg": callback_arg,
-            "stems": stems,
-            "derive": derive,
-            "seed": seed,
-            "precision": precision,
-            "compile": compile,
-            "batch_size": batch_size,
-            "io_device": io_device,
         }
-        Settings.check(parameters)  # before anything is downloaded
-        with progress_bar(os.fspath(model)) if progress else nullcontext() as told:
+        values = _join(options, stem_options, {**upstream, **changes})
+        values |= {"progress": progress, "callback": callback, "callback_arg": callback_arg}
+        _State.resolve(None, values)  # every mistake is found before anything is downloaded
+        with progress_bar(os.fspath(model)) if progress else nullcontext() as on_progress:
             network = get_model(
-                model, repo, cache_dir=cache_dir, offline=offline, trust=trust, progress=told
+                model, repo, cache_dir=cache_dir, offline=offline, trust=trust, progress=on_progress
             )
-        self._adopt(network, is_ours=True, **parameters)
+        self._init_from(network, values, owns_model=True)
 
     @classmethod
-    def from_model(cls, model: nn.Module, **parameters: Unpack[Parameters]) -> Separator:
-        """A separator around a network, or a bag of them, that is in memory already.
+    def from_model(
+        cls,
+        model: nn.Module,
+        *,
+        options: SeparationOptions | None = None,
+        stem_options: StemOptions | None = None,
+        **changes: Unpack[Changes],
+    ) -> Separator:
+        """Return a separator around a network, or a bag of them, that is in memory already.
 
-        `parameters` are those of `Separator(...)`. The network stays the caller's: after each
+        The settings are those of `Separator(...)`. The network stays the caller's: after each
         track it is on its device and in its mode again. Its weights are read when it first runs.
 
         It has `sources`, `samplerate`, `audio_channels` and `segment`. A plain module gets them
-        from `demucs_infer.custom.adapter.create_w2w_model(module, params)`; no `metadata` could
+        from `demucs_infer.extension.create_w2w_model(module, params)`; no `metadata` could
         give them here, since it tells how a network is made, and this one is.
         """
         separator = cls.__new__(cls)
-        separator._adopt(model, is_ours=False, **parameters)
+        values = _join(options, stem_options, changes)
+        separator._init_from(model, values, owns_model=False)
         return separator
 
     @classmethod
@@ -186,40 +235,46 @@ class Separator:
         checkpoint: str | os.PathLike[str],
         overrides: Sequence[str] = (),
         metadata: ModelMetadata[Any] | None = None,
-        **parameters: Unpack[Parameters],
+        options: SeparationOptions | None = None,
+        stem_options: StemOptions | None = None,
+        **changes: Unpack[Changes],
     ) -> Separator:
-        """A separator around a network of one's own, from a configuration and its weights.
+        """Return a separator around a network of your own, from a configuration and its weights.
 
-        `overrides` change the configuration (`"inference.batch_size=2"`), `parameters` are those
-        of `Separator(...)` and go before it. `metadata` says which network it is; without, its
+        `overrides` change the configuration (`"inference.batch_size=2"`); the settings are those
+        of `Separator(...)` and win over it. `metadata` says which network it is; without, its
         package offers it under the configuration's `model_type`.
         """
-        known = Config.load(config, overrides)
-        network = load_network(known, checkpoint, metadata)
+        parsed = Config.load(config, overrides)
+        network = load_network(parsed, checkpoint, metadata)
         separator = cls.__new__(cls)
-        told: Parameters = {**known.parameters, **parameters}
-        separator._adopt(network, is_ours=True, **told)
-        separator._saving = OutputOptions(encoding=known.output.encoding, clip=known.output.clip)
+        values = {**parsed.settings, **_join(options, stem_options, changes)}
+        separator._init_from(network, values, owns_model=True)
+        separator._input_options = parsed.input_options
+        separator._output_options = parsed.output_options
         return separator
 
-    def _adopt(self, model: nn.Module, *, is_ours: bool, **parameters: Unpack[Parameters]) -> None:
+    def _init_from(
+        self, model: nn.Module, values: Mapping[str, object], *, owns_model: bool
+    ) -> None:
         self._model = model
         self._ensemble = Ensemble.from_model(model)
-        self._settings = Settings.of(self._ensemble.members, parameters)
+        self._values = {**_preferences(self._ensemble.members), **values}
+        self._state = _State.resolve(self._ensemble.sources, self._values)
         self._lock = Lock()
         self._is_closed = False
-        self._is_ours = is_ours
-        self._saving = OutputOptions()
-        """How files are written where nobody says how."""
-        self._home = ExitStack()
+        self._owns_model = owns_model
+        self._input_options = InputOptions()
+        self._output_options = OutputOptions()
+        self._device_lease = ExitStack()
         """What keeps a network of ours on its device from one track to the next."""
-        self._runner = self._settle(self._settings.network_device)
+        self._runner = self._move_to(self._state.device)
 
-    def _settle(self, device: torch.device) -> Runner:
-        """A runner for `device`, with the networks there to stay if they are ours."""
-        runner = _runner(device, compile=self._settings.compile)
-        if self._is_ours:
-            self._home.enter_context(runner.lease(self._ensemble.members))
+    def _move_to(self, device: torch.device) -> Runner:
+        """Return a runner for `device`, with the networks there to stay if they are ours."""
+        runner = _runner(device, compile=self._state.options.compile)
+        if self._owns_model:
+            self._device_lease.enter_context(runner.lease(self._ensemble.members))
         return runner
 
     @property
@@ -235,12 +290,12 @@ class Separator:
     @property
     def device(self) -> torch.device:
         """Where the network runs."""
-        return self._settings.network_device
+        return self._state.device
 
     @property
     def jobs(self) -> int:
         """How many forwards may run beside the one being stitched."""
-        return self._settings.jobs
+        return self._state.options.jobs
 
     @property
     def model(self) -> nn.Module:
@@ -250,7 +305,7 @@ class Separator:
     @property
     def stems(self) -> tuple[str, ...]:
         """What is handed out, in order."""
-        return self._settings.plan.outputs
+        return self._state.plan.outputs
 
     def update_parameter(
         self,
@@ -263,13 +318,16 @@ class Separator:
         progress: bool | _NotProvided = NotProvided,
         callback: Callback | _NotProvided | None = NotProvided,
         callback_arg: Mapping[str, object] | _NotProvided | None = NotProvided,
-        **own: Unpack[OwnParameters],
+        *,
+        options: SeparationOptions | None = None,
+        stem_options: StemOptions | None = None,
+        **changes: Unpack[OwnChanges],
     ) -> None:
-        """Change what is named, for tracks that begin from now on.
+        """Change the settings that are given, for tracks that begin from now on.
 
-        `own` are `stems`, `derive`, `seed`, `precision`, `batch_size` and `io_device`.
+        `options` and `stem_options` replace all settings of their kind.
         """
-        asked = {
+        given = {
             "device": device,
             "shifts": shifts,
             "overlap": overlap,
@@ -279,20 +337,22 @@ class Separator:
             "progress": progress,
             "callback": callback,
             "callback_arg": callback_arg,
-            **own,
+            **changes,
         }
-        changes = {name: value for name, value in asked.items() if value is not NotProvided}
+        given = {name: value for name, value in given.items() if value is not NotProvided}
         with self._lock:
-            settings = self._settings.but(changes)
-            before = self._settings.network_device
-            if settings.network_device != before:
-                self._home.close()
+            values = {**self._values, **_values_of(options), **_values_of(stem_options), **given}
+            state = _State.resolve(self._ensemble.sources, values)
+            before, self._state = self._state, state
+            if state.device != before.device:
+                self._device_lease.close()
                 try:
-                    self._runner = self._settle(settings.network_device)
+                    self._runner = self._move_to(state.device)
                 except ValueError:  # in use by a track that has begun
-                    self._settle(before)
+                    self._state = before
+                    self._move_to(before.device)
                     raise
-            self._settings = settings
+            self._values = values
 
     def separate_tensor(
         self, wav: Tensor, sr: int | None = None
@@ -312,30 +372,21 @@ class Separator:
         audio: AudioInput,
         sample_rate: float | None = None,
         *,
-        start_seconds: float = 0.0,
-        duration_seconds: float | None = None,
-        resampler: Method = "julius",
-        extra_channels: ExtraChannels = "first",
-        group: int = 0,
-        strict: bool = False,
+        options: InputOptions | None = None,
+        **changes: Unpack[InputChanges],
     ) -> AudioSource:
-        """A part of a track, or one that needs care; `run` and the others take it as they do paths.
+        """Open a part of a track, or one that needs care; `run` and the others take the result.
 
-        `extra_channels` and `group` say what becomes of more channels than the model takes,
-        `strict` makes an error of a damaged file.
+        `options` and `changes` are the settings of `InputOptions`: `start` and `duration` in
+        seconds, what happens to channels that the model does not take, and so on.
         """
-        hearing = ReadOptions(
+        read_format = ReadFormat(
             sample_rate=self.samplerate,
             channels=self.audio_channels,
-            device=self._settings.track_device,
-            start_seconds=start_seconds,
-            duration_seconds=duration_seconds,
-            resampler=resampler,
-            extra_channels=extra_channels,
-            group=group,
-            strict=strict,
+            device=self._state.track_device,
         )
-        return open_audio(audio, sample_rate, hearing=hearing)
+        options = replace(options or self._input_options, **changes)
+        return open_audio(audio, sample_rate, read_format, options)
 
     def run(
         self,
@@ -374,28 +425,27 @@ class Separator:
         self,
         audio: AudioInput,
         out: str | os.PathLike[str] | Mapping[str, Target],
-        format: str | None = None,
+        format: Format | None = None,
         *,
         sample_rate: float | None = None,
-        bits: int | None = None,
-        bitrate: int | None = None,
-        clip: Clip | None = None,
-        template: str = "{stem}.{ext}",
+        options: OutputOptions | None = None,
+        **changes: Unpack[OutputChanges],
     ) -> SeparatedFiles:
-        """A track into files, in memory that does not grow with its length.
+        """Separate a track into files, in memory that does not grow with its length.
 
         `out` is a folder, where `template` names the files, or a path or file object per stem.
-        All files appear, complete, at the end; should it fail, neither they nor a new folder. In
-        formats that can clip they are encoded at the end too, when the peaks are known: until then
-        there are floats beside them, 4 bytes a sample. Unlike upstream's, they share one gain where
-        one would clip; `clip="rescale"` gives each its own. What is not said is as the
-        configuration of the network has it: otherwise a wav file.
+        `sample_rate` is that of an array. `options` and `changes` are the settings of
+        `OutputOptions`; what is not given is as the configuration of the network has it,
+        otherwise a wav file.
+
+        All files appear, complete, at the end; after an error there are neither files nor a new
+        folder. Meanwhile the stems are kept beside them as floats, 4 bytes a sample. Unlike
+        upstream's, they share one gain where one would clip; `clip="rescale"` gives each its own.
         """
-        encoding = self._saving.encoding
-        if (format, bits, bitrate) != (None, None, None):
-            encoding = Encoding(format or encoding.format, bits=bits, bitrate=bitrate)
-        saving = OutputOptions(encoding=encoding, clip=clip or self._saving.clip, template=template)
-        for item in self.stream_to(audio, out, saving, sample_rate=sample_rate):
+        stream = self.stream_to(
+            audio, out, format, sample_rate=sample_rate, options=options, **changes
+        )
+        for item in stream:
             if isinstance(item, SeparatedFiles):
                 return item
         raise AssertionError("a stream ends with its output")
@@ -404,18 +454,18 @@ class Separator:
         self,
         audio: AudioInput,
         out: str | os.PathLike[str] | Mapping[str, Target],
-        saving: OutputOptions | None = None,
+        format: Format | None = None,
         *,
         sample_rate: float | None = None,
+        options: OutputOptions | None = None,
+        **changes: Unpack[OutputChanges],
     ) -> FileEvents:
-        """As `separate_to`, with what happens on the way as events.
+        """Do as `separate_to`, and yield what happens on the way as events.
 
-        `saving` says all that can be said about the files. Closing the generator ends the work
-        within a batch, and leaves no file.
+        Closing the generator ends the work within a batch, and leaves no file.
         """
-        return _to_files(
-            self._task(), self.open_audio(audio, sample_rate), out, saving or self._saving
-        )
+        output = change_output(options or self._output_options, format, changes)
+        return _to_files(self._task(), self.open_audio(audio, sample_rate), out, output)
 
     def stream_blocks(self, track: Track) -> BlockEvents:
         """Final samples of the stems in order, and events, for a track at the model's rate.
@@ -437,7 +487,7 @@ class Separator:
         return separate_many(
             tracks,
             task.ensemble,
-            options=task.settings.options,
+            options=task.state.options,
             stems=task.plan,
             runner=task.runner,
             max_tracks_per_batch=max_tracks_per_batch,
@@ -449,19 +499,21 @@ class Separator:
         For a process that only separates, in one precision: on a processor, networks hand their
         weights over to their fast forms. `model` can then neither be run nor saved.
         """
-        if not self._is_ours:
-            raise ValueError("the network of from_model is its owner's: its weights stay")
+        if not self._owns_model:
+            raise ValueError(
+                "cannot free the weights of a model passed to from_model(): the caller owns it"
+            )
         with self._lock:
-            device, compile = self._settings.network_device, self._settings.compile
+            device, compile = self._state.device, self._state.options.compile
             self._runner = _runner(device, compile=compile, consume_weights=True)
 
     def close(self) -> None:
         """Give the memory of the device back; the separator cannot be used any more."""
         with self._lock:
             self._is_closed = True
-            self._home.close()
+            self._device_lease.close()
             self._runner = Runner("cpu")
-        if self._settings.network_device.type == "cuda":
+        if self._state.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def __enter__(self) -> Separator:
@@ -483,16 +535,93 @@ class Separator:
         with self._lock:
             if self._is_closed:
                 raise ValueError("this Separator is closed; make another")
-            settings, runner = self._settings, self._runner
-        if not self._is_ours:
-            # Its owner may change the weights, and a fast form of them would not follow.
-            runner = _runner(settings.network_device, compile=settings.compile)
+            state, runner = self._state, self._runner
+        if not self._owns_model:
+            # Its owner may change the weights, and an optimized copy would not follow.
+            runner = _runner(state.device, compile=state.options.compile)
         if not model_kwargs and queries is None:
-            return _TrackSeparation(self._ensemble, settings.plan, settings, runner)
-        ensemble = _asked(self._ensemble, model_kwargs or {}, queries)
+            return _TrackSeparation(self._ensemble, state.plan, state, runner)
+        ensemble = _with_queries(self._ensemble, model_kwargs or {}, queries)
         # A runner remembers every network it has seen, and this one is gone after the track.
-        runner = _runner(settings.network_device, compile=settings.compile)
-        return _TrackSeparation(ensemble, settings.plan_for(ensemble.sources), settings, runner)
+        runner = _runner(state.device, compile=state.options.compile)
+        plan = _State.choose_plan(ensemble.sources, self._values)
+        return _TrackSeparation(ensemble, plan, state, runner)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _State:
+    """The settings of a `Separator`, resolved for this machine."""
+
+    options: SeparationOptions
+    plan: StemPlan
+    device: torch.device
+    """Where the networks run."""
+    track_device: torch.device
+    """Where the track and the stems are."""
+    progress: bool = False
+    callback: Callback | None = None
+    callback_arg: Mapping[str, object] | None = None
+
+    @classmethod
+    def resolve(cls, sources: Sequence[str] | None, values: Mapping[str, object]) -> _State:
+        """Check all values by name; `sources` are the model's stems, None before it is there."""
+        settings: dict[str, Any] = {
+            name: value for name, value in values.items() if name not in _STEM_NAMES
+        }
+        own = {name: settings.pop(name) for name in _PYTHON_ONLY & settings.keys()}
+        device = choose_device(settings.pop("device", "auto"))
+        track_device = choose_device(settings.pop("io_device", "cpu"))
+        options = SeparationOptions(device=str(device), io_device=str(track_device), **settings)
+        precision = choose_precision(options.precision, device)
+        plan = StemPlan((), ()) if sources is None else cls.choose_plan(sources, values)
+        return cls(
+            options=replace(options, precision=precision),
+            plan=plan,
+            device=device,
+            track_device=track_device,
+            **own,
+        )
+
+    @staticmethod
+    def choose_plan(sources: Sequence[str], values: Mapping[str, object]) -> StemPlan:
+        """Return the stems that are asked for, out of these."""
+        stems = {name: value for name, value in values.items() if name in _STEM_NAMES}
+        if isinstance(stems.get("stems"), StemPlan):
+            return cast(StemPlan, stems["stems"])
+        return choose_stems(sources, **cast("dict[str, Any]", stems))
+
+
+_PYTHON_ONLY = {"progress", "callback", "callback_arg"}
+_STEM_NAMES = {option.name for option in list_options(StemOptions)}
+
+
+def _values_of(options: SeparationOptions | StemOptions | None) -> dict[str, object]:
+    if options is None:
+        return {}
+    return {option.name: getattr(options, option.name) for option in list_options(type(options))}
+
+
+def _join(
+    options: SeparationOptions | None,
+    stem_options: StemOptions | None,
+    changes: Mapping[str, object],
+) -> dict[str, object]:
+    """Return all settings by name; a keyword at its default does not hide that of `options`."""
+    defaults = _values_of(SeparationOptions()) if options is not None else {}
+    given = {
+        name: value
+        for name, value in changes.items()
+        if name not in defaults or value != defaults[name]
+    }
+    return {**_values_of(options), **_values_of(stem_options), **given}
+
+
+def _preferences(members: Sequence[object]) -> dict[str, object]:
+    """Return the settings that the networks want where they are not given."""
+    preferences = [dict(getattr(member, "preferences", {})) for member in members]
+    if any(each != preferences[0] for each in preferences):
+        raise ValueError(f"the networks of a bag want different settings: {preferences}")
+    return preferences[0]
 
 
 def _runner(device: torch.device, *, compile: bool | str, consume_weights: bool = False) -> Runner:
@@ -500,7 +629,10 @@ def _runner(device: torch.device, *, compile: bool | str, consume_weights: bool 
 
     def prepare(network: Network, precision: str) -> Network:
         fast = optimize(
-            cast(nn.Module, network), precision, device=device, consume_weights=consume_weights
+            cast(nn.Module, network),
+            cast(Precision, precision),
+            device=device,
+            consume_weights=consume_weights,
         )
         backend = "inductor" if compile is True else compile
         return cast(Network, compile_network(fast, backend) if backend else fast)
@@ -513,16 +645,16 @@ def _pair(output: InferenceOutput) -> tuple[Tensor, dict[str, Tensor]]:
     return output.mixture, output.outputs
 
 
-def _asked(
+def _with_queries(
     ensemble: Ensemble,
     model_kwargs: Mapping[str, object],
     queries: Mapping[str, Mapping[str, object]] | None,
 ) -> Ensemble:
-    """The same networks, with something to be told at every call."""
+    """Return the same networks, which get more arguments at every call."""
     if queries is None:
         queries = {"": {}}
     elif ensemble.weights is not None:
-        raise ValueError("queries are for a single network; a bag weighs stems that it knows")
+        raise ValueError("`queries` is not supported for bags of models")
     all_queries = {name: {**model_kwargs, **query} for name, query in queries.items()}
     members = [QueryAdapter(cast(nn.Module, member), all_queries) for member in ensemble.members]
     return Ensemble(tuple(cast(Network, member) for member in members), ensemble.weights)
@@ -534,31 +666,31 @@ class _TrackSeparation:
 
     ensemble: Ensemble
     plan: StemPlan
-    settings: Settings
+    state: _State
     runner: Runner
 
     def run(self, track: Track) -> BlockEvents:
         """Events and blocks; the callback and the bar of the settings hear of them too."""
-        settings = self.settings
+        state = self.state
         engine = separate(
             track,
             self.ensemble,
-            options=settings.options,
+            options=state.options,
             stems=self.plan,
             runner=self.runner,
-            announce=settings.callback is not None,
+            announce=state.callback is not None,
         )
         with closing(engine):
             stream: Iterator[Event | Block] = engine
-            if settings.callback is not None:
-                extra = dict(settings.callback_arg or {})
+            if state.callback is not None:
+                extra = dict(state.callback_arg or {})
                 stream = call_back(
                     _with_length(stream, track, extra),
-                    settings.callback,
+                    state.callback,
                     models=len(self.ensemble.members),
                     extra=extra,
                 )
-            if settings.progress:
+            if state.progress:
                 stream = with_bar(stream)
             for item in stream:
                 if not isinstance(item, ChunkStarted):  # only the callback asked for these
@@ -585,9 +717,7 @@ def _in_memory(task: _TrackSeparation, recording: AudioSource) -> Events:
         yield Stage.Completed("load")
     shape = (task.ensemble.audio_channels, wav.shape[-1])
     # One tensor each: a stem that is kept must not keep the others.
-    stems = {
-        name: torch.empty(shape, device=task.settings.track_device) for name in task.plan.outputs
-    }
+    stems = {name: torch.empty(shape, device=task.state.track_device) for name in task.plan.outputs}
     with closing(task.run(TensorTrack(wav))) as stream:
         for item in stream:
             if not isinstance(item, Block):
@@ -602,44 +732,91 @@ def _in_memory(task: _TrackSeparation, recording: AudioSource) -> Events:
 
 def _to_files(
     task: _TrackSeparation,
-    recording: AudioSource,
+    source: AudioSource,
     out: str | os.PathLike[str] | Mapping[str, Target],
-    saving: OutputOptions,
+    options: OutputOptions,
 ) -> FileEvents:
-    began = perf_counter()
-    model = task.ensemble
-    targets = saving.paths(out, task.plan.outputs, recording.name)
-    rate, channels = saving.layout(recording, model.samplerate, model.audio_channels)
-    outlet = StemResampler(task.plan.outputs, model.samplerate, rate, channels)
+    begun = perf_counter()
+    targets = stem_targets(out, task.plan.outputs, options, source.name)
     warnings: list[str] = []
     with (
-        make_folders(targets, recording.path),
-        saving.files(targets, rate, channels, recording) as files,
+        make_folders(targets, source.path),
+        _temporary_spool(targets, task) as spool,
+        _open_writer(task, source, targets, options, spool) as writer,
+        ThreadPoolExecutor(1, "demucs-write", limit_to_one_thread) as pool,
     ):
-        with closing(task.run(recording)) as stream:
-            for item in stream:
-                if isinstance(item, Block):
-                    files.write(outlet.push(item.stems))
-                    continue
-                if isinstance(item, WarningEvent):
-                    warnings.append(item.message)
-                yield item
-        files.write(outlet.finish(recording.frames if rate == recording.sample_rate else None))
-        yield Stage.Started("save")
-        levels = files.close()
-        yield Stage.Completed("save")
-    for message in recording.warnings:
+        try:
+            encoding: Future[Levels] | None = None
+            with closing(task.run(source)) as stream:
+                for item in stream:
+                    if not isinstance(item, Block):
+                        warnings += [item.message] if isinstance(item, WarningEvent) else []
+                        yield item
+                        continue
+                    if encoding is None:  # by now it is known how long the source is
+                        writer.layout = replace(writer.layout, frames=_frames(writer, source))
+                        encoding = pool.submit(writer.encode)
+                    if encoding.done():  # before the end: it has failed
+                        encoding.result()
+                    with translate_os_errors(writer.sink.name):
+                        spool.append(item.stems)
+            spool.finish()
+            yield Stage.Started("save")
+            levels = (encoding or pool.submit(writer.encode)).result()
+            writer.commit()
+            yield Stage.Completed("save")
+        finally:
+            spool.abandon_unless_finished()
+    for message in source.warnings:
         yield WarningEvent(message)
     yield SeparatedFiles(
         paths={
             name: Path(target) if isinstance(target, str | os.PathLike) else None
             for name, target in targets.items()
         },
-        sample_rate=rate,
-        channels=channels,
-        frames=outlet.frames,
+        sample_rate=writer.layout.rate,
+        channels=writer.layout.channels,
+        frames=writer.frames,
         gains=levels.gains,
         peaks=levels.peaks,
-        warnings=(*warnings, *recording.warnings),
-        seconds=perf_counter() - began,
+        warnings=(*warnings, *source.warnings),
+        seconds=perf_counter() - begun,
     )
+
+
+def _frames(writer: StemWriter, source: AudioSource) -> int | None:
+    """Return how many samples files at the rate of the source have."""
+    return source.frames if writer.layout.rate == source.sample_rate else None
+
+
+def _open_writer(
+    task: _TrackSeparation,
+    source: AudioSource,
+    targets: Mapping[str, Target],
+    options: OutputOptions,
+    spool: Spool,
+) -> StemWriter:
+    model = task.ensemble
+    layout = file_layout(
+        options,
+        model=(model.samplerate, model.audio_channels),
+        source=(source.sample_rate, source.num_channels),
+    )
+    return StemWriter.open(spool, targets, layout, options, source)
+
+
+@contextmanager
+def _temporary_spool(targets: Mapping[str, Target], task: _TrackSeparation) -> Iterator[Spool]:
+    """Make a spool on the disk that must hold the files; the system's own may be memory."""
+    paths = [Path(target) for target in targets.values() if isinstance(target, str | os.PathLike)]
+    place = paths[0].parent if paths else None
+    with translate_os_errors(str(place or tempfile.gettempdir())):
+        folder = tempfile.TemporaryDirectory(
+            prefix=".demucs-infer-", dir=place, ignore_cleanup_errors=True
+        )
+    with folder:
+        spool = Spool(Path(folder.name), len(task.plan.outputs), task.ensemble.audio_channels)
+        try:
+            yield spool
+        finally:
+            spool.abandon_unless_finished()

@@ -18,7 +18,7 @@ from demucs_infer.engine.pipeline import Block, TensorTrack, separate
 from demucs_infer.engine.queries import QueryAdapter
 from demucs_infer.engine.runner import Runner
 from demucs_infer.events import BatchSizeReduced, ChunkProcessed, Event, WarningEvent, call_back
-from demucs_infer.options import Options
+from demucs_infer.options import SeparationOptions
 
 _logger = logging.getLogger(__name__)
 
@@ -104,15 +104,15 @@ def apply_model(
     exceptions end the work. Raises `ValueError` for a mix of another shape.
     """
     _check_mix(model, mix)
-    options = Options(
+    options = SeparationOptions(
         shifts=shifts,
         split=split,
         overlap=overlap,
         transition_power=transition_power,
-        segment_seconds=segment,
+        segment=segment,
         seed=seed,
         batch_size=batch_size,
-        workers=max(num_workers, 0 if pool is None else 1),
+        jobs=max(num_workers, 0 if pool is None else 1),
         normalize=False,
     )
     runner = Runner(mix.device if device is None else device)

@@ -1,107 +1,592 @@
-"""How a track is separated, apart from by what: one value that is valid if it exists."""
+"""Declare every setting once: its type, default, limits, flag and help.
 
-from dataclasses import dataclass
-from math import inf, isfinite
-from typing import Literal
+The command line, the HTTP API, the configuration file, the manifest and the table in the docs are
+derived from the fields below. To add a setting, add a field here, use it, and test it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field as DataclassField
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import isfinite
+from types import NoneType, UnionType
+from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from demucs_infer.audio.filenames import valid_template
+from demucs_infer.audio.formats import FORMATS, RATES, Encoding
+
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+Profile = Literal["demucs", "padded"]
+Window = Literal["triangle", "hann", "hamming", "linear_fade", "ones"]
+Padding = Literal["constant", "reflect", "replicate"]
+OtherMethod = Literal["add", "minus", "none"]
+Resampler = Literal["julius", "soxr"]
+ExtraChannels = Literal["first", "pairs", "error"]
+Clip = Literal["track", "rescale", "clamp", "tanh", "none"]
+Format = Literal["wav", "flac", "mp3", "ogg", "opus", "m4a", "stem.mp4", "alac", "aiff", "caf"]
+
+TRACK_TEMPLATE = "{track}/{stem}.{ext}"
+"""Where the command line puts the stems of a track below the model's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to cut a track, and how to run what is cut."""
+class Setting:
+    """What is known of a setting besides its type and its default."""
 
-    shifts: int = 1
-    """Passes at random offsets of up to half a second whose mean is taken; 0: one, unshifted."""
+    help: str
+    no_help: str = ""
+    """Of the flag that turns it off, where it is on by default."""
 
-    overlap: float = 0.25
-    """Fraction of a window shared with the next one, in [0, 1)."""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    flags: tuple[str, ...] = ()
+    """Names on the command line; by default the field's own."""
 
-    split: bool = True
-    """Cut the track into segments; otherwise each network reads it in one piece."""
+    shortcuts: Mapping[str, object] = field(default_factory=dict)
+    """Flags without a value that stand for one: `--flac` for `--format flac`."""
 
-    segment_seconds: float | None = None
-    """Length of a segment, at most the one a fixed network was trained at; None: its own."""
+    metavar: str | None = None
+    excludes: str = ""
+    """Flags with the same word here exclude each other."""
 
-    transition_power: float = 1.0
-    """Power of the triangle that weighs a segment: larger, and neighbours mix less."""
+    limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Closer limits of a front end: `{"http": {"le": 1000}}` for requests of strangers."""
 
-    seed: int | None = 0
-    """Seed of the shifts; None: drawn from Python's global `random`, as upstream draws them."""
+    excluded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Choices that a front end does not have."""
 
-    batch_size: int | Literal["auto"] = "auto"
-    """Windows per forward; "auto" is 1 on a CPU, and on a GPU what its free memory allows."""
+    not_in: Mapping[str, str] = field(default_factory=dict)
+    """Front ends ("python", "cli", "http", "config") without this setting, and why."""
 
-    oom: Literal["retry", "raise"] = "retry"
-    """Out of memory: retry the batch in halves, or raise at once."""
+    changes_stems: bool = True
+    """Whether the bytes of the stems depend on it: then it is part of the manifest's key."""
 
-    cpu_fallback: bool = True
-    """When a single window does not fit on the device: go on on the CPU."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the networks; stems are always float32."""
+def setting(default: Any, **details: Any) -> Any:
+    """Declare a field of one of the classes below; `details` are those of `Setting`."""
+    return field(default=default, metadata={"setting": Setting(**details)})
 
-    normalize: bool = True
-    """Bring the track to the level that networks were trained at, and the stems back."""
 
-    workers: int = 0
-    """Forwards that run beside the one being stitched; each holds a batch in memory."""
+_OPERATOR = {"http": "the operator of the server decides it"}
+_SERVER_NAMES = {"http": "the server names its own files"}
 
-    profile: Literal["demucs", "padded"] = "demucs"
-    """Grid: from the first sample as Demucs does, or padded by an overlap on both sides."""
 
-    window: Literal["triangle", "hann", "hamming", "linear_fade", "ones"] = "triangle"
-    """Shape that weighs a segment where it overlaps its neighbours."""
+class _Options:
+    """What the classes of settings have in common."""
 
-    padding: Literal["constant", "reflect", "replicate"] = "constant"
-    """What a window reads beyond the track."""
+    __slots__ = ()
 
     def __post_init__(self) -> None:
-        # Each line is the condition that must hold, so that NaN and strings fail too.
-        _at_least("shifts", self.shifts, 0)
-        _at_least("workers", self.workers, 0)
-        if self.batch_size != "auto":
-            _at_least("batch_size", self.batch_size, 1, or_else="'auto' or ")
-        _between("overlap", self.overlap, 0, 1)
-        _between("transition_power", self.transition_power, 1, inf)
-        if self.segment_seconds is not None and not (
-            _is_number(self.segment_seconds) and self.segment_seconds > 0
-        ):
-            raise ValueError(f"segment_seconds = {self.segment_seconds!r} must be above 0")
-        if self.seed is not None and not _is_integer(self.seed):
-            raise ValueError(f"seed = {self.seed!r} must be an integer or None")
-        _one_of("oom", self.oom, ("retry", "raise"))
-        _one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
-        _one_of("profile", self.profile, ("demucs", "padded"))
-        _one_of("window", self.window, ("triangle", "hann", "hamming", "linear_fade", "ones"))
-        _one_of("padding", self.padding, ("constant", "reflect", "replicate"))
-        for name in ("split", "cpu_fallback", "normalize"):
-            value: object = getattr(self, name)
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} = {value!r} must be True or False")
+        for option in list_options(type(self)):
+            option.check(getattr(self, option.name))
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+_Class = TypeVar("_Class", bound=_Options)
 
 
-def _is_number(value: object) -> bool:
-    # A Fraction is a number too: checkpoints carry their segment as one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeparationOptions(_Options):
+    """How a track is cut into windows, and how the networks run them."""
+
+    device: str = setting(
+        "auto",
+        flags=("-d", "--device"),
+        help="auto, cpu, cuda, cuda:1 or mps",
+        not_in=_OPERATOR,
+        changes_stems=False,
+    )
+    io_device: str = setting(
+        "cpu",
+        help="where tracks and stems are kept",
+        not_in={
+            **_OPERATOR,
+            "cli": "files are written from the CPU",
+        },
+        changes_stems=False,
+    )
+    shifts: int = setting(
+        1,
+        ge=0,
+        limits={"http": {"le": 1000}},
+        help="average of this many passes at random offsets of up to half a second; 0 is one pass "
+        "without an offset",
+    )
+    overlap: float = setting(
+        0.25, ge=0, lt=1, help="fraction of a segment that is shared with the next one"
+    )
+    split: bool = setting(
+        True,
+        excludes="length",
+        help="cut the track into segments",
+        no_help="run each track in one piece; takes much memory",
+        not_in={
+            "http": "a track in one piece can take all memory of the server",
+            "config": "`inference.chunk_size` decides it",
+        },
+    )
+    segment: float | None = setting(
+        None,
+        gt=0,
+        limits={"cli": {"ge": 0.1}, "http": {"ge": 0.5, "le": 600}},
+        excludes="length",
+        help="seconds of a segment (default: the model's own)",
+        metavar="SECONDS",
+        not_in={"config": "`inference.chunk_size` decides it"},
+    )
+    transition_power: float = setting(
+        1.0, ge=1, help="power of the triangle that weighs a segment; higher blends neighbors less"
+    )
+    seed: int | None = setting(
+        0,
+        limits={"http": {"ge": -(2**63), "lt": 2**63}},
+        help="seed of the random offsets: the same seed gives the same stems",
+    )
+    precision: Precision = setting(
+        "fp32",
+        help="arithmetic of the networks: fp32 is exact, auto is the fastest that pays here",
+    )
+    batch_size: int | Literal["auto"] = setting(
+        "auto",
+        ge=1,
+        help="windows that run together; auto: 1 on a CPU, from the free memory on a GPU",
+        not_in=_OPERATOR,
+    )
+    jobs: int = setting(
+        0,
+        ge=0,
+        flags=("-j", "--jobs"),
+        help="windows that run in the background, each with its own memory",
+        not_in={**_OPERATOR, "config": "it depends on the machine, not on the network"},
+        changes_stems=False,
+    )
+    oom: Literal["retry", "raise"] = setting(
+        "retry",
+        help="when memory runs out: retry with half of the batch, or fail",
+        not_in=_OPERATOR,
+        changes_stems=False,
+    )
+    cpu_fallback: bool = setting(
+        True,
+        help="continue on the CPU when one window does not fit on the device",
+        no_help="fail when one window does not fit on the device",
+        not_in=_OPERATOR,
+        changes_stems=False,
+    )
+    compile: bool | str = setting(
+        False,
+        help="compile the networks with torch.compile, or one of its backends; for a GPU",
+        not_in={
+            **_OPERATOR,
+            "cli": "it takes minutes before the first window, longer than a command runs",
+        },
+    )
+    profile: Profile = setting(
+        "demucs", help="grid of windows: from the first sample (demucs), or padded on both sides"
+    )
+    window: Window = setting(
+        "triangle", help="shape that weighs a segment where it overlaps its neighbors"
+    )
+    padding: Padding = setting("constant", help="what a window reads beyond the ends of the track")
+    normalize: bool = setting(
+        True,
+        help="bring the track to the level that networks were trained at, and the stems back",
+        no_help="run the track at its own level",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StemOptions(_Options):
+    """Which stems are returned."""
+
+    stems: tuple[str, ...] | None = setting(
+        None,
+        limits={"http": {"max_length": 32}},
+        excludes="stems",
+        metavar="A,B",
+        help="only these stems, and only the networks that they need",
+    )
+    two_stems: str | None = setting(
+        None,
+        excludes="stems",
+        metavar="STEM",
+        help="only STEM and no_STEM",
+    )
+    other_method: OtherMethod = setting(
+        "add",
+        help="no_STEM is the sum of the other stems (add), or minus_STEM, the track minus STEM, "
+        "is written instead (minus), or neither (none)",
+    )
+    derive: tuple[str, ...] = setting(
+        (),
+        limits={"http": {"max_length": 16}},
+        metavar="RULE",
+        help="one more stem, such as drumless=mixture-drums or band=bass+other; repeatable",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputOptions(_Options):
+    """Which part of the input is read, and how."""
+
+    start: float = setting(
+        0.0, ge=0, limits={"http": {"le": 1e6}}, metavar="SECONDS", help="begin here in the track"
+    )
+    duration: float | None = setting(
+        None, gt=0, limits={"http": {"le": 1e6}}, metavar="SECONDS", help="read no more than this"
+    )
+    strict: bool = setting(False, help="treat a damaged or truncated input as an error")
+    resampler: Resampler = setting(
+        "julius", help="how another sample rate is converted to the model's; soxr is an extra"
+    )
+    extra_channels: ExtraChannels = setting(
+        "first",
+        help="of more channels than the model takes: use the first, one of the pairs (--group), "
+        "or fail",
+    )
+    group: int = setting(0, ge=0, help="which pair of channels, with extra_channels = pairs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions(_Options):
+    """How stems become files."""
+
+    format: Format = setting(
+        "wav",
+        excludes="format",
+        shortcuts={"--flac": "flac", "--mp3": "mp3"},
+        excluded={"http": ("stem.mp4",)},
+        help="format of the files; stem.mp4 is one file for DJ software, with four stems",
+    )
+    bits: Literal[16, 24, 32, "source"] | None = setting(
+        None,
+        excludes="bits",
+        shortcuts={"--int24": 24, "--float32": 32},
+        metavar="16|24|32|source",
+        help="bits of a sample, 32 is float; source: as many as the input has",
+    )
+    bitrate: int | None = setting(
+        None,
+        ge=1,
+        limits={"http": {"le": 2000}},
+        flags=("--mp3-bitrate", "--bitrate"),
+        help="kbit/s of a lossy format (320 for mp3)",
+    )
+    quality: int | None = setting(
+        None, ge=0, le=10, help="variable bit rate instead: mp3 0 (best) to 9, ogg 0 to 10 (best)"
+    )
+    preset: int | None = setting(
+        None,
+        ge=0,
+        flags=("--mp3-preset", "--preset"),
+        help="effort of the encoder: mp3 2 (best) to 7 (fastest), flac 0 (fastest) to 12",
+    )
+    rate: int | Literal["model", "source"] = setting(
+        "model", ge=RATES[0], le=RATES[-1], metavar="source|HZ", help="sample rate of the stems"
+    )
+    channels: int | Literal["model", "source"] = setting(
+        "model", ge=1, metavar="source|N", help="channels of the stems"
+    )
+    clip: Clip = setting(
+        "track",
+        flags=("--clip-mode",),
+        help="when a stem would clip: one gain for all stems (track), a gain for each (rescale, "
+        "upstream's way), a hard or a soft limit (clamp, tanh), nothing (none)",
+    )
+    exact_sum: bool = setting(
+        True,
+        help="round the stems together, so that they still sum to the mix",
+        no_help="round each stem by itself",
+    )
+    tags: bool = setting(
+        True,
+        help="copy tags and cover art from the input",
+        no_help="do not copy tags and cover art",
+    )
+    template: str = setting(
+        "{stem}.{ext}",
+        flags=("--filename",),
+        help="name of each file, from {track}, {trackext}, {stem} and {ext}",
+        not_in={**_SERVER_NAMES, "config": "a network does not decide where files go"},
+    )
+    overwrite: bool = setting(
+        True,
+        help="replace files that exist; otherwise they are an error",
+        not_in={
+            **_SERVER_NAMES,
+            "cli": "--force and --skip-existing decide it",
+            "config": "a network does not decide where files go",
+        },
+        changes_stems=False,
+    )
+
+    def __post_init__(self) -> None:
+        _Options.__post_init__(self)
+        valid_template(self.template)
+        self.encoding(16)
+
+    def encoding(self, source_bits: int | None = None) -> Encoding:
+        """Return how to encode a track whose input has `source_bits` a sample."""
+        bits = source_bits if self.bits == "source" else self.bits
+        return Encoding(
+            self.format,
+            bits=None if FORMATS[self.format].is_lossy else bits,
+            bitrate=self.bitrate,
+            quality=self.quality,
+            preset=self.preset,
+        )
+
+    @property
+    def extension(self) -> str:
+        """The suffix of the files, without the dot."""
+        return FORMATS[self.format].suffixes[0].removeprefix(".")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """All that is asked of a track."""
+
+    separation: SeparationOptions = field(default_factory=SeparationOptions)
+    stems: StemOptions = field(default_factory=StemOptions)
+    input: InputOptions = field(default_factory=InputOptions)
+    output: OutputOptions = field(default_factory=lambda: OutputOptions(template=TRACK_TEMPLATE))
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> Request:
+        """Build a request from settings by name, each into the part that it belongs to."""
+        return cls().replace(values)
+
+    def replace(self, values: Mapping[str, object]) -> Request:
+        """Return a copy with some settings changed; a `ValueError` names an unknown one."""
+        rest = dict(values)
+        parts = {}
+        for part in PARTS:
+            names = {option.name for option in list_options(PARTS[part])} & rest.keys()
+            changes: dict[str, Any] = {name: rest.pop(name) for name in names}
+            parts[part] = replace(getattr(self, part), **changes)
+        if rest:
+            raise ValueError(f"unknown setting {min(rest)!r}; the settings are {', '.join(NAMES)}")
+        return replace(self, **parts)
+
+    def stem_settings(self) -> dict[str, Any]:
+        """Return every setting that the bytes of the stems depend on, by name."""
+        values = {name: value for part in asdict(self).values() for name, value in part.items()}
+        return {name: values[name] for name in NAMES if OPTIONS[name].setting.changes_stems}
+
+
+def drop_inapplicable(values: Mapping[str, object]) -> dict[str, object]:
+    """Leave out encoder settings that the format does not have.
+
+    Upstream's command takes `--mp3-bitrate` for any format, and scripts rely on it.
+    """
+    kind = FORMATS.get(str(values.get("format", "wav")), FORMATS["wav"])
+    limits = {"bitrate": kind.bitrates, "quality": kind.quality, "preset": kind.preset}
+    return {name: value for name, value in values.items() if name not in limits or limits[name]}
+
+
+PARTS: Mapping[str, type[_Options]] = {
+    "separation": SeparationOptions,
+    "stems": StemOptions,
+    "input": InputOptions,
+    "output": OutputOptions,
+}
+"""The classes of settings, by their place in a `Request`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One field of one of the classes above, as front ends need it."""
+
+    name: str
+    hint: Any
+    """Its type."""
+
+    default: Any
+    setting: Setting
+
+    @property
+    def choices(self) -> tuple[object, ...]:
+        """The words, or numbers, that a `Literal` in its type allows."""
+        return tuple(
+            value
+            for hint in _alternatives(self.hint)
+            if get_origin(hint) is Literal
+            for value in get_args(hint)
+        )
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        """The types besides the choices: `int` of `int | Literal["auto"] | None`."""
+        return tuple(
+            get_origin(hint) or hint
+            for hint in _alternatives(self.hint)
+            if get_origin(hint) is not Literal and hint is not NoneType
+        )
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether None is allowed."""
+        return NoneType in _alternatives(self.hint)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Names on the command line; a switch that is on by default is turned off by `--no-`."""
+        if self.setting.flags:
+            return self.setting.flags
+        prefix = "--no-" if self.default is True else "--"
+        return (prefix + self.name.replace("_", "-"),)
+
+    def is_in(self, front_end: str) -> bool:
+        """Whether this front end ("python", "cli", "http" or "config") has it."""
+        return front_end not in self.setting.not_in
+
+    def check(self, value: object) -> None:
+        """Raise a `ValueError` that says what was expected."""
+        if not self._is_valid(value):
+            raise ValueError(f"{self.name} = {value!r} must be {self.expectation}")
+
+    def _is_valid(self, value: object) -> bool:
+        if value is None:
+            return self.is_optional
+        if any(value == choice and type(value) is type(choice) for choice in self.choices):
+            return True
+        return any(self._has_type(value, kind) for kind in self.types) and self._is_inside(value)
+
+    @staticmethod
+    def _has_type(value: object, kind: type) -> bool:
+        if kind is float:  # a Fraction is a number too: checkpoints carry their segment as one
+            return not isinstance(value, bool | str) and _is_finite(value)
+        if kind is tuple:
+            return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+    def _is_inside(self, value: Any) -> bool:
+        if isinstance(value, bool | str | tuple):
+            return True
+        limits = self.setting
+        # Written so that NaN fails.
+        return (
+            (limits.ge is None or value >= limits.ge)
+            and (limits.gt is None or value > limits.gt)
+            and (limits.le is None or value <= limits.le)
+            and (limits.lt is None or value < limits.lt)
+        )
+
+    def limited_to(self, front_end: str) -> Option:
+        """Return the option with the closer limits of a front end."""
+        limits: dict[str, Any] = dict(self.setting.limits.get(front_end, {}))
+        limits.pop("max_length", None)
+        return replace(self, setting=replace(self.setting, **limits))
+
+    def parse(self, text: str) -> object:
+        """Read a value that was typed; a `ValueError` says what was expected."""
+        for choice in self.choices:
+            if text == str(choice):
+                return choice
+        for kind in self.types:
+            if kind is tuple:
+                return tuple(name.strip() for name in text.split(",") if name.strip())
+            try:
+                value = kind(text)
+            except ValueError:
+                continue
+            if self._is_valid(value):
+                return value
+        raise ValueError(f"{text!r} must be {self.expectation}")
+
+    @property
+    def expectation(self) -> str:
+        """What a valid value is, for messages: "an integer, 0 or more"."""
+        words = [repr(choice) if self.types else str(choice) for choice in self.choices]
+        words += [self._describe(kind) for kind in self.types]
+        if not self.types:
+            return f"one of {', '.join(words)}"
+        return " or ".join(words)
+
+    def _describe(self, kind: type) -> str:
+        limits = self.setting
+        if kind is int or kind is float:
+            noun = "an integer" if kind is int else "a number"
+            if limits.ge is not None and limits.lt is not None:
+                return f"{noun} in [{limits.ge:g}, {limits.lt:g})"
+            if limits.ge is not None and limits.le is not None:
+                return f"{noun}, {limits.ge:g} to {limits.le:g}"
+            if limits.ge is not None:
+                return f"{noun}, {limits.ge:g} or more"
+            return f"{noun} above {limits.gt:g}" if limits.gt is not None else noun
+        return {bool: "True or False", str: "a string", tuple: "a tuple of strings"}[kind]
+
+
+def _is_finite(value: Any) -> bool:
     try:
-        return not isinstance(value, bool | str) and isfinite(value)  # type: ignore[arg-type]  # the question
+        return isfinite(value)
     except TypeError:
         return False
 
 
-def _at_least(name: str, value: object, low: int, or_else: str = "") -> None:
-    if not (_is_integer(value) and value >= low):  # type: ignore[operator]  # an integer by now
-        raise ValueError(f"{name} = {value!r} must be {or_else}an integer, {low} or more")
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """Take a union apart: `int | None` -> `(int, NoneType)`."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _between(name: str, value: object, low: float, high: float) -> None:
-    if not (_is_number(value) and low <= value < high):  # type: ignore[operator]  # a number by now
-        limits = f"in [{low}, {high})" if isfinite(high) else f"{low} or more"
-        raise ValueError(f"{name} = {value!r} must be {limits}")
+_BY_CLASS: dict[type[_Options], tuple[Option, ...]] = {}
 
 
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} = {value!r} must be one of {', '.join(known)}")
+def list_options(part: type[_Options]) -> tuple[Option, ...]:
+    """Return the settings of one class, in order."""
+    if part not in _BY_CLASS:
+        hints = get_type_hints(part)
+        declared: tuple[DataclassField[Any], ...] = fields(part)  # type: ignore[arg-type]  # it is
+        _BY_CLASS[part] = tuple(
+            Option(entry.name, hints[entry.name], entry.default, entry.metadata["setting"])
+            for entry in declared
+        )
+    return _BY_CLASS[part]
+
+
+OPTIONS: Mapping[str, Option] = {
+    option.name: option for part in PARTS.values() for option in list_options(part)
+}
+"""Every setting by its name, which stands once in all parts."""
+
+NAMES = tuple(OPTIONS)
+
+
+class InputChanges(TypedDict, total=False):
+    """The settings of `InputOptions` as keywords; a test compares the two."""
+
+    start: float
+    duration: float | None
+    strict: bool
+    resampler: Resampler
+    extra_channels: ExtraChannels
+    group: int
+
+
+class OutputChanges(TypedDict, total=False):
+    """The settings of `OutputOptions` as keywords, without the format; a test compares the two."""
+
+    bits: Literal[16, 24, 32, "source"] | None
+    bitrate: int | None
+    quality: int | None
+    preset: int | None
+    rate: int | Literal["model", "source"]
+    channels: int | Literal["model", "source"]
+    clip: Clip
+    exact_sum: bool
+    tags: bool
+    template: str
+    overwrite: bool
+
+
+def change_output(
+    options: OutputOptions, format: Format | None, changes: OutputChanges
+) -> OutputOptions:
+    """Return the options with some changed; another format begins with its own defaults."""
+    if format is not None and format != options.format:
+        options = replace(
+            options, format=format, bits=None, bitrate=None, quality=None, preset=None
+        )
+    return replace(options, **changes)

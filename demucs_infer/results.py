@@ -1,110 +1,77 @@
-"""What a separation gives back: stems in memory, or the files that they were written to.
+"""What a separation returns: stems in memory, or the files that they were written to.
 
 Shapes: C channels, T samples of the track.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from demucs_infer.audio.channels import StreamResampler, convert_channels
 from demucs_infer.audio.encoders.pyav import PIECE
-from demucs_infer.audio.file_set import StemFileSet
-from demucs_infer.audio.filenames import stem_paths, valid_template
+from demucs_infer.audio.filenames import stem_paths
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.gain import Clip, peak_of, track_gain, translate_os_errors
-from demucs_infer.audio.tags import portable_tags
+from demucs_infer.audio.gain import Shaper, clip_gains, peak_of, track_gain, translate_os_errors
+from demucs_infer.audio.stem_files import StemFiles
+from demucs_infer.audio.stem_writer import Layout
 from demucs_infer.audio.writer import Target
-from demucs_infer.sources import AudioSource
+from demucs_infer.options import Format, OutputChanges, OutputOptions, change_output
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputOptions:
-    """How stems become files; one that exists can be carried out."""
-
-    encoding: Encoding = field(default_factory=Encoding)
-    """Format, depth, bit rate."""
-
-    clip: Clip = "track"
-    """What happens beyond full scale. "track": one gain for all stems, so that they still sum to
-    the mix; upstream's way, each stem by its own gain, is "rescale"."""
-
-    exact_sum: bool = True
-    """Round the stems together, so that their sum stays within half a step of the true one."""
-
-    template: str = "{stem}.{ext}"
-    """Name of each file inside the folder; `{track}` and `{trackext}` are the input's."""
-
-    overwrite: bool = True
-    """Replace files that exist; otherwise they are an error."""
-
-    tags: bool = True
-    """Carry the input's tags and cover over to the stems, where the format can."""
-
-    sample_rate: int | str = "model"
-    """Of the files: "model", "source", or a number."""
-
-    channels: int | str = "model"
-    """Of the files: "model", "source", or a number."""
-
-    def __post_init__(self) -> None:
-        valid_template(self.template)
-        for name in ("sample_rate", "channels"):
-            value = getattr(self, name)
-            number = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            if not (number or value in ("model", "source")):
-                raise ValueError(f"{name} = {value!r} must be 'model', 'source' or a number")
-
-    def paths(
-        self,
-        out: str | os.PathLike[str] | Mapping[str, Target],
-        stems: tuple[str, ...],
-        track: str = "track",
-    ) -> dict[str, Target]:
-        """The target of every stem: in a folder by the template, or as the mapping says."""
-        if not isinstance(out, Mapping):
-            extension = self.encoding.kind.suffixes[0].removeprefix(".")
-            found = stem_paths(Path(out), stems, self.template, track=track, extension=extension)
-            return dict(found)
-        if set(out) != set(stems):
-            raise ValueError(
-                f"paths for {', '.join(map(str, out))}, but the stems are {', '.join(stems)}"
-            )
-        return {stem: out[stem] for stem in stems}
-
-    def layout(self, recording: AudioSource, sample_rate: int, channels: int) -> tuple[int, int]:
-        """(sample rate, channels) of the files, for a model that has the ones given."""
-        known = {"model": (sample_rate, channels)}
-        known["source"] = (recording.sample_rate, recording.num_channels)
-        rate, count = self.sample_rate, self.channels
-        rate = known[rate][0] if isinstance(rate, str) else rate
-        count = known[count][1] if isinstance(count, str) else count
-        if 1 < channels < count:
-            raise ValueError(f"stems of {channels} channels cannot be written with {count}")
-        return rate, count
-
-    def files(
-        self, targets: Mapping[str, Target], sample_rate: int, channels: int, recording: AudioSource
-    ) -> StemFileSet:
-        """The files, open, with what the recording says about its music."""
-        names = {stem: portable_tags(recording.tags, f" ({stem})") for stem in targets}
-        return StemFileSet(
-            targets,
-            sample_rate,
-            channels,
-            self.encoding,
-            clip=self.clip,
-            exact_sum=self.exact_sum,
-            tags=names if self.tags else None,
-            cover=recording.cover if self.tags else None,
-            overwrite=self.overwrite,
+def stem_targets(
+    out: str | os.PathLike[str] | Mapping[str, Target],
+    stems: tuple[str, ...],
+    options: OutputOptions,
+    track: str = "track",
+) -> dict[str, Target]:
+    """Return where each stem goes: into a folder by the template, or as the mapping says."""
+    if not isinstance(out, Mapping):
+        extension = options.extension
+        paths = stem_paths(Path(out), stems, options.template, track=track, extension=extension)
+        return dict(paths)
+    if set(out) != set(stems):
+        raise ValueError(
+            f"paths for {', '.join(map(str, out))}, but the stems are {', '.join(stems)}"
         )
+    return {stem: out[stem] for stem in stems}
+
+
+def file_layout(
+    options: OutputOptions,
+    *,
+    model: tuple[int, int],
+    source: tuple[int, int],
+    frames: int | None = None,
+) -> Layout:
+    """Return the layout of the files, for a model and a source of (sample rate, channels).
+
+    Files at the rate of the source have as many samples as the source, `frames`.
+    """
+    known = {"model": model, "source": source}
+    rate = known[options.rate][0] if isinstance(options.rate, str) else options.rate
+    named = options.channels
+    channels = known[named][1] if isinstance(named, str) else named
+    if 1 < model[1] < channels:
+        raise ValueError(
+            f"channels = {named}: stems of {model[1]} channels cannot be written with {channels}; "
+            "choose 'model' or fewer"
+        )
+    return Layout(
+        spool_rate=model[0],
+        rate=rate,
+        channels=channels,
+        frames=frames if rate == source[0] else None,
+    )
 
 
 @contextmanager
@@ -167,7 +134,7 @@ class InferenceOutput:
     def __len__(self) -> int:
         return len(self.outputs)
 
-    def to(self, device: str | torch.device) -> "InferenceOutput":
+    def to(self, device: str | torch.device) -> InferenceOutput:
         """The same on another device."""
         stems = {name: stem.to(device) for name, stem in self.outputs.items()}
         mixture = None if self.mixture is None else self.mixture.to(device)
@@ -176,50 +143,41 @@ class InferenceOutput:
     def save(
         self,
         folder: str | os.PathLike[str],
-        format: str = "wav",
+        format: Format | None = None,
         *,
-        bits: int | None = None,
-        bitrate: int | None = None,
-        clip: Clip = "track",
-        template: str = "{stem}.{ext}",
         track: str = "track",
+        options: OutputOptions | None = None,
+        **changes: Unpack[OutputChanges],
     ) -> dict[str, Path]:
-        """Write one file a stem, all or none, and say where they are.
+        """Write one file a stem, all or none, and return their paths.
 
-        `bits`: 16, 24, or 32 for float; `bitrate` in kbit/s; `track` is the name behind the
-        template's `{track}`. Should a stem clip, all get one common `gain`; upstream gives each
-        its own, as `clip="rescale"` does.
+        `options` and `changes` are the settings of `OutputOptions`; files have the rate and the
+        channels of the stems. `track` is the name for `{track}` in the template. Should a stem
+        clip, all get one common `gain`; `clip="rescale"` gives each its own, as upstream does.
         """
-        encoding = Encoding(format, bits=bits, bitrate=bitrate)
-        saving = OutputOptions(encoding=encoding, clip=clip, template=template)
-        return self.save_as(saving, folder, track=track)
-
-    def save_as(
-        self, saving: OutputOptions, folder: str | os.PathLike[str], *, track: str = "track"
-    ) -> dict[str, Path]:
-        """The same, from one value that says how."""
+        options = change_output(options or OutputOptions(), format, changes)
         paths = stem_paths(
             Path(folder),
             tuple(self.outputs),
-            saving.template,
+            options.template,
             track=track,
-            extension=saving.encoding.kind.suffixes[0].removeprefix("."),
+            extension=options.extension,
         )
         channels, length = next(iter(self.outputs.values())).shape
+        encoding = options.encoding()
+        shaper = Shaper(encoding=encoding, clip=options.clip, exact_sum=options.exact_sum)
+        peaks = {name: peak_of(stem, name) for name, stem in self.outputs.items()}
+        gains = clip_gains(peaks, options.clip, encoding)
         with (
             make_folders(dict(paths)),
-            StemFileSet(
-                dict(paths),
-                self.sample_rate,
-                channels,
-                saving.encoding,
-                clip=saving.clip,
-                exact_sum=saving.exact_sum,
-                overwrite=saving.overwrite,
+            StemFiles(
+                dict(paths), self.sample_rate, channels, encoding, overwrite=options.overwrite
             ) as files,
+            translate_os_errors(files.name),
         ):
-            for at in range(0, length, PIECE):
-                files.write({name: x[:, at : at + PIECE] for name, x in self.outputs.items()})
+            for start in range(0, length, PIECE):
+                block = {name: x[:, start : start + PIECE] for name, x in self.outputs.items()}
+                files.write(shaper.shape({n: x.cpu() for n, x in block.items()}, gains))
         return paths
 
 
@@ -251,39 +209,3 @@ class SeparatedFiles:
     def gain(self) -> float:
         """The gain of the most attenuated stem; with `clip="track"` that of all."""
         return min(self.gains.values(), default=1.0)
-
-
-class StemResampler:
-    """Blocks of stems, brought to the rate and the channels of the files they go to.
-
-    With as many samples as `frames` in the end: resampling there and back may be off by one.
-    """
-
-    def __init__(
-        self, stems: Sequence[str], from_rate: int, sample_rate: int, channels: int
-    ) -> None:
-        self._streams = {name: StreamResampler(from_rate, sample_rate, channels) for name in stems}
-        self._channels = channels
-        self.frames = 0
-        """Samples of a channel that have come out."""
-
-    def push(self, stems: Tensor) -> dict[str, Tensor]:
-        """The next samples of all stems: (S C t) -> (C' t') by name."""
-        stems = convert_channels(stems.cpu(), self._channels)
-        found = {
-            name: stream.push(stem) for (name, stream), stem in zip(self._streams.items(), stems)
-        }
-        return self._counted(found)
-
-    def finish(self, frames: int | None = None) -> dict[str, Tensor]:
-        """The rest, so that there are `frames` samples in all: (C' t') by name."""
-        rest = {name: stream.finish() for name, stream in self._streams.items()}
-        if frames is not None:
-            missing = frames - self.frames
-            # A negative padding cuts.
-            rest = {name: F.pad(x, (0, missing - x.shape[-1])) for name, x in rest.items()}
-        return self._counted(rest)
-
-    def _counted(self, stems: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.frames += next(iter(stems.values())).shape[-1]
-        return stems

@@ -6,7 +6,6 @@ Shapes: C channels, T samples of the track.
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
@@ -14,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demucs_infer.audio.channels import ExtraChannels, Method, convert_audio
+from demucs_infer.audio.channels import convert_audio
 from demucs_infer.audio.formats import RATES
 from demucs_infer.audio.reader import TrackReader
 from demucs_infer.audio.source import Source
 from demucs_infer.errors import AudioInputError
+from demucs_infer.options import InputOptions
 
 Samples: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 
@@ -57,43 +57,29 @@ def valid_rate(sample_rate: float) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadOptions:
-    """How a model hears a recording, and which part of it."""
+class ReadFormat:
+    """The rate, the channels and the device that a model reads a track at."""
 
     sample_rate: int
     channels: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    start_seconds: float = 0.0
-    duration_seconds: float | None = None
-    """None: to the end."""
-    resampler: Method = "julius"
-    extra_channels: ExtraChannels = "first"
-    """What becomes of channels that the model does not take: see `audio.read.TrackReader`."""
-    group: int = 0
-    """Which pair of channels, where `extra_channels` is "pairs"."""
-    strict: bool = False
-    """A damaged file is an error, where it would be a warning."""
-
-    def __post_init__(self) -> None:
-        if not (isfinite(self.start_seconds) and self.start_seconds >= 0):
-            raise AudioInputError(f"start_seconds = {self.start_seconds!r} must be 0 or more")
-        if self.duration_seconds is not None and not self.duration_seconds > 0:
-            raise AudioInputError(f"duration_seconds = {self.duration_seconds!r} must be above 0")
 
     def channels_from(self, channels: int) -> int:
         """How many channels to ask for: the engine itself mixes down for a model of one."""
         return channels if self.channels == 1 else self.channels
 
-    def part(self, wav: Tensor, sample_rate: int) -> Tensor:
-        """The samples (C T) between start and end."""
-        start, stop = round(self.start_seconds * sample_rate), wav.shape[-1]
-        if self.duration_seconds is not None and isfinite(self.duration_seconds):
-            stop = min(stop, start + max(round(self.duration_seconds * sample_rate), 1))
-        if start >= stop:
-            raise AudioInputError(
-                f"start_seconds = {self.start_seconds!r} is behind the end of the audio"
-            )
-        return wav[:, start:stop]
+
+def cut_part(wav: Tensor, sample_rate: int, options: InputOptions) -> Tensor:
+    """Return the samples (C T) between start and end."""
+    start, stop = round(options.start * sample_rate), wav.shape[-1]
+    if options.duration is not None:
+        stop = min(stop, start + max(round(options.duration * sample_rate), 1))
+    if start >= stop:
+        seconds = wav.shape[-1] / sample_rate
+        raise AudioInputError(
+            f"start = {options.start!r} is behind the end of the audio, which has {seconds:.2f} s"
+        )
+    return wav[:, start:stop]
 
 
 class ArraySource:
@@ -103,21 +89,25 @@ class ArraySource:
     path = None
     tags: Mapping[str, str] = {}
     cover = None
+    bits = None
+    is_float = False
 
-    def __init__(self, wav: Tensor, sample_rate: int, hearing: ReadOptions) -> None:
-        self.hearing = hearing
+    def __init__(
+        self, wav: Tensor, sample_rate: int, read_format: ReadFormat, options: InputOptions
+    ) -> None:
+        self.read_format = read_format
         self.num_channels = wav.shape[0]
         self.sample_rate = sample_rate
-        wav = hearing.part(wav, sample_rate)
+        wav = cut_part(wav, sample_rate, options)
         self.frames = wav.shape[-1]
-        self.channels = hearing.channels_from(self.num_channels)
-        wav = convert_audio(wav, sample_rate, hearing.sample_rate, self.channels)
+        self.channels = read_format.channels_from(self.num_channels)
+        wav = convert_audio(wav, sample_rate, read_format.sample_rate, self.channels)
         if wav.shape[-1] == 0:
             raise AudioInputError(
                 f"{self.frames} samples at {sample_rate} Hz are less than one at "
-                f"{hearing.sample_rate} Hz; pass more"
+                f"{read_format.sample_rate} Hz; pass more"
             )
-        self._wav = wav.contiguous().to(hearing.device)
+        self._wav = wav.contiguous().to(read_format.device)
         self.length = wav.shape[-1]
 
     def blocks(self) -> Iterator[Tensor]:
@@ -135,25 +125,18 @@ class ArraySource:
 class FileSource:
     """A file as a track: decoded anew every time it is read, and never held whole."""
 
-    def __init__(self, source: Source, hearing: ReadOptions) -> None:
-        self.hearing = hearing
-        self._track = TrackReader(
-            source,
-            sample_rate=hearing.sample_rate,
-            channels=None if hearing.channels == 1 else hearing.channels,
-            start_seconds=hearing.start_seconds,
-            duration_seconds=hearing.duration_seconds,
-            resampler=hearing.resampler,
-            extra_channels=hearing.extra_channels,
-            group=hearing.group,
-            strict=hearing.strict,
-        )
-        self._device = hearing.device
+    def __init__(self, source: Source, read_format: ReadFormat, options: InputOptions) -> None:
+        self.read_format = read_format
+        channels = None if read_format.channels == 1 else read_format.channels
+        self._track = open_track(source, read_format.sample_rate, channels, options)
+        self._device = read_format.device
         info = self._track.info
         self.num_channels = info.channels
         self.sample_rate = info.sample_rate
         self.tags = info.tags
         self.cover = info.cover
+        self.bits = info.bits
+        self.is_float = info.is_float
         self.path = Path(source) if isinstance(source, str | os.PathLike) else None
         name = self.path or getattr(source, "name", None)
         self.name = Path(name).name if isinstance(name, str | os.PathLike) else "track"
@@ -191,29 +174,52 @@ AudioInput: TypeAlias = Audio | Samples | Source | AudioSource
 """A path, the bytes of a file, an open file, an array, an array with its rate, or a recording."""
 
 
+def open_track(
+    source: Source, sample_rate: int, channels: int | None, options: InputOptions
+) -> TrackReader:
+    """Open a file as a track at the rate, and with the channels, of a model."""
+    return TrackReader(
+        source,
+        sample_rate=sample_rate,
+        channels=channels,
+        start_seconds=options.start,
+        duration_seconds=options.duration,
+        resampler=options.resampler,
+        extra_channels=options.extra_channels,
+        group=options.group,
+        strict=options.strict,
+    )
+
+
 def open_audio(
-    audio: AudioInput, sample_rate: float | None = None, *, hearing: ReadOptions
+    audio: AudioInput,
+    sample_rate: float | None,
+    read_format: ReadFormat,
+    options: InputOptions,
 ) -> AudioSource:
-    """Ready to be read at the rate of a model; arrays are checked and copied here."""
+    """Return the audio, ready to be read at the rate of a model; arrays are checked and copied."""
     if isinstance(audio, ArraySource | FileSource):
         if sample_rate is not None:
-            raise AudioInputError(f"{sample_rate=} is for arrays; a recording knows its own")
-        theirs, ours = (
-            f"{one.channels} channels at {one.sample_rate} Hz" for one in (audio.hearing, hearing)
+            raise AudioInputError(f"{sample_rate=} is for arrays; an opened source has its own")
+        opened, wanted = (
+            f"{form.channels} channels at {form.sample_rate} Hz"
+            for form in (audio.read_format, read_format)
         )
-        if theirs != ours:
-            raise AudioInputError(f"a recording for a model of {theirs}, and this one takes {ours}")
+        if opened != wanted:
+            raise AudioInputError(
+                f"the audio was opened for a model of {opened}, and this one takes {wanted}"
+            )
         return audio
     if isinstance(audio, Audio):
         if sample_rate is not None and sample_rate != audio.sample_rate:
-            raise AudioInputError(f"{sample_rate=}, but the audio says {audio.sample_rate}")
-        return ArraySource(samples(audio.data), audio.sample_rate, hearing)
+            raise AudioInputError(f"{sample_rate=}, but the audio is at {audio.sample_rate} Hz")
+        return ArraySource(samples(audio.data), audio.sample_rate, read_format, options)
     if isinstance(audio, Tensor | np.ndarray) or not is_file(audio):
-        rate = hearing.sample_rate if sample_rate is None else valid_rate(sample_rate)
-        return ArraySource(samples(audio), rate, hearing)
+        rate = read_format.sample_rate if sample_rate is None else valid_rate(sample_rate)
+        return ArraySource(samples(audio), rate, read_format, options)
     if sample_rate is not None:
-        raise AudioInputError(f"{sample_rate=} is for arrays; a file says its own")
-    return FileSource(audio, hearing)
+        raise AudioInputError(f"{sample_rate=} is for arrays; a file has its own")
+    return FileSource(audio, read_format, options)
 
 
 def is_file(audio: object) -> TypeGuard[Source]:

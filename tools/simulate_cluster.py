@@ -176,7 +176,7 @@ def measure_thread(seconds: float) -> Benchmark:
     import torch
 
     from demucs_infer.api import Separator
-    from demucs_infer.batch.request import SeparationRequest
+    from demucs_infer.batch.request import Request
     from demucs_infer.distributed.benchmark import measure
     from demucs_infer.htdemucs import HTDemucs
     from tests.bench.shapes import TRANSFORMER
@@ -184,7 +184,7 @@ def measure_thread(seconds: float) -> Benchmark:
     torch.set_num_threads(1)
     network = HTDemucs(**TRANSFORMER).eval()  # random weights are as fast as any
     separator = Separator.from_model(network, device="cpu")
-    request = SeparationRequest(format="flac")
+    request = Request().replace({"format": "flac"})
     return measure(separator, request, name="measured", seconds=seconds, clock=process_time)
 
 

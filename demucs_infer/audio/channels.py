@@ -3,15 +3,12 @@
 Shapes: C channels, T samples.
 """
 
-from typing import Literal
-
 from torch import Tensor
 
-from demucs_infer.audio.resample import Method as Method
 from demucs_infer.audio.resample import StreamResampler as StreamResampler
 from demucs_infer.audio.resample import resample as resample
+from demucs_infer.options import ExtraChannels as ExtraChannels
 
-ExtraChannels = Literal["first", "error", "pairs"]
 """What to do with more channels than a network takes: drop, refuse, or separate them in groups."""
 
 

@@ -8,9 +8,17 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from demucs_infer.audio.formats import FORMATS
+
 FIELDS = ("track", "trackext", "stem", "ext")
 """The fields that a template may use."""
 
+_SHARED_SUFFIXES = {
+    suffix.removeprefix(".")
+    for kind in FORMATS.values()
+    if kind.holds_all_stems
+    for suffix in kind.suffixes
+}
 _MAX_BYTES = 255  # of one path component, on every file system in use
 # Separators, control characters, and surrogates that no file system stores.
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")
@@ -59,6 +67,11 @@ def stem_paths(
         ValueError: The template is invalid, or two stems would be the same file.
     """
     valid_template(template)
+    if extension in _SHARED_SUFFIXES:  # one file for all stems is called like the track
+        shared = stem_paths(folder, [track.rsplit(".", 1)[0]], template, track=track)
+        path = next(iter(shared.values()))
+        path = path.with_name(f"{path.name.removesuffix('.wav')}.{extension}")
+        return dict.fromkeys(stems, path)
     parts = track.rsplit(".", 1)  # without a suffix, both fields are the whole name
     fields = {"track": parts[0], "trackext": parts[-1], "ext": extension}
     paths: dict[str, Path] = {}

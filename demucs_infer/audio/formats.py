@@ -64,6 +64,9 @@ class Format:
     cover: bool = False
     """Whether a picture can be attached."""
 
+    holds_all_stems: bool = False
+    """Whether all stems of a track are in one file."""
+
     max_bytes: int | None = None
     """Largest size that the header can express."""
 
@@ -150,6 +153,20 @@ _ALL = (
         bitrates=range(16, 1025),
         options=_M4A,
         cover=True,
+    ),
+    Format(
+        name="stem.mp4",
+        suffixes=(".stem.mp4",),
+        container="mp4",
+        codecs={0: Codec("aac", "fltp")},
+        layouts=_MPEG4[:2],
+        rates=_AAC_RATES,
+        bitrate=128,
+        bitrate_per_channel=True,
+        bitrates=range(16, 1025),
+        options=_M4A,
+        cover=True,
+        holds_all_stems=True,
     ),
     Format(
         name="alac",

@@ -4,24 +4,20 @@ Shapes: C channels, T samples of a block. Samples are floats, 1.0 is full scale.
 """
 
 import errno
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Literal, Protocol, TypeAlias
+from typing import get_args
 
 import av
 import torch
 from torch import Tensor
 
-from demucs_infer.audio.encoders.base import PIECE, pieces
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.errors import DISK_FULL, AudioWriteError
+from demucs_infer.options import Clip as Clip
 
-Clip: TypeAlias = Literal["track", "rescale", "clamp", "tanh", "none"]
-CLIP_MODES: tuple[Clip, ...] = ("track", "rescale", "clamp", "tanh", "none")
+CLIP_MODES: tuple[Clip, ...] = get_args(Clip)
 """`track`: one gain for all files, so that they still sum to the mix, only if one would clip.
 `rescale`: each file by its own peak, as upstream does. `clamp`: cut at ±0.99. `tanh`: soft
 clipping. `none`: unchanged; integer files saturate, float files keep everything."""
@@ -150,23 +146,6 @@ def translate_os_errors(name: str) -> Iterator[None]:
         raise write_error(name, error) from error
 
 
-class Sink(Protocol):
-    """Takes the blocks of several files of one track."""
-
-    @property
-    def name(self) -> str:
-        """What to call the files in a message."""
-
-    def write(self, blocks: Mapping[str, Tensor]) -> None:
-        """The next samples of every file."""
-
-    def close(self) -> None:
-        """Complete all, then give all their names."""
-
-    def abort(self) -> None:
-        """Leave nothing behind."""
-
-
 @dataclass(frozen=True, slots=True)
 class Levels:
     """What was done to the level of each file of a track."""
@@ -178,146 +157,28 @@ class Levels:
     """What every sample was multiplied by; 1.0 where the curve of `clip` is no gain."""
 
 
-class LevelWriter:
-    """Writes several files of one track, none of which clips, all of which appear at the end.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaper:
+    """What is done to samples on their way to the encoders, besides a gain."""
 
-    A gain that depends on the peak is known when the last sample is. Where one may be needed
-    (`rescale`, or `track` into a format that can clip) floats go to a nameless file in
-    `spool_folder` first, and `close` reads them once to encode: 4 bytes a sample of disk (stereo
-    at 44.1 kHz: 1.3 GB an hour and file) instead of memory, and the time of encoding at the end.
-    Otherwise blocks are encoded as they come.
-    """
+    encoding: Encoding
+    clip: Clip = "track"
+    exact_sum: bool = True
+    """Round the stems together; of use where they have one gain, and integers are written."""
 
-    def __init__(
-        self,
-        sink: Sink,
-        names: Sequence[str],
-        channels: int,
-        encoding: Encoding,
-        *,
-        clip: Clip = "track",
-        exact_sum: bool = True,
-        spool_folder: Path | None = None,
-    ) -> None:
-        self._sink = sink
-        self._names = tuple(names)
-        self._channels = channels
-        self._encoding = encoding
-        self._clip = clip
-        self._exact_sum = exact_sum and encoding.is_integer and clip in ("track", "none")
-        self._peaks = dict.fromkeys(names, 0.0)
-        self._is_open = True
-        self._spool: _FloatSpool | None = None
-        with self._or_nothing():
-            if clip not in CLIP_MODES:
-                raise ValueError(f"{clip = } must be one of: {', '.join(CLIP_MODES)}")
-            if clip == "rescale" or (clip == "track" and encoding.can_clip):
-                self._spool = _FloatSpool(self._names, channels, spool_folder)
+    def __post_init__(self) -> None:
+        if self.clip not in CLIP_MODES:
+            raise ValueError(f"clip = {self.clip!r} must be one of: {', '.join(CLIP_MODES)}")
 
-    def write(self, blocks: Mapping[str, Tensor]) -> None:
-        """The next samples of every file: name -> (C T), all equally long."""
-        if not self._is_open:
-            raise ValueError("write to closed files")
-        with self._or_nothing():
-            blocks = self._checked(blocks)
-            for name, block in blocks.items():
-                peak = peak_of(block, f"{self._sink.name} ({name})")
-                self._peaks[name] = max(self._peaks[name], peak)
-            if self._spool:
-                self._spool.write(blocks)
-            else:
-                self._pass_on(blocks, dict.fromkeys(self._names, 1.0))
-
-    def _checked(self, blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if set(blocks) != set(self._names):
-            raise ValueError(f"blocks for {sorted(blocks)}, expected {sorted(self._names)}")
-        checked = {name: check_block(blocks[name], self._channels, name) for name in self._names}
-        if len({block.shape for block in checked.values()}) > 1:
-            raise ValueError("blocks of one moment must be equally long")
-        return checked
-
-    def _pass_on(self, blocks: Mapping[str, Tensor], gains: Mapping[str, float]) -> None:
-        shaped = {name: _scaled(block, gains[name]) for name, block in blocks.items()}
-        if self._clip in ("clamp", "tanh"):
-            shaped = {name: prevent_clip(block, self._clip) for name, block in shaped.items()}
-        if self._exact_sum:
-            shaped = round_together(shaped, self._encoding.depth)
-        self._sink.write({name: block.float() for name, block in shaped.items()})
-
-    def close(self) -> Levels:
-        """Complete all files and give them their names; says what was done to their levels."""
-        if not self._is_open:
-            raise ValueError("closed already")
-        levels = Levels(self._peaks, clip_gains(self._peaks, self._clip, self._encoding))
-        with self._or_nothing():
-            if self._spool:
-                for blocks in self._spool.blocks():
-                    self._pass_on(blocks, levels.gains)
-                self._spool.close()
-            self._sink.close()
-        self._is_open = False
-        return levels
-
-    def abort(self) -> None:
-        """Leave nothing behind."""
-        self._is_open = False
-        if self._spool:
-            self._spool.close()
-        self._sink.abort()
-
-    @contextmanager
-    def _or_nothing(self) -> Iterator[None]:
-        """Any error inside leaves no file; those of the system are explained."""
-        try:
-            with translate_os_errors(self._sink.name):
-                yield
-        except BaseException:
-            self.abort()
-            raise
-
-    def __enter__(self) -> "LevelWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self.abort()
-        elif self._is_open:
-            self.close()
-
-
-def _scaled(block: Tensor, gain: float) -> Tensor:
-    """In double precision where there is something to do, so that the sum stays exact."""
-    return block if gain == 1 else block.double() * gain
-
-
-class _FloatSpool:
-    """Floats of several files on disk: written once in order, read once in order."""
-
-    def __init__(self, names: Sequence[str], channels: int, folder: Path | None) -> None:
-        self._names = names
-        self._channels = channels
-        self._file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)
-
-    def write(self, blocks: Mapping[str, Tensor]) -> None:
-        """All files' samples of a moment side by side: (T S·C) on disk."""
-        together = torch.cat([blocks[name] for name in self._names])
-        for piece in pieces(together):
-            self._file.write(piece.T.contiguous().numpy().data.cast("B"))
-
-    def blocks(self) -> Iterator[dict[str, Tensor]]:
-        """What was written, in pieces that memory can hold."""
-        rows = len(self._names) * self._channels
-        self._file.seek(0)
-        while data := self._file.read(4 * rows * PIECE):
-            together = torch.frombuffer(bytearray(data), dtype=torch.float32).view(-1, rows).T
-            yield dict(zip(self._names, torch.split(together, self._channels)))
-
-    def close(self) -> None:
-        """The disk has its room again."""
-        with suppress(OSError):  # a full disk is told again by the flush that closing does
-            self._file.close()
+    def shape(self, blocks: Mapping[str, Tensor], gains: Mapping[str, float]) -> dict[str, Tensor]:
+        """Return the blocks (C T) as float32, ready to be encoded."""
+        # In double precision where there is something to do, so that the sum stays exact.
+        shaped = {
+            name: block if gains[name] == 1 else block.double() * gains[name]
+            for name, block in blocks.items()
+        }
+        if self.clip in ("clamp", "tanh"):
+            return {name: prevent_clip(block, self.clip).float() for name, block in shaped.items()}
+        if self.exact_sum and self.encoding.is_integer and self.clip in ("track", "none"):
+            shaped = round_together(shaped, self.encoding.depth)
+        return {name: block.float() for name, block in shaped.items()}

@@ -27,9 +27,10 @@ from demucs_infer.audio.decode import (
     read_cover,
     to_float,
 )
-from demucs_infer.audio.resample import Method, StreamResampler
+from demucs_infer.audio.resample import StreamResampler
 from demucs_infer.audio.source import ReopenableFile, Source
 from demucs_infer.errors import AudioReadError
+from demucs_infer.options import Resampler
 
 BLOCK = 65536
 """Default length of a block in samples."""
@@ -447,7 +448,7 @@ class TrackReader:
         channels: int | None = None,
         start_seconds: float = 0.0,
         duration_seconds: float | None = None,
-        resampler: Method = "julius",
+        resampler: Resampler = "julius",
         extra_channels: ExtraChannels = "first",
         group: int = 0,
         strict: bool = False,

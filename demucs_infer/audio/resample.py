@@ -13,14 +13,14 @@ The resampler is written here because julius, which upstream uses, has no stream
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Method = Literal["julius", "soxr"]
+from demucs_infer.options import Resampler
 
 _ZEROS = 24
 """Zero crossings of the sinc on each side."""
@@ -53,7 +53,7 @@ class StreamResampler:
     """
 
     def __init__(
-        self, from_rate: int, to_rate: int, channels: int, method: Method = "julius"
+        self, from_rate: int, to_rate: int, channels: int, method: Resampler = "julius"
     ) -> None:
         if not (from_rate >= 1 and to_rate >= 1):
             raise ValueError(f"sample rates must be at least 1 Hz, got {from_rate} and {to_rate}")
@@ -83,7 +83,7 @@ class StreamResampler:
         return self._stream.finish()
 
 
-def resample(wav: Tensor, from_rate: int, to_rate: int, method: Method = "julius") -> Tensor:
+def resample(wav: Tensor, from_rate: int, to_rate: int, method: Resampler = "julius") -> Tensor:
     """Resample a whole track: (... T) -> (... T'), with the same result as a stream."""
     if from_rate == to_rate:
         return wav

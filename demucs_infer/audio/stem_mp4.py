@@ -1,7 +1,7 @@
-"""Write `.stem.mp4` files for DJ software: the mix and four stems, in Native Instruments' format.
+"""One `.stem.mp4` for DJ software: the mix and four stems in a file, as Native Instruments do.
 
-It is an MP4 with five audio tracks; other players play the first one, the mix. Names and colors
-of the stems are JSON in the box moov/udta/stem.
+An MP4 with five audio tracks; a player that knows nothing of stems plays the first, the mix.
+Names and colors are JSON in the box moov/udta/stem.
 
 Shapes: C channels, T samples of a block.
 """
@@ -10,6 +10,8 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO
 
 from torch import Tensor
@@ -17,17 +19,17 @@ from torch import Tensor
 from demucs_infer.audio.encoders.base import pieces
 from demucs_infer.audio.encoders.pyav import Muxer
 from demucs_infer.audio.formats import Encoding
-from demucs_infer.audio.gain import Clip, LevelWriter, round_together, translate_os_errors
+from demucs_infer.audio.gain import round_together, translate_os_errors
 from demucs_infer.audio.tags import parse_cover
 from demucs_infer.audio.writer import AtomicFile, Target, check_shape
 from demucs_infer.errors import AudioWriteError
 
 MIX = "mix"
-"""Name of the first track in `StemMp4.write`."""
+"""The name of the first track in `StemMp4.write`."""
 
-NUM_STEMS = 4  # fixed by the format
+NUM_STEMS = 4  # what the format, and every player of it, expects
 _COLORS = {"drums": "#009E73", "bass": "#D55E00", "other": "#CC79A7", "vocals": "#56B4E9"}
-_MASTERING = {  # applied by players to the sum of the stems; all switched off
+_MASTERING = {  # players apply this to the sum of the stems; all of it is switched off
     "compressor": {
         "enabled": False,
         "ratio": 3,
@@ -43,12 +45,12 @@ _MASTERING = {  # applied by players to the sum of the stems; all switched off
 }
 
 
-class StemMp4(LevelWriter):
-    """Writes a `.stem.mp4`: `with StemMp4("song.stem.mp4", 44100, 2, ["drums", ...]) as file`.
+class StemMp4:
+    """A `.stem.mp4`: `with StemMp4("song.stem.mp4", 44100, 2, ["drums", ...]) as file`.
 
-    `write({"mix": block, "drums": block, ...})` takes the next samples of all five tracks;
-    `close()` returns the levels. The codec is AAC, or ALAC, which some players refuse. `colors`
-    (`#RRGGBB` by stem) replace the default ones.
+    `write({"mix": block, "drums": block, ...})` takes the next samples of all five. AAC unless
+    `Encoding("alac")` is asked for, which some players refuse. `colors` are `#RRGGBB` by stem,
+    where the usual ones are not wanted.
     """
 
     def __init__(
@@ -59,32 +61,24 @@ class StemMp4(LevelWriter):
         stems: Sequence[str],
         *,
         encoding: Encoding | None = None,
-        clip: Clip = "track",
         colors: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         cover: bytes | None = None,
         overwrite: bool = True,
+        temp_folder: Path | None = None,
     ) -> None:
         encoding = encoding or Encoding("m4a")
-        if encoding.format not in ("m4a", "alac"):
-            raise ValueError(
-                f"unsupported format for a stem file: {encoding.format}; use m4a (AAC) or alac"
-            )
-        if len(set(stems) - {MIX}) != NUM_STEMS or len(stems) != NUM_STEMS:
-            raise ValueError(
-                f"a stem file needs {NUM_STEMS} different stems, got {list(stems)}: "
-                "sum some of them, or choose four"
-            )
+        check_stem_mp4(encoding, sample_rate, stems)
         check_shape(encoding, sample_rate, channels)
-        if encoding.kind.rate_for(sample_rate) != sample_rate:
-            raise AudioWriteError(
-                f"unsupported sample rate for AAC: {sample_rate} Hz; resample to 44100"
-            )
-        file = AtomicFile(path, overwrite=overwrite)
+        self._encoding = encoding
+        self._stems = tuple(stems)
+        self._manifest = _make_manifest(stems, colors or {})
+        self._file = AtomicFile(path, overwrite=overwrite, temp_folder=temp_folder)
+        self._is_finished = False
         try:
-            with translate_os_errors(file.name):
-                muxer = Muxer(
-                    file.file,
+            with translate_os_errors(self._file.name):
+                self._muxer = Muxer(
+                    self._file.file,
                     encoding,
                     sample_rate,
                     channels,
@@ -94,73 +88,94 @@ class StemMp4(LevelWriter):
                     cover=parse_cover(cover),
                 )
         except BaseException:
-            file.discard()
+            self._file.discard()
             raise
-        super().__init__(
-            _StemMp4Sink(file, muxer, encoding, stems, _stem_manifest(stems, colors or {})),
-            (MIX, *stems),
-            channels,
-            encoding,
-            clip=clip,
-            exact_sum=False,  # the sink rounds the stems together, without the mix
-            spool_folder=file.final.parent if file.final else None,
-        )
 
+    @property
+    def name(self) -> str:
+        """What messages call the file."""
+        return self._file.name
 
-def _stem_manifest(stems: Sequence[str], colors: Mapping[str, str]) -> bytes:
-    """Return the JSON with the names and colors of the stems."""
-    fixed = {name: color for name, color in {**_COLORS, **colors}.items() if name in stems}
-    free = [color for color in _COLORS.values() if color not in fixed.values()]
-    entries = [
-        {"name": name.capitalize(), "color": fixed[name] if name in fixed else free.pop(0)}
-        for name in stems
-    ]
-    content = {"mastering_dsp": _MASTERING, "version": 1, "stems": entries}
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-class _StemMp4Sink:
-    """Writes the five tracks of a `StemMp4` to one container."""
-
-    def __init__(
-        self,
-        file: AtomicFile,
-        muxer: Muxer,
-        encoding: Encoding,
-        stems: Sequence[str],
-        manifest: bytes,
-    ) -> None:
-        self.name = file.name
-        self._file = file
-        self._muxer = muxer
-        self._encoding = encoding
-        self._stems = tuple(stems)
-        self._manifest = manifest
+    def temp_path(self, stem: str) -> Path:  # noqa: ARG002 (as other sinks have it)
+        """Where the file is until `commit`; all stems share it."""
+        return self._file.temp_path
 
     def write(self, blocks: Mapping[str, Tensor]) -> None:
-        """Write the next samples of the mix and of every stem."""
+        """Encode the next samples of the mix and of every stem."""
         stems = {name: blocks[name] for name in self._stems}
-        if self._encoding.is_integer:
+        if self._encoding.is_integer:  # of the stems alone; the mix is not one of the summands
             stems = round_together(stems, self._encoding.depth)
         for moment in zip(pieces(blocks[MIX]), *map(pieces, stems.values()), strict=True):
             for track, piece in enumerate(moment):
                 self._muxer.write(piece, track)
 
-    def close(self) -> None:
-        """Complete the file, insert the manifest, and give it its final name."""
-        self._muxer.finish()
-        insert_stem_box(self._file.file, self._manifest)
+    def finish(self) -> None:
+        """Complete the file, still under its temporary name."""
+        if not self._is_finished:
+            self._is_finished = True
+            self._muxer.finish()
+            insert_stem_box(self._file.file, self._manifest)
+            self._file.file.flush()
+
+    def commit(self) -> None:
+        """Give the file its name, once it is complete."""
+        self.finish()
         self._file.commit()
 
     def abort(self) -> None:
-        """Delete the file."""
-        self._muxer.abort()
+        """Remove what was written."""
+        if not self._is_finished:
+            self._muxer.abort()
         self._file.discard()
+
+    def __enter__(self) -> "StemMp4":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.abort()
+            return
+        try:
+            with translate_os_errors(self.name):
+                self.commit()
+        except BaseException:
+            self.abort()
+            raise
+
+
+def check_stem_mp4(encoding: Encoding, sample_rate: int, stems: Sequence[str]) -> None:
+    """Raise an error for what a stem file cannot contain."""
+    if encoding.format not in ("m4a", "alac"):
+        raise ValueError(f"unsupported format {encoding.format} in a stem file: use m4a or alac")
+    if len(set(stems) - {MIX}) != NUM_STEMS or len(stems) != NUM_STEMS:
+        raise ValueError(
+            f"a stem file has {NUM_STEMS} stems, not {len(stems)} ({', '.join(stems)}): "
+            "choose four of them, or sum some"
+        )
+    if encoding.kind.rate_for(sample_rate) != sample_rate:
+        raise AudioWriteError(f"AAC does not support {sample_rate} Hz; resample to 44100")
+
+
+def _make_manifest(stems: Sequence[str], colors: Mapping[str, str]) -> bytes:
+    """Return the JSON that names the stems."""
+    fixed = {name: color for name, color in {**_COLORS, **colors}.items() if name in stems}
+    free = [color for color in _COLORS.values() if color not in fixed.values()]
+    named = [
+        {"name": name.capitalize(), "color": fixed[name] if name in fixed else free.pop(0)}
+        for name in stems
+    ]
+    content = {"mastering_dsp": _MASTERING, "version": 1, "stems": named}
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class _Box:
-    """A box of an MP4 file; its header begins at `start`, its content at `body`."""
+    """A box of an MP4 file: its header begins at `start`, its content at `body`."""
 
     kind: bytes
     start: int
@@ -169,12 +184,12 @@ class _Box:
 
 
 def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[_Box]:
-    """Yield the boxes between two positions of a file."""
+    """The boxes between two places of a file."""
     while start + 8 <= stop:
         file.seek(start)
         size, kind = struct.unpack(">I4s", file.read(8))
         body = start + 8
-        if size == 1:  # a 64-bit size follows
+        if size == 1:  # longer than 32 bits can say
             (size,) = struct.unpack(">Q", file.read(8))
             body += 8
         elif size == 0:  # up to the end
@@ -184,9 +199,9 @@ def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[_Box]:
 
 
 def insert_stem_box(file: BinaryIO, content: bytes) -> None:
-    """Insert a `stem` box into moov/udta of a complete MP4.
+    """Put a `stem` box into moov/udta of a finished MP4.
 
-    FFmpeg writes moov after the samples, so that none of them moves.
+    FFmpeg writes moov after the samples, so that what grows there moves none of them.
     """
     end = file.seek(0, 2)
     moov = next(box for box in _boxes(file, 0, end) if box.kind == b"moov")
@@ -195,12 +210,12 @@ def insert_stem_box(file: BinaryIO, content: bytes) -> None:
     udta = next((box for box in _boxes(file, moov.body, end) if box.kind == b"udta"), None)
     if udta is None:
         stem = struct.pack(">I4s", 8 + len(stem), b"udta") + stem
-    position = udta.stop if udta else end
-    file.seek(position)
+    place = udta.stop if udta else end
+    file.seek(place)
     rest = file.read()
-    file.seek(position)
+    file.seek(place)
     file.write(stem + rest)
-    for parent in (moov, udta):
-        if parent:
-            file.seek(parent.start)
-            file.write(struct.pack(">I", parent.stop - parent.start + len(stem)))
+    for grown in (moov, udta):
+        if grown:
+            file.seek(grown.start)
+            file.write(struct.pack(">I", grown.stop - grown.start + len(stem)))

@@ -47,7 +47,10 @@ class AtomicFile:
     file, so it need not be seekable.
     """
 
-    def __init__(self, target: Target, *, overwrite: bool = True) -> None:
+    def __init__(
+        self, target: Target, *, overwrite: bool = True, temp_folder: Path | None = None
+    ) -> None:
+        """Open the file; its temporary name is in `temp_folder`, by default the final folder."""
         self._temporary: Path | None = None
         self._sink: BinaryIO | None = None
         self.final: Path | None = None
@@ -58,7 +61,7 @@ class AtomicFile:
             with translate_os_errors(self.name):
                 self._check_target()
             # A short name: the final one may be as long as file names can be.
-            self._temporary = self.final.parent / f".{secrets.token_hex(8)}.part"
+            self._temporary = (temp_folder or self.final.parent) / f".{secrets.token_hex(8)}.part"
             with translate_os_errors(self.name):
                 self.file = self._temporary.open("x+b")
         else:
@@ -70,6 +73,12 @@ class AtomicFile:
     def name(self) -> str:
         """The target's name for messages."""
         return str(self.final) if self.final else "the file object"
+
+    @property
+    def temp_path(self) -> Path:
+        """Where the file is until `commit`."""
+        assert self._temporary is not None, "only a file with a name has one"
+        return self._temporary
 
     def _check_target(self) -> None:
         assert self.final is not None
@@ -92,6 +101,7 @@ class AtomicFile:
                 self.file.close()
                 if self._temporary and self.final:
                     self._check_target()
+                    self.final.parent.mkdir(parents=True, exist_ok=True)
                     self._temporary.replace(self.final)
                     self._temporary = None
         finally:
@@ -129,6 +139,7 @@ class AudioWriter:
         tags: Mapping[str, str] | None = None,
         cover: bytes | None = None,
         overwrite: bool = True,
+        temp_folder: Path | None = None,
     ) -> None:
         if format is None:
             if not isinstance(path, (str, os.PathLike)):
@@ -145,7 +156,7 @@ class AudioWriter:
         self._resampler: StreamResampler | None = None
         if rate != sample_rate:
             self._resampler = StreamResampler(sample_rate, rate, channels)
-        self._file = AtomicFile(path, overwrite=overwrite)
+        self._file = AtomicFile(path, overwrite=overwrite, temp_folder=temp_folder)
         self._is_open = True
         self._encoder: Encoder | None = None
         with self._abort_on_error():
@@ -157,6 +168,11 @@ class AudioWriter:
     def name(self) -> str:
         """The file's name for messages."""
         return self._file.name
+
+    @property
+    def temp_path(self) -> Path:
+        """Where the file is until `close`."""
+        return self._file.temp_path
 
     def write(self, block: Tensor) -> None:
         """Write the next samples (C T), floats.
@@ -240,6 +256,10 @@ def check_shape(encoding: Encoding, sample_rate: int, channels: int) -> None:
     Raises:
         AudioWriteError: It does not.
     """
+    if encoding.kind.holds_all_stems:
+        raise AudioWriteError(
+            f"a {encoding.format} file contains all stems: use Separator.separate_to, or write m4a"
+        )
     limit = len(encoding.kind.layouts)
     if not 1 <= channels <= limit:
         raise AudioWriteError(

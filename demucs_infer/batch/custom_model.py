@@ -10,10 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.request import ModelSpec
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
 from demucs_infer.errors import ModelLoadingError
+from demucs_infer.options import Request, StemOptions
 from demucs_infer.system.checksum import sha256_file
 
 if TYPE_CHECKING:
@@ -63,23 +64,14 @@ class CustomModelSpec(ModelSpec):
         path = Path(found.origin) if found and found.has_location and found.origin else None
         return sha256_file(path) if path and path.is_file() else None
 
-    def open(self, order: SeparationRequest, *, device: str = "auto", jobs: int = 0) -> Separator:
-        """The network, ready for an order, with all of its own stems."""
+    def open(self, request: Request) -> Separator:
+        """Return the network, ready for a request, with all of its own stems."""
         from demucs_infer.api import Separator  # brings torch, which what is done does not need
 
         return Separator.from_pretrained(
             config=self.config,
             checkpoint=self.checkpoint,
             metadata=self.metadata,
-            device=device,
-            shifts=order.shifts,
-            overlap=order.overlap,
-            split=order.split,
-            segment=order.segment,
-            jobs=jobs,
-            seed=order.seed,
-            precision=order.precision,
-            batch_size=order.batch_size,
-            stems=None,
-            derive=(),
+            options=request.separation,
+            stem_options=StemOptions(),
         )

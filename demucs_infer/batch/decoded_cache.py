@@ -22,7 +22,7 @@ class DecodedCache:
         self._path = folder / "decoded.f32"
         self._channels = channels
 
-    def kept(self, blocks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
+    def tee(self, blocks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
         """The same blocks (C t), of which a copy stays once all have been taken."""
         try:
             with self._path.open("wb") as file:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from demucs_infer.system.checksum import sha256_file
+
 SCHEMA = 1
 
 
@@ -48,6 +50,12 @@ class Stem:
     sha256: str
     gain: float = 1.0
     """What the stem was multiplied by so that it would not clip."""
+
+    @classmethod
+    def from_file(cls, path: Path, name: str, gain: float) -> "Stem":
+        """Describe a finished file that is at `path` now, and will be called `name`."""
+        size, digest = path.stat().st_size, sha256_file(path)
+        return cls(file=name, bytes=size, sha256=digest, gain=gain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +116,7 @@ def parse_manifest(found: Any) -> dict[str, Any] | None:
     return found if {one.name for one in fields(Manifest)} <= found.keys() else None
 
 
-def matches(path: Path, recipe: Recipe) -> dict[str, Any] | None:
+def find_match(path: Path, recipe: Recipe) -> dict[str, Any] | None:
     """The manifest at `path` if it tells of this recipe, and its files lie there whole."""
     found = read_manifest(path)
     if found is None or found.get("key") != recipe.key:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import takewhile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from demucs_infer.batch.attempts import complete, register, withdraw
+from demucs_infer.batch.manifest import Manifest
 
 if sys.platform == "win32":
     import msvcrt
@@ -40,7 +42,7 @@ class WorkDir:
         self.folder = top / PARTIAL / name
         self._lock: BinaryIO | None = None
 
-    def enter(self, key: str) -> bool:
+    def acquire(self, key: str) -> bool:
         """Take the folder for the recipe of that key; false if another process has it."""
         for left in reversed(range(_TRIES)):
             above = self.folder.parents[1:]
@@ -115,12 +117,12 @@ class WorkDir:
     def _attempts(self) -> Path:
         return self.folder / "attempts"
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Go in peace, everything stays: this attempt was no death."""
         withdraw(self)
         self._unlock()
 
-    def close(self) -> None:
+    def abandon(self) -> None:
         """Go without a word; the journal stays as it is."""
         self._unlock()
 
@@ -146,7 +148,19 @@ class WorkDir:
                     folder.rmdir()
                     self._made.discard(folder)
 
-    def clear(self) -> None:
+    def commit(self, name_files: Callable[[], None], manifest: Manifest | None, path: Path) -> None:
+        """Give the files their names, then write the manifest to `path`, and remove the folder.
+
+        The manifest comes last, so that stems with one are complete; an old one goes first.
+        """
+        path.unlink(missing_ok=True)
+        name_files()
+        if manifest:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            manifest.write(path)
+        self.remove()
+
+    def remove_stale(self) -> None:
         """What a process left that died between its last rename and here; the track is done."""
         with suppress(FileNotFoundError):  # the usual: nothing was left
             if self._has_lock():  # or somebody makes it again

@@ -16,18 +16,12 @@ from uuid import uuid4
 from tqdm import tqdm
 
 from demucs_infer.batch.discovery import STDIN
-from demucs_infer.cli.custom_model import with_config
+from demucs_infer.cli.argument_types import at_least, number
+from demucs_infer.cli.custom_model import config_settings, with_config
+from demucs_infer.cli.exit_codes import EXIT_CODE_HELP, ExitCode
 from demucs_infer.cli.models import fetch
-from demucs_infer.cli.parser import EXIT_CODES, add_request_flags, at_least, number
-from demucs_infer.cli.separate import (
-    ALL_DONE,
-    NO_INPUT,
-    NO_MODEL,
-    SOME_FAILED,
-    check_out_folder,
-    model_of,
-    order_of,
-)
+from demucs_infer.cli.parser import add_request_flags, read_request
+from demucs_infer.cli.separate import check_out_folder, read_model
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import ResultRow, TrackManifest
 from demucs_infer.distributed.storage import check_driver, is_remote, join, local_path
@@ -61,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "demucs-infer batch",
         description="Separate all tracks of a manifest. Finished tracks are skipped, interrupted "
         "ones resume, and a track that crashed its process twice is quarantined.",
-        epilog=EXIT_CODES,
+        epilog=EXIT_CODE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         conflict_handler="resolve",  # some flags of single tracks take URIs here
     )
@@ -73,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "of true stems) and `sha256`",
     )
     add_request_flags(top)
-    top.set_defaults(filename=_TEMPLATE)
+    top.set_defaults(template=_TEMPLATE)
     top.add_argument(
         "-o", "--out", default="separated", help="path or URI of the output folder (%(default)s)"
     )
@@ -140,12 +134,12 @@ def _plan(args: argparse.Namespace, manifest: TrackManifest) -> int:
     else:
         from demucs_infer.distributed.benchmark import measure_worker
 
-        model = replace(model_of(args), offline=True)
-        benchmark = measure_worker(model, order_of(args), device=args.device, jobs=args.jobs)
+        model = replace(read_model(args), offline=True)
+        benchmark = measure_worker(model, read_request(args, config_settings(args)))
     estimate = plan(manifest, benchmark, args.machines, args.price)
     text = json.dumps(asdict(estimate), indent=2) if args.json else estimate.to_text()
     sys.stdout.write(f"{text}\n")
-    return ALL_DONE
+    return ExitCode.OK
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -167,7 +161,8 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
     _check_flags(args, manifest)
     check_table(_results_table(args, manifest))
     args.repo = args.repo and args.repo.absolute()
-    model, request, out = model_of(args), order_of(args), _absolute(args.out)
+    model, out = read_model(args), _absolute(args.out)
+    request = read_request(args, config_settings(args))
     outputs = OutputConflicts.from_request(model, request)
     conflicting, total = _find_conflicts(args, manifest, outputs, out)
     use_single_arena()
@@ -178,8 +173,6 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
         request=request,
         out=out,
         conflicting=conflicting,
-        device=args.device,
-        jobs=args.jobs,
         skip="nothing" if args.force else "same",
         run_id=uuid4().hex if args.force else "",
         max_tracks_per_batch=args.together or 0,
@@ -328,7 +321,7 @@ class _BatchProgress:
 def _exit_code(summary: "Summary") -> int:
     """Return the same exit code as for single tracks."""
     if summary.faults["model"]:
-        return NO_MODEL
+        return ExitCode.NO_MODEL
     if not summary.counts["failed"] + summary.counts["quarantined"]:
-        return ALL_DONE
-    return NO_INPUT if summary.faults["input"] == summary.tracks else SOME_FAILED
+        return ExitCode.OK
+    return ExitCode.NO_INPUT if summary.faults["input"] == summary.tracks else ExitCode.SOME_FAILED

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from demucs_infer.errors import ConfigError
+from demucs_infer.options import OPTIONS, list_options
 
 if TYPE_CHECKING:
     from demucs_infer.batch.custom_model import CustomModelSpec
@@ -29,11 +30,11 @@ def with_config(top: argparse.ArgumentParser, words: Sequence[str]) -> argparse.
     if args.checkpoint is None or args.repo is not None:
         top.error("--config needs --checkpoint, and no --repo")
     try:
-        top.set_defaults(**_flags(_config(args)))
+        top.set_defaults(**_settings(_config(args)))
     except ConfigError as error:
         top.error(str(error))
     args = top.parse_args(words)
-    if args.stem is not None:  # two stems, whatever the configuration hands out
+    if args.two_stems is not None:  # two stems, whatever the configuration hands out
         args.stems = None
     return args
 
@@ -58,16 +59,17 @@ def _config(args: argparse.Namespace) -> Config:
     return Config.from_file(args.config, args.overrides)
 
 
-def _flags(config: Config) -> dict[str, Any]:
-    """What flags mean where they are not given."""
-    told, output = config.parameters, config.output
-    same = ("overlap", "shifts", "seed", "precision", "batch_size", "device")
-    flags = {name: value for name, value in told.items() if name in same}
-    return flags | {
-        "stems": None if output.stems is None else list(output.stems),
-        "derive": list(config.rules),
-        "format": output.format,
-        "bits": output.bits,
-        "bitrate": output.bitrate,
-        "clip_mode": output.clip,
+def config_settings(args: argparse.Namespace) -> dict[str, object]:
+    """Return all settings of the configuration, if there is one."""
+    return {} if args.config is None else _settings(_config(args))
+
+
+def _settings(config: Config) -> dict[str, object]:
+    parts = (config.input_options, config.output_options)
+    files = {
+        option.name: getattr(part, option.name)
+        for part in parts
+        for option in list_options(type(part))
     }
+    files = {name: value for name, value in files.items() if OPTIONS[name].is_in("config")}
+    return {**config.settings, **files}

@@ -11,17 +11,16 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from demucs_infer.audio.formats import FORMATS
-from demucs_infer.batch.manifest import matches, read_manifest
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.job import TrackJob, find_done_before
+from demucs_infer.batch.request import ModelSpec
 from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.errors import DemucsError
+from demucs_infer.options import Request
 from demucs_infer.pretrained import model_info
-from demucs_infer.system.checksum import sha256_file
 from demucs_infer.system.malloc import peak_memory
 
 if TYPE_CHECKING:
     from demucs_infer.api import Separator
-    from demucs_infer.cli.separate import InputTrack
 
 _FLOAT = 4
 _LOSSLESS = 0.6
@@ -31,42 +30,38 @@ _LOSSLESS = 0.6
 def forecast(
     args: argparse.Namespace,
     model: ModelSpec,
-    order: SeparationRequest,
-    tasks: Sequence["InputTrack"],
+    request: Request,
+    tasks: Sequence[TrackJob],
 ) -> int:
     """Say what would be done; that no two tracks get in each other's way is known by now."""
-    tracks = [_track(task, model, order, force=args.force) for task in tasks]
+    tracks = [_track(task, model, request, force=args.force) for task in tasks]
     todo = [track["seconds"] for track in tracks if track["state"] == "to do"]
     found: dict[str, Any] = {"model": model.name, **_files(model), "tracks": tracks}
     found["audio_seconds"] = round(sum(todo), 3)
     if not found["to_download"] and todo:
         from demucs_infer.batch.runner import open_separator
 
-        separator = open_separator(model, order, device=args.device, jobs=args.jobs)
+        separator = open_separator(model, request)
         found["stems"] = list(separator.stems)
-        found |= _cost(separator, order, todo)
+        found |= _cost(separator, request, todo)
     found["disk_free_bytes"] = shutil.disk_usage(_existing(args.out)).free
     sys.stdout.write(json.dumps(found, indent=2) + "\n" if args.json else _text(found))
     return 0
 
 
-def _track(
-    task: "InputTrack", model: ModelSpec, order: SeparationRequest, *, force: bool
-) -> dict[str, Any]:
+def _track(task: TrackJob, model: ModelSpec, request: Request, *, force: bool) -> dict[str, Any]:
     from demucs_infer.audio.reader import probe
 
     where = task.target.manifest
-    row: dict[str, Any] = {"track": task.name, "seconds": 0.0, "to": str(where.parent)}
+    row: dict[str, Any] = {"track": task.track, "seconds": 0.0, "to": str(where.parent)}
     try:
         seconds = probe(task.source).duration_seconds or 0.0
     except DemucsError as error:
         return {**row, "state": "cannot be read", "error": str(error)}
-    seconds = max(seconds - order.start, 0.0)
-    row["seconds"] = round(min(seconds, order.duration or seconds), 3)
-    if not force and read_manifest(where):
-        recipe = order.recipe(sha256_file(task.source), model, model.weights() or ())
-        if matches(where, recipe):
-            return {**row, "state": "done before"}
+    seconds = max(seconds - request.input.start, 0.0)
+    row["seconds"] = round(min(seconds, request.input.duration or seconds), 3)
+    if not force and find_done_before(task, request, model, model.weights() or ()):
+        return {**row, "state": "done before"}
     return {**row, "state": "to do"}
 
 
@@ -82,9 +77,7 @@ def _files(model: ModelSpec) -> dict[str, Any]:
     return {"to_download": [{"file": file.file, "bytes": file.size} for file in missing]}
 
 
-def _cost(
-    separator: "Separator", order: SeparationRequest, todo: Sequence[float]
-) -> dict[str, Any]:
+def _cost(separator: "Separator", request: Request, todo: Sequence[float]) -> dict[str, Any]:
     """Time and memory as one window takes them here and now, and what the disk has to hold."""
     import torch
 
@@ -99,11 +92,15 @@ def _cost(
         pass
     per_second = (perf_counter() - begun) / seconds
     stems = len(separator.stems)
-    rate = order.rate if isinstance(order.rate, int) else separator.samplerate
-    channels = order.channels if isinstance(order.channels, int) else separator.audio_channels
-    encoding = order.encoding(16)
+    rate = request.output.rate if isinstance(request.output.rate, int) else separator.samplerate
+    channels = (
+        request.output.channels
+        if isinstance(request.output.channels, int)
+        else separator.audio_channels
+    )
+    encoding = request.output.encoding(16)
     bits = encoding.bitrate_for(channels) or rate * channels * (encoding.depth or 16)
-    size = bits / 8 * (_LOSSLESS if FORMATS[order.format].name in ("flac", "alac") else 1)
+    size = bits / 8 * (_LOSSLESS if FORMATS[request.output.format].name in ("flac", "alac") else 1)
     second = separator.samplerate * separator.audio_channels * _FLOAT
     # Of the track that is separated and the one that is read meanwhile, all samples are on disk.
     decoded, spool = second * sum(sorted(todo)[-2:]), second * max(todo)

@@ -1,8 +1,4 @@
-"""`demucs-infer`: parse, call, report. Nothing here computes, and torch comes last.
-
-Exit codes: 0 all tracks done, 1 some failed, 2 wrong usage, 3 no track could be read, 4 the model
-could not be had, 130 interrupted, 143 terminated.
-"""
+"""`demucs-infer`: parse, call, report. Nothing here computes, and torch comes last."""
 
 import argparse
 import logging
@@ -14,8 +10,9 @@ from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 from demucs_infer.cli.custom_model import with_config
-from demucs_infer.cli.parser import COMMANDS, parser
-from demucs_infer.cli.signals import INTERRUPTED, TERMINATED, Terminated, exit_on_signal
+from demucs_infer.cli.exit_codes import ExitCode
+from demucs_infer.cli.parser import COMMANDS, make_parser
+from demucs_infer.cli.signals import Terminated, exit_on_signal
 from demucs_infer.errors import (
     ConfigError,
     DemucsError,
@@ -23,8 +20,6 @@ from demucs_infer.errors import (
     format_error,
     is_out_of_memory,
 )
-
-OK, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
 
 _INTERRUPTED_WORDS = "interrupted; the same command continues where this one stopped"
 _WITHOUT_MODEL = {"serve", "eval"}  # where a contradiction is in what was typed
@@ -50,15 +45,15 @@ def main(opts: Sequence[str] | None = None) -> int:
             return _tracks(words)
     except KeyboardInterrupt as error:
         print(_INTERRUPTED_WORDS, file=sys.stderr)
-        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        return ExitCode.TERMINATED if isinstance(error, Terminated) else ExitCode.INTERRUPTED
     except BrokenPipeError:
-        return SOME_FAILED  # whoever read our output has seen enough
+        return ExitCode.SOME_FAILED  # whoever read our output has seen enough
     except Exception as error:  # noqa: BLE001 (people get a sentence, not a traceback)
         if is_debug:
             traceback.print_exc()
         code = _explained(error)
         is_about_model = not words or words[0] not in _WITHOUT_MODEL
-        return code if is_about_model or not isinstance(error, ConfigError) else USAGE
+        return code if is_about_model or not isinstance(error, ConfigError) else ExitCode.USAGE
 
 
 def _occupy_closed_streams() -> None:
@@ -88,13 +83,13 @@ def _explained(error: Exception) -> int:
             f"error: {format_error(error)} (--debug shows where; please report it)", file=sys.stderr
         )
     if isinstance(error, ModelLoadingError | ConfigError):
-        return NO_MODEL
-    return USAGE if isinstance(error, ValueError) else SOME_FAILED
+        return ExitCode.NO_MODEL
+    return ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.SOME_FAILED
 
 
 def _tracks(words: Sequence[str]) -> int:
     """`demucs-infer TRACKS...`"""
-    top = parser()
+    top = make_parser()
     args = with_config(top, words)
     if args.demo and not args.tracks and args.repo is None:
         top.set_defaults(name="tiny")  # the demo needs no network, whatever else is asked for

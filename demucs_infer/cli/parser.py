@@ -1,15 +1,13 @@
 """The command line of `demucs-infer TRACKS...`: upstream's flags by upstream's names, and ours."""
 
 import argparse
-from collections.abc import Callable
-from math import isfinite
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from demucs_infer import __version__
-from demucs_infer.audio.filenames import valid_template
-from demucs_infer.audio.formats import FORMATS
-from demucs_infer.batch.output_paths import DEFAULT_TEMPLATE
+from demucs_infer.cli.exit_codes import EXIT_CODE_HELP
+from demucs_infer.options import NAMES, PARTS, Option, Request, drop_inapplicable, list_options
 
 COMMANDS = {
     "models": "list, describe, fetch, find, remove and import models",
@@ -20,15 +18,9 @@ COMMANDS = {
 }
 """Words that are a command when they come first; a track of that name is written ./models."""
 
-CLIP_MODES = ("track", "rescale", "clamp", "tanh", "none")
-EXIT_CODES = """\
-exit codes: 0 all tracks done, 1 some failed, 2 wrong usage, 3 no track could be read,
-            4 the model could not be had, 130 interrupted, 143 terminated
-"""
 
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of the tracks' command; the other commands have their own."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `demucs-infer TRACKS...`; the other commands have their own."""
     commands = "\n".join(f"  demucs-infer {name:7} {text}" for name, text in COMMANDS.items())
     top = argparse.ArgumentParser(
         "demucs-infer",
@@ -36,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         description="Separate music into stems with the Demucs networks.",
         epilog=f"commands:\n{commands}\n"
         f"  (a track that is called like a command is written ./{next(iter(COMMANDS))})\n\n"
-        f"{EXIT_CODES}",
+        f"{EXIT_CODE_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=True,
     )
@@ -48,20 +40,82 @@ def parser() -> argparse.ArgumentParser:
         "'**/*.flac', or - for standard input",
     )
     add_request_flags(top)
-    _run_flags(top.add_argument_group("what to do, and what to say"))
+    _add_run_flags(top.add_argument_group("what to do, and what to say"))
     return top
 
 
 def add_request_flags(top: argparse.ArgumentParser) -> None:
-    """Which model, and what is asked of every track."""
-    _model_flags(top.add_argument_group("model"))
-    _separation_flags(top.add_argument_group("separation"))
-    _stem_flags(top.add_argument_group("stems"))
-    _input_flags(top.add_argument_group("input"))
-    _output_flags(top.add_argument_group("output"))
+    """Add the flags of the model, and of every setting of a request."""
+    _add_model_flags(top.add_argument_group("model"))
+    defaults = Request()
+    for part, options in PARTS.items():
+        group = top.add_argument_group(part)
+        exclusive: dict[str, Any] = {}
+        for option in list_options(options):
+            if not option.is_in("cli"):
+                continue
+            place: Any = group
+            if option.setting.excludes:
+                place = exclusive.get(option.setting.excludes)
+                if place is None:
+                    place = group.add_mutually_exclusive_group()
+                    exclusive[option.setting.excludes] = place
+            _add_option(place, option, getattr(getattr(defaults, part), option.name))
+        if part == "output":
+            _add_output_flags(group)
 
 
-def _model_flags(group: Any) -> None:
+def read_request(args: argparse.Namespace, base: Mapping[str, object]) -> Request:
+    """Return the request that the flags make; `base` has settings that have no flag."""
+    values = {name: getattr(args, name) for name in NAMES if hasattr(args, name)}
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    others = {name: value for name, value in base.items() if name not in values}
+    return Request().replace(drop_inapplicable({**others, **values}))
+
+
+def _add_option(group: Any, option: Option, default: Any) -> None:
+    setting = option.setting
+    help_text = (setting.no_help or setting.help) if default is True else setting.help
+    details: dict[str, Any] = {"dest": option.name, "default": default}
+    if option.types == (bool,):
+        action = "store_false" if default else "store_true"
+        group.add_argument(*option.flags, action=action, help=help_text, **details)
+        return
+    if default not in (None, ()):
+        help_text += f" ({default})"
+    if setting.metavar:
+        details["metavar"] = setting.metavar
+    if default == ():
+        group.add_argument(
+            *option.flags, action="append", help=help_text, **{**details, "default": []}
+        )
+        return
+    if option.choices and not option.types and not setting.metavar:
+        details["choices"] = option.choices
+    group.add_argument(*option.flags, type=_make_type(option), help=help_text, **details)
+    for flag, value in setting.shortcuts.items():
+        group.add_argument(
+            flag,
+            dest=option.name,
+            action="store_const",
+            const=value,
+            help=f"the same as {option.flags[-1]} {value}",
+        )
+
+
+def _make_type(option: Option) -> Callable[[str], object]:
+    limited = option.limited_to("cli")
+
+    def parse(text: str) -> object:
+        try:
+            return limited.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse
+
+
+def _add_model_flags(group: Any) -> None:
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "-n", "--name", default="htdemucs", help="name or signature of a model (%(default)s)"
@@ -100,87 +154,7 @@ def _model_flags(group: Any) -> None:
     )
 
 
-def _separation_flags(group: Any) -> None:
-    group.add_argument(
-        "-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (%(default)s)"
-    )
-    group.add_argument(
-        "--shifts",
-        type=at_least(0),
-        default=1,
-        help="passes at random offsets whose mean is taken; each costs a full pass (%(default)s)",
-    )
-    group.add_argument(
-        "--overlap",
-        type=number(0, 1),
-        default=0.25,
-        help="fraction of a segment shared with the next, below 1 (%(default)s)",
-    )
-    split = group.add_mutually_exclusive_group()
-    split.add_argument(
-        "--no-split",
-        dest="split",
-        action="store_false",
-        help="run each track in one piece; takes much memory",
-    )
-    split.add_argument("--segment", type=number(0.1), help="seconds of a segment (the model's own)")
-    group.add_argument(
-        "--seed", type=int, default=0, help="of the random offsets: same seed, same stems (0)"
-    )
-    group.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16", "auto"),
-        default="fp32",
-        help="arithmetic of the network: fp32 is exact, auto the fastest here (%(default)s)",
-    )
-    group.add_argument(
-        "--batch-size", type=_batch_size, default="auto", help="windows that run together (auto)"
-    )
-    group.add_argument(
-        "-j", "--jobs", type=at_least(0), default=0, help="windows that run side by side (0)"
-    )
-
-
-def _stem_flags(group: Any) -> None:
-    which = group.add_mutually_exclusive_group()
-    which.add_argument(
-        "--two-stems", dest="stem", metavar="STEM", help="write only STEM and no_STEM"
-    )
-    which.add_argument(
-        "--stems",
-        type=_names,
-        metavar="A,B",
-        help="write only these, and run only the networks that they need",
-    )
-    group.add_argument(
-        "--other-method",
-        choices=("none", "add", "minus"),
-        default="add",
-        help="no_STEM is the sum of the others (add), or instead minus_STEM, the track minus STEM "
-        "(minus), or not written (none); (%(default)s)",
-    )
-    group.add_argument(
-        "--derive",
-        action="append",
-        default=[],
-        metavar="RULE",
-        help="one more stem, such as 'drumless=mixture-drums' or 'band=bass+other'; repeatable",
-    )
-
-
-def _input_flags(group: Any) -> None:
-    group.add_argument(
-        "--start", type=number(0), default=0.0, metavar="SECONDS", help="begin here (0)"
-    )
-    group.add_argument(
-        "--duration", type=number(0, strict=True), metavar="SECONDS", help="no longer than this"
-    )
-    group.add_argument(
-        "--strict", action="store_true", help="a damaged or truncated input is an error"
-    )
-
-
-def _output_flags(group: Any) -> None:
+def _add_output_flags(group: Any) -> None:
     group.add_argument(
         "-o",
         "--out",
@@ -189,64 +163,6 @@ def _output_flags(group: Any) -> None:
         help="folder for the stems, in a sub-folder named like the model (%(default)s); "
         "- writes one stem to standard output",
     )
-    group.add_argument(
-        "--filename",
-        type=_template,
-        default=DEFAULT_TEMPLATE,
-        help="name of each file, from {track}, {trackext}, {stem} and {ext} (%(default)s)",
-    )
-    kind = group.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--format", choices=tuple(FORMATS), default="wav", help="of the files (%(default)s)"
-    )
-    kind.add_argument(
-        "--flac", dest="format", action="store_const", const="flac", help="--format flac"
-    )
-    kind.add_argument(
-        "--mp3", dest="format", action="store_const", const="mp3", help="--format mp3"
-    )
-    depth = group.add_mutually_exclusive_group()
-    depth.add_argument(
-        "--bits",
-        type=_bits,
-        metavar="16|24|32|source",
-        help="of a sample, 32 is float; source: those of the input",
-    )
-    depth.add_argument("--int24", dest="bits", action="store_const", const=24, help="--bits 24")
-    depth.add_argument("--float32", dest="bits", action="store_const", const=32, help="--bits 32")
-    group.add_argument(
-        "--rate",
-        type=_source_or_number,
-        default="model",
-        metavar="source|HZ",
-        help="sample rate of the stems (the model's)",
-    )
-    group.add_argument(
-        "--channels",
-        type=_source_or_number,
-        default="model",
-        metavar="source|N",
-        help="channels of the stems (the model's)",
-    )
-    group.add_argument(
-        "--clip-mode",
-        choices=CLIP_MODES,
-        default="track",
-        help="when a stem would clip: one gain for all stems (track), its own gain for each "
-        "(rescale, upstream's way), a hard or soft limit (clamp, tanh), nothing (none); "
-        "(%(default)s)",
-    )
-    group.add_argument(
-        "--mp3-bitrate", "--bitrate", dest="bitrate", type=at_least(1), help="kbit/s (320 for mp3)"
-    )
-    group.add_argument(
-        "--mp3-preset",
-        dest="preset",
-        type=int,
-        choices=range(2, 8),
-        help="effort of the mp3 encoder, from 2, the best, to 7, the fastest (2)",
-    )
-    group.add_argument("--no-tags", dest="tags", action="store_false", help="carry no tags over")
     group.add_argument(
         "--no-manifest",
         dest="manifest",
@@ -260,7 +176,7 @@ def _output_flags(group: Any) -> None:
     )
 
 
-def _run_flags(group: Any) -> None:
+def _add_run_flags(group: Any) -> None:
     again = group.add_mutually_exclusive_group()
     again.add_argument(
         "--force",
@@ -297,61 +213,3 @@ def _run_flags(group: Any) -> None:
     loud.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     group.add_argument("--debug", action="store_true", help="show where an error comes from")
     group.add_argument("--version", action="version", version=f"demucs-infer {__version__}")
-
-
-def at_least(low: int) -> Callable[[str], int]:
-    """A whole number from `low` on."""
-
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be {low} or more, not {value}")
-        return value
-
-    return integer
-
-
-def number(
-    low: float, high: float = float("inf"), *, strict: bool = False
-) -> Callable[[str], float]:
-    """A number in [low, high), or in (low, high) when `strict`."""
-
-    def real(text: str) -> float:
-        value = float(text)
-        if not (isfinite(value) and low <= value < high and not (strict and value == low)):
-            limits = f"above {low:g}" if strict else f"{low:g} or more"
-            limits += f" and below {high:g}" if isfinite(high) else ""
-            raise argparse.ArgumentTypeError(f"must be a number, {limits}, not {text}")
-        return value
-
-    # What argparse calls the type when the text is no number at all.
-    real.__name__ = "number"
-    return real
-
-
-def _batch_size(text: str) -> int | str:
-    return text if text == "auto" else at_least(1)(text)
-
-
-def _source_or_number(text: str) -> int | str:
-    try:
-        return text if text in {"source", "model"} else at_least(1)(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be source, model or a number") from None
-
-
-def _bits(text: str) -> int | str:
-    if text not in {"16", "24", "32", "source"}:
-        raise argparse.ArgumentTypeError(f"{text!r} must be 16, 24, 32 or source")
-    return text if text == "source" else int(text)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _template(text: str) -> str:
-    try:
-        return valid_template(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

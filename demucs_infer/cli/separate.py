@@ -1,4 +1,4 @@
-"""`demucs-infer TRACKS...`: from words to an order, and from results to an exit code."""
+"""`demucs-infer TRACKS...`: from words to an request, and from results to an exit code."""
 
 import argparse
 import errno
@@ -9,42 +9,28 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.discovery import STDIN, Found, find_tracks
-from demucs_infer.batch.manifest import matches, read_manifest
+from demucs_infer.batch.job import TrackJob, find_done_before
 from demucs_infer.batch.output_paths import OutputPaths, collisions, without_collisions
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult
-from demucs_infer.batch.workdir import WorkDir
-from demucs_infer.cli.custom_model import own_model
+from demucs_infer.cli.custom_model import config_settings, own_model
 from demucs_infer.cli.demo import compose, save_and_score
+from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.cli.models import fetch
-from demucs_infer.cli.parser import COMMANDS
+from demucs_infer.cli.parser import COMMANDS, read_request
 from demucs_infer.cli.progress import Reporter, choose_report
-from demucs_infer.system.checksum import sha256_file
+from demucs_infer.options import Request
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
-
-ALL_DONE, SOME_FAILED, USAGE, NO_INPUT, NO_MODEL = 0, 1, 2, 3, 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputTrack:
-    """A track that was found, the file that holds it, and where its stems go."""
-
-    name: str
-    """What to call it: the words that meant it."""
-
-    source: Path
-    target: OutputPaths
 
 
 def separate_tracks(args: argparse.Namespace) -> int:
     """Everything that the command line asks for; the exit code."""
-    model, order = model_of(args), order_of(args)
+    model = read_model(args)
+    request = read_request(args, config_settings(args))
     is_piped = str(args.out) == STDIN
     report = choose_report(args.progress, quiet=args.quiet, is_piped=is_piped)
     with ExitStack() as stack:
@@ -52,13 +38,13 @@ def separate_tracks(args: argparse.Namespace) -> int:
         out = args.out
         if is_piped:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demucs-infer-")))
-        tasks = _tasks(args, model, order, out, stack)
+        tasks = _tasks(args, model, request, out, stack)
         if args.dry_run:
             from demucs_infer.cli.dry_run import forecast
 
-            return forecast(args, model, order, tasks)
+            return forecast(args, model, request, tasks)
         results = []
-        for result in _results(args, model, order, tasks, report):
+        for result in _results(args, model, request, tasks, report):
             report.result(result)
             results.append(result)
             if args.page and result.ok:
@@ -72,8 +58,8 @@ def separate_tracks(args: argparse.Namespace) -> int:
     return exit_code(results)
 
 
-def model_of(args: argparse.Namespace) -> ModelSpec:
-    """Which model."""
+def read_model(args: argparse.Namespace) -> ModelSpec:
+    """Return the model that the flags name."""
     if args.config is not None:
         return own_model(args)
     return ModelSpec(
@@ -85,44 +71,13 @@ def model_of(args: argparse.Namespace) -> ModelSpec:
     )
 
 
-def order_of(args: argparse.Namespace) -> SeparationRequest:
-    """What is asked of every track; a `ValueError` says what is impossible."""
-    kind = FORMATS[args.format]
-    return SeparationRequest(
-        shifts=args.shifts,
-        overlap=args.overlap,
-        split=args.split,
-        segment=args.segment,
-        seed=args.seed,
-        precision=args.precision,
-        batch_size=args.batch_size,
-        stems=None if args.stems is None else tuple(args.stems),
-        derive=tuple(args.derive),
-        two_stems=args.stem,
-        other_method=args.other_method,
-        start=args.start,
-        duration=args.duration,
-        strict=args.strict,
-        format=args.format,
-        bits=args.bits,
-        # Upstream takes these for any format, and so do scripts that were written for it.
-        bitrate=args.bitrate if kind.bitrates else None,
-        preset=args.preset if args.format == "mp3" else None,
-        rate=args.rate,
-        channels=args.channels,
-        clip=args.clip_mode,
-        tags=args.tags,
-        template=args.filename,
-    )
-
-
 def _tasks(
     args: argparse.Namespace,
     model: ModelSpec,
-    order: SeparationRequest,
+    request: Request,
     out: Path,
     stack: ExitStack,
-) -> list[InputTrack]:
+) -> list[TrackJob]:
     """All tracks and their targets, none of which gets in the way of another."""
     words = [*args.tracks, *([_demo(stack)] if args.demo else [])]
     found = find_tracks(words, skip=[out])
@@ -138,8 +93,8 @@ def _tasks(
         one.source: OutputPaths(
             folder=folder / one.folder,
             track=one.name,
-            extension=order.extension,
-            template=order.template,
+            extension=request.output.extension,
+            template=request.output.template,
         )
         for one in found
     }
@@ -150,8 +105,8 @@ def _tasks(
     else:
         check_collisions(inputs, targets, ["{stem}"])
     return [
-        InputTrack(
-            name="demo" if args.demo and one is found[-1] else one.source,
+        TrackJob(
+            track="demo" if args.demo and one is found[-1] else one.source,
             source=_file(one, stack),
             target=targets[one.source],
         )
@@ -204,8 +159,8 @@ def _file(found: Found, stack: ExitStack) -> Path:
 def _results(
     args: argparse.Namespace,
     model: ModelSpec,
-    order: SeparationRequest,
-    tasks: Sequence[InputTrack],
+    request: Request,
+    tasks: Sequence[TrackJob],
     report: Reporter,
 ) -> Iterator[TrackResult]:
     """One result for every track; what is done, or not there, needs no torch to say so."""
@@ -214,68 +169,54 @@ def _results(
     for task in tasks:
         known = _missing(task, model)
         if known is None and not args.force:
-            known = _done_before(task, model, order, weights)
+            known = find_done_before(task, request, model, weights)
         if known:
             yield known
         else:
             left.append(task)
     if left:
-        yield from _separated(args, model, order, weights, left, report)
+        yield from _separated(args, model, request, weights, left, report)
 
 
-def _missing(task: InputTrack, model: ModelSpec) -> TrackResult | None:
+def _missing(task: TrackJob, model: ModelSpec) -> TrackResult | None:
     if os.path.lexists(task.source):
         return None
-    word = task.name
+    word = task.track
     error = f"cannot be read: {os.strerror(errno.ENOENT)}"
     if close := get_close_matches(word, COMMANDS, 1):
         error += f" (was the command `demucs-infer {close[0]}` meant?)"
     return TrackResult(track=word, status="failed", model=model.name, error=error, fault="input")
 
 
-def _done_before(
-    task: InputTrack, model: ModelSpec, order: SeparationRequest, weights: tuple[str, ...]
-) -> TrackResult | None:
-    where = task.target.manifest
-    if read_manifest(where) is None or not task.source.is_file():
-        return None
-    found = matches(where, order.recipe(sha256_file(task.source), model, weights))
-    if found is None:
-        return None
-    WorkDir(task.target.folder, where).clear()
-    return TrackResult.skipped(task.name, where, found)
-
-
 def _separated(
     args: argparse.Namespace,
     model: ModelSpec,
-    order: SeparationRequest,
+    request: Request,
     weights: tuple[str, ...],
-    tasks: Sequence[InputTrack],
+    tasks: Sequence[TrackJob],
     report: Reporter,
 ) -> Iterator[TrackResult]:
     use_single_arena()
     if model.is_remote:
         fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
     with exempt_imports_from_gc():
-        from demucs_infer.batch.runner import BatchRunner, TrackJob, open_separator
+        from demucs_infer.batch.runner import BatchRunner, open_separator
 
-    separator = open_separator(model, order, device=args.device, jobs=args.jobs)
+    separator = open_separator(model, request)
     if str(args.out) == STDIN and len(separator.stems) != 1:
         names = ", ".join(separator.stems)
         raise ValueError(f"--out - writes one stem: choose with --stems one of {names}")
-    inputs = [task.name for task in tasks if task.name != STDIN]
-    check_collisions(inputs, {task.name: task.target for task in tasks}, separator.stems)
+    inputs = [task.track for task in tasks if task.track != STDIN]
+    check_collisions(inputs, {task.track: task.target for task in tasks}, separator.stems)
     batch = BatchRunner(
         separator,
         model,
-        order,
+        request,
         weights=weights or model.weights() or (),
         skip="nothing" if args.force else "existing" if args.skip_existing else "same",
         writes_manifest=args.manifest,
     )
-    jobs = [TrackJob(source=task.source, target=task.target, track=task.name) for task in tasks]
-    with separator, closing(batch.run(jobs)) as items:
+    with separator, closing(batch.run(tasks)) as items:
         for job, item in items:
             if isinstance(item, TrackResult):
                 yield item
@@ -283,11 +224,11 @@ def _separated(
                 report.event(job.track, item)
 
 
-def _write_page(result: TrackResult, tasks: Sequence[InputTrack]) -> None:
+def _write_page(result: TrackResult, tasks: Sequence[TrackJob]) -> None:
     """The stems of a track with a player around them, beside the files."""
     from demucs_infer.server.player import write_player
 
-    target = next(task.target for task in tasks if task.name == result.track)
+    target = next(task.target for task in tasks if task.track == result.track)
     write_player(target.manifest.with_suffix(".html"), result.stems, Path(target.track).stem)
 
 
@@ -313,7 +254,7 @@ def exit_code(results: Sequence[TrackResult]) -> int:
     """What the results of a run come to."""
     bad = [result for result in results if not result.ok]
     if not bad:
-        return ALL_DONE
+        return ExitCode.OK
     if len(bad) == len(results) and all(result.fault == "input" for result in bad):
-        return NO_INPUT
-    return SOME_FAILED
+        return ExitCode.NO_INPUT
+    return ExitCode.SOME_FAILED

@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from demucs_infer.batch.attempts import withdraw_all
+from demucs_infer.cli.exit_codes import ExitCode
 
-INTERRUPTED = 130
-TERMINATED = 143
 _GRACE_SECONDS = 1.5  # within which all that can end by itself does; two are promised
-_ENDS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+_ENDS = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
 
 
 class Terminated(KeyboardInterrupt):

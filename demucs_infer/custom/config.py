@@ -11,9 +11,10 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from math import nextafter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.custom.json_schema import (
@@ -28,9 +29,18 @@ from demucs_infer.custom.json_schema import (
 from demucs_infer.custom.splifft import is_splifft, translate
 from demucs_infer.engine.stems import MIXTURE, choose_stems
 from demucs_infer.errors import ConfigError
-
-if TYPE_CHECKING:
-    from demucs_infer.settings import Parameters
+from demucs_infer.options import (
+    OPTIONS,
+    PARTS,
+    Clip,
+    InputOptions,
+    OutputOptions,
+    Padding,
+    Precision,
+    Profile,
+    Window,
+    list_options,
+)
 
 MAX_BYTES = 2**20
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
@@ -140,7 +150,7 @@ class InferenceConfig:
     """Samples between windows, instead of `chunking.overlap`."""
     hop_size_seconds: float | None = _number(None, exclusiveMinimum=0)
     batch_size: int | Literal["auto"] = _number("auto", minimum=1)
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    precision: Precision = "fp32"
     """Of the arithmetic; `weights_dtype` is separate."""
     weights_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Of the weights; None: as the network creates them."""
@@ -167,10 +177,10 @@ class ChunkingConfig:
 
     overlap: float | None = _number(None, minimum=0, exclusiveMaximum=1)
     """Fraction of a window shared with the next; None: from `inference.hop_size`, else 0.5."""
-    profile: Literal["padded", "demucs"] = "padded"
+    profile: Profile = "padded"
     """Grid of windows: padded by an overlap on both sides, or from the first sample (Demucs)."""
-    window: Literal["hann", "hamming", "linear_fade", "triangle", "ones"] = "hann"
-    padding: Literal["reflect", "constant", "replicate"] = "reflect"
+    window: Window = "hann"
+    padding: Padding = "reflect"
     """Samples read beyond the ends of the track."""
 
     def __post_init__(self) -> None:
@@ -189,7 +199,7 @@ class OutputConfig:
     format: str = "wav"
     bits: int | None = None
     bitrate: int | None = None
-    clip: Literal["track", "rescale", "clamp", "tanh", "none"] = "track"
+    clip: Clip = "track"
 
     def __post_init__(self) -> None:
         validate(self)
@@ -217,6 +227,8 @@ class Config:
     derived_stems: Mapping[str, str] = field(default_factory=dict)
     """Additional stems, such as `{"drumless": "mixture - drums"}`."""
     output: OutputConfig = field(default_factory=OutputConfig)
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Any other setting by its name, such as `{"transition_power": 2, "exact_sum": false}`."""
 
     def __post_init__(self) -> None:
         validate(self)
@@ -290,7 +302,7 @@ class Config:
         return tuple(f"{name}={terms}" for name, terms in self.derived_stems.items())
 
     @property
-    def preferences(self) -> Parameters:
+    def preferences(self) -> dict[str, object]:
         """Options that every separation with this network uses by default."""
         return {
             "profile": self.chunking.profile,
@@ -300,10 +312,10 @@ class Config:
         }
 
     @property
-    def parameters(self) -> Parameters:
-        """All options for `Separator`."""
+    def settings(self) -> dict[str, object]:
+        """All settings of the separation and of the stems, by name."""
         inference = self.inference
-        return {
+        sections = {
             **self.preferences,
             "overlap": self.overlap,
             "shifts": inference.shifts,
@@ -315,6 +327,33 @@ class Config:
             "compile": inference.compile,
             "stems": self.output.stems,
             "derive": self.rules,
+        }
+        return {**sections, **self._options_of("separation"), **self._options_of("stems")}
+
+    @property
+    def input_options(self) -> InputOptions:
+        """How tracks are read."""
+        return InputOptions(**cast("dict[str, Any]", self._options_of("input")))
+
+    @property
+    def output_options(self) -> OutputOptions:
+        """How files are written."""
+        output = self.output
+        sections = {
+            "format": output.format,
+            "bits": output.bits,
+            "bitrate": output.bitrate,
+            "clip": output.clip,
+        }
+        return OutputOptions(**cast("dict[str, Any]", {**sections, **self._options_of("output")}))
+
+    def _options_of(self, part: str) -> dict[str, object]:
+        """Return what `options` has for one part of a request."""
+        names = {option.name for option in list_options(PARTS[part])}
+        return {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.options.items()
+            if name in names
         }
 
 
@@ -405,6 +444,22 @@ def _find_conflicts(sections: Mapping[str, Any]) -> Iterator[str]:
         yield from _find_stem_problems(
             sections["model"], sections["derived_stems"], sections.get("output")
         )
+    yield from _find_option_problems(sections.get("options", {}))
+
+
+def _find_option_problems(options: Mapping[str, object]) -> Iterator[str]:
+    for name, value in options.items():
+        option = OPTIONS.get(name)
+        if option is None:
+            close = get_close_matches(name, OPTIONS, 1)
+            yield f"options.{name}: there is no such setting{f'; {close[0]}?' if close else ''}"
+        elif not option.is_in("config"):
+            yield f"options.{name} cannot be set here: {option.setting.not_in['config']}"
+        else:
+            try:
+                option.check(tuple(value) if isinstance(value, list) else value)
+            except ValueError as error:
+                yield f"options.{error}"
 
 
 def _find_chunking_problems(

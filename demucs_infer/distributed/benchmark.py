@@ -10,11 +10,12 @@ import torch
 from demucs_infer.api import Separator
 from demucs_infer.audio.reader import TrackReader
 from demucs_infer.audio.writer import save_audio
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.runner import open_separator
 from demucs_infer.demo import song
 from demucs_infer.distributed.planner import Benchmark
 from demucs_infer.errors import DownloadError
+from demucs_infer.options import Request
 
 # Three strides of htdemucs, less the longest shift: the last window is nearly full.
 _SECONDS = 17.0
@@ -32,13 +33,11 @@ ASSUMED = Benchmark(
 """The benchmark of a model that is not on this machine."""
 
 
-def measure_worker(
-    model: ModelSpec, request: SeparationRequest, *, device: str, jobs: int
-) -> Benchmark:
+def measure_worker(model: ModelSpec, request: Request) -> Benchmark:
     """Measure a worker like this process; return `ASSUMED` if the model is not downloaded."""
     start = perf_counter()
     try:
-        separator = open_separator(model, request, device=device, jobs=jobs)
+        separator = open_separator(model, request)
     except DownloadError:
         return ASSUMED
     start_seconds = round(perf_counter() - start, 1)
@@ -51,7 +50,7 @@ def measure_worker(
 
 def measure(
     separator: Separator,
-    request: SeparationRequest,
+    request: Request,
     *,
     name: str,
     seconds: float = _SECONDS,
@@ -69,7 +68,7 @@ def measure(
         return (clock() - start) / seconds
 
     with tempfile.TemporaryDirectory(prefix="demucs-infer-") as folder:
-        source, stem = Path(folder, "mix.mp3"), Path(folder, f"stem.{request.extension}")
+        source, stem = Path(folder, "mix.mp3"), Path(folder, f"stem.{request.output.extension}")
         save_audio(mix, source, rate)
         track = TrackReader(
             source, sample_rate=separator.samplerate, channels=separator.audio_channels

@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from demucs_infer.batch.output_paths import OutputPaths, folded
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.request import ModelSpec
 from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.distributed.storage import is_remote, join, local_path
+from demucs_infer.options import Request
 
 _STEM = "{stem}"
 _STEMS = ("drums", "bass", "other", "vocals", "guitar", "piano")
@@ -39,15 +40,15 @@ class OutputConflicts:
     """Digests of paths that several rows share: the names of those rows get a suffix."""
 
     @classmethod
-    def from_request(cls, model: ModelSpec, request: SeparationRequest) -> "OutputConflicts":
+    def from_request(cls, model: ModelSpec, request: Request) -> "OutputConflicts":
         """Return the output layout of a request."""
-        two_stems = [request.two_stems] if request.two_stems else []
-        stems = [*_STEMS, *(request.stems or ()), *two_stems]
-        derived = [rule.partition("=")[0].strip() for rule in request.derive]
+        two_stems = [request.stems.two_stems] if request.stems.two_stems else []
+        stems = [*_STEMS, *(request.stems.stems or ()), *two_stems]
+        derived = [rule.partition("=")[0].strip() for rule in request.stems.derive]
         return cls(
             model_folder=model.folder,
-            extension=request.extension,
-            template=request.template,
+            extension=request.output.extension,
+            template=request.output.template,
             stems=tuple(dict.fromkeys([*stems, *(f"no_{stem}" for stem in stems), *derived])),
         )
 

@@ -16,11 +16,12 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from demucs_infer.batch.attempts import complete, register, withdraw
-from demucs_infer.batch.manifest import matches, parse_manifest
+from demucs_infer.batch.job import TrackJob
+from demucs_infer.batch.manifest import find_match, parse_manifest
 from demucs_infer.batch.output_paths import OutputPaths
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.prepare import Skip
+from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import Fault, TrackResult, fault_of
-from demucs_infer.batch.runner import Skip, TrackJob
 from demucs_infer.batch.workdir import PARTIAL
 from demucs_infer.distributed import storage
 from demucs_infer.distributed.conflicts import OutputConflicts
@@ -28,6 +29,7 @@ from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.distributed.storage import is_remote, join
 from demucs_infer.errors import AudioReadError, DemucsError
 from demucs_infer.metrics import evaluate
+from demucs_infer.options import Request
 from demucs_infer.system.checksum import sha256_file
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class Transfer:
     """Turns manifest rows into jobs with local files, and uploads their results."""
 
     model: ModelSpec
-    request: SeparationRequest
+    request: Request
     weights: tuple[str, ...]
     out: str
     skip: Skip = "same"
@@ -135,15 +137,15 @@ class Transfer:
         if self.is_remote_output:
             return self._find_done_remote(row, row.sha256)
         path = self._output_paths(row).manifest
-        manifest = matches(path, self.request.recipe(row.sha256, self.model, self.weights))
+        manifest = find_match(path, make_recipe(self.request, row.sha256, self.model, self.weights))
         return TrackResult.skipped(row.path, path, manifest) if manifest else None
 
     def _find_done_remote(self, row: TrackRow, sha256: str) -> TrackResult | None:
-        """Do the same as `batch.manifest.matches`, at a URI."""
+        """Do the same as `batch.manifest.find_match`, at a URI."""
         if self.skip != "same":
             return None
         path = self._output_paths(row).manifest
-        key = self.request.recipe(sha256, self.model, self.weights).key
+        key = make_recipe(self.request, sha256, self.model, self.weights).key
         with suppress(*_UNREADABLE_JSON):
             manifest = parse_manifest(json.loads(storage.read_text(self._location(path)) or "{}"))
             if not manifest or manifest["key"] != key:

@@ -10,12 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.job import TrackJob
+from demucs_infer.batch.prepare import Skip
+from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult, fault_of
-from demucs_infer.batch.runner import BatchRunner, Skip, TrackJob, ahead, open_separator
+from demucs_infer.batch.runner import BatchRunner, map_ahead, open_separator
 from demucs_infer.distributed.manifest import ResultRow, TrackRow
 from demucs_infer.distributed.storage import is_remote
 from demucs_infer.distributed.transfer import StagedTrack, Transfer, failure
+from demucs_infer.options import Request
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +31,10 @@ class WorkerConfig:
     """Settings of all workers of a run; pickled for those on other machines."""
 
     model: ModelSpec
-    request: SeparationRequest
+    request: Request
     out: str
     """Path or URI of the output folder."""
 
-    device: str = "auto"
-    jobs: int = 0
     skip: Skip = "same"
     max_crashes: int = 2
     """Worker crashes after which a track is quarantined."""
@@ -77,9 +78,7 @@ class TrackWorker:
         """Load the model, unless it is loaded already, raising what is wrong with it."""
         if self._batch is None or self._transfer is None:
             config = self._config
-            separator = open_separator(
-                config.model, config.request, device=config.device, jobs=config.jobs
-            )
+            separator = open_separator(config.model, config.request)
             weights = config.model.weights() or ()
             is_remote_output = is_remote(config.out)
             self._transfer = Transfer(
@@ -132,7 +131,7 @@ def _process(
         with (
             ThreadPoolExecutor(1, "demucs-download") as downloader,
             ThreadPoolExecutor(1, "demucs-upload") as uploader,
-            closing(batch.run(_jobs(ahead(downloader, download, rows), crashed))) as events,
+            closing(batch.run(_jobs(map_ahead(downloader, download, rows), crashed))) as events,
         ):
             for job, event in events:
                 if isinstance(event, TrackResult):

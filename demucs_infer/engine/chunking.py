@@ -27,7 +27,7 @@ from demucs_infer.engine.stitch import (
     pad_audio,
     usable_weights,
 )
-from demucs_infer.options import Options
+from demucs_infer.options import SeparationOptions
 
 __all__ = [
     "ChunkPlan",
@@ -275,11 +275,11 @@ def overlap_add(
         name: {**model_kwargs, **arguments} for name, arguments in (queries or {"": {}}).items()
     }
     network = QueryAdapter(model, all_queries)
-    options = Options(
+    options = SeparationOptions(
         shifts=0,
         # Fractions: a float could lose the last sample of a chunk when it is truncated.
         overlap=cast(float, Fraction(plan.overlap, plan.chunk_size)),
-        segment_seconds=cast(float, Fraction(plan.chunk_size, network.samplerate)),
+        segment=cast(float, Fraction(plan.chunk_size, network.samplerate)),
         batch_size=batch_size,
         normalize=False,
         profile="padded",

@@ -37,7 +37,7 @@ from demucs_infer.events import (
     TrackFailed,
     TrackFinished,
 )
-from demucs_infer.options import Options
+from demucs_infer.options import SeparationOptions
 from demucs_infer.system.malloc import keep_large_allocations
 
 
@@ -98,14 +98,14 @@ class Block:
 TrackEvent: TypeAlias = Event | Block | TrackFailed | TrackFinished
 
 
-_DEFAULT = Options()
+_DEFAULT = SeparationOptions()
 
 
 def separate(
     track: Track,
     model: object,
     *,
-    options: Options = _DEFAULT,
+    options: SeparationOptions = _DEFAULT,
     stems: StemPlan | None = None,
     runner: Runner | None = None,
     announce: bool = False,
@@ -115,7 +115,7 @@ def separate(
 
     `model` is a network, or a bag of them (`models` and `weights`). Closing the generator stops
     within a batch and restores the networks. `announce` adds a `ChunkStarted` before each batch.
-    `pool` runs the forwards if `options.workers` is not 0.
+    `pool` runs the forwards if `options.jobs` is not 0.
     """
     stream = separate_many(
         [track],
@@ -139,7 +139,7 @@ def separate_many(
     tracks: Iterable[Track | Exception],
     model: object,
     *,
-    options: Options = _DEFAULT,
+    options: SeparationOptions = _DEFAULT,
     stems: StemPlan | None = None,
     runner: Runner | None = None,
     announce: bool = False,
@@ -165,8 +165,8 @@ def separate_many(
     # Left in reverse order, also when the consumer closes this generator or drops it: forwards in
     # flight are over before the networks are restored, and those before the pool is shut down.
     with ExitStack() as stack:
-        if options.workers and pool is None:
-            pool = stack.enter_context(ThreadPoolExecutor(options.workers))
+        if options.jobs and pool is None:
+            pool = stack.enter_context(ThreadPoolExecutor(options.jobs))
         members = [ensemble.members[index] for index in config.members]
         stack.enter_context(runner.lease(members))
         if runner.should_keep_allocations(members, options):
@@ -280,19 +280,19 @@ def _run_groups(
     config: RunConfig,
     pool: Executor | None,
 ) -> Generator[_Indexed | list[_WindowResponse], None, None]:
-    """Run the groups, up to `options.workers` in flight, and yield the responses in order."""
+    """Run the groups, up to `options.jobs` in flight, and yield the responses in order."""
     in_flight: deque[Future[list[_WindowResponse]]] = deque()
     try:
         for item in groups:
             if isinstance(item, tuple):
                 yield item
-            elif pool is None or not config.options.workers:
+            elif pool is None or not config.options.jobs:
                 yield _run_batch(item, config)
             else:
                 in_flight.append(pool.submit(_run_batch, item, config))
                 # First in, first out, not as they complete: chunks are stitched in order, and so
                 # the bytes do not depend on the timing of the threads.
-                if len(in_flight) > config.options.workers:
+                if len(in_flight) > config.options.jobs:
                     yield in_flight.popleft().result()
         while in_flight:
             yield in_flight.popleft().result()

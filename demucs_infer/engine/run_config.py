@@ -14,7 +14,7 @@ from demucs_infer.engine.plan import (
 )
 from demucs_infer.engine.runner import Runner, consumes_rng
 from demucs_infer.engine.stems import StemPlan, needed_members
-from demucs_infer.options import Options
+from demucs_infer.options import SeparationOptions
 
 
 class RunConfig:
@@ -23,7 +23,7 @@ class RunConfig:
     def __init__(
         self,
         ensemble: Ensemble,
-        options: Options,
+        options: SeparationOptions,
         stems: StemPlan,
         runner: Runner,
         announce: bool,
@@ -43,14 +43,14 @@ class RunConfig:
         """Per member, the stems it must compute."""
         self.members = [i for i, selected in enumerate(self.select) if selected]
         """Members that run: those without a weight in any requested stem are skipped."""
-        self.rules = [window_rule(net, options.segment_seconds) for net in ensemble.members]
+        self.rules = [window_rule(net, options.segment) for net in ensemble.members]
         """Per member, the input length for a chunk."""
         self.segments = [self._segment(network) for network in ensemble.members]
         """Per member, (segment, stride) in samples."""
 
     def _segment(self, network: Network) -> tuple[int, int]:
         """Return (segment, stride) in samples, each truncated as upstream truncates them."""
-        seconds = self.options.segment_seconds
+        seconds = self.options.segment
         segment = int(network.samplerate * (network.segment if seconds is None else seconds))
         stride = int((1 - self.options.overlap) * segment)
         if self.options.split and not stride > 0:
@@ -96,7 +96,7 @@ class RunConfig:
             if rule(segment) < segment:
                 raise ValueError(
                     f"split=False makes one window of {segment} samples, but with segment_seconds "
-                    f"= {self.options.segment_seconds} the network reads {rule(segment)}: "
+                    f"= {self.options.segment} the network reads {rule(segment)}: "
                     "use only one of the two options"
                 )
         return plan_chunks(length, segment=segment, stride=stride, window=rule, origin=origin)

@@ -19,7 +19,7 @@ from demucs_infer.engine.network import Network, as_tensor
 from demucs_infer.engine.queries import QueryAdapter
 from demucs_infer.errors import SeparationError, is_out_of_memory
 from demucs_infer.events import BatchSizeReduced, Event, WarningEvent
-from demucs_infer.options import Options
+from demucs_infer.options import SeparationOptions
 
 
 def consumes_rng(network: object) -> bool:
@@ -151,11 +151,13 @@ class Runner:
                 stack.enter_context(lease_network(network, self.device))
             yield
 
-    def should_keep_allocations(self, networks: Iterable[Network], options: Options) -> bool:
+    def should_keep_allocations(
+        self, networks: Iterable[Network], options: SeparationOptions
+    ) -> bool:
         """Return whether the memory of a batch should be kept for the next one."""
         return options.split and all(
             self.device_for(network).type == "cpu"
-            and (options.segment_seconds or network.segment) * self.batch_size(network, 0, options)
+            and (options.segment or network.segment) * self.batch_size(network, 0, options)
             <= _MAX_SECONDS_TO_KEEP
             for network in networks
         )
@@ -164,7 +166,7 @@ class Runner:
         """Return the device of the runner, or else the one that `network` is on."""
         return self.device or device_of(network) or torch.device("cpu")
 
-    def batch_size(self, network: Network, window: int, options: Options) -> int:
+    def batch_size(self, network: Network, window: int, options: SeparationOptions) -> int:
         """Return how many windows of `window` samples may run together.
 
         "auto" is as many as fit the free memory of a GPU. On a CPU it is 1, whatever memory is
@@ -180,7 +182,7 @@ class Runner:
         return min(size, self._limits.get(network, size))
 
     def infer(
-        self, network: Network, windows: Tensor, stems: Sequence[int], options: Options
+        self, network: Network, windows: Tensor, stems: Sequence[int], options: SeparationOptions
     ) -> tuple[Tensor, list[Event]]:
         """Return `stems` of `windows`, (N ... C W) -> (N ... S C W), and what happened meanwhile.
 
@@ -211,7 +213,7 @@ class Runner:
         network: Network,
         windows: Tensor,
         stems: Sequence[int],
-        options: Options,
+        options: SeparationOptions,
         events: list[Event],
     ) -> Tensor | str:
         """Return the stems, or the reason why memory ran out if a retry can help."""
@@ -233,7 +235,7 @@ class Runner:
         network: Network,
         windows: Tensor,
         stems: Sequence[int],
-        options: Options,
+        options: SeparationOptions,
         events: list[Event],
     ) -> Tensor:
         """Return the stems; windows that overflow in reduced precision are run again in fp32."""
@@ -306,7 +308,7 @@ class Runner:
                 self._prepared[key] = self._prepare(network, precision)
             return self._prepared[key]
 
-    def _can_fall_back(self, network: Network, options: Options) -> bool:
+    def _can_fall_back(self, network: Network, options: SeparationOptions) -> bool:
         on_device = self.device_for(network).type != "cpu" and network not in self._on_cpu
         return options.cpu_fallback and on_device and isinstance(network, nn.Module)
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from demucs_infer.options import StemOptions
+
 MIXTURE = "mixture"
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -150,6 +152,17 @@ def choose_stems(
     if problems:
         raise ValueError("\n".join(problems))
     return StemPlan(tuple(sources), outputs, tuple(_used(rules, outputs)))
+
+
+def plan_stems(sources: Sequence[str], options: StemOptions) -> StemPlan:
+    """Decide what is returned, as `choose_stems` does, for one value."""
+    return choose_stems(
+        sources,
+        stems=options.stems,
+        derive=options.derive,
+        two_stems=options.two_stems,
+        other_method=options.other_method,
+    )
 
 
 def derive_stems(

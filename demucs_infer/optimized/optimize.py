@@ -20,6 +20,7 @@ from demucs_infer.optimized.unet import (
     FastWaveDecoder,
     FastWaveEncoder,
 )
+from demucs_infer.options import Precision
 from demucs_infer.transformer import CrossTransformer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,7 +30,7 @@ _RELEASED = "_weights_released"
 """Attribute that is true for a network whose weights were released."""
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
+def choose_precision(precision: Precision, device: torch.device) -> Precision:
     """What `precision` means on `device`; a `ValueError` says what to ask for instead.
 
     On a processor, half the bits pay only where its instructions know them: everywhere else the
@@ -58,7 +59,7 @@ def _processor_has_bf16() -> bool:
 
 def optimize(
     network: Any,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     *,
     device: str | torch.device = "cpu",
     consume_weights: bool = False,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from demucs_infer.batch.manifest import Recipe, matches, read_manifest
+from demucs_infer.batch.manifest import Recipe, find_match, read_manifest
 from demucs_infer.batch.output_paths import OutputPaths
 from demucs_infer.server.schemas import STEM_TEMPLATE
 
@@ -55,7 +55,7 @@ class ResultCache:
     def find(self, recipe: Recipe, name: str | None = None) -> CachedStems | None:
         """Return the entry of a recipe if all its files are complete."""
         folder = self.root / (name or recipe.key)
-        if matches(folder / MANIFEST, recipe) is None:
+        if find_match(folder / MANIFEST, recipe) is None:
             return None
         return self.open(folder.name)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from demucs_infer.api import Separator
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
-from demucs_infer.engine.stems import choose_stems
+from demucs_infer.batch.request import ModelSpec
+from demucs_infer.options import Request
 
 
 @dataclass(slots=True, eq=False)
@@ -39,28 +39,14 @@ class ModelPool:
         self._evict()
         return self._separators[model]
 
-    def configure(self, model: ModelSpec, request: SeparationRequest) -> Separator:
+    def configure(self, model: ModelSpec, request: Request) -> Separator:
         """Return the separator of `model`, set up for `request`.
 
         Raises `ValueError` if the model does not support the request.
         """
         separator = self.get_separator(model)
-        plan = choose_stems(
-            separator.model.sources,  # type: ignore[arg-type]  # every network has them
-            stems=request.stems,
-            derive=request.derive,
-            two_stems=request.two_stems,
-            other_method=request.other_method,
-        )
         separator.update_parameter(
-            shifts=request.shifts,
-            overlap=request.overlap,
-            split=request.split,
-            segment=request.segment,
-            seed=request.seed,
-            precision=request.precision,
-            batch_size=request.batch_size,
-            stems=plan,
+            device=self.device, options=request.separation, stem_options=request.stems
         )
         return separator
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import anyio
 
-from demucs_infer.batch.request import ModelSpec
+from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import TrackResult
-from demucs_infer.engine.stems import choose_stems
+from demucs_infer.engine.stems import plan_stems
 from demucs_infer.errors import ConfigError, ModelNotFound
 from demucs_infer.events import ChunkProcessed, Event, Stage, event_to_json
 from demucs_infer.pretrained import list_models, model_info
@@ -290,13 +290,15 @@ class JobQueue:
         self, record: JobRecord, request: SeparateRequest, path: Path, *, is_persistent: bool
     ) -> Job:
         settings = self.settings
-        separation = request.to_separation_request(
+        separation = request.to_request(
             max_passes=settings.max_passes, max_duration_seconds=settings.max_duration_seconds
         )
         item = WorkItem(
             source=path,
             name=record.name,
-            output=self.results.output_paths(record.entry or record.id, separation.extension),
+            output=self.results.output_paths(
+                record.entry or record.id, separation.output.extension
+            ),
             model=self.find_model(request.model),
             request=separation,
             weights=(),
@@ -325,13 +327,7 @@ class JobQueue:
         if sources is None:
             return None
         try:
-            plan = choose_stems(
-                sources,
-                stems=request.stems,
-                derive=request.derive,
-                two_stems=request.two_stems,
-                other_method=request.other_method,
-            )
+            plan = plan_stems(sources, request.stem_options)
         except ValueError as error:
             raise from_exception(error) from error
         return plan.outputs
@@ -341,11 +337,11 @@ class JobQueue:
         item = job.item
         check_duration(item.source, item.name, item.request, item.max_duration_seconds)
         item.weights = self._get_weights(item.model)
-        recipe = item.request.recipe(job.record.sha256, item.model, item.weights)
+        recipe = make_recipe(item.request, job.record.sha256, item.model, item.weights)
         entry = recipe.key if not no_cache else f"{recipe.key}-{job.record.id}"
         is_cached = self.results.find(recipe, entry) is not None
         job.record = job.record.replace(entry=entry, is_cached=is_cached)
-        item.output = self.results.output_paths(entry, item.request.extension)
+        item.output = self.results.output_paths(entry, item.request.output.extension)
 
     def _get_weights(self, model: ModelSpec) -> tuple[str, ...]:
         if model.name not in self._weights:

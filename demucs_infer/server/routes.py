@@ -39,6 +39,7 @@ from demucs_infer.server.schemas import (
     JobView,
     ModelView,
     PredictRequest,
+    RequestSchema,
     SeparateRequest,
     StemView,
     add_field,
@@ -89,7 +90,7 @@ class Routes:
             ],
             formats=[
                 FormatView(name=name, is_lossy=format.is_lossy, type=MIME_TYPES[name])
-                for name, format in FORMATS.items()
+                for name, format in FORMATS.items() if name in MIME_TYPES
             ],
             max_bytes=settings.max_bytes,
             max_duration_seconds=settings.max_duration_seconds,
@@ -191,7 +192,7 @@ class Routes:
             stem = entry.stems[0]
             headers["Content-Disposition"] = _name_stem(job.record, stem)
             headers["Content-Length"] = str(stem.size)
-            content, media_type = iter_file(stem.path), MIME_TYPES[parameters.format]
+            content, media_type = iter_file(stem.path), MIME_TYPES[job.item.request.output.format]
         return StreamedFile(
             content, media_type, headers=headers, after=lambda: self._delete_uncached([job])
         )
@@ -385,7 +386,7 @@ def _health(status_code: int, status: str, message: str = "") -> JSONResponse:
 
 
 def _get_format(record: JobRecord) -> str:
-    return str(record.request.get("format", SeparateRequest.model_fields["format"].default))
+    return str(record.request.get("format", RequestSchema.model_fields["format"].default))
 
 
 def _name_stem(record: JobRecord, stem: CachedStem) -> str:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from demucs_infer.audio.formats import FORMATS
-from demucs_infer.batch.request import SeparationRequest
+from demucs_infer.options import OPTIONS, Option, Request, StemOptions, drop_inapplicable
 from demucs_infer.server.errors import ApiError, from_exception
 
 STEM_TEMPLATE = "{stem}.{ext}"
@@ -28,67 +27,76 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class SeparateRequest(BaseModel):
-    """The parameters of a request; all have defaults."""
+    """The parameters of a request, all with defaults: the settings of `options.py`, and these."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: Name | None = Field(None, description="A name from /v1/models (default: the first).")
-    stems: list[Name] | None = Field(
-        None, max_length=32, description="Only these stems; only the work they need is done."
-    )
-    two_stems: Name | None = Field(None, description="This stem and the rest of the track.")
-    other_method: Literal["add", "minus", "none"] = "add"
-    derive: list[Name] = Field([], max_length=16, description="Such as drumless=mixture-drums.")
-    format: Literal["wav", "flac", "mp3", "ogg", "opus", "m4a", "alac", "aiff", "caf"] = "wav"
-    bits: Literal[16, 24, 32] | None = None
-    bitrate: int | None = Field(None, ge=1, le=2000, description="In kbit/s.")
-    shifts: int = Field(1, ge=0, le=1000)
-    overlap: float = Field(0.25, ge=0, lt=1)
-    segment: float | None = Field(None, ge=0.5, le=600, description="In seconds.")
-    seed: int = Field(0, ge=-(2**63), lt=2**63)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    clip: Literal["track", "rescale", "clamp", "tanh", "none"] = "track"
-    start: float = Field(0.0, ge=0, le=1e6, description="Seconds to skip at the beginning.")
-    duration: float | None = Field(None, gt=0, le=1e6, description="Seconds to process at most.")
     no_cache: bool = Field(False, description="Separate again even if the result is cached.")
 
-    def to_separation_request(
-        self, *, max_passes: float, max_duration_seconds: float
-    ) -> SeparationRequest:
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings by name, as `options.py` has them."""
+        values = self.model_dump(exclude={"model", "no_cache"})
+        return {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+
+    @property
+    def stem_options(self) -> StemOptions:
+        """Which stems are asked for."""
+        return Request().replace(self.settings).stems
+
+    def to_request(self, *, max_passes: float, max_duration_seconds: float) -> Request:
         """Return the request for the batch runner; raise `ApiError` if it is invalid or too much.
 
         The network runs `shifts / (1 - overlap)` times over the track, at most `max_passes` times.
         """
-        passes = max(self.shifts, 1) / (1 - self.overlap)
+        try:
+            request = Request().replace(drop_inapplicable(self.settings))
+            # A second above the limit, so that a file longer than its header states is noticed.
+            limit = max_duration_seconds + 1
+            duration = min(request.input.duration or limit, limit)
+            request = request.replace({"duration": duration, "template": STEM_TEMPLATE})
+        except ValueError as error:
+            raise from_exception(error) from error
+        separation = request.separation
+        passes = max(separation.shifts, 1) / (1 - separation.overlap)
         if passes > max_passes:
             raise ApiError(
                 "too_much_work",
                 f"shifts and overlap need {passes:.0f} passes over the track (limit "
                 f"{max_passes:g}): lower one of them",
             )
-        # A second above the limit, so that a file longer than its header states is noticed.
-        limit = max_duration_seconds + 1
-        try:
-            return SeparationRequest(
-                shifts=self.shifts,
-                overlap=self.overlap,
-                segment=self.segment,
-                seed=self.seed,
-                precision=self.precision,
-                stems=None if self.stems is None else tuple(self.stems),
-                derive=tuple(self.derive),
-                two_stems=self.two_stems,
-                other_method=self.other_method,
-                start=self.start,
-                duration=min(self.duration or limit, limit),
-                format=self.format,
-                bits=self.bits,
-                bitrate=self.bitrate if FORMATS[self.format].bitrates else None,
-                clip=self.clip,
-                template=STEM_TEMPLATE,
-            )
-        except ValueError as error:
-            raise from_exception(error) from error
+        return request
+
+
+def _make_field(option: Option) -> Any:
+    """Return the type and the description of a setting, as pydantic takes them."""
+    setting = option.limited_to("http").setting
+    limits = {name: getattr(setting, name) for name in ("ge", "gt", "le", "lt")}
+    limits |= {"max_length": setting.limits.get("http", {}).get("max_length")}
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    kinds: dict[type, Any] = {tuple: list[Name], str: Name}
+    excluded = setting.excluded.get("http", ())
+    if option.types and option.types[0] in kinds:
+        kind = kinds[option.types[0]]
+        hint = kind | None if option.is_optional else kind
+    elif excluded:
+        hint = Literal[tuple(choice for choice in option.choices if choice not in excluded)]
+    else:
+        hint = option.hint
+    default = [] if option.default == () else option.default
+    return hint, Field(default, description=setting.help, **limits)
+
+
+RequestSchema = create_model(
+    "SeparateRequest",
+    __base__=SeparateRequest,
+    **{option.name: _make_field(option) for option in OPTIONS.values() if option.is_in("http")},
+)
+"""`SeparateRequest` with every setting that a client may choose."""
 
 
 _LISTS = ("stems", "derive")
@@ -112,7 +120,7 @@ def parse_request(fields: Mapping[str, Any]) -> SeparateRequest:
     if isinstance(bits, str) and bits.isdecimal():
         values["bits"] = int(bits)  # pydantic does not convert text for a Literal of numbers
     try:
-        return SeparateRequest.model_validate(values)
+        return RequestSchema.model_validate(values)
     except ValidationError as error:
         raise from_exception(error) from error
 
@@ -239,7 +247,7 @@ def _describe_prediction() -> dict[str, Any]:
 
 def _describe_audio() -> dict[str, Any]:
     """Describe a form, and the raw body whose parameters are in the query."""
-    properties = SeparateRequest.model_json_schema()["properties"]
+    properties = RequestSchema.model_json_schema()["properties"]
     text = {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}
     file = {"type": "string", "format": "binary", "description": "The audio."}
     form = {

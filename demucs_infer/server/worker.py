@@ -12,12 +12,14 @@ from pathlib import Path
 
 from demucs_infer.api import Separator
 from demucs_infer.audio.reader import probe
+from demucs_infer.batch.job import TrackJob
 from demucs_infer.batch.output_paths import OutputPaths
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult
-from demucs_infer.batch.runner import BatchRunner, TrackJob
+from demucs_infer.batch.runner import BatchRunner
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
 from demucs_infer.events import ChunkProcessed, Event
+from demucs_infer.options import Request
 from demucs_infer.server.errors import ApiError, disk_full, from_exception, model_unavailable
 from demucs_infer.server.model_pool import ModelPool
 
@@ -37,7 +39,7 @@ class WorkItem:
 
     output: OutputPaths
     model: ModelSpec
-    request: SeparationRequest
+    request: Request
     weights: tuple[str, ...]
     max_seconds: float
     """Limit of the processing time."""
@@ -58,9 +60,7 @@ class WorkerStopped(Exception):
     """The server shuts down; the next process continues the job."""
 
 
-def check_duration(
-    source: Path, name: str, request: SeparationRequest, max_duration_seconds: float
-) -> None:
+def check_duration(source: Path, name: str, request: Request, max_duration_seconds: float) -> None:
     """Raise `ApiError` if a file is not audio, or too long by its header; decode nothing."""
     try:
         duration = probe(source).duration_seconds
@@ -68,7 +68,10 @@ def check_duration(
         raise from_exception(error, _with_client_name(str(error), source, name)) from error
     if duration is None:
         return
-    if min(duration - request.start, request.duration or duration) > max_duration_seconds:
+    if (
+        min(duration - request.input.start, request.input.duration or duration)
+        > max_duration_seconds
+    ):
         raise _too_long(max_duration_seconds)
 
 

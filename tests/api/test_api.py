@@ -25,7 +25,6 @@ from demucs_infer import (
     ChunkProcessed,
     ConfigError,
     DemucsError,
-    Encoding,
     InferenceOutput,
     OutputOptions,
     SeparatedFiles,
@@ -140,8 +139,8 @@ def test_another_rate_is_converted(rate: int) -> None:
         (np.zeros((100, 100)), None, "channels"),
         (np.zeros((1, 2, 100)), None, "one by one"),
         (MIX, 0, "100 to 768000"),
-        (Audio(MIX, RATE), 2 * RATE, "says 8000"),
-        ("song.wav", RATE, "a file says its own"),
+        (Audio(MIX, RATE), 2 * RATE, "audio is at 8000"),
+        ("song.wav", RATE, "a file has its own"),
         (MIX[:, :3], 44_100, "less than one"),
         (3, None, "pass a path"),
     ],
@@ -413,7 +412,7 @@ def test_files_hold_what_run_gives(audio: str, wav: Path, tmp_path: Path) -> Non
     separator = tiny(derive=["rest=mixture-drums"], shifts=1)
     expected = separator.run(MIX)
     *events, result = separator.stream_to(
-        INPUTS[audio](wav), tmp_path, OutputOptions(encoding=Encoding("wav", bits=32))
+        INPUTS[audio](wav), tmp_path, options=OutputOptions(format="wav", bits=32)
     )
     assert isinstance(result, SeparatedFiles)
     assert names(events)[-2:] == ["save", "/save"]
@@ -456,9 +455,9 @@ def test_files_can_have_the_rate_and_the_channels_of_the_source(
 ) -> None:
     source = tmp_path / "mono.wav"
     soundfile.write(source, noise(1, frames)[0].numpy(), rate, subtype="PCM_16")
-    saving = OutputOptions(sample_rate="source", channels="source")
+    saving = OutputOptions(rate="source", channels="source")
     for audio in (source, Audio(noise(1, frames), rate)):
-        *_, result = tiny().stream_to(audio, tmp_path / "out", saving)
+        *_, result = tiny().stream_to(audio, tmp_path / "out", options=saving)
         assert isinstance(result, SeparatedFiles)
         info = soundfile.info(result.paths["bass"])
         assert (info.samplerate, info.channels, info.frames) == (rate, 1, frames)
@@ -495,7 +494,7 @@ def test_a_failure_takes_only_the_folders_that_it_made(wav: Path, tmp_path: Path
 def test_files_that_may_not_be_replaced_are_an_error(wav: Path, tmp_path: Path) -> None:
     (tmp_path / "bass.wav").write_text("precious")
     with pytest.raises(AudioWriteError, match="exists"):
-        list(tiny().stream_to(wav, tmp_path, OutputOptions(overwrite=False)))
+        list(tiny().stream_to(wav, tmp_path, options=OutputOptions(overwrite=False)))
     assert (tmp_path / "bass.wav").read_text() == "precious"
     assert not (tmp_path / "drums.wav").exists()
 
@@ -529,14 +528,14 @@ def test_a_recording_is_for_the_model_that_it_was_made_for(wav: Path) -> None:
 def test_a_part_of_a_track_can_be_asked_for(wav: Path) -> None:
     separator = tiny()
     for audio in (wav, MIX):
-        part = separator.open_audio(audio, start_seconds=1.0, duration_seconds=0.5)
+        part = separator.open_audio(audio, start=1.0, duration=0.5)
         output = separator.run(part)
         assert output.mixture is not None
         assert torch.equal(output.mixture, MIX[:, RATE : RATE + RATE // 2])
     with pytest.raises(AudioReadError):
-        separator.run(separator.open_audio(wav, start_seconds=99))
+        separator.run(separator.open_audio(wav, start=99))
     with pytest.raises(ValueError, match="behind the end"):
-        separator.open_audio(MIX, start_seconds=99)
+        separator.open_audio(MIX, start=99)
 
 
 LONG = """
@@ -589,5 +588,5 @@ def test_a_light_separator_says_the_same_and_only_ours_can_be_one() -> None:
         sum(parameter.numel() for parameter in one.model.parameters()) for one in (plain, light)
     )
     assert left < kept
-    with pytest.raises(ValueError, match="owner"):
+    with pytest.raises(ValueError, match="caller owns"):
         Separator.from_model(plain.model).free_original_weights()

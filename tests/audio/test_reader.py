@@ -338,17 +338,16 @@ def test_extra_channels_are_dropped_with_a_warning_refused_or_grouped(corpus: Co
 
 MEMORY = """
 import resource, sys, torch
-from demucs_infer.audio.file_set import StemFileSet
-from demucs_infer.audio.formats import Encoding
+from demucs_infer.audio.writer import AudioWriter
 from demucs_infer.audio.reader import TrackReader
 from tests.helpers.networks import peak_kilobytes
 torch.set_num_threads(1)
 short, long, rate, out = sys.argv[1:]
 def peak(path):
     track = TrackReader(path, sample_rate=int(rate), channels=2)
-    with StemFileSet({"x": out}, int(rate), 2, Encoding("wav")) as files:
+    with AudioWriter(out, int(rate), 2, format="wav") as file:
         for block in track.blocks():
-            files.write({"x": block})
+            file.write(block)
     return track.frames, peak_kilobytes()
 _, before = peak(short)
 frames, after = peak(long)

@@ -21,17 +21,20 @@ from torch import Tensor
 
 from demucs_infer.api import Separator
 from demucs_infer.audio.reader import AudioReader
+from demucs_infer.audio.spool import Spool
+from demucs_infer.batch.job import TrackJob
 from demucs_infer.batch.output_paths import OutputPaths
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult
-from demucs_infer.batch.runner import BatchRunner, TrackJob
-from demucs_infer.batch.spool import Spool
+from demucs_infer.batch.runner import BatchRunner
 from demucs_infer.batch.workdir import PARTIAL, WorkDir
 from demucs_infer.errors import AudioWriteError, is_disk_full
 from demucs_infer.events import ChunkProcessed
+from demucs_infer.options import Request
 from demucs_infer.system.checksum import sha256_file
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
 from tests.helpers.networks import RecordingModel, noise
+from tests.helpers.requests import make_request
 
 STEMS = ["bass", "drums"]
 
@@ -50,16 +53,10 @@ class Stage:
         self.folder = folder
         self.network = Ramp()
 
-    def batch(self, order: SeparationRequest | None = None, **more: object) -> BatchRunner:
-        order = order or SeparationRequest()
-        separator = Separator.from_model(
-            self.network,
-            device="cpu",
-            overlap=order.overlap,
-            shifts=order.shifts,
-            batch_size=order.batch_size,
-        )
-        return BatchRunner(separator, ModelSpec(name="ramp"), order, weights=("w",), **more)  # type: ignore[arg-type]
+    def batch(self, request: Request | None = None, **more: object) -> BatchRunner:
+        request = request or make_request()
+        separator = Separator.from_model(self.network, options=request.separation, device="cpu")
+        return BatchRunner(separator, ModelSpec(name="ramp"), request, weights=("w",), **more)  # type: ignore[arg-type]
 
     def job(self, path: Path) -> TrackJob:
         return TrackJob(
@@ -95,7 +92,7 @@ def test_a_hundred_tracks_with_three_that_are_broken(stage: Stage) -> None:
     again = stage.results(stage.batch(), paths)
     assert len(stage.network.seen) == seen, "what is done was done again"
     assert [result.status for result in again].count("skipped") == 97
-    redone = stage.results(stage.batch(SeparationRequest(overlap=0.5)), paths)
+    redone = stage.results(stage.batch(make_request(overlap=0.5)), paths)
     assert [result.status for result in redone].count("done") == 97
 
 
@@ -140,7 +137,7 @@ def test_other_settings_do_not_go_on_with_what_was_interrupted(stage: Stage) -> 
     run = stage.batch().run([stage.job(path)])
     next(item for _, item in run if isinstance(item, ChunkProcessed) and item.fraction > 0.5)
     run.close()
-    result = stage.results(stage.batch(SeparationRequest(overlap=0.5)), [path])[0]
+    result = stage.results(stage.batch(make_request(overlap=0.5)), [path])[0]
     assert (result.status, result.resumed_seconds) == ("done", 0)
     assert not (stage.folder / "out" / PARTIAL).exists()
 
@@ -154,7 +151,7 @@ def test_a_network_that_fails_is_a_result_and_leaves_nothing(stage: Stage) -> No
 
     stage.network = Broken()
     path = write_song(stage.folder / "song.wav", 5)
-    result = stage.batch().one(stage.job(path))
+    result = stage.batch().run_one(stage.job(path))
     assert (result.status, result.fault) == ("failed", "other") and "broke" in result.error
     assert tree(stage.folder / "out") == []
 
@@ -163,7 +160,7 @@ def test_a_disk_that_cannot_be_written_to_is_a_result(stage: Stage) -> None:
     path = write_song(stage.folder / "song.wav")
     (stage.folder / "out/song").parent.mkdir()
     (stage.folder / "out/song").write_text("a file where the folder should be")
-    result = stage.batch().one(stage.job(path))
+    result = stage.batch().run_one(stage.job(path))
     assert result.status == "failed" and "cannot write" in result.error
     assert tree(stage.folder / "out") == ["song"]
 
@@ -194,17 +191,17 @@ def test_what_a_full_disk_ended_goes_on_once_it_has_room(
 
     with monkeypatch.context() as patch:
         patch.setattr(Spool, "append", full)
-        result = stage.batch(keeps_when_full=False).one(stage.job(path))
+        result = stage.batch(keeps_when_full=False).run_one(stage.job(path))
         assert "No space left" in result.error and "goes on" not in result.error
         assert result.fault == "disk"
         assert tree(stage.folder / "out") == []
         appended = 0
-        result = stage.batch().one(stage.job(path))
+        result = stage.batch().run_one(stage.job(path))
     assert (result.status, result.fault) == ("failed", "disk")
     assert "No space left" in result.error and "goes on from here" in result.error
     files = {file.name for file in (stage.folder / "out" / PARTIAL).glob("*/*")}
     assert files == {"lock", "key", "journal", "samples.f32"}, "what cannot be used takes no room"
-    result = stage.batch().one(stage.job(path))
+    result = stage.batch().run_one(stage.job(path))
     assert result.status == "done" and result.resumed_seconds > 10
     assert tree(stage.folder / "out") == tree(whole.folder / "out")
     for stem in STEMS:
@@ -217,14 +214,14 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_any_work(stage: Stage, 
     path = write_song(stage.folder / "song.wav")
     target = stage.job(path).target
     taken = {**{p.name: p for p in target.stems(STEMS).values()}, "stems.json": target.manifest}
-    assert stage.batch().one(stage.job(path)).status == "done"
+    assert stage.batch().run_one(stage.job(path)).status == "done"
     out = stage.folder / "out"
     before = {file: (out / file).read_bytes() for file in tree(out)}
     before.pop(str(taken[name].relative_to(out)))
     taken[name].unlink()
     taken[name].mkdir()
     seen = len(stage.network.seen)
-    result = stage.batch(SeparationRequest(shifts=3)).one(stage.job(path))
+    result = stage.batch(make_request(shifts=3)).run_one(stage.job(path))
     assert result.status == "failed" and f"cannot write {taken[name]}" in result.error
     assert len(stage.network.seen) == seen
     assert before == {file: (out / file).read_bytes() for file in before}
@@ -241,23 +238,23 @@ def test_a_file_that_changes_while_it_is_read_is_not_vouched_for(
         return digest
 
     with monkeypatch.context() as patch:
-        patch.setattr("demucs_infer.batch.runner.sha256_file", replaced)
-        result = stage.batch().one(stage.job(path))
+        patch.setattr("demucs_infer.batch.prepare.sha256_file", replaced)
+        result = stage.batch().run_one(stage.job(path))
     assert (result.status, result.fault) == ("failed", "input") and "changed" in result.error
     assert tree(stage.folder / "out") == []
-    assert stage.batch().one(stage.job(path)).status == "done"
+    assert stage.batch().run_one(stage.job(path)).status == "done"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such pipes here")
 def test_a_pipe_or_a_device_does_not_hang(stage: Stage) -> None:
     os.mkfifo(stage.folder / "pipe.wav")
     for path in (stage.folder / "pipe.wav", Path("/dev/zero")):
-        result = stage.batch().one(stage.job(path))
+        result = stage.batch().run_one(stage.job(path))
         assert (result.status, result.fault) == ("failed", "input")
         assert "a pipe or a device" in result.error
 
 
-SHARED = SeparationRequest(shifts=0, batch_size=16)
+SHARED = make_request(shifts=0, batch_size=16)
 
 
 def test_tracks_that_share_batches_come_out_as_they_do_alone(stage: Stage) -> None:
@@ -337,11 +334,11 @@ def test_the_same_track_more_than_once(stage: Stage, max_tracks_per_batch: int) 
 def test_two_at_work_on_one_track(stage: Stage) -> None:
     path = write_song(stage.folder / "song.wav")
     other = WorkDir(stage.folder / "out", stage.job(path).target.manifest)
-    assert other.enter("key")
-    result = stage.batch().one(stage.job(path))
+    assert other.acquire("key")
+    result = stage.batch().run_one(stage.job(path))
     assert result.status == "failed" and "another process" in result.error
-    other.leave()
-    assert stage.batch().one(stage.job(path)).status == "done"
+    other.release()
+    assert stage.batch().run_one(stage.job(path)).status == "done"
 
 
 def test_a_track_that_kills_its_process_is_left_out(stage: Stage) -> None:
@@ -360,13 +357,13 @@ def test_a_track_that_kills_its_process_is_left_out(stage: Stage) -> None:
 
     die()
     die()
-    result = stage.batch(max_crashes=2).one(job)
+    result = stage.batch(max_crashes=2).run_one(job)
     assert result.status == "quarantined" and "2 times" in result.error
     left = next((stage.folder / "out").glob(f"{PARTIAL}/*"))
     assert f"to try it again, remove {left}" in result.error
     assert not list((stage.folder / "out").glob(f"{PARTIAL}/*/decoded.f32")), "of no use any more"
-    assert stage.batch(max_crashes=2).one(job).status == "quarantined", "tried once more"
-    assert stage.batch().one(job).status == "done"
+    assert stage.batch(max_crashes=2).run_one(job).status == "quarantined", "tried once more"
+    assert stage.batch().run_one(job).status == "done"
 
 
 def test_crashes_before_a_forced_run_do_not_count(stage: Stage) -> None:
@@ -383,12 +380,12 @@ def test_crashes_before_a_forced_run_do_not_count(stage: Stage) -> None:
 
     for run_id in ("", ""):
         crash(run_id)
-    assert stage.batch(max_crashes=2).one(job).status == "quarantined"
+    assert stage.batch(max_crashes=2).run_one(job).status == "quarantined"
     for run_id in ("forced", "forced"):
         crash(run_id)
-    assert stage.batch(max_crashes=2, run_id="forced").one(job).status == "quarantined"
-    assert stage.batch(max_crashes=2).one(job).status == "quarantined", "counted from any run"
-    assert stage.batch(max_crashes=2, run_id="forced again").one(job).status == "done"
+    assert stage.batch(max_crashes=2, run_id="forced").run_one(job).status == "quarantined"
+    assert stage.batch(max_crashes=2).run_one(job).status == "quarantined", "counted from any run"
+    assert stage.batch(max_crashes=2, run_id="forced again").run_one(job).status == "done"
 
 
 @pytest.mark.parametrize(("max_tracks_per_batch", "died_with"), [(1, 2), (3, 3)])
@@ -396,7 +393,7 @@ def test_tracks_beside_one_that_kills_are_not_to_blame(
     stage: Stage, max_tracks_per_batch: int, died_with: int
 ) -> None:
     """Some are being read, or share its batch, when the process dies; later each is tried alone."""
-    order = SHARED if max_tracks_per_batch > 1 else SeparationRequest()
+    order = SHARED if max_tracks_per_batch > 1 else make_request()
     stage.network.valid_length = lambda length: RATE  # type: ignore[assignment]
     more: dict[str, Any] = {"max_crashes": 2, "max_tracks_per_batch": max_tracks_per_batch}
     paths = [write_song(stage.folder / f"{n}.wav", 3, seed=n) for n in range(3)]
@@ -428,14 +425,14 @@ def test_tracks_beside_one_that_kills_are_not_to_blame(
 @pytest.mark.parametrize(
     ("order", "rate", "is_warned"),
     [
-        (SeparationRequest(format="mp3", rate=10_000), 11_025, True),
-        (SeparationRequest(format="opus"), 48_000, False),
-        (SeparationRequest(format="flac", rate=8000), 8000, False),
+        (make_request(format="mp3", rate=10_000), 11_025, True),
+        (make_request(format="opus"), 48_000, False),
+        (make_request(format="flac", rate=8000), 8000, False),
     ],
     ids=str,
 )
 def test_the_manifest_tells_the_rate_of_the_files(
-    stage: Stage, order: SeparationRequest, rate: int, is_warned: bool
+    stage: Stage, order: Request, rate: int, is_warned: bool
 ) -> None:
     [result] = stage.results(stage.batch(order), [write_song(stage.folder / "song.wav", 1)])
     assert result.manifest

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from demucs_infer.api import Separator
+from demucs_infer.batch.job import TrackJob
 from demucs_infer.batch.output_paths import OutputPaths
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
-from demucs_infer.batch.runner import BatchRunner, TrackJob
+from demucs_infer.batch.request import ModelSpec
+from demucs_infer.batch.runner import BatchRunner
 from tests.helpers.cli_process import RATE, environment, tree, write_song
 from tests.helpers.networks import ScaleModel
+from tests.helpers.requests import make_request
 
 # Its sixth window takes an hour, in a call that no signal cuts short: the thread that makes it has
 # them blocked, so another one gets them, as happens during a long kernel.
@@ -103,7 +105,7 @@ def test_closing_a_run_does_not_wait_for_the_digest_of_a_huge_file(tmp_path: Pat
     batch = BatchRunner(
         Separator.from_model(ScaleModel(samplerate=RATE)),
         ModelSpec(name="scale"),
-        SeparationRequest(),
+        make_request(),
     )
     jobs = [
         TrackJob(

@@ -83,9 +83,9 @@ def test_derived_stems_keep_their_order() -> None:
     assert config.rules == ("z=drums+bass", "a=mixture - z")
 
 
-def test_parameters_contain_the_separator_options() -> None:
+def test_settings_contain_the_separator_options() -> None:
     lines = ["inference.shifts=2", "inference.precision=bf16", 'output.stems=["bass"]']
-    parameters = Config.from_dict(SMALL, [*lines, "audio.normalize=true"]).parameters
+    parameters = Config.from_dict(SMALL, [*lines, "audio.normalize=true"]).settings
     assert (parameters["shifts"], parameters["precision"], parameters["stems"]) == (
         2,
         "bf16",

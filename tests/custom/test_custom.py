@@ -874,5 +874,5 @@ def test_members_of_a_bag_must_have_the_same_options(checkpoint: Path) -> None:
 
     hann = load_network(Config.from_dict(CONFIG), checkpoint, GAIN)
     ones = load_network(Config.from_dict(CONFIG, ["chunking.window=ones"]), checkpoint, GAIN)
-    with pytest.raises(ValueError, match="differ in how they are to be run"):
+    with pytest.raises(ValueError, match="want different settings"):
         Separator.from_model(BagOfModels([hann, ones]), device="cpu")

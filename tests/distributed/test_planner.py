@@ -10,13 +10,13 @@ import pytest
 from torch import nn
 
 from demucs_infer.api import Separator
-from demucs_infer.batch.request import SeparationRequest
 from demucs_infer.cli.main import main
 from demucs_infer.distributed.benchmark import measure
 from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.distributed.planner import Benchmark, plan
 from tests.helpers.batch_runs import write_manifest
 from tests.helpers.networks import RecordingModel
+from tests.helpers.requests import make_request
 from tools import simulate_cluster
 from tools.simulate_cluster import ClusterModel, simulate
 
@@ -137,7 +137,7 @@ def test_benchmark_measures_the_warm_network() -> None:
     separator = Separator.from_model(network, device="cpu", shifts=0)
     benchmark = measure(
         separator,
-        SeparationRequest(),
+        make_request(),
         name="x",
         seconds=7.5,
         clock=lambda: float(len(network.seen)),

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from demucs_infer.batch.request import SeparationRequest
 from demucs_infer.distributed.worker import TrackWorker
 from tests.helpers.batch_runs import MODEL, make_worker, row_of, sha256_of
 from tests.helpers.cli_process import load, save, write_song
 from tests.helpers.networks import noise
+from tests.helpers.requests import make_request
 
 # References of 1.1 times the stem: 20 log10(1.1 / 0.1).
 SDR_OF_A_TENTH = pytest.approx(20.83, abs=0.05)
@@ -95,6 +95,6 @@ def test_only_stems_of_this_result_are_scored(
     for stem, file in older["stems"].items():
         (references / f"{stem}.wav").write_bytes(Path(file).read_bytes())
     write_song(path, 1, seed=5)
-    worker = make_worker(repo, out, SeparationRequest(format="flac"))
+    worker = make_worker(repo, out, make_request(format="flac"))
     result = next(worker([row_of(path, references=str(references))]))
     assert result["status"] == "done" and max(result["scores"].values()) < 20

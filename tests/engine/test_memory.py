@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import resource, sys
 import torch
-from demucs_infer.options import Options
+from demucs_infer.options import SeparationOptions
 from demucs_infer.engine.pipeline import Block
 from demucs_infer.engine.pipeline import separate
 from tests.helpers.networks import ScaleModel
@@ -29,7 +29,7 @@ class Long:
 
 network = ScaleModel(["mix"], [1.0], samplerate=rate, segment=10.0)
 at, error = 0, 0.0
-for item in separate(Long(), network, options=Options(shifts=int(sys.argv[2]))):
+for item in separate(Long(), network, options=SeparationOptions(shifts=int(sys.argv[2]))):
     if isinstance(item, Block):
         assert item.start == at
         first = at % (10 * rate)

@@ -12,7 +12,7 @@ from demucs_infer.engine.pipeline import Block, separate
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.engine.stitch import TrackBuffer
 from demucs_infer.events import ChunkProcessed
-from demucs_infer.options import Options
+from demucs_infer.options import SeparationOptions
 from tests.helpers.networks import RecordingModel, noise
 
 
@@ -47,7 +47,7 @@ class PartialTrack:
 
 
 def separate_from(
-    track: PartialTrack, model: object, options: Options, rule: str
+    track: PartialTrack, model: object, options: SeparationOptions, rule: str
 ) -> tuple[int, Tensor, list[float]]:
     stems = choose_stems(["drums", "bass"], derive=[rule])
     items = list(separate(track, model, options=options, stems=stems))
@@ -60,15 +60,15 @@ def separate_from(
 @pytest.mark.parametrize(
     "options",
     [
-        Options(),
-        Options(shifts=2, overlap=0.6),
-        Options(shifts=0, batch_size=3),
-        Options(profile="padded", padding="reflect", window="hann", overlap=0.5),
-        Options(split=False),
+        SeparationOptions(),
+        SeparationOptions(shifts=2, overlap=0.6),
+        SeparationOptions(shifts=0, batch_size=3),
+        SeparationOptions(profile="padded", padding="reflect", window="hann", overlap=0.5),
+        SeparationOptions(split=False),
     ],
     ids=["default", "shifts", "batches", "padded", "no split"],
 )
-def test_rest_of_a_track_is_bit_identical(first: int, options: Options) -> None:
+def test_rest_of_a_track_is_bit_identical(first: int, options: SeparationOptions) -> None:
     track = noise(2, 44_000)
     # A single member is enough for the grid; the bag adds passes that end at different samples.
     for model in (RampModel(segment=1.0), TwoNetworkBag()):
@@ -84,10 +84,10 @@ def test_rest_of_a_track_is_bit_identical(first: int, options: Options) -> None:
 
 def test_only_needed_windows_run() -> None:
     model, track = RampModel(segment=1.0), noise(2, 80_000)
-    separate_from(PartialTrack(track), model, Options(shifts=0), "rest=mixture-drums")
+    separate_from(PartialTrack(track), model, SeparationOptions(shifts=0), "rest=mixture-drums")
     num_all = len(model.seen)
     _, _, fractions = separate_from(
-        PartialTrack(track, 60_000), model, Options(shifts=0), "rest=mixture-drums"
+        PartialTrack(track, 60_000), model, SeparationOptions(shifts=0), "rest=mixture-drums"
     )
     # Windows of 8000 every 6000 samples: those that end beyond 60 000 begin at 54 000 or later.
     assert (num_all, len(model.seen) - num_all) == (14, 5)
@@ -97,7 +97,7 @@ def test_only_needed_windows_run() -> None:
 
 def test_given_level_is_not_measured_again() -> None:
     track = noise(2, 9000)
-    options, rule = Options(), "rest=mixture-drums"
+    options, rule = SeparationOptions(), "rest=mixture-drums"
     _, expected, _ = separate_from(PartialTrack(track), RampModel(), options, rule)
     _, actual, _ = separate_from(
         PartialTrack(track, level=measure([track])), RampModel(), options, rule

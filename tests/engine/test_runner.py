@@ -19,10 +19,10 @@ from demucs_infer.engine.runner import Runner, device_of, lease_network
 from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import SeparationError, is_out_of_memory
 from demucs_infer.events import BatchSizeReduced, ChunkProcessed, WarningEvent
-from demucs_infer.options import Options
+from demucs_infer.options import SeparationOptions
 from tests.helpers.networks import OomModel, RecordingModel, ScaleModel, noise
 
-PLAIN = Options(shifts=0, normalize=False)
+PLAIN = SeparationOptions(shifts=0, normalize=False)
 
 
 def separate_to_tensor(*args: Any, **kwargs: Any) -> Tensor:
@@ -40,7 +40,7 @@ class FixedWindowModel(OomModel):
 def test_out_of_memory_halves_the_batch_and_retries_only_the_failed_part() -> None:
     track = TensorTrack(noise(2, 16 * 6000))
     network, runner = FixedWindowModel(limit=3), Runner()
-    options = Options(shifts=0, normalize=False, batch_size=8)
+    options = SeparationOptions(shifts=0, normalize=False, batch_size=8)
     items = list(separate(track, network, options=options, runner=runner))
     reduced = [item for item in items if isinstance(item, BatchSizeReduced)]
     assert [(event.old, event.new) for event in reduced] == [(8, 4), (4, 2)]
@@ -65,7 +65,7 @@ def test_out_of_memory_halves_the_batch_and_retries_only_the_failed_part() -> No
 @pytest.mark.parametrize("oom", ["retry", "raise"])
 def test_original_error_is_raised_if_retries_fail(oom: Any) -> None:
     network = FixedWindowModel(limit=0)
-    options = Options(shifts=0, normalize=False, batch_size=4, oom=oom)
+    options = SeparationOptions(shifts=0, normalize=False, batch_size=4, oom=oom)
     with pytest.raises(torch.OutOfMemoryError, match="pretended") as caught:
         list(separate(TensorTrack(noise(2, 30_000)), network, options=options))
     assert network.tried == ([4, 2, 1] if oom == "retry" else [4])
@@ -98,7 +98,7 @@ def test_memory_of_a_failed_batch_is_free_before_the_retry() -> None:
 
     held: list[weakref.ref[Held]] = []
     alive: list[int] = []
-    options = Options(shifts=0, normalize=False, batch_size=8)
+    options = SeparationOptions(shifts=0, normalize=False, batch_size=8)
     list(separate(TensorTrack(noise(2, 8 * 6000)), HungryModel(limit=1), options=options))
     assert alive == [0] * (3 + 8)
 
@@ -117,7 +117,7 @@ class TinyDeviceModel(ScaleModel):
 
 def test_cpu_fallback_if_one_window_does_not_fit() -> None:
     track, network, runner = TensorTrack(noise(2, 30_000)), TinyDeviceModel(), Runner("meta")
-    options = Options(shifts=0, normalize=False, batch_size=2)
+    options = SeparationOptions(shifts=0, normalize=False, batch_size=2)
     items = list(separate(track, network, options=options, runner=runner))
     warnings = [item for item in items if isinstance(item, BatchSizeReduced | WarningEvent)]
     assert warnings[0] == BatchSizeReduced(2, 1, "meta out of memory")
@@ -126,7 +126,7 @@ def test_cpu_fallback_if_one_window_does_not_fit() -> None:
     assert len(warnings) == 2, "reported once, and remembered"
     blocks = torch.cat([item.stems for item in items if isinstance(item, Block)], -1)
     assert torch.equal(blocks, separate_to_tensor(track, ScaleModel(), options=options))
-    forbidden = Options(shifts=0, normalize=False, batch_size=2, cpu_fallback=False)
+    forbidden = SeparationOptions(shifts=0, normalize=False, batch_size=2, cpu_fallback=False)
     with pytest.raises(torch.OutOfMemoryError):
         list(separate(track, network, options=forbidden, runner=Runner("meta")))
 
@@ -283,7 +283,7 @@ def test_overflow_in_low_precision_is_redone_in_float32() -> None:
         return OverflowingModel() if precision == "fp16" else network
 
     network, runner = RecordingModel(), Runner(prepare=prepare)
-    options = Options(shifts=0, normalize=False, precision="fp16", batch_size=3)
+    options = SeparationOptions(shifts=0, normalize=False, precision="fp16", batch_size=3)
     track = TensorTrack(noise(2, 30_000))
     items = list(separate(track, network, options=options, runner=runner))
     warned = [item for item in items if isinstance(item, WarningEvent)]
@@ -294,13 +294,13 @@ def test_overflow_in_low_precision_is_redone_in_float32() -> None:
     assert prepared == [(network, "fp16")], "prepared once"
     assert separate_to_tensor(track, network, options=PLAIN, runner=runner).isfinite().all()
     with pytest.raises(ValueError, match="precision = 'bf16' needs a runner with `prepare`"):
-        list(separate(track, network, options=Options(precision="bf16")))
+        list(separate(track, network, options=SeparationOptions(precision="bf16")))
 
 
 def test_auto_batch_size_on_a_cpu_is_one() -> None:
     runner, network = Runner("cpu"), ScaleModel()
-    assert runner.batch_size(network, 10**12, Options()) == 1
-    assert runner.batch_size(network, 10**12, Options(batch_size=64)) == 64
+    assert runner.batch_size(network, 10**12, SeparationOptions()) == 1
+    assert runner.batch_size(network, 10**12, SeparationOptions(batch_size=64)) == 64
 
 
 def test_window_rule() -> None:
@@ -357,7 +357,7 @@ def test_workers_get_few_batches_and_stop_when_the_stream_is_closed() -> None:
             return super().forward(mix)
 
     futures: list[Future[Any]] = []
-    options = Options(shifts=0, normalize=False, workers=3)
+    options = SeparationOptions(shifts=0, normalize=False, jobs=3)
     with CountingPool(1) as pool:
         track = TensorTrack(noise(2, 200_000))
         stream = separate(track, SlowModel(), options=options, pool=pool)
@@ -374,7 +374,7 @@ def test_gpu_gives_the_stems_of_the_cpu() -> None:
     network, track = RecordingModel(), TensorTrack(noise(2, 30_000))
     expected = separate_to_tensor(track, network)
     got = separate_to_tensor(
-        track, network, runner=Runner("cuda"), options=Options(batch_size=3, workers=1)
+        track, network, runner=Runner("cuda"), options=SeparationOptions(batch_size=3, jobs=1)
     )
     # The same products and sums, one rounding each, perhaps fused on one of the two.
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from demucs_infer.audio.writer import save_audio
-from demucs_infer.batch.request import ModelSpec, SeparationRequest
+from demucs_infer.batch.request import ModelSpec
 from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.distributed.worker import TrackWorker, WorkerConfig
+from demucs_infer.options import Request
 from tests.helpers.networks import need_module, noise
+from tests.helpers.requests import make_request
 
 MODEL = "9d0a6f1c"
 STEMS = ("drums", "bass", "other", "vocals")
@@ -63,14 +65,13 @@ def batch_words(manifest: Path, repo: Path, out: Path | str | None = None) -> li
 
 
 def make_worker(
-    repo: Path, out: Path | str, request: SeparationRequest | None = None, **more: Any
+    repo: Path, out: Path | str, request: Request | None = None, **more: Any
 ) -> TrackWorker:
     return TrackWorker(
         WorkerConfig(
             model=ModelSpec(name=MODEL, repo=repo),
-            request=request or SeparationRequest(),
+            request=(request or make_request()).replace({"device": "cpu"}),
             out=str(out),
-            device="cpu",
             **more,
         )
     )

@@ -14,13 +14,14 @@ LADDER = {
     "errors": "errors",
     "events": "events",
     "system": "system log",
+    "formats": "audio.formats audio.filenames",  # what options need to know of files
     "options": "options",
     "audio": "audio",
     "networks": "demucs hdemucs htdemucs wdemucs transformer layers spec wiener",
     "engine": "engine devices",
     "optimized": "optimized",
     "checkpoints": "checkpoints states",
-    "apply": "apply settings",
+    "apply": "apply",
     "custom": "custom extension",
     "pretrained": "pretrained repo",
     "metrics": "metrics",
@@ -35,10 +36,14 @@ RANK = {room: rank for rank, room in enumerate(LADDER)}
 APART = [{"audio", "networks"}, {"audio", "checkpoints"}, {"server", "distributed"}]
 
 
+ROOMS = {module: room for room, modules in LADDER.items() for module in modules.split()}
+
+
 def owner(module: str) -> str | None:
     """Return the room of a module: `demucs_infer.audio.reader` -> `audio`; the root has none."""
-    name = module.removeprefix("demucs_infer").removeprefix(".").partition(".")[0]
-    return next((room for room, modules in LADDER.items() if name in modules.split()), None)
+    parts = module.split(".")[1:]
+    names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((ROOMS[name] for name in names if name in ROOMS), None)
 
 
 def module_name(path: Path) -> str:

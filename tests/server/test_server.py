@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.cli.main import main
 from demucs_infer.errors import ConfigError
-from demucs_infer.server.schemas import MIME_TYPES, SeparateRequest
+from demucs_infer.server.schemas import MIME_TYPES, RequestSchema
 from demucs_infer.server.store import JobRecord, JobStore
 from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import FAST, RATE, client, decode_wav, song, wait_until
@@ -91,9 +91,11 @@ def test_models_route_lists_models_stems_formats_and_limits(web: TestClient) -> 
     menu = web.get("/v1/models").json()
     assert [one["name"] for one in menu["models"]] == [FAST, "bag"]
     assert menu["models"][0]["stems"] == STEMS and menu["models"][0]["is_default"]
-    assert {one["name"] for one in menu["formats"]} == set(FORMATS) == set(MIME_TYPES)
+    assert (
+        {one["name"] for one in menu["formats"]} == set(MIME_TYPES) == set(FORMATS) - {"stem.mp4"}
+    )
     assert menu["max_duration_seconds"] == 20
-    assert set(SeparateRequest.model_json_schema()["properties"]["format"]["enum"]) == set(FORMATS)
+    assert set(RequestSchema.model_json_schema()["properties"]["format"]["enum"]) == set(MIME_TYPES)
 
 
 def test_every_response_has_security_headers(web: TestClient) -> None:
@@ -212,7 +214,7 @@ def test_zip_equals_files_of_command_line(web: TestClient, repo: Path, tmp_path:
     assert "input" not in about and str(web.app.state.jobs.uploads) not in json.dumps(about)  # type: ignore[attr-defined]  # our app
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"alac"}))
+@pytest.mark.parametrize("name", sorted(set(MIME_TYPES) - {"alac"}))
 def test_accept_header_selects_format_of_single_stem(web: TestClient, name: str) -> None:
     response = web.post(
         "/v1/separate",
@@ -620,7 +622,7 @@ def test_full_disk_returns_507_and_server_recovers(
                 assert wait_for_job(web, response.json())["status"] == "done"
         for place in (
             "demucs_infer.server.uploads.UploadWriter.write",
-            "demucs_infer.batch.spool.Spool.append",
+            "demucs_infer.audio.spool.Spool.append",
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(place, full)

@@ -12,7 +12,7 @@ import resource
 import torch
 
 from demucs_infer.system import malloc
-from demucs_infer.options import Options
+from demucs_infer.options import SeparationOptions
 from demucs_infer.engine.pipeline import TensorTrack
 from demucs_infer.engine.pipeline import separate
 
@@ -97,7 +97,9 @@ assert share_of_new_pages(oversized()) > 0.9
 """,
     "not for windows of hundreds of megabytes": """
 for echo, options in [
-    (Echo(44), Options()), (Echo(1), Options(segment_seconds=44)), (Echo(1), Options(batch_size=44))
+    (Echo(44), SeparationOptions()),
+    (Echo(1), SeparationOptions(segment=44)),
+    (Echo(1), SeparationOptions(batch_size=44)),
 ]:
     running = separate(TRACK, echo, options=options)
     next(running)

@@ -19,8 +19,8 @@ from torch import Tensor
 _PIECE = 65_536  # frames that are read at a time
 
 
-class Abandoned(Exception):
-    """Whoever filled the spool gave up: what follows it must give up too."""
+class SpoolAbandoned(Exception):
+    """Raised for those who read a spool that will not be completed."""
 
 
 class Spool:
@@ -44,7 +44,7 @@ class Spool:
         self._journal_file.truncate(end_of_journal)
 
     @property
-    def is_over(self) -> bool:
+    def is_closed(self) -> bool:
         """Whether nothing more will come, for better or worse."""
         return self._is_finished
 
@@ -101,8 +101,8 @@ class Spool:
         self._end(error)
 
     def abandon(self) -> None:
-        """As `fail`, with `Abandoned`; also those who only read what is there have to stop."""
-        self._end(Abandoned())
+        """As `fail`, with `SpoolAbandoned`; also those who only read what is there have to stop."""
+        self._end(SpoolAbandoned())
 
     def abandon_unless_finished(self) -> None:
         """As `abandon`, if nobody said yet how it ended."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from demucs_infer.batch.spool import Abandoned, Spool
+from demucs_infer.audio.spool import Spool, SpoolAbandoned
 from tests.helpers.networks import noise
 
 
@@ -85,7 +85,7 @@ def test_who_follows_hears_of_the_end(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shape"):
         spool.append(torch.zeros(2, 2, 5))
     spool.abandon_unless_finished()
-    with pytest.raises(Abandoned):
+    with pytest.raises(SpoolAbandoned):
         next(spool.blocks())
 
 

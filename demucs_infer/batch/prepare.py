@@ -1,0 +1,301 @@
+"""Everything that happens to a track before the network sees it.
+
+Shapes: C channels, t samples of a block.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from demucs_infer.api import Separator
+from demucs_infer.audio.gain import write_error
+from demucs_infer.audio.reader import TrackReader
+from demucs_infer.audio.spool import Spool, SpoolAbandoned
+from demucs_infer.audio.stem_writer import StemWriter
+from demucs_infer.batch.decoded_cache import DecodedCache
+from demucs_infer.batch.discovery import is_stream
+from demucs_infer.batch.job import TrackJob, find_done
+from demucs_infer.batch.manifest import Recipe
+from demucs_infer.batch.request import ModelSpec, make_recipe
+from demucs_infer.batch.result import TrackResult
+from demucs_infer.batch.workdir import WorkDir
+from demucs_infer.engine.level import Level, measure
+from demucs_infer.errors import AudioReadError, AudioWriteError, DemucsError, is_disk_full
+from demucs_infer.options import Request
+from demucs_infer.results import file_layout
+from demucs_infer.sources import open_track
+from demucs_infer.system.checksum import sha256_file
+
+Skip = Literal["same", "existing", "nothing"]
+
+_POLL_SECONDS = 0.2  # between two looks whether another process still holds a track
+
+
+class AlreadyDone(Exception):
+    """Raised when a track needs no work, or gets none."""
+
+    def __init__(self, result: TrackResult) -> None:
+        super().__init__(result.status)
+        self.result = result
+
+
+class TrackLocked(DemucsError):
+    """Raised when another process, or another thread, is at work on the track."""
+
+
+class DecodedTrack:
+    """The engine's track: decoded before, its level known, without what is separated already."""
+
+    def __init__(self, decoded: DecodedCache, level: Level, channels: int, first: int) -> None:
+        self.channels = channels
+        self.level = level
+        self.length = level.length
+        self.first = first
+        self._decoded = decoded
+        self._is_abandoned = threading.Event()
+
+    def abandon(self) -> None:
+        """Make the reader of the blocks fail: the stems are no longer needed."""
+        self._is_abandoned.set()
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the samples from the first on: (C t)."""
+        with closing(self._decoded.blocks()) as blocks:
+            yield from check_between(blocks, self._is_abandoned)
+
+    def remove(self) -> None:
+        """Remove the samples from the disk."""
+        self._decoded.remove()
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PreparedTrack:
+    """A track that was read once: all is known that its separation needs."""
+
+    job: TrackJob
+    recipe: Recipe
+    track: DecodedTrack
+    writer: StemWriter
+    workdir: WorkDir
+    resumed: int
+    """Samples that an earlier run left in the spool."""
+
+    warnings: tuple[str, ...]
+    begun: float
+
+    def give_back(self) -> None:
+        """Leave everything as it was found, for a later run."""
+        self.track.remove()
+        self.writer.spool.abandon()
+        self.writer.abort()
+        self.workdir.release()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparer:
+    """Reads, checks and measures tracks, and claims the folders that their stems are made in."""
+
+    separator: Separator
+    model: ModelSpec
+    request: Request
+    weights: tuple[str, ...]
+    skip: Skip
+    max_crashes: int | None
+    run_id: str
+    keeps_when_full: bool
+    made_folders: set[Path]
+    """Folders that did not exist before this run."""
+
+    def prepare(
+        self, job: TrackJob, stop: threading.Event, begun: float, *, wait_for_lock: bool
+    ) -> PreparedTrack:
+        """Return the track, ready for the network, with its lock held.
+
+        Raises `AlreadyDone`, `TrackLocked` or `SpoolAbandoned` (when `stop` is set) besides the
+        errors of reading and writing.
+        """
+        if job.known:
+            raise AlreadyDone(job.known)
+        stamp = _stamp(job.source)
+        recipe = self._make_recipe(job, stop)
+        self._check_folders(job)
+        workdir = self._lock_workdir(job, recipe, stop, wait=wait_for_lock)
+        spool: Spool | None = None
+        try:
+            decoded = DecodedCache(workdir.folder, self.separator.audio_channels)
+            decoded.remove()  # what a crashed attempt left, whether another one follows or not
+            # From here on the attempt is counted: a decoder can crash its process, too.
+            spool = self._open_spool(job, workdir)
+            reader = self._open_track(job)
+            with closing(decoded.tee(reader.blocks())) as blocks:
+                level = measure(check_between(blocks, stop))
+            if _stamp(job.source) != stamp:
+                raise AudioReadError("changed while it was read: try again once it is complete")
+            writer = self._open_writer(job, reader, workdir, spool)
+        except Exception as error:
+            if spool:
+                spool.abandon()
+            if isinstance(error, AlreadyDone):
+                workdir.abandon()
+                raise
+            if isinstance(error, SpoolAbandoned):
+                workdir.release()
+                raise
+            is_kept = self.keeps_when_full and spool is not None and spool.frames > 0
+            raise clean_up(error, job, workdir, keeps_when_full=is_kept) from error.__cause__
+        return PreparedTrack(
+            job=job,
+            recipe=recipe,
+            track=DecodedTrack(decoded, level, reader.channels, spool.frames),
+            writer=writer,
+            workdir=workdir,
+            resumed=spool.frames,
+            warnings=(*reader.warnings, *self._rate_warning(writer)),
+            begun=begun,
+        )
+
+    def workdir(self, job: TrackJob) -> WorkDir:
+        """Return the folder that the stems of a track are made in."""
+        return WorkDir(job.target.folder, job.target.manifest, self.made_folders, self.run_id)
+
+    def _make_recipe(self, job: TrackJob, stop: threading.Event) -> Recipe:
+        """Return the recipe of a track that is not done yet; `AlreadyDone` otherwise."""
+        paths = job.target.stems(self.separator.stems)
+        if self.skip == "existing" and all(path.is_file() for path in paths.values()):
+            raise AlreadyDone(
+                TrackResult(track=job.track, status="skipped", model=self.model.name, stems=paths)
+            )
+        if is_stream(job.source):
+            raise AudioReadError(
+                "cannot be read: it is a pipe or a device; save it as a file first"
+            )
+        try:
+            digest = sha256_file(job.source, partial(check_stop, stop))
+        except OSError as error:
+            raise AudioReadError(f"cannot be read: {error.strerror or error}") from error
+        if job.sha256 not in (None, digest):
+            raise AudioReadError(
+                f"is another file than was listed: its sha256 is {digest}, not {job.sha256}"
+            )
+        recipe = make_recipe(self.request, digest, self.model, self.weights)
+        self._check_done(job, recipe)
+        return recipe
+
+    def _check_done(self, job: TrackJob, recipe: Recipe) -> None:
+        result = find_done(job, recipe) if self.skip == "same" else None
+        if result:
+            raise AlreadyDone(result)
+
+    def _check_folders(self, job: TrackJob) -> None:
+        """Before any work: a file cannot take the name of a folder."""
+        for path in (*job.target.stems(self.separator.stems).values(), job.target.manifest):
+            if path.is_dir():
+                raise AudioWriteError(f"cannot write {path}: there is a folder; move it away")
+
+    def _lock_workdir(
+        self, job: TrackJob, recipe: Recipe, stop: threading.Event, *, wait: bool
+    ) -> WorkDir:
+        workdir = self.workdir(job)
+        while not workdir.acquire(recipe.key):
+            if not wait:
+                raise TrackLocked("another process is at work on this track: let it finish")
+            if stop.wait(_POLL_SECONDS):
+                raise SpoolAbandoned
+        try:
+            self._check_done(job, recipe)  # by the process that held the lock before
+        except AlreadyDone:
+            workdir.remove()
+            raise
+        return workdir
+
+    def _open_spool(self, job: TrackJob, workdir: WorkDir) -> Spool:
+        """Return what earlier attempts left, and count this one, unless it is one too many.
+
+        A track that is left out stays so, until its folder in `.partial` is removed, or a run with
+        another `run_id` tries it again.
+        """
+        separator = self.separator
+        spool = Spool(workdir.folder, len(separator.stems), separator.audio_channels)
+        crashes = workdir.crash_count(spool.frames)
+        if self.max_crashes is not None and crashes >= self.max_crashes:
+            spool.abandon()
+            times = f"{crashes} times" if crashes > 1 else "once"
+            raise AlreadyDone(
+                TrackResult(
+                    track=job.track,
+                    status="quarantined",
+                    model=self.model.name,
+                    error=f"its process crashed {times}; to try it again, remove {workdir.folder}",
+                    fault="other",
+                )
+            )
+        workdir.begin(spool.frames)
+        return spool
+
+    def _open_track(self, job: TrackJob) -> TrackReader:
+        separator = self.separator
+        return open_track(
+            job.source, separator.samplerate, separator.audio_channels, self.request.input
+        )
+
+    def _open_writer(
+        self, job: TrackJob, reader: TrackReader, workdir: WorkDir, spool: Spool
+    ) -> StemWriter:
+        output, info, separator = self.request.output, reader.info, self.separator
+        layout = file_layout(
+            output,
+            model=(separator.samplerate, separator.audio_channels),
+            source=(info.sample_rate, info.channels),
+            frames=reader.reader.frames,
+        )
+        paths = job.target.stems(separator.stems)
+        return StemWriter.open(spool, paths, layout, output, info, temp_folder=workdir.folder)
+
+    def _rate_warning(self, writer: StemWriter) -> Iterator[str]:
+        """Yield a warning if a rate was asked for that the format does not have."""
+        rate, written = writer.layout.rate, writer.file_rate
+        if isinstance(self.request.output.rate, int) and written != rate:
+            yield f"{writer.encoding.format} has no {rate} Hz: written with {written} Hz"
+
+
+def clean_up(
+    error: Exception, job: TrackJob, workdir: WorkDir, *, keeps_when_full: bool
+) -> Exception:
+    """Clean up after an error, and return it; a full disk is no reason to lose hours of work."""
+    if not (keeps_when_full and is_disk_full(error)):
+        workdir.remove()
+        return error
+    workdir.release()
+    if isinstance(error, OSError):
+        error = write_error(str(job.target.folder), error)
+    kept = AudioWriteError(f"{error}; the next attempt goes on from here")
+    kept.__cause__ = error
+    return kept
+
+
+def check_between(blocks: Iterable[Tensor], stop: threading.Event) -> Iterator[Tensor]:
+    """Yield the blocks; raises `SpoolAbandoned` once `stop` is set."""
+    for block in blocks:
+        check_stop(stop)
+        yield block
+
+
+def check_stop(stop: threading.Event) -> None:
+    """Raise `SpoolAbandoned` if `stop` is set."""
+    if stop.is_set():
+        raise SpoolAbandoned
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is replaced or written to."""
+    try:
+        stat = path.stat()
+    except OSError:  # reading it will say why
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
