@@ -1,4 +1,4 @@
-"""Quantised states against the quantiser that writes them, number by number."""
+"""Compare decoded quantized states with those that DiffQ restores, number by number."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from demucs_infer.checkpoints.diffq import decode
 from demucs_infer.checkpoints.reader import Package, read_package
 from demucs_infer.errors import CheckpointError
-from tests.helpers import malicious_checkpoints as hostile
+from tests.helpers import malicious_checkpoints as malicious
 from tests.helpers.networks import need_module
 
-DIFFQ = {"klass": hostile.Named("diffq.diffq", "DiffQuantizer"), "packed": True}
+DIFFQ = {"klass": malicious.GlobalName("diffq.diffq", "DiffQuantizer"), "packed": True}
 
 
-class Small(nn.Module):
-    """Parameters on both sides of the size limit, one of them of an awkward size."""
+class MixedSizeNetwork(nn.Module):
+    """A network with parameters below and above the size limit, one of an odd size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,20 +30,20 @@ class Small(nn.Module):
 
 
 @pytest.fixture
-def network() -> Small:
+def network() -> MixedSizeNetwork:
     torch.manual_seed(3)
-    return Small()
+    return MixedSizeNetwork()
 
 
-def quantiser(name: str, network: nn.Module, **options: Any) -> Any:
+def make_quantizer(name: str, network: nn.Module, **options: Any) -> Any:
     diffq = need_module("diffq")
     return getattr(diffq, name)(network, **options)
 
 
-def saved(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The state as our reader finds it in a file that torch wrote."""
+def save_and_read_state(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the state as it is read from a file that torch wrote."""
     path = folder / "q.th"
-    klass = Small
+    klass = MixedSizeNetwork
     torch.save(
         {"klass": klass, "args": (), "kwargs": {}, "state": {**state, "__quantized": 1}}, path
     )
@@ -51,7 +51,7 @@ def saved(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     return dict(package.state)
 
 
-def shapes(network: nn.Module) -> dict[str, torch.Size]:
+def parameter_shapes(network: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in network.named_parameters()}
 
 
@@ -70,29 +70,29 @@ def shapes(network: nn.Module) -> dict[str, torch.Size]:
         ("UniformQuantizer", {"min_size": 100.0}),
     ],
 )
-def test_decoded_as_diffq_does(
-    tmp_path: Path, network: Small, name: str, options: dict[str, Any], packed: bool
+def test_weights_equal_those_that_diffq_restores(
+    tmp_path: Path, network: MixedSizeNetwork, name: str, options: dict[str, Any], packed: bool
 ) -> None:
-    quantizer = quantiser(name, network, **options)
-    for module in network.modules():  # let the groups be coded on many different numbers of bits
+    quantizer = make_quantizer(name, network, **options)
+    for module in network.modules():  # groups with many different bit widths
         for key, parameter in module.named_parameters(recurse=False):
             if key.endswith("_diffq"):
                 parameter.data = torch.linspace(-3, 3, parameter.numel())
     state = quantizer.get_quantized_state(packed=packed)
     quantizer.detach()
-    oracle = Small()
+    oracle = MixedSizeNetwork()
     need_module("diffq").restore_quantized_state(oracle, state)
-    found = dict(decode(saved(state, tmp_path), shapes(network)))
+    found = dict(decode(save_and_read_state(state, tmp_path), parameter_shapes(network)))
     wanted = dict(oracle.named_parameters())
     assert found.keys() == wanted.keys()
     for key, tensor in found.items():
         assert torch.equal(tensor, wanted[key]), key  # the same roundings, in the same order
 
 
-def test_each_number_of_bits_can_be_read(tmp_path: Path) -> None:
-    """A group on each width from 2 to 14, spread over more than one line of 2048 values."""
+def test_groups_of_2_to_14_bits_are_decoded(tmp_path: Path) -> None:
+    """Groups of each width are spread over more than one line of 2048 values."""
     network = nn.Linear(40, 13 * 64)
-    quantizer = quantiser("DiffQuantizer", network, min_size=0.01, group_size=8)
+    quantizer = make_quantizer("DiffQuantizer", network, min_size=0.01, group_size=8)
     logit = dict(network.named_parameters())["weight_diffq"]
     target = torch.arange(2.05, 14.4, 0.95).repeat(logit.numel())[: logit.numel()]
     logit.data = torch.logit((target - 2) / 13)
@@ -102,15 +102,15 @@ def test_each_number_of_bits_can_be_read(tmp_path: Path) -> None:
     assert len(widths) >= 12
     oracle = nn.Linear(40, 13 * 64)
     need_module("diffq").restore_quantized_state(oracle, state)
-    found = dict(decode(saved(state, tmp_path), shapes(network)))
+    found = dict(decode(save_and_read_state(state, tmp_path), parameter_shapes(network)))
     assert torch.equal(found["weight"], oracle.weight)
 
 
-# ── states written by hand, so that they need no quantiser ──
+# ── states made without a quantizer ──
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
-    """The layout that is described at the head of the decoder, written naively."""
+    """Pack values in the layout that the decoder documents, in the simplest way."""
     lines = -(-len(values) // 2048)
     words = [[[0] * 32 for _ in range(bits)] for _ in range(lines)]
     for index, value in enumerate(values.tolist()):
@@ -122,8 +122,8 @@ def pack(values: Tensor, bits: int) -> Tensor:
     return torch.tensor(flat, dtype=torch.int64).view(lines, bits, 32)
 
 
-def by_hand(numel: int, **meta: Any) -> tuple[dict[str, Any], Tensor]:
-    """A state of one parameter in groups of 8, on 3 and on 5 bits in turn, and its weights."""
+def make_state(numel: int, **meta: Any) -> tuple[dict[str, Any], Tensor]:
+    """Return a state of one parameter in groups of 8 with 3 and 5 bits, and its weights."""
     generator = torch.Generator().manual_seed(1)
     groups = numel // 8
     bits = torch.tensor([3, 5]).repeat(groups)[:groups]
@@ -141,15 +141,15 @@ def by_hand(numel: int, **meta: Any) -> tuple[dict[str, Any], Tensor]:
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Iterator[Any]:
-    """Write a state by hand, and read it."""
+def read_state(tmp_path: Path) -> Iterator[Any]:
+    """Return a function that writes a state to a file and reads it."""
 
     def through_file(state: dict[str, Any]) -> dict[str, Any]:
         klass = state["meta"].pop("klass")
         file = tmp_path / "q.th"
-        torch.save({"klass": Small, "state": {**state, "__quantized": True}}, file)
+        torch.save({"klass": MixedSizeNetwork, "state": {**state, "__quantized": True}}, file)
         found = dict(read_package(file).state)
-        program = hostile.archive(hostile.dumps(klass))
+        program = malicious.make_archive(malicious.dumps(klass))
         (tmp_path / "klass.th").write_bytes(program)
         from demucs_infer.checkpoints.torch_file import read_torch_file
 
@@ -160,9 +160,9 @@ def read(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("numel", [16, 2048 * 8, 2048 * 8 + 24])
-def test_the_layout_is_the_documented_one(numel: int, read: Any) -> None:
-    state, expected = by_hand(numel)
-    ((name, found),) = decode(read(state), {"w": torch.Size([numel // 8, 8])})
+def test_bit_layout_is_as_documented(numel: int, read_state: Any) -> None:
+    state, expected = make_state(numel)
+    ((name, found),) = decode(read_state(state), {"w": torch.Size([numel // 8, 8])})
     assert name == "w"
     # Two float32 multiplications and an addition, on values up to 2.
     torch.testing.assert_close(found.reshape(-1), expected, rtol=0, atol=1e-6)
@@ -171,7 +171,7 @@ def test_the_layout_is_the_documented_one(numel: int, read: Any) -> None:
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        ({"klass": hostile.Named("os", "system")}, "system"),
+        ({"klass": malicious.GlobalName("os", "system")}, "system"),
         ({"torch_pack": True}, "torch_pack"),
         ({"init_kwargs": {"group_size": 3, "min_size": 0.0}}, "groups of 3"),
         ({"init_kwargs": {"group_size": 0}}, "invalid quantizer parameters"),
@@ -182,22 +182,24 @@ def test_the_layout_is_the_documented_one(numel: int, read: Any) -> None:
         ({"packed": False}, "quantized weights"),
     ],
 )
-def test_a_wrong_description_is_refused(wrong: dict[str, Any], word: str, read: Any) -> None:
-    state, _ = by_hand(64, **wrong)
+def test_invalid_quantizer_metadata_is_refused(
+    wrong: dict[str, Any], word: str, read_state: Any
+) -> None:
+    state, _ = make_state(64, **wrong)
     with pytest.raises(CheckpointError, match=word):
-        dict(decode(read(state), {"w": torch.Size([64])}))
+        dict(decode(read_state(state), {"w": torch.Size([64])}))
 
 
-def test_groups_on_fifteen_bits_are_refused(read: Any) -> None:
-    """DiffQ's writer forgets them, and its reader fills them with whatever was in memory."""
-    state, _ = by_hand(64)
+def test_groups_of_15_bits_are_refused(read_state: Any) -> None:
+    """DiffQ's writer omits them, and its reader leaves them uninitialized."""
+    state, _ = make_state(64)
     planes, limits, _ = state["quantized"][0]
     state["quantized"] = [(planes, limits, pack(torch.full((8,), 13), 4))]
     with pytest.raises(CheckpointError, match="with 15 bits"):
-        dict(decode(read(state), {"w": torch.Size([64])}))
+        dict(decode(read_state(state), {"w": torch.Size([64])}))
 
 
-def test_packs_of_another_size_are_refused(read: Any) -> None:
-    state, _ = by_hand(64)
+def test_packed_weights_of_wrong_size_are_refused(read_state: Any) -> None:
+    state, _ = make_state(64)
     with pytest.raises(CheckpointError, match="packed values"):
-        dict(decode(read(state), {"w": torch.Size([64 * 1024])}))
+        dict(decode(read_state(state), {"w": torch.Size([64 * 1024])}))

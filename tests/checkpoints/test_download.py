@@ -1,4 +1,4 @@
-"""Downloads against a server that cuts, lies and stalls: the right bytes, or no file."""
+"""Test downloads from a server with faults: they give the right bytes, or no file."""
 
 from __future__ import annotations
 
@@ -27,73 +27,73 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 @dataclass
-class Behaviour:
-    """What the server does next, and what it was asked."""
+class Behavior:
+    """Faults of the server, and the requests it received."""
 
     cuts: list[int] = field(default_factory=list)
-    """After how many bytes to hang up, one for each of the next answers."""
+    """Bytes after which to close the connection, for each of the next responses."""
     codes: list[int] = field(default_factory=list)
     ranges: bool = True
     slip: int = 0
-    """How far behind the byte that was asked for an answer begins."""
+    """Offset of a partial response from the requested byte."""
     span: int | None = None
-    """The longest part that is sent at once."""
+    """Maximum size of a partial response."""
     etag: str | None = '"one"'
     content: bytes = CONTENT
     has_length: bool = True
     redirect: str | None = None
-    asked: list[dict[str, str]] = field(default_factory=list)
+    requests: list[dict[str, str]] = field(default_factory=list)
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.0"
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
-        behaviour: Behaviour = self.server.behaviour  # type: ignore[attr-defined]
-        behaviour.asked.append(
+        behavior: Behavior = self.server.behavior  # type: ignore[attr-defined]
+        behavior.requests.append(
             {"path": self.path, **{k.lower(): v for k, v in self.headers.items()}}
         )
-        if behaviour.codes:
-            self.send_error(behaviour.codes.pop(0))
+        if behavior.codes:
+            self.send_error(behavior.codes.pop(0))
             return
-        if behaviour.redirect:
+        if behavior.redirect:
             self.send_response(302)
-            self.send_header("Location", behaviour.redirect)
+            self.send_header("Location", behavior.redirect)
             self.end_headers()
             return
-        self.answer(behaviour)
+        self.send_content(behavior)
 
-    def answer(self, behaviour: Behaviour) -> None:
-        content, start = behaviour.content, 0
+    def send_content(self, behavior: Behavior) -> None:
+        content, start = behavior.content, 0
         wanted = self.headers.get("Range")
         condition = self.headers.get("If-Range")
-        if wanted and behaviour.ranges and condition in (None, behaviour.etag):
-            start = int(wanted.removeprefix("bytes=").removesuffix("-")) + behaviour.slip
+        if wanted and behavior.ranges and condition in (None, behavior.etag):
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) + behavior.slip
             if start >= len(content):
                 self.send_error(416)
                 return
             whole = len(content)
-            content = content[: start + behaviour.span] if behaviour.span else content
+            content = content[: start + behavior.span] if behavior.span else content
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{whole}")
         else:
             self.send_response(200)
-        if behaviour.has_length:
+        if behavior.has_length:
             self.send_header("Content-Length", str(len(content) - start))
-        if behaviour.etag:
-            self.send_header("ETag", behaviour.etag)
+        if behavior.etag:
+            self.send_header("ETag", behavior.etag)
         self.end_headers()
-        cut = behaviour.cuts.pop(0) if behaviour.cuts else len(content)
+        cut = behavior.cuts.pop(0) if behavior.cuts else len(content)
         self.wfile.write(content[start : start + cut])
 
 
 @dataclass
 class Server:
     url: str
-    behaviour: Behaviour
+    behavior: Behavior
 
 
 @pytest.fixture
@@ -102,147 +102,143 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(download.time, "sleep", lambda _: None)  # between attempts
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    behaviour = Behaviour()
-    running.behaviour = behaviour  # type: ignore[attr-defined]
+    behavior = Behavior()
+    running.behavior = behavior  # type: ignore[attr-defined]
     thread = threading.Thread(target=running.serve_forever, args=(0.02,))
     thread.start()
-    yield Server(f"http://127.0.0.1:{running.server_port}/x.th", behaviour)
+    yield Server(f"http://127.0.0.1:{running.server_port}/x.th", behavior)
     running.shutdown()
     thread.join()
     running.server_close()
 
 
-def left(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-def test_the_file_arrives(tmp_path: Path, server: Server) -> None:
+def test_file_is_downloaded_with_progress(tmp_path: Path, server: Server) -> None:
     seen: list[tuple[int, int | None]] = []
     wanted = DownloadRequest([server.url], tmp_path / "deep" / "x.th", DIGEST)
     assert fetch(wanted, lambda done, total: seen.append((done, total))) == DIGEST
     assert wanted.path.read_bytes() == CONTENT
-    assert left(wanted.path.parent) == ["x.th"]
+    assert list_files(wanted.path.parent) == ["x.th"]
     assert seen[0] == (0, len(CONTENT))
     assert seen[-1] == (len(CONTENT), len(CONTENT))
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 @pytest.mark.parametrize("digest", [DIGEST, None])
-def test_a_cut_is_resumed(tmp_path: Path, server: Server, digest: str | None) -> None:
-    server.behaviour.cuts = [400_000, 100_000]
+def test_lost_connection_is_resumed(tmp_path: Path, server: Server, digest: str | None) -> None:
+    server.behavior.cuts = [400_000, 100_000]
     fetch(DownloadRequest([server.url], tmp_path / "x.th", digest))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
-    ranges = [asked.get("range") for asked in server.behaviour.asked]
+    ranges = [request.get("range") for request in server.behavior.requests]
     assert ranges == [None, "bytes=400000-", "bytes=500000-"]
-    assert server.behaviour.asked[1]["if-range"] == '"one"'
+    assert server.behavior.requests[1]["if-range"] == '"one"'
 
 
-def test_a_cut_is_resumed_by_another_call(tmp_path: Path, server: Server) -> None:
-    """What one process got is not asked for again by the next."""
-    server.behaviour.cuts = [300_000, 0, 0, 0]
+def test_partial_file_is_resumed_by_the_next_call(tmp_path: Path, server: Server) -> None:
+    """Bytes that one process received are not requested again by the next."""
+    server.behavior.cuts = [300_000, 0, 0, 0]
     wanted = DownloadRequest([server.url], tmp_path / "x.th", DIGEST)
     with pytest.raises(DownloadError, match="cut after 300000 of 1024000"):
         fetch(wanted)
     assert not wanted.path.exists()
-    server.behaviour.asked.clear()
+    server.behavior.requests.clear()
     fetch(wanted)
     assert wanted.path.read_bytes() == CONTENT
-    assert [asked.get("range") for asked in server.behaviour.asked] == ["bytes=300000-"]
-    assert left(tmp_path) == ["x.th"]
+    assert [request.get("range") for request in server.behavior.requests] == ["bytes=300000-"]
+    assert list_files(tmp_path) == ["x.th"]
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_from_its_start(
-    tmp_path: Path, server: Server
-) -> None:
-    server.behaviour.cuts = [300_000, 0, 0, 0]
-    server.behaviour.content = CONTENT[::-1]
+def test_changed_file_is_downloaded_from_its_start(tmp_path: Path, server: Server) -> None:
+    server.behavior.cuts = [300_000, 0, 0, 0]
+    server.behavior.content = CONTENT[::-1]
     wanted = DownloadRequest([server.url], tmp_path / "x.th")
     with pytest.raises(DownloadError):
         fetch(wanted)
-    server.behaviour.content, server.behaviour.etag = CONTENT, '"two"'
+    server.behavior.content, server.behavior.etag = CONTENT, '"two"'
     fetch(wanted)
     assert wanted.path.read_bytes() == CONTENT
 
 
-def test_a_server_without_ranges_is_asked_again(tmp_path: Path, server: Server) -> None:
-    server.behaviour.ranges, server.behaviour.etag = False, None
-    server.behaviour.cuts = [300_000]
+def test_server_without_ranges_sends_the_whole_file_again(tmp_path: Path, server: Server) -> None:
+    server.behavior.ranges, server.behavior.etag = False, None
+    server.behavior.cuts = [300_000]
     fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("digest", [DIGEST, None])
 @pytest.mark.parametrize("slip", [-7, 7])
-def test_another_part_than_was_asked_for_is_not_used(
+def test_wrong_range_of_a_response_is_discarded(
     tmp_path: Path, server: Server, slip: int, digest: str | None
 ) -> None:
-    server.behaviour.slip, server.behaviour.cuts = slip, [300_000]
+    server.behavior.slip, server.behavior.cuts = slip, [300_000]
     fetch(DownloadRequest([server.url], tmp_path / "x.th", digest))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
-    ranges = [asked.get("range") for asked in server.behaviour.asked]
+    ranges = [request.get("range") for request in server.behavior.requests]
     assert ranges == [None, "bytes=300000-", None]
 
 
-def test_a_part_that_ends_early_is_not_the_file(tmp_path: Path, server: Server) -> None:
-    server.behaviour.span, server.behaviour.cuts = 400_000, [300_000]
+def test_range_that_ends_early_is_continued(tmp_path: Path, server: Server) -> None:
+    server.behavior.span, server.behavior.cuts = 400_000, [300_000]
     fetch(DownloadRequest([server.url], tmp_path / "x.th"))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
-    ranges = [asked.get("range") for asked in server.behaviour.asked]
+    ranges = [request.get("range") for request in server.behavior.requests]
     assert ranges == [None, "bytes=300000-", "bytes=700000-"]
 
 
-def test_the_tag_of_one_address_is_not_taken_for_that_of_another(
-    tmp_path: Path, server: Server
-) -> None:
+def test_etag_is_not_sent_to_another_url(tmp_path: Path, server: Server) -> None:
     wanted = DownloadRequest([server.url], tmp_path / "x.th")
     for etag, content in (('"one"', CONTENT), (None, CONTENT[::-1])):
-        server.behaviour.etag, server.behaviour.content = etag, content
-        server.behaviour.cuts = [300_000, 0, 0, 0]
+        server.behavior.etag, server.behavior.content = etag, content
+        server.behavior.cuts = [300_000, 0, 0, 0]
         with pytest.raises(DownloadError):
             fetch(wanted)
-    server.behaviour.etag, server.behaviour.content = '"one"', CONTENT
+    server.behavior.etag, server.behavior.content = '"one"', CONTENT
     fetch(wanted)
     assert wanted.path.read_bytes() == CONTENT
 
 
-def test_without_digest_or_tag_nothing_is_resumed(tmp_path: Path, server: Server) -> None:
-    """Two halves of two files would go unnoticed."""
-    server.behaviour.etag = None
-    server.behaviour.cuts = [300_000]
+def test_download_without_digest_or_etag_is_not_resumed(tmp_path: Path, server: Server) -> None:
+    """Halves of two different files could not be told from a whole one."""
+    server.behavior.etag = None
+    server.behavior.cuts = [300_000]
     fetch(DownloadRequest([server.url], tmp_path / "x.th"))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
-    assert [asked.get("range") for asked in server.behaviour.asked] == [None, None]
+    assert [request.get("range") for request in server.behavior.requests] == [None, None]
 
 
-def test_a_part_that_is_too_long_is_thrown_away(tmp_path: Path, server: Server) -> None:
+def test_partial_file_longer_than_the_file_is_discarded(tmp_path: Path, server: Server) -> None:
     (tmp_path / "x.th.part").write_bytes(bytes(len(CONTENT) + 5))
     fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
 
 
-def test_the_wrong_bytes_leave_nothing(tmp_path: Path, server: Server) -> None:
-    server.behaviour.content = CONTENT[:-1] + b"!"
+def test_file_with_wrong_digest_is_deleted(tmp_path: Path, server: Server) -> None:
+    server.behavior.content = CONTENT[:-1] + b"!"
     with pytest.raises(DownloadError, match=f"expected {DIGEST}"):
         fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
-    assert left(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
-def test_the_next_address_is_tried(tmp_path: Path, server: Server) -> None:
-    """Four failures at the first mirror's, two different kinds; then the original."""
-    server.behaviour.codes = [404]
+def test_next_url_is_tried_after_an_error(tmp_path: Path, server: Server) -> None:
+    """An error of the mirror leads to the original."""
+    server.behavior.codes = [404]
     urls = [server.url + "?mirror", server.url]
     fetch(DownloadRequest(urls, tmp_path / "x.th", DIGEST))
-    assert [asked["path"] for asked in server.behaviour.asked] == ["/x.th?mirror", "/x.th"]
+    assert [request["path"] for request in server.behavior.requests] == ["/x.th?mirror", "/x.th"]
 
 
-def test_a_tired_server_is_asked_again(tmp_path: Path, server: Server) -> None:
-    server.behaviour.codes = [503, 429, 500]
+def test_temporary_http_errors_are_retried(tmp_path: Path, server: Server) -> None:
+    server.behavior.codes = [503, 429, 500]
     fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
-    assert len(server.behaviour.asked) == 4
+    assert len(server.behavior.requests) == 4
 
 
-def test_all_that_failed_is_in_the_error(tmp_path: Path, server: Server) -> None:
-    server.behaviour.codes = [404, 403]
+def test_error_lists_the_problem_of_each_url(tmp_path: Path, server: Server) -> None:
+    server.behavior.codes = [404, 403]
     with pytest.raises(DownloadError) as caught:
         fetch(DownloadRequest([server.url + "?a", server.url + "?b"], tmp_path / "x.th", DIGEST))
     message = str(caught.value)
@@ -250,39 +246,41 @@ def test_all_that_failed_is_in_the_error(tmp_path: Path, server: Server) -> None
 
 
 @pytest.mark.parametrize("has_length", [True, False])
-def test_too_much_is_refused(tmp_path: Path, server: Server, has_length: bool) -> None:
-    server.behaviour.has_length = has_length
+def test_file_above_the_size_limit_is_refused(
+    tmp_path: Path, server: Server, has_length: bool
+) -> None:
+    server.behavior.has_length = has_length
     with pytest.raises(DownloadError, match="more than the 1000"):
         fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST, max_bytes=1000))
     assert not (tmp_path / "x.th").exists()
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x"])
-def test_only_the_web_is_asked(tmp_path: Path, url: str) -> None:
+def test_schemes_other_than_http_are_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(DownloadError, match="only http and https"):
         fetch(DownloadRequest([url], tmp_path / "x.th"))
 
 
-def test_a_redirection_does_not_lead_out_of_the_web(tmp_path: Path, server: Server) -> None:
-    server.behaviour.redirect = "file:///etc/hostname"
+def test_redirection_to_a_file_is_refused(tmp_path: Path, server: Server) -> None:
+    server.behavior.redirect = "file:///etc/hostname"
     with pytest.raises(DownloadError):
         fetch(DownloadRequest([server.url], tmp_path / "x.th"))
-    assert left(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
-def test_a_redirection_is_followed(tmp_path: Path, server: Server) -> None:
+def test_redirection_is_followed(tmp_path: Path, server: Server) -> None:
     class Once(Handler):
         def do_GET(self) -> None:
-            behaviour: Behaviour = self.server.behaviour  # type: ignore[attr-defined]
+            behavior: Behavior = self.server.behavior  # type: ignore[attr-defined]
             if "?moved" in self.path:
                 self.send_response(302)
                 self.send_header("Location", server.url)
                 self.end_headers()
             else:
-                self.answer(behaviour)
+                self.send_content(behavior)
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Once)
-    running.behaviour = server.behaviour  # type: ignore[attr-defined]
+    running.behavior = server.behavior  # type: ignore[attr-defined]
     thread = threading.Thread(target=running.serve_forever, args=(0.02,))
     thread.start()
     url = f"http://127.0.0.1:{running.server_port}/x.th?moved"
@@ -295,17 +293,19 @@ def test_a_redirection_is_followed(tmp_path: Path, server: Server) -> None:
     assert (tmp_path / "x.th").read_bytes() == CONTENT
 
 
-def test_the_proxy_of_the_environment_is_used(
+def test_proxy_of_the_environment_is_used(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server stands in for a proxy: it is sent the whole address of a host that is not."""
+    """The server acts as a proxy: it receives the full URL of a host that does not exist."""
     monkeypatch.setenv("http_proxy", server.url.removesuffix("/x.th"))
     monkeypatch.delenv("no_proxy", raising=False)
     fetch(DownloadRequest(["http://weights.invalid/x.th"], tmp_path / "x.th", DIGEST))
-    assert server.behaviour.asked[0]["path"] == "http://weights.invalid/x.th"
+    assert server.behavior.requests[0]["path"] == "http://weights.invalid/x.th"
 
 
-def test_a_caller_can_stop_it(tmp_path: Path, server: Server) -> None:
+def test_exception_of_the_progress_callback_stops_the_download(
+    tmp_path: Path, server: Server
+) -> None:
     class Stop(Exception):
         pass
 
@@ -329,17 +329,17 @@ assert "torch" not in sys.modules
 """
 
 
-def test_two_processes_fetch_it_once(tmp_path: Path, server: Server) -> None:
+def test_two_processes_download_a_file_once(tmp_path: Path, server: Server) -> None:
     path = tmp_path / "x.th"
     command = [sys.executable, "-c", FETCH, server.url, str(path), DIGEST]
     both = [subprocess.Popen(command, env=dict(os.environ)) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0]
     assert path.read_bytes() == CONTENT
-    assert len(server.behaviour.asked) == 1
-    assert left(tmp_path) == ["x.th"]
+    assert len(server.behavior.requests) == 1
+    assert list_files(tmp_path) == ["x.th"]
 
 
-def test_a_dead_process_does_not_keep_its_lock(tmp_path: Path, server: Server) -> None:
+def test_lock_of_a_dead_process_is_released(tmp_path: Path, server: Server) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
         "from demucs_infer.checkpoints.download import hold_lock\n"
@@ -365,11 +365,11 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("no_locks")
 def test_download_works_on_file_system_without_locks(tmp_path: Path, server: Server) -> None:
-    server.behaviour.cuts = [300_000]
+    server.behavior.cuts = [300_000]
     with pytest.warns(UserWarning, match=r"x\.th\.lock|not supported"):
         fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
     assert (tmp_path / "x.th").read_bytes() == CONTENT
-    assert left(tmp_path) == ["x.th"]
+    assert list_files(tmp_path) == ["x.th"]
 
 
 def test_downloads_without_locks_do_not_share_a_partial_file(
@@ -391,7 +391,7 @@ def test_downloads_without_locks_do_not_share_a_partial_file(
         assert fetch(request, download_again) == DIGEST
     assert nested == ["running", DIGEST]
     assert request.path.read_bytes() == CONTENT
-    assert left(tmp_path) == ["x.th"]
+    assert list_files(tmp_path) == ["x.th"]
 
 
 def test_failed_download_without_locks_leaves_no_partial_file(
@@ -401,10 +401,10 @@ def test_failed_download_without_locks_leaves_no_partial_file(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    server.behaviour.cuts = [300_000, 0, 0, 0]
+    server.behavior.cuts = [300_000, 0, 0, 0]
     with pytest.warns(UserWarning), pytest.raises(DownloadError, match="cut"):
         fetch(DownloadRequest([server.url], tmp_path / "x.th", DIGEST))
-    assert left(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
 def test_other_errors_of_the_lock_are_raised(

@@ -1,4 +1,4 @@
-"""Names: what is known without a network, what is fetched, kept, checked, moved and removed."""
+"""Test the catalog, and how models are downloaded, verified, copied and removed."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from demucs_infer.pretrained import (
 )
 from tests.helpers.networks import TINY, need_module, randomise
 
-# ── the catalogue ──
+# ── catalog ──
 
 
-def test_the_catalogue_is_complete_and_sound() -> None:
+def test_catalog_is_complete_and_consistent() -> None:
     catalog = load_catalog()
     assert len(catalog.checkpoints) >= 34
     assert len(catalog.bags) >= 17
@@ -63,7 +63,7 @@ def test_the_catalogue_is_complete_and_sound() -> None:
             assert len(row) == len(stems.copy().pop() or row)
 
 
-def test_upstreams_own_list_is_in_it() -> None:
+def test_catalog_contains_all_models_of_upstream() -> None:
     remote = Path(need_module("demucs").__file__).parent / "remote"
     catalog = load_catalog()
     yaml = need_module("yaml")
@@ -80,7 +80,7 @@ def test_upstreams_own_list_is_in_it() -> None:
             assert any(url.endswith(line) for one in published for url in one.urls)
 
 
-def test_no_licence_is_made_up() -> None:
+def test_each_stated_license_has_its_source() -> None:
     for one in load_catalog().checkpoints.values():
         if one.ships:
             continue
@@ -102,13 +102,13 @@ def test_no_licence_is_made_up() -> None:
         "[[checkpoint]]\nsignature='x'\nfile='x'\nsha256='x'\n" * 2,
     ],
 )
-def test_a_catalogue_with_a_mistake_is_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_catalog_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(ConfigError, match="catalog"):
         read_catalog(tmp_path / "c.toml")
 
 
-def test_what_is_known_about_a_name() -> None:
+def test_model_info_describes_bags_and_networks() -> None:
     info = model_info("htdemucs_ft")
     assert info.is_bag
     assert info.stems == ("drums", "bass", "other", "vocals")
@@ -121,21 +121,21 @@ def test_what_is_known_about_a_name() -> None:
     ]
     assert "scientific" in info.licence
     assert info.size == sum(file.size or 0 for file in info.files) == 4 * 84_141_271
-    assert model_info("mdx_q").size is None  # one that nobody states
+    assert model_info("mdx_q").size is None  # not stated by any source
     assert not info.is_cached
     assert model_info("htdemucs_6s").stems == (*info.stems, "guitar", "piano")
     assert model_info("uvr_demucs_model_1").stems is None
     assert model_info("955717e8").is_bag is False
 
 
-def test_the_two_kinds_of_models() -> None:
+def test_list_models_has_bags_and_single_networks() -> None:
     found = list_models()
     assert set(found) == {"single", "bag"}
     assert "htdemucs" in found["bag"]
     assert "955717e8" in found["single"]
 
 
-def test_listing_and_missing_take_no_torch() -> None:
+def test_listing_and_errors_import_no_torch() -> None:
     code = """
 import sys, socket
 def refuse(*_): raise AssertionError("the network was asked")
@@ -166,7 +166,7 @@ assert "torch" not in sys.modules and "yaml" not in sys.modules
     assert "huggingface.co/adefossez/HTDemucs/resolve/main/htdemucs.yaml" in hub
 
 
-def test_offline_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_disables_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEMUCS_INFER_OFFLINE", "1")
     assert CheckpointStore.from_environment().offline
     assert not CheckpointStore.from_environment(offline=False).offline
@@ -182,7 +182,7 @@ def test_offline_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("darwin", "HOME", "base/Library/Caches/demucs-infer"),
     ],
 )
-def test_where_the_cache_is(
+def test_cache_folder_follows_platform_and_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, variable: str, end: str
 ) -> None:
     monkeypatch.delenv("DEMUCS_INFER_CACHE")
@@ -194,16 +194,16 @@ def test_where_the_cache_is(
     assert cache_folder(tmp_path / "third") == tmp_path / "third"
 
 
-# ── a catalogue of our own, and the server that it names ──
+# ── a small catalog and its server ──
 
 
-class Quiet(SimpleHTTPRequestHandler):
+class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
-class World:
-    """Small models on a server, in a catalogue, with a cache of their own."""
+class ModelServer:
+    """Small models on a server, with a catalog and a cache of their own."""
 
     def __init__(self, root: Path, url: str) -> None:
         self.cache, self.served, self.url = root / "cache", root / "served", url
@@ -214,7 +214,7 @@ class World:
             kwargs, state = TINY["Demucs"], network.state_dict()
             path = self.served / f"{signature}.th"
             torch.save({"klass": Demucs, "args": (), "kwargs": kwargs, "state": state}, path)
-            lines.append(self.entry(signature, path))
+            lines.append(self.catalog_entry(signature, path))
             self.networks[signature] = network
         bare = self.served / "bare.ckpt"
         torch.save({"state_dict": self.networks["aaaa0001"].state_dict()}, bare)
@@ -223,60 +223,60 @@ class World:
             for key, value in TINY["Demucs"].items()
         )
         stems = 'stems = ["kick", "snare", "cymbals", "toms"]\nklass = "Demucs"\n'
-        lines.append(f"{self.entry('bare', bare)}{stems}[checkpoint.kwargs]\n{kwargs_toml}")
+        lines.append(f"{self.catalog_entry('bare', bare)}{stems}[checkpoint.kwargs]\n{kwargs_toml}")
         lines.append("[[bag]]\nname = 'one'\nmodels = ['aaaa0001']")
         lines.append("[[bag]]\nname = 'two'\nmodels = ['aaaa0001', 'aaaa0002']\nsegment = 1")
         (root / "catalog.toml").write_text("\n".join(lines))
         self.catalog: Catalog = read_catalog(root / "catalog.toml")
 
-    def entry(self, signature: str, path: Path) -> str:
+    def catalog_entry(self, signature: str, path: Path) -> str:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return (
             f"[[checkpoint]]\nsignature = '{signature}'\nfile = '{path.name}'\n"
             f"urls = ['{self.url}/{path.name}']\nsha256 = '{digest}'\n"
         )
 
-    def cached(self, name: str) -> Path:
+    def cached_path(self, name: str) -> Path:
         return self.cache / "models" / name
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "served").mkdir()
-    handler = partial(Quiet, directory=str(tmp_path / "served"))
+    handler = partial(QuietHandler, directory=str(tmp_path / "served"))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
-    world = World(tmp_path, f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(pretrained, "load_catalog", lambda: world.catalog)
-    monkeypatch.setattr(repo, "load_catalog", lambda: world.catalog)
-    monkeypatch.setenv("DEMUCS_INFER_CACHE", str(world.cache))
-    yield world
+    models = ModelServer(tmp_path, f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(pretrained, "load_catalog", lambda: models.catalog)
+    monkeypatch.setattr(repo, "load_catalog", lambda: models.catalog)
+    monkeypatch.setenv("DEMUCS_INFER_CACHE", str(models.cache))
+    yield models
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
+def have_equal_weights(one: nn.Module, other: nn.Module) -> bool:
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_a_name_becomes_a_bag(world: World) -> None:
+def test_get_model_downloads_and_builds_a_bag(models: ModelServer) -> None:
     seen: list[int] = []
     bag = get_model("two", progress=lambda done, total: seen.append(done))
     assert isinstance(bag, BagOfModels)
-    assert same(bag.models[1], world.networks["aaaa0002"])
-    assert max(seen) == (world.served / "aaaa0002.th").stat().st_size
+    assert have_equal_weights(bag.models[1], models.networks["aaaa0002"])
+    assert max(seen) == (models.served / "aaaa0002.th").stat().st_size
     assert not bag.models[0].training
     offline = get_model("two", offline=True)
     assert isinstance(offline, BagOfModels)
 
 
-def test_who_asks_for_progress_sees_a_download(
-    world: World, capsys: pytest.CaptureFixture[str]
+def test_progress_draws_a_bar_for_downloads_only(
+    models: ModelServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Separator("aaaa0001", device="cpu")
     assert capsys.readouterr().err == ""
@@ -286,37 +286,37 @@ def test_who_asks_for_progress_sees_a_download(
     assert capsys.readouterr().err == ""
 
 
-def test_a_signature_becomes_a_network(world: World) -> None:
+def test_get_model_loads_a_network_by_signature(models: ModelServer) -> None:
     network = get_model("aaaa0001")
     assert type(network) is Demucs
-    assert same(network, world.networks["aaaa0001"])
+    assert have_equal_weights(network, models.networks["aaaa0001"])
 
 
-def test_a_bare_state_has_its_architecture_and_names_from_the_catalogue(world: World) -> None:
+def test_bare_state_dict_takes_architecture_and_stems_from_the_catalog(models: ModelServer) -> None:
     network = get_model("bare")
     assert isinstance(network, Demucs)
     assert network.sources == ["kick", "snare", "cymbals", "toms"]
 
 
-def test_a_path_is_a_name(world: World) -> None:
-    file = world.served / "aaaa0001.th"
+def test_get_model_loads_a_network_by_path(models: ModelServer) -> None:
+    file = models.served / "aaaa0001.th"
     for name in (file, str(file)):
-        assert same(get_model(name), world.networks["aaaa0001"])
+        assert have_equal_weights(get_model(name), models.networks["aaaa0001"])
 
 
-def test_a_file_put_there_by_hand_is_checked_once(world: World) -> None:
-    """Its digest is taken, and a stamp written; afterwards the stamp is believed."""
-    world.cached("x").parent.mkdir(parents=True)
-    good = (world.served / "aaaa0001.th").read_bytes()
-    world.cached("aaaa0001.th").write_bytes(good)
+def test_file_copied_into_the_cache_is_hashed_once(models: ModelServer) -> None:
+    """Hashing it writes a stamp, which is trusted afterwards."""
+    models.cached_path("x").parent.mkdir(parents=True)
+    good = (models.served / "aaaa0001.th").read_bytes()
+    models.cached_path("aaaa0001.th").write_bytes(good)
     get_model("one", offline=True)
-    assert world.cached("aaaa0001.th.stamp").is_file()
-    world.cached("aaaa0001.th").write_bytes(good[:-1] + b"!")
+    assert models.cached_path("aaaa0001.th.stamp").is_file()
+    models.cached_path("aaaa0001.th").write_bytes(good[:-1] + b"!")
     with pytest.raises(CheckpointError, match="damaged or a different file"):
         get_model("one", offline=True)
 
 
-def test_verify_does_not_believe_the_stamp(world: World) -> None:
+def test_verify_hashes_a_file_despite_its_stamp(models: ModelServer) -> None:
     (path,) = pull("one")
     assert verify("one") == [path]
     about, data = path.stat(), bytearray(path.read_bytes())
@@ -328,24 +328,26 @@ def test_verify_does_not_believe_the_stamp(world: World) -> None:
         verify("one")  # …but not here
 
 
-def test_the_wrong_bytes_at_the_server_leave_nothing(world: World) -> None:
-    (world.served / "aaaa0001.th").write_bytes(b"something else")
+def test_download_with_wrong_digest_is_not_kept(models: ModelServer) -> None:
+    (models.served / "aaaa0001.th").write_bytes(b"something else")
     with pytest.raises(DownloadError, match="sha256"):
         get_model("one")
-    assert not world.cached("aaaa0001.th").exists()
+    assert not models.cached_path("aaaa0001.th").exists()
 
 
-def test_a_mirror_of_ones_own_goes_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    (world.served / "mirror").mkdir()
-    (world.served / "aaaa0001.th").rename(world.served / "mirror" / "aaaa0001.th")
-    monkeypatch.setenv("DEMUCS_INFER_MIRROR", f"{world.url}/mirror/")
+def test_mirror_is_tried_before_the_original_url(
+    models: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (models.served / "mirror").mkdir()
+    (models.served / "aaaa0001.th").rename(models.served / "mirror" / "aaaa0001.th")
+    monkeypatch.setenv("DEMUCS_INFER_MIRROR", f"{models.url}/mirror/")
     pull("one")
-    (world.served / "mirror" / "aaaa0002.th").write_bytes(b"a mirror that lies")
+    (models.served / "mirror" / "aaaa0002.th").write_bytes(b"a mirror that lies")
     assert len(pull("two")) == 2  # the original host is asked after it
 
 
-def test_what_is_pulled_is_where_it_is_said_to_be(world: World) -> None:
-    assert paths("two") == [world.cached("aaaa0001.th"), world.cached("aaaa0002.th")]
+def test_pull_returns_the_paths_of_its_files(models: ModelServer) -> None:
+    assert paths("two") == [models.cached_path("aaaa0001.th"), models.cached_path("aaaa0002.th")]
     assert not model_info("two").is_cached
     assert pull("two") == paths("two")
     info = model_info("two")
@@ -353,47 +355,47 @@ def test_what_is_pulled_is_where_it_is_said_to_be(world: World) -> None:
     assert info.size == sum(path.stat().st_size for path in paths("two"))
 
 
-def test_a_pulled_folder_is_a_repository(world: World, tmp_path: Path) -> None:
+def test_folder_of_a_pull_is_a_repository(models: ModelServer, tmp_path: Path) -> None:
     folder = tmp_path / "usb"
     pull("two", to=folder)
     bag = get_model("two", repo=folder)
     assert isinstance(bag, BagOfModels)
-    assert same(bag.models[1], world.networks["aaaa0002"])
+    assert have_equal_weights(bag.models[1], models.networks["aaaa0002"])
     assert set(list_models(folder)["bag"]) == {"two"}
 
 
-def test_import_goes_by_content(world: World, tmp_path: Path) -> None:
+def test_add_checkpoint_identifies_files_by_digest(models: ModelServer, tmp_path: Path) -> None:
     folder = tmp_path / "usb"
     folder.mkdir()
-    renamed = (world.served / "aaaa0001.th").rename(folder / "whatever.th")
+    renamed = (models.served / "aaaa0001.th").rename(folder / "whatever.th")
     (folder / "notes.txt").write_text("hello")
-    assert add_checkpoint(folder) == [world.cached("aaaa0001.th")]
-    assert same(get_model("aaaa0001", offline=True), world.networks["aaaa0001"])
+    assert add_checkpoint(folder) == [models.cached_path("aaaa0001.th")]
+    assert have_equal_weights(get_model("aaaa0001", offline=True), models.networks["aaaa0001"])
     assert renamed.exists()
     renamed.write_bytes(b"changed")
     with pytest.raises(CheckpointError, match=r"whatever\.th"):
         add_checkpoint(renamed)
 
 
-def test_removing_leaves_what_others_need(world: World) -> None:
+def test_remove_keeps_files_of_other_bags(models: ModelServer) -> None:
     pull("two")
-    assert remove("two") == [world.cached("aaaa0002.th")]  # `one` still has its network
-    assert remove("one") == [world.cached("aaaa0001.th")]
+    assert remove("two") == [models.cached_path("aaaa0002.th")]  # `one` still has its network
+    assert remove("one") == [models.cached_path("aaaa0001.th")]
     assert remove("one") == []
     assert not any(model_info(name).is_cached for name in ("one", "two"))
 
 
-def test_a_model_that_ships_is_never_fetched(
-    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_bundled_model_is_never_downloaded(
+    models: ModelServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    file = world.served / "aaaa0001.th"
+    file = models.served / "aaaa0001.th"
     text = (
         "[[checkpoint]]\nsignature = 'tiny'\nships = true\n"
         f"file = '{file}'\nsha256 = '{hashlib.sha256(file.read_bytes()).hexdigest()}'\n"
     )
     (tmp_path / "ships.toml").write_text(text)
-    world.catalog = read_catalog(tmp_path / "ships.toml")
-    assert same(get_model("tiny", offline=True), world.networks["aaaa0001"])
+    models.catalog = read_catalog(tmp_path / "ships.toml")
+    assert have_equal_weights(get_model("tiny", offline=True), models.networks["aaaa0001"])
     assert model_info("tiny").ships
     assert model_info("tiny").is_cached
     assert remove("tiny") == []
@@ -401,7 +403,7 @@ def test_a_model_that_ships_is_never_fetched(
 
 
 @pytest.mark.parametrize("ships", [True, False])
-def test_what_is_missing_offline_has_a_stand_in_that_ships(
+def test_error_of_missing_file_offers_the_bundled_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ships: bool
 ) -> None:
     text = f"[[checkpoint]]\nsignature = 'small'\nships = {str(ships).lower()}\n"
@@ -414,17 +416,17 @@ def test_what_is_missing_offline_has_a_stand_in_that_ships(
     assert ("bundled model 'small'" in str(caught.value)) is ships
 
 
-def test_a_cache_that_cannot_be_written_to_is_still_read(world: World) -> None:
+def test_read_only_cache_is_used(models: ModelServer) -> None:
     pull("one")
-    world.cached("aaaa0001.th.stamp").unlink()
-    world.cached("aaaa0001.th").parent.chmod(0o555)
+    models.cached_path("aaaa0001.th.stamp").unlink()
+    models.cached_path("aaaa0001.th").parent.chmod(0o555)
     try:
         assert get_model("aaaa0001", offline=True) is not None
     finally:
-        world.cached("aaaa0001.th").parent.chmod(0o755)
+        models.cached_path("aaaa0001.th").parent.chmod(0o755)
 
 
-def test_an_unknown_name(world: World) -> None:
+def test_unknown_name_is_refused_by_all_functions(models: ModelServer) -> None:
     for function in (get_model, pull, paths, verify, remove, model_info):
         with pytest.raises(ModelNotFound, match="no model named 'three'"):
             function("three")

@@ -1,4 +1,4 @@
-"""Folders, bags and the hub: each name leads to the right file or to one clear error."""
+"""Test folders, bags and the Hub: each name leads to the right file or a clear error."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from demucs_infer.repo import AnyModelRepo, BagOnlyRepo, HubRepo, LocalRepo, Rem
 from tests.helpers.networks import TINY, randomise
 
 
-def save(path: Path, seed: int = 0) -> nn.Module:
-    """A checkpoint at `path`, and the network that is in it."""
+def save_checkpoint(path: Path, seed: int = 0) -> nn.Module:
+    """Write a checkpoint, and return its network."""
     network = randomise(Demucs(**TINY["Demucs"]), seed)
     kwargs, state = TINY["Demucs"], network.state_dict()
     torch.save({"klass": Demucs, "args": (), "kwargs": kwargs, "state": state}, path)
     return network
 
 
-def with_checksum(path: Path) -> Path:
+def add_checksum_to_name(path: Path) -> Path:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     return path.rename(path.with_name(f"{path.stem}-{digest}{path.suffix}"))
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
+def have_equal_weights(one: nn.Module, other: nn.Module) -> bool:
     return all(
         torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values())
     )
@@ -41,9 +41,9 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save(tmp_path / "first.th", 1)
-    save(tmp_path / "second.th", 2)
-    with_checksum(tmp_path / "second.th")
+    save_checkpoint(tmp_path / "first.th", 1)
+    save_checkpoint(tmp_path / "second.th", 2)
+    add_checksum_to_name(tmp_path / "second.th")
     (tmp_path / "both.yaml").write_text(
         "models: ['first', 'second']\nweights: [[1., 0., 0., 1.], [0., 1., 1., 0.]]\nsegment: 1\n"
     )
@@ -51,63 +51,63 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def any_repo(folder: Path) -> AnyModelRepo:
+def open_repo(folder: Path) -> AnyModelRepo:
     single = LocalRepo(folder)
     return AnyModelRepo(single, BagOnlyRepo(folder, single))
 
 
-def test_a_folder_lists_its_models(folder: Path) -> None:
-    repo = any_repo(folder)
+def test_folder_lists_its_networks_and_bags(folder: Path) -> None:
+    repo = open_repo(folder)
     assert set(repo.list_model()) == {"first", "second", "both"}
     assert all(repo.has_model(name) for name in ("first", "second", "both"))
     assert not repo.has_model("notes")
 
 
-def test_listing_a_bag_does_not_make_it_a_network(folder: Path) -> None:
-    repo = any_repo(folder)
+def test_bag_is_not_a_single_network(folder: Path) -> None:
+    repo = open_repo(folder)
     repo.list_model()
     assert not repo.model_repo.has_model("both")
 
 
-def test_a_bag_has_its_networks_weights_and_segment(folder: Path) -> None:
-    bag = any_repo(folder).get_model("both")
+def test_bag_is_built_with_its_weights_and_segment(folder: Path) -> None:
+    bag = open_repo(folder).get_model("both")
     assert isinstance(bag, BagOfModels)
     assert len(bag.models) == 2
     assert [list(row) for row in bag.weights] == [[1, 0, 0, 1], [0, 1, 1, 0]]
     assert all(float(model.segment) == 1 for model in bag.models)
-    assert same(bag.models[0], randomise(Demucs(**TINY["Demucs"]), 1))
+    assert have_equal_weights(bag.models[0], randomise(Demucs(**TINY["Demucs"]), 1))
     assert not any(model.training for model in bag.models)
 
 
-def test_a_network_twice_in_a_bag_is_built_once(folder: Path) -> None:
+def test_network_that_occurs_twice_is_built_once(folder: Path) -> None:
     (folder / "twice.yaml").write_text("models: [first, first]")
-    bag = any_repo(folder).get_model("twice")
+    bag = open_repo(folder).get_model("twice")
     assert isinstance(bag, BagOfModels)
     assert bag.models[0] is bag.models[1]
 
 
-def test_one_flipped_bit_is_found(folder: Path) -> None:
+def test_flipped_bit_is_detected_by_checksum(folder: Path) -> None:
     (file,) = folder.glob("second-*")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged"):
-        any_repo(folder).get_model("second")
+        open_repo(folder).get_model("second")
 
 
 @pytest.mark.parametrize("name", ["first-12345678.th", "first.safetensors"])
-def test_two_files_for_one_signature_are_refused(folder: Path, name: str) -> None:
+def test_two_files_of_the_same_signature_are_refused(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"")
     with pytest.raises(ModelLoadingError, match="two files for 'first'"):
         LocalRepo(folder)
 
 
-def test_an_unknown_name_gets_a_suggestion(folder: Path) -> None:
+def test_similar_name_is_suggested(folder: Path) -> None:
     with pytest.raises(ModelNotFound, match="Did you mean 'second'"):
-        any_repo(folder).get_model("secnd")
+        open_repo(folder).get_model("secnd")
 
 
-def test_no_folder_is_an_error_and_no_exit(tmp_path: Path) -> None:
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadingError, match="nope"):
         LocalRepo(tmp_path / "nope")
 
@@ -133,10 +133,10 @@ def test_no_folder_is_an_error_and_no_exit(tmp_path: Path) -> None:
         "models: [first] # " + "x" * 2**20,
     ],
 )
-def test_a_bag_that_is_none_is_refused(folder: Path, text: str) -> None:
+def test_invalid_bag_is_refused(folder: Path, text: str) -> None:
     (folder / "bad.yaml").write_text(text)
     with pytest.raises(CheckpointError, match="bad"):
-        any_repo(folder).get_model("bad")
+        open_repo(folder).get_model("bad")
 
 
 def nested_aliases(levels: int) -> str:
@@ -181,19 +181,19 @@ def test_oversized_bag_is_refused_within_a_second(folder: Path, text: str, reaso
     assert len(str(caught.value)) < 1000
 
 
-def test_a_bag_of_networks_that_differ_is_refused(folder: Path) -> None:
+def test_bag_of_networks_with_different_stems_is_refused(folder: Path) -> None:
     other = {**TINY["Demucs"], "sources": ["one", "two"]}
     network = Demucs(**other)
     torch.save({"klass": Demucs, "kwargs": other, "state": network.state_dict()}, folder / "o.th")
     (folder / "odd.yaml").write_text("models: [first, o]")
     with pytest.raises(CheckpointError, match="do not match"):
-        any_repo(folder).get_model("odd")
+        open_repo(folder).get_model("odd")
 
 
-def test_a_bag_names_networks_and_no_paths(folder: Path) -> None:
+def test_paths_as_members_of_a_bag_are_refused(folder: Path) -> None:
     (folder / "out.yaml").write_text("models: ['../first']")
     with pytest.raises(ModelNotFound):
-        any_repo(folder).get_model("out")
+        open_repo(folder).get_model("out")
 
 
 # ── the hub ──
@@ -203,7 +203,7 @@ def test_a_bag_names_networks_and_no_paths(folder: Path) -> None:
 def hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, str, dict[str, bytes]], None]:
-    """Files that were fetched before, so that no network is needed to look at them."""
+    """Return a function that puts files into the cache, so that none is downloaded."""
 
     def put(namespace: str, repository: str, files: dict[str, bytes]) -> None:
         place = tmp_path / "hub" / namespace / repository
@@ -223,11 +223,13 @@ def hub(
         ("hf://mdx_extra_q", "adefossez/Demucs-mdx_extra_q"),
     ],
 )
-def test_the_hubs_names(tmp_path: Path, name: str, repository: str) -> None:
+def test_repository_name_on_the_hub(tmp_path: Path, name: str, repository: str) -> None:
     assert HubRepo(name, CheckpointStore(tmp_path)).repository == repository
 
 
-def test_a_model_of_the_hub(tmp_path: Path, hub: Callable[..., None]) -> None:
+def test_model_of_the_hub_is_loaded_from_the_cache(
+    tmp_path: Path, hub: Callable[..., None]
+) -> None:
     from safetensors.torch import save
 
     network = randomise(Demucs(**TINY["Demucs"]), 7)
@@ -240,20 +242,20 @@ def test_a_model_of_the_hub(tmp_path: Path, hub: Callable[..., None]) -> None:
     hub("me", "Demucs-x", {"x.yaml": b"models: [abc]", "abc.safetensors": weights})
     repo = HubRepo("hf://me/x", CheckpointStore(tmp_path, offline=True))
     assert repo.bag().models == ("abc",)
-    assert same(repo.get_model("abc"), network)
+    assert have_equal_weights(repo.get_model("abc"), network)
     assert list(repo.list_model().values()) == [
         "https://huggingface.co/me/Demucs-x/resolve/main/abc.safetensors"
     ]
 
 
 @pytest.mark.parametrize("name", ["hf://", "hf://a/../b", "hf://a/b/c", "hf://../x", "hf://a b"])
-def test_names_that_are_paths_are_refused(tmp_path: Path, name: str) -> None:
+def test_invalid_hub_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelLoadingError, match="hf://namespace/name"):
         HubRepo(name, CheckpointStore(tmp_path))
 
 
 @pytest.mark.parametrize("member", ["../../x", "/etc/x", "a/b", ".hidden", "x" * 200])
-def test_files_outside_the_repository_are_refused(
+def test_hub_members_outside_the_repository_are_refused(
     tmp_path: Path, hub: Callable[..., None], member: str
 ) -> None:
     hub("me", "Demucs-x", {"x.yaml": json.dumps({"models": [member]}).encode()})
@@ -261,7 +263,7 @@ def test_files_outside_the_repository_are_refused(
         HubRepo("hf://me/x", CheckpointStore(tmp_path, offline=True)).fetch()
 
 
-def test_the_catalogue_by_signature(tmp_path: Path) -> None:
+def test_catalog_is_searched_by_signature(tmp_path: Path) -> None:
     repo = RemoteRepo(CheckpointStore(tmp_path, offline=True))
     assert repo.has_model("955717e8")
     assert str(repo.list_model()["955717e8"]).endswith("hybrid_transformer/955717e8-8726e21a.th")
@@ -269,5 +271,5 @@ def test_the_catalogue_by_signature(tmp_path: Path) -> None:
         repo.get_model("955717e9")
 
 
-def test_a_bag_is_a_value(folder: Path) -> None:
+def test_bag_is_read_without_building_it(folder: Path) -> None:
     assert read_bag(folder / "both.yaml").segment == 1

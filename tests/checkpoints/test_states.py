@@ -1,4 +1,4 @@
-"""Every file that upstream writes gives upstream's network, without upstream."""
+"""Load each kind of file that upstream writes, without importing upstream."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from demucs_infer.errors import CheckpointError, ModelLoadingError
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.states import build, load_model, load_weights
-from tests.helpers import malicious_checkpoints as hostile
+from tests.helpers import malicious_checkpoints as malicious
 from tests.helpers.networks import TINY, need_module, randomise
 
 CLASSES: dict[str, type[nn.Module]] = {"Demucs": Demucs, "HDemucs": HDemucs, "HTDemucs": HTDemucs}
 
-# ── what upstream writes, read where upstream cannot be imported ──
+# ── files of upstream, loaded where upstream cannot be imported ──
 
 LOAD_BLOCKED = """
 import sys
@@ -56,20 +56,20 @@ assert not {"demucs", "diffq", "omegaconf", "openunmix", "torchaudio"} & sys.mod
 """
 
 
-def upstream(name: str) -> nn.Module:
-    """A small network of upstream's, every parameter random."""
+def make_upstream_network(name: str) -> nn.Module:
+    """Return a small network of upstream with random parameters."""
     module = need_module(f"demucs.{name.lower()}")
-    return randomise(getattr(module, name)(**arguments(name)))
+    return randomise(getattr(module, name)(**make_arguments(name)))
 
 
-def arguments(name: str) -> dict[str, Any]:
+def make_arguments(name: str) -> dict[str, Any]:
     segment = {"segment": Fraction(11, 10)} if name == "HTDemucs" else {}
     return {**TINY[name], **segment}
 
 
-def package(network: Any, state: dict[str, Any]) -> dict[str, Any]:
+def make_package(network: Any, state: dict[str, Any]) -> dict[str, Any]:
     args, kwargs = network._init_args_kwargs
-    # A released file has whatever its training had here: an object that nobody else knows.
+    # Released files contain objects of foreign classes here.
     training = {"optim": {"lr": 3e-4}, "config": Namespace(a=1, b=[Path("x")])}
     return {
         "klass": type(network),
@@ -80,7 +80,7 @@ def package(network: Any, state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def quantized(network: nn.Module, name: str) -> dict[str, Any]:
+def quantize(network: nn.Module, name: str) -> dict[str, Any]:
     diffq = need_module("diffq")
     options = {"DiffQuantizer": {"group_size": 8}, "UniformQuantizer": {"bits": 6}}[name]
     quantizer = getattr(diffq, name)(network, min_size=0.002, **options)
@@ -97,18 +97,18 @@ def as_json(value: Any) -> Any:
     return value
 
 
-def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A nested state as upstream's hub files describe it."""
+def flatten_state(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Flatten a nested state as upstream's files on the Hub do."""
     if isinstance(value, Tensor):
         key = str(len(tensors))
         tensors[key] = value.contiguous()
         return {"_tensor": key}
     if isinstance(value, dict):
-        return {"_dict": [[key, flatten(item, tensors)] for key, item in value.items()]}
+        return {"_dict": [[key, flatten_state(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list):
-        return {"_list": [flatten(item, tensors) for item in value]}
+        return {"_list": [flatten_state(item, tensors) for item in value]}
     if isinstance(value, tuple):
-        return {"_tuple": [flatten(item, tensors) for item in value]}
+        return {"_tuple": [flatten_state(item, tensors) for item in value]}
     if isinstance(value, type):
         return {"_class": f"{value.__module__}.{value.__qualname__}"}
     return value
@@ -124,15 +124,15 @@ def write_safetensors(network: Any, state: dict[str, Any], path: Path) -> None:
     }
     if "__quantized" in state:
         tensors: dict[str, Tensor] = {}
-        metadata["structure"] = json.dumps(flatten(state, tensors))
+        metadata["structure"] = json.dumps(flatten_state(state, tensors))
         save_file(tensors, path, metadata)
     else:
         save_file(state, path, metadata)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files by upstream, its own networks' output beside them, and ours from another process."""
+def upstream_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write files with upstream, its output, and the output of this package in a new process."""
     states = need_module("demucs.states")
     hf = need_module("demucs.hf")
     folder = tmp_path_factory.mktemp("upstream")
@@ -140,16 +140,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(mix, folder / "mix.pt")
     can_quantize = find_spec("diffq") is not None
     for name in CLASSES:
-        network = upstream(name)
+        network = make_upstream_network(name)
         kinds = {
             "full": states.get_state(network, None, half=False),
             "half": states.get_state(network, None, half=True),
         }
         if can_quantize:
-            kinds["diffq"] = quantized(network, "DiffQuantizer")
-            kinds["uniform"] = quantized(network, "UniformQuantizer")
+            kinds["diffq"] = quantize(network, "DiffQuantizer")
+            kinds["uniform"] = quantize(network, "UniformQuantizer")
         for kind, state in kinds.items():
-            states.save_with_checksum(package(network, state), folder / f"{name}_{kind}.th")
+            states.save_with_checksum(make_package(network, state), folder / f"{name}_{kind}.th")
             write_safetensors(network, state, folder / f"{name}_{kind}.safetensors")
     for file in [*folder.glob("*.th"), *folder.glob("*.safetensors")]:
         is_th = file.suffix == ".th"
@@ -166,12 +166,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", ["full", "half", "diffq", "uniform"])
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("suffix", [".th", ".safetensors"])
-def test_a_file_by_upstream_gives_its_network(
-    files: Path, name: str, kind: str, suffix: str
+def test_upstream_file_gives_the_same_network(
+    upstream_files: Path, name: str, kind: str, suffix: str
 ) -> None:
     if kind in ("diffq", "uniform"):
         need_module("diffq")
-    (file,) = files.glob(f"{name}_{kind}*{suffix}")
+    (file,) = upstream_files.glob(f"{name}_{kind}*{suffix}")
     ours = torch.load(f"{file}.state", weights_only=True)
     theirs = torch.load(f"{file}.wanted", weights_only=True)
     assert list(ours) == list(theirs)
@@ -182,8 +182,8 @@ def test_a_file_by_upstream_gives_its_network(
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
 
 
-def test_both_packages_stay_themselves() -> None:
-    """In either order, `import demucs` is upstream's and `import demucs_infer` is ours."""
+def test_demucs_and_demucs_infer_can_be_imported_together() -> None:
+    """In either order, each name gives its own package."""
     need_module("demucs")
     for first, second in (("demucs", "demucs_infer"), ("demucs_infer", "demucs")):
         code = f"import {first}.htdemucs, {second}.htdemucs; " + (
@@ -203,7 +203,7 @@ def network() -> nn.Module:
     return randomise(Demucs(**TINY["Demucs"]))
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
+def have_equal_weights(one: nn.Module, other: nn.Module) -> bool:
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
     return all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
 
@@ -219,29 +219,33 @@ WRAPPINGS = {
 
 @pytest.mark.parametrize("suffix", [".th", ".ckpt", ".pt"])
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_a_state_dict_is_read_with_an_architecture(
+def test_bare_state_dict_is_loaded_with_an_architecture(
     tmp_path: Path, network: nn.Module, wrapping: str, suffix: str
 ) -> None:
     path = tmp_path / f"x{suffix}"
     torch.save(WRAPPINGS[wrapping](network.state_dict()), path)
     found = load_model(path, architecture=Architecture("Demucs", kwargs=TINY["Demucs"]))
-    assert same(found, network)
+    assert have_equal_weights(found, network)
     assert not found.training
-    assert same(load_weights(Demucs(**TINY["Demucs"]), path), network)
+    assert have_equal_weights(load_weights(Demucs(**TINY["Demucs"]), path), network)
 
 
-def test_bare_safetensors_fill_a_network(tmp_path: Path, network: nn.Module) -> None:
+def test_bare_safetensors_are_loaded_into_a_network(tmp_path: Path, network: nn.Module) -> None:
     save_file(network.state_dict(), tmp_path / "x.safetensors")
-    assert same(load_weights(Demucs(**TINY["Demucs"]), tmp_path / "x.safetensors"), network)
+    assert have_equal_weights(
+        load_weights(Demucs(**TINY["Demucs"]), tmp_path / "x.safetensors"), network
+    )
 
 
-def test_weights_without_a_network_say_what_to_do(tmp_path: Path, network: nn.Module) -> None:
+def test_error_of_bare_state_dict_asks_for_its_architecture(
+    tmp_path: Path, network: nn.Module
+) -> None:
     torch.save(network.state_dict(), tmp_path / "x.th")
     with pytest.raises(CheckpointError, match="architecture"):
         load_model(tmp_path / "x.th")
 
 
-def test_mismatches_are_listed(tmp_path: Path, network: nn.Module) -> None:
+def test_error_lists_mismatched_weights(tmp_path: Path, network: nn.Module) -> None:
     state = dict(network.state_dict())
     first, second, *_ = state
     state["extra.weight"] = state.pop(first)
@@ -254,7 +258,7 @@ def test_mismatches_are_listed(tmp_path: Path, network: nn.Module) -> None:
     assert all(part in message for part in ("1 missing", "1 unexpected", "1 differ"))
 
 
-def test_what_matches_can_be_taken_alone(tmp_path: Path, network: nn.Module) -> None:
+def test_strict_false_loads_the_weights_that_match(tmp_path: Path, network: nn.Module) -> None:
     state = dict(network.state_dict())
     first, second, *_ = state
     del state[first]
@@ -272,37 +276,37 @@ def test_package_has_same_tensors_in_both_formats_of_torch(tmp_path: Path, name:
     """Before torch 1.6 a class was written as a persistent object with its source."""
     network = randomise(CLASSES[name](**TINY[name]))
     state = network.state_dict()
-    package = {"klass": CLASSES[name], "args": (), "kwargs": TINY[name], "state": state}
+    make_package = {"klass": CLASSES[name], "args": (), "kwargs": TINY[name], "state": state}
     for is_zip in (True, False):
         path = tmp_path / f"{is_zip}.th"
-        torch.save(package, path, _use_new_zipfile_serialization=is_zip)
+        torch.save(make_package, path, _use_new_zipfile_serialization=is_zip)
         assert (path.read_bytes()[:2] == b"PK") is is_zip
-    assert same(load_model(tmp_path / "False.th"), load_model(tmp_path / "True.th"))
-    assert same(load_model(tmp_path / "False.th"), network)
+    assert have_equal_weights(load_model(tmp_path / "False.th"), load_model(tmp_path / "True.th"))
+    assert have_equal_weights(load_model(tmp_path / "False.th"), network)
 
 
-# ── what a package says about its network ──
+# ── arguments of a network ──
 
 
-def saved(tmp_path: Path, network: nn.Module, **wrong: Any) -> Path:
+def save_package(tmp_path: Path, network: nn.Module, **wrong: Any) -> Path:
     path = tmp_path / "x.th"
     whole = {"klass": Demucs, "args": (), "kwargs": TINY["Demucs"], "state": network.state_dict()}
     torch.save({**whole, **wrong}, path)
     return path
 
 
-def test_arguments_of_another_time_are_dropped_and_named(
-    tmp_path: Path, network: nn.Module
-) -> None:
-    path = saved(tmp_path, network, kwargs={**TINY["Demucs"], "auto_sparsity": True, "lr": None})
+def test_obsolete_arguments_give_a_warning(tmp_path: Path, network: nn.Module) -> None:
+    path = save_package(
+        tmp_path, network, kwargs={**TINY["Demucs"], "auto_sparsity": True, "lr": None}
+    )
     with pytest.warns(UserWarning, match="'auto_sparsity', 'lr'"):
-        assert same(load_model(path), network)
+        assert have_equal_weights(load_model(path), network)
 
 
-def test_positional_arguments_are_understood(tmp_path: Path, network: nn.Module) -> None:
+def test_positional_arguments_are_bound(tmp_path: Path, network: nn.Module) -> None:
     rest = {key: value for key, value in TINY["Demucs"].items() if key != "sources"}
-    path = saved(tmp_path, network, args=(TINY["Demucs"]["sources"],), kwargs=rest)
-    assert same(load_model(path), network)
+    path = save_package(tmp_path, network, args=(TINY["Demucs"]["sources"],), kwargs=rest)
+    assert have_equal_weights(load_model(path), network)
 
 
 @pytest.mark.parametrize(
@@ -324,22 +328,22 @@ def test_wrong_arguments_are_refused(
     tmp_path: Path, network: nn.Module, wrong: dict[str, Any], word: str
 ) -> None:
     with pytest.raises(CheckpointError, match=word):
-        load_model(saved(tmp_path, network, **wrong))
+        load_model(save_package(tmp_path, network, **wrong))
 
 
-def test_whole_numbers_are_no_weights(tmp_path: Path, network: nn.Module) -> None:
+def test_integer_weights_are_refused(tmp_path: Path, network: nn.Module) -> None:
     state = {name: weight.int() for name, weight in network.state_dict().items()}
     with pytest.raises(CheckpointError, match="expected floating point"):
-        load_model(saved(tmp_path, network, state=state))
+        load_model(save_package(tmp_path, network, state=state))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_is_a_model_loading_error(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadingError, match=r"nowhere\.th"):
         load_model(tmp_path / "nowhere.th")
 
 
-def test_building_takes_no_memory_and_no_luck() -> None:
-    """Nothing is drawn at random on the way: the state of the generator is the caller's."""
+def test_build_uses_neither_memory_nor_random_numbers() -> None:
+    """The state of the global generator is unchanged."""
     before = torch.get_rng_state()
     for name in CLASSES:
         network = build(Architecture(f"demucs.{name.lower()}.{name}", kwargs=TINY[name]))
@@ -347,8 +351,8 @@ def test_building_takes_no_memory_and_no_luck() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_loading_does_not_wake_the_compiler(tmp_path: Path) -> None:
-    """`normal_` on a tensor without memory imports torch._dynamo: seconds, before any music."""
+def test_loading_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """`normal_` on a meta tensor would import torch._dynamo, which takes seconds."""
     network = randomise(HTDemucs(**TINY["HTDemucs"]))
     kwargs, state = TINY["HTDemucs"], network.state_dict()
     torch.save({"klass": HTDemucs, "kwargs": kwargs, "state": state}, tmp_path / "x.th")
@@ -359,35 +363,37 @@ def test_loading_does_not_wake_the_compiler(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.th")], check=True)
 
 
-def test_the_old_name_of_the_hybrid_network() -> None:
+def test_former_name_of_hdemucs_is_supported() -> None:
     network = build(Architecture("demucs.wdemucs.WDemucs", kwargs=TINY["HDemucs"]))
     assert type(network) is HDemucs
 
 
-def test_a_loaded_network_does_not_hang_on_its_file(tmp_path: Path, network: nn.Module) -> None:
-    path = saved(tmp_path, network)
+def test_loaded_network_is_independent_of_its_file(tmp_path: Path, network: nn.Module) -> None:
+    path = save_package(tmp_path, network)
     found = load_model(path)
-    path.write_bytes(b"")  # were the weights still in the file, this would be the end of them
-    assert same(found, network)
+    path.write_bytes(b"")  # weights that were still mapped would be lost
+    assert have_equal_weights(found, network)
     with torch.no_grad():
         next(found.parameters()).add_(1)
 
 
-# ── trust ──
+# ── trusted files ──
 
 
-def test_trust_is_said_aloud_and_does_run_the_file(tmp_path: Path, network: nn.Module) -> None:
+def test_trust_gives_a_warning_and_executes_the_file(tmp_path: Path, network: nn.Module) -> None:
     canary = tmp_path / "canary"
-    path = saved(tmp_path, network, training_args=hostile.Calls(os.system, f"touch {canary}"))
-    assert same(load_model(path), network)
+    path = save_package(
+        tmp_path, network, training_args=malicious.Call(os.system, f"touch {canary}")
+    )
+    assert have_equal_weights(load_model(path), network)
     assert not canary.exists()
     with pytest.warns(UserWarning, match="can run any code"):
-        assert same(load_model(path, trust=True), network)
+        assert have_equal_weights(load_model(path, trust=True), network)
     assert canary.exists()
 
 
-def test_even_trust_builds_only_our_networks(tmp_path: Path, network: nn.Module) -> None:
-    path = saved(tmp_path, network, klass=nn.Linear)
+def test_trust_builds_only_networks_of_this_package(tmp_path: Path, network: nn.Module) -> None:
+    path = save_package(tmp_path, network, klass=nn.Linear)
     with (
         pytest.warns(UserWarning, match="trust=True"),
         pytest.raises(CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear"),
@@ -413,8 +419,8 @@ with torch.inference_mode():
 
 
 @pytest.fixture
-def oracles() -> Iterator[dict[str, str]]:
-    """The environment of a process that can import torchaudio's Python half."""
+def torchaudio_environment() -> Iterator[dict[str, str]]:
+    """Yield the environment of a process that can import torchaudio's Python code."""
     folder = os.environ.get("DEMUCS_INFER_ORACLES", str(Path(__file__).parents[2] / ".oracles"))
     if not (Path(folder) / "torchaudio").is_dir():
         if os.environ.get("DEMUCS_INFER_CI"):
@@ -423,13 +429,15 @@ def oracles() -> Iterator[dict[str, str]]:
     yield {**os.environ, "PYTHONPATH": folder}
 
 
-def test_torchaudios_network_is_ours_renamed(tmp_path: Path, oracles: dict[str, str]) -> None:
+def test_torchaudio_checkpoint_gives_the_same_output(
+    tmp_path: Path, torchaudio_environment: dict[str, str]
+) -> None:
     path = tmp_path / "hdemucs_high_trained.pt"
     mix = 0.1 * torch.randn(1, 2, 30_000, generator=torch.Generator().manual_seed(2))
     torch.save(mix, f"{path}.mix")
     names = "drums,bass,other,vocals"
     command = [sys.executable, "-W", "ignore", "-c", TORCHAUDIO, names, str(path)]
-    subprocess.run(command, env=oracles, check=True)
+    subprocess.run(command, env=torchaudio_environment, check=True)
     network = load_model(path)
     with torch.inference_mode():
         ours = network(mix)
@@ -439,20 +447,20 @@ def test_torchaudios_network_is_ours_renamed(tmp_path: Path, oracles: dict[str, 
     assert list(getattr(network, "sources")) == names.split(",")  # noqa: B009 - nn.Module's types
 
 
-def test_torchaudios_network_for_other_stems_needs_its_sources(
-    tmp_path: Path, oracles: dict[str, str]
+def test_torchaudio_checkpoint_of_other_stems_needs_its_sources(
+    tmp_path: Path, torchaudio_environment: dict[str, str]
 ) -> None:
     path = tmp_path / "mine.pt"
     torch.save(torch.zeros(1, 2, 30_000), f"{path}.mix")
     command = [sys.executable, "-W", "ignore", "-c", TORCHAUDIO, "voice,rest", str(path)]
-    subprocess.run(command, env=oracles, check=True)
+    subprocess.run(command, env=torchaudio_environment, check=True)
     with pytest.raises(CheckpointError, match="sources"):
         load_model(path)
     kwargs = {"sources": ["voice", "rest"], "channels": 8}
     assert load_model(path, architecture=Architecture("HDemucs", kwargs=kwargs)) is not None
 
 
-def test_upstreams_checksum_is_the_start_of_the_sha256(files: Path) -> None:
-    for file in files.glob("*.th"):
+def test_checksum_in_upstream_names_is_the_start_of_the_sha256(upstream_files: Path) -> None:
+    for file in upstream_files.glob("*.th"):
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         assert digest.startswith(file.stem.rpartition("-")[2])

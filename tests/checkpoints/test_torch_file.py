@@ -1,4 +1,4 @@
-"""Files are data: what torch writes is read as it reads it, what is hostile does nothing."""
+"""Test that files of torch are read as torch reads them, and malicious ones have no effect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from demucs_infer.checkpoints.lazy_tensor import LazyTensor
 from demucs_infer.checkpoints.torch_file import Placeholder, read_torch_file
 from demucs_infer.errors import CheckpointError
-from tests.helpers import malicious_checkpoints as hostile
+from tests.helpers import malicious_checkpoints as malicious
 
 MAX_BYTES = 1.5e9
 
@@ -31,58 +31,58 @@ from pathlib import Path
 from demucs_infer.errors import CheckpointError
 from demucs_infer.states import load_model
 warnings.simplefilter("ignore")
-found = {}
+results = {}
 for path in map(Path, sys.argv[1:]):
     try:
         load_model(path)
     except CheckpointError as error:
-        found[path.name] = str(error)
+        results[path.name] = str(error)
     except BaseException as error:
-        found[path.name] = f"!! {type(error).__name__}: {error}"
+        results[path.name] = f"!! {type(error).__name__}: {error}"
     else:
-        found[path.name] = "!! loaded"
+        results[path.name] = "!! loaded"
 peak = int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024
-print(json.dumps({"found": found, "peak": peak}))
+print(json.dumps({"results": results, "peak": peak}))
 """
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one fresh process has to say about all hostile files."""
-    folder = tmp_path_factory.mktemp("hostile")
+def load_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Load all malicious files in one new process."""
+    folder = tmp_path_factory.mktemp("malicious")
     canary = folder / "canary"
-    files = hostile.write(folder, canary)
+    files = malicious.write_files(folder, canary)
     command = [sys.executable, "-c", LOAD_ALL, *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {**json.loads(done.stdout), "canary": canary.exists()}
 
 
-def test_there_are_many_hostile_files() -> None:
-    assert len(hostile.FILES) > 60
+def test_there_are_many_malicious_files() -> None:
+    assert len(malicious.FILES) > 60
 
 
-@pytest.mark.parametrize("name", hostile.FILES)
-def test_a_hostile_file_is_one_clear_error(name: str, outcome: dict[str, Any]) -> None:
-    message = outcome["found"][name]
+@pytest.mark.parametrize("name", malicious.FILES)
+def test_malicious_file_gives_a_one_line_error(name: str, load_results: dict[str, Any]) -> None:
+    message = load_results["results"][name]
     assert not message.startswith("!!"), message
     assert name in message, "the error names the file"
     assert "\n" not in message
     assert len(message) < 1000
 
 
-def test_no_hostile_file_executes_anything(outcome: dict[str, Any]) -> None:
-    assert not outcome["canary"]
+def test_no_malicious_file_executes_anything(load_results: dict[str, Any]) -> None:
+    assert not load_results["canary"]
 
 
-def test_no_hostile_file_takes_much_memory(outcome: dict[str, Any]) -> None:
-    assert outcome["peak"] < MAX_BYTES
+def test_no_malicious_file_takes_much_memory(load_results: dict[str, Any]) -> None:
+    assert load_results["peak"] < MAX_BYTES
 
 
-def test_the_name_that_a_file_asks_for_is_in_the_error(outcome: dict[str, Any]) -> None:
+def test_error_contains_the_name_that_a_file_requests(load_results: dict[str, Any]) -> None:
     for name in ("call_klass.th", "call_kwargs.th", "call_state.th", "klass_system.th"):
-        assert "system" in outcome["found"][name]
-    assert "subprocess.Popen" in outcome["found"]["klass.safetensors"]
+        assert "system" in load_results["results"][name]
+    assert "subprocess.Popen" in load_results["results"]["klass.safetensors"]
 
 
 REASONS = {
@@ -111,22 +111,24 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_each_defence_is_the_one_that_speaks(name: str, outcome: dict[str, Any]) -> None:
-    """Refused for what is wrong with it, not because something later happened to fail."""
-    assert REASONS[name] in outcome["found"][name]
+def test_malicious_file_is_refused_for_its_own_reason(
+    name: str, load_results: dict[str, Any]
+) -> None:
+    """The error is the intended one, not a later failure."""
+    assert REASONS[name] in load_results["results"][name]
 
 
-def test_the_canary_would_have_died(tmp_path: Path) -> None:
-    """The files are not harmless by accident: Python's own reader does execute them."""
+def test_malicious_pickle_is_executed_by_python(tmp_path: Path) -> None:
+    """Python's own reader executes these files, so they are not harmless by accident."""
     canary = tmp_path / "canary"
     code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))"
     file = tmp_path / "call.pkl"
-    file.write_bytes(hostile.FILES["call_bare.th"](canary))
+    file.write_bytes(malicious.FILES["call_bare.th"](canary))
     subprocess.run([sys.executable, "-c", code, str(file)], check=True)
     assert canary.exists()
 
 
-def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path: Path) -> None:
+def test_tensors_equal_those_that_torch_saved(tmp_path: Path) -> None:
     base = torch.randn(6, 5)
     content = {
         "plain": base,
@@ -163,7 +165,7 @@ VALUES = {
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("legacy", [False, True])
-def test_plain_values_survive(tmp_path: Path, protocol: int, legacy: bool) -> None:
+def test_plain_values_are_read_unchanged(tmp_path: Path, protocol: int, legacy: bool) -> None:
     same = VALUES["words"]
     content = {**VALUES, "again": same}
     path = tmp_path / "x.th"
@@ -176,7 +178,7 @@ def test_plain_values_survive(tmp_path: Path, protocol: int, legacy: bool) -> No
     assert found == content
 
 
-def test_the_format_before_torch_1_6_is_read(tmp_path: Path) -> None:
+def test_format_before_torch_1_6_is_read(tmp_path: Path) -> None:
     base = torch.randn(50)
     content = {"a": base[:10], "b": base.half(), "c": base[20:]}
     path = tmp_path / "x.th"
@@ -187,15 +189,15 @@ def test_the_format_before_torch_1_6_is_read(tmp_path: Path) -> None:
         assert torch.equal(found[name].read(), expected)
 
 
-def test_an_object_nobody_knows_is_a_label(tmp_path: Path) -> None:
+def test_object_of_an_unknown_class_is_a_placeholder(tmp_path: Path) -> None:
     class Config:
         pass
 
     Config.__module__, Config.__qualname__ = "omegaconf.dictconfig", "DictConfig"
-    program = hostile.dumps(
-        {"x": hostile.Calls(hostile.Named("omegaconf.dictconfig", "DictConfig"), {"a": 1})}
+    program = malicious.dumps(
+        {"x": malicious.Call(malicious.GlobalName("omegaconf.dictconfig", "DictConfig"), {"a": 1})}
     )
-    (tmp_path / "x.th").write_bytes(hostile.archive(program))
+    (tmp_path / "x.th").write_bytes(malicious.make_archive(program))
     found = read_torch_file(tmp_path / "x.th")
     assert isinstance(found, dict)
     assert isinstance(found["x"], Placeholder)
@@ -205,8 +207,8 @@ def test_an_object_nobody_knows_is_a_label(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_damage_is_always_one_kind_of_error(tmp_path: Path, data: st.DataObject) -> None:
-    """Any byte may be wrong: the answer is a value or a `CheckpointError`, never anything else."""
+def test_damaged_file_raises_only_checkpoint_errors(tmp_path: Path, data: st.DataObject) -> None:
+    """Wrong bytes give a value or a `CheckpointError`, never another error."""
     file = io.BytesIO()
     content = {"w": torch.zeros(3), "l": [1, "a", (2.0, None)], "f": Fraction(1, 3)}
     torch.save(content, file, _use_new_zipfile_serialization=data.draw(st.booleans()))
@@ -221,15 +223,15 @@ def test_damage_is_always_one_kind_of_error(tmp_path: Path, data: st.DataObject)
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=40))
-def test_any_opcodes_are_one_kind_of_error(tmp_path: Path, program: bytes) -> None:
+def test_arbitrary_opcodes_raise_only_checkpoint_errors(tmp_path: Path, program: bytes) -> None:
     path = tmp_path / "any.th"
-    path.write_bytes(hostile.archive(b"\x80\x02" + program + b"."))
+    path.write_bytes(malicious.make_archive(b"\x80\x02" + program + b"."))
     with contextlib.suppress(CheckpointError):
         read_torch_file(path)
 
 
-def test_pickle_itself_is_never_asked() -> None:
-    """Nothing of the package uses a reader that can execute, except where trust is given."""
+def test_package_never_unpickles_unless_trusted() -> None:
+    """No module uses a reader that can execute code, except for trusted files."""
     root = Path(__file__).parents[2] / "demucs_infer"
     for path in root.rglob("*.py"):
         text = path.read_text("utf-8")
@@ -245,9 +247,9 @@ def test_pickle_itself_is_never_asked() -> None:
         assert "importlib" not in path.read_text("utf-8")
 
 
-def test_a_pickle_that_python_would_run_is_only_read(tmp_path: Path) -> None:
-    program = pickle.dumps(hostile.Calls(print, "hello"), protocol=4)
-    (tmp_path / "x.th").write_bytes(hostile.archive(program))
+def test_call_in_a_pickle_is_a_placeholder(tmp_path: Path) -> None:
+    program = pickle.dumps(malicious.Call(print, "hello"), protocol=4)
+    (tmp_path / "x.th").write_bytes(malicious.make_archive(program))
     found = read_torch_file(tmp_path / "x.th")
     assert isinstance(found, Placeholder)
     assert found.is_call
