@@ -2,14 +2,15 @@
 
 What PyTorch calls by itself for a float32 `linear` uses half of the vector width of many machines;
 the kernels behind `torch.compile` use all of it, and they can be called without compiling anything.
-Where they are missing, ordinary PyTorch answers the same, slower.
+Where they are missing, for any numbers or for those of half the bits, ordinary PyTorch answers the
+same, slower.
 
 Shapes: B batch, C channels in, O channels out, H rows, W columns, N rows of a matrix.
 """
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,35 @@ from torch.nn import functional as F
 Pair = tuple[int, int]
 
 
-@lru_cache(maxsize=1)
-def has_packed_kernels() -> bool:
-    """Whether this build and this machine have the packed kernels."""
+@cache
+def has_packed_kernels(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build and this processor have the packed kernels for `dtype`.
+
+    They are tried, because no list of instruction sets says it of every version: a processor may
+    have them in float32 and not in half the bits.
+    """
     if not torch.backends.mkldnn.is_available():
         return False
-    x, weight = torch.ones(1, 2), torch.ones(2, 2)
+    x, weight, bias = (torch.ones(size, dtype=dtype) for size in ((1, 2), (2, 2), (2,)))
     image, kernel = x[:, :, None, None], weight[:, :, None, None]
     try:
         flat = _pack_linear(weight)
-        same = torch.ops.mkldnn._linear_pointwise(x, flat, None, "none", [], "")
         packed = _pack_conv(kernel, (0, 0), (1, 1), image.shape)
-        also = torch.ops.mkldnn._convolution_pointwise(
-            image, packed, None, (0, 0), (1, 1), (1, 1), 1, "none", [], ""
-        )
+        geometry = ((0, 0), (1, 1), (1, 1))
+        results = [torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_then(gelu=False))]
+        for then in (_then(gelu=False), _then(gelu=True)):
+            results += [
+                torch.ops.mkldnn._linear_pointwise(x, flat, bias, *then),
+                torch.ops.mkldnn._convolution_pointwise(image, packed, bias, *geometry, 1, *then),
+            ]
     except (AttributeError, RuntimeError, TypeError):  # other versions spell them differently
         return False
-    return bool((same == 2).all()) and bool((also == 2).all())
+    three = torch.full((2,), 3.0)
+    expected = [three, three, three, F.gelu(three), F.gelu(three)]
+    return all(
+        torch.allclose(result.flatten().float(), answer, rtol=0.02)  # nonsense, not rounding
+        for result, answer in zip(results, expected, strict=True)
+    )
 
 
 def _pack_linear(weight: Tensor) -> Any:
@@ -51,8 +64,8 @@ def _pack_conv(weight: Tensor, padding: Pair, stride: Pair, size: torch.Size) ->
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(N C) times an unpacked (O C): for weights that are made on the way."""
-    if has_packed_kernels():
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if has_packed_kernels(x.dtype):
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_then(gelu=False))
         return y
     return F.linear(x, weight, bias)
 
@@ -69,13 +82,14 @@ class Linear:
         self.dtype = dtype
         self._weight = weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
-        if has_packed_kernels():
+        self._packed = has_packed_kernels(dtype)
+        if self._packed:
             self._weight = _pack_linear(self._weight)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """Multiply `x`, then apply the GELU if asked to."""
         x = x.to(self.dtype)
-        if has_packed_kernels():
+        if self._packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(
                 x, self._weight, self._bias, *_then(gelu)
             )
@@ -100,14 +114,15 @@ class Conv:
         self._bias = None if bias is None else bias.detach().to(dtype)
         self._weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
         self._stride, self._padding = stride, padding
-        if has_packed_kernels():
+        self._packed = has_packed_kernels(dtype)
+        if self._packed:
             size = torch.Size((1, weight.shape[1], 16 * stride[0] + 8, 16 * stride[1] + 320))
             self._weight = _pack_conv(self._weight, padding, stride, size)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """Convolve `x`, then apply the GELU if asked to."""
         x = x.to(self.dtype, memory_format=torch.channels_last)
-        if has_packed_kernels():
+        if self._packed:
             geometry = (self._padding, self._stride, (1, 1))
             y: Tensor = torch.ops.mkldnn._convolution_pointwise(
                 x, self._weight, self._bias, *geometry, 1, *_then(gelu)
@@ -173,7 +188,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
     float32, with the products that `halves_products` is about.
     """
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    if has_packed_kernels() and (dtype != torch.float32 or halves_products()):
+    if has_packed_kernels(dtype) and (dtype != torch.float32 or halves_products()):
         return torch.stack([_attend_in_rows(*item) for item in zip(q, k, v, strict=True)])
     queries, keys, values = (each.transpose(1, 2) for each in (q, k, v))
     y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)

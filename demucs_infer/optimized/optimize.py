@@ -1,6 +1,7 @@
 """Build an optimized copy of a loaded network; the caller's network is left as it was."""
 
 import copy
+import warnings
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from demucs_infer.demucs import Demucs
 from demucs_infer.hdemucs import Hybrid
 from demucs_infer.layers import DecoderLayer, EncoderLayer
-from demucs_infer.optimized import attention, istft, unet
+from demucs_infer.optimized import attention, istft, kernels, unet
 from demucs_infer.optimized.attention import FastTransformer
 from demucs_infer.optimized.autocast import AutocastNetwork
 from demucs_infer.optimized.istft import InverseStft
@@ -31,30 +32,35 @@ _RELEASED = "_weights_released"
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:
-    """What `precision` means on `device`; a `ValueError` says what to ask for instead.
+    """Return the precision to use on `device`; raise `ValueError` if it is not supported there.
 
-    On a processor, half the bits pay only where its instructions know them: everywhere else the
-    answer would be worse and later.
+    On a CPU, "auto" is bf16 only where that is faster; an explicit "bf16" is computed everywhere,
+    with a warning where it is slower.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"{precision = } must be one of {', '.join(PRECISIONS)}.")
+        raise ValueError(f"{precision = } must be one of {', '.join(PRECISIONS)}")
     if device.type != "cpu":
         return "fp16" if precision == "auto" else precision
     if precision == "auto":
-        return "bf16" if _processor_has_bf16() else "fp32"
+        return "bf16" if gains_from_bf16() else "fp32"
     if precision == "fp16":
-        raise ValueError("precision='fp16' needs a GPU; on a processor ask for 'bf16' or 'auto'.")
-    if precision == "bf16" and not _processor_has_bf16():
-        raise ValueError(
-            "precision='bf16' would be slower on this processor, which has no instructions for "
-            "it: ask for 'fp32' or 'auto'."
+        raise ValueError("precision='fp16' needs a GPU; on a CPU choose 'bf16' or 'auto'")
+    if precision == "bf16" and not gains_from_bf16():
+        warnings.warn(
+            "precision='bf16' is slower than 'fp32' on this processor, which has no instructions "
+            "for it: 'auto' chooses the faster one",
+            stacklevel=1,  # once, wherever it is asked for
         )
     return precision
 
 
-def _processor_has_bf16() -> bool:
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(known()) if known is not None else False
+def gains_from_bf16() -> bool:
+    """Return whether the processor multiplies in bf16, and oneDNN has kernels for it.
+
+    oneDNN alone would accept AVX-512 without bf16, where it converts to float32 and back.
+    """
+    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(is_supported and is_supported()) and kernels.has_packed_kernels(torch.bfloat16)
 
 
 def optimize(

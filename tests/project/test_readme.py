@@ -10,7 +10,7 @@ import pytest
 
 from demucs_infer.cli.main import main
 from demucs_infer.cli.models import parser as models_parser
-from demucs_infer.cli.parser import parser
+from demucs_infer.cli.parser import make_parser as parser
 from demucs_infer.cli.serve import parser as serve_parser
 from demucs_infer.pretrained import model_info
 from tests.helpers.cli_process import ROOT, environment, make_repo, save, write_song

@@ -151,6 +151,7 @@ def test_long_track_is_streamed(server: Server, data: Path) -> None:
     } == dict.fromkeys(["drums.wav", "bass.wav", "other.wav", "vocals.wav"], True)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_jobs_survive_sigkill(repo: Path, tmp_path: Path) -> None:
     words = ["--repo", repo, "--models", f"{FAST},bag", "--data-dir", tmp_path]
     rng = random.Random(4)

@@ -1,0 +1,48 @@
+"""Results are right at every level of instructions that this processor has.
+
+Each level is a process of its own, because what may be used is decided when a library is loaded.
+"""
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from tests.optimized.instruction_levels import LEVELS, Level, run_level
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64") or not Path("/proc/cpuinfo").exists(),
+    reason="levels of x86, read from /proc/cpuinfo",
+)
+
+MIN_DECIBELS = {"fp32": 100, "bf16": 40}
+"""Signal above the error, per precision: exactness classes B and C."""
+
+
+def skip_if_missing(level: Level) -> None:
+    """Skip, naming the missing instructions, where the processor does not have a level."""
+    facts = Path("/proc/cpuinfo").read_text()
+    flags = next(line for line in facts.splitlines() if line.startswith("flags")).split()
+    missing = [flag for flag in level.needs if flag not in flags]
+    if missing:
+        pytest.skip(f"this processor has no {', '.join(missing)}")
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_results_are_right_at_instruction_level(name: str) -> None:
+    level = LEVELS[name]
+    skip_if_missing(level)
+    report = run_level(name)
+    print(f"{name}: {report}")
+    # Were the level not in force, or the kernels not there, the rest would show nothing.
+    assert report["pytorch"] == level.pytorch.upper()
+    assert report["kernels"] == {"fp32": True, "bf16": level.has_bf16_kernels}
+    assert report["auto"] == ("bf16" if level.multiplies_bf16 else "fp32")
+    text = "precision='bf16' is slower than 'fp32' on this processor"
+    assert [text in warning for warning in report["warnings"]] == [True] * (
+        report["auto"] == "fp32"
+    )
+    for precision, minimum in MIN_DECIBELS.items():
+        answers = report["decibels"][precision]
+        assert len(answers) == 10
+        assert {what: got for what, got in answers.items() if not got >= minimum} == {}
