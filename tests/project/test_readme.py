@@ -1,20 +1,21 @@
 """What the README says is so: its commands and snippets run, its tables are those of the code."""
 
+import argparse
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.cli.main import main
-from demucs_infer.cli.models import parser as models_parser
-from demucs_infer.cli.parser import make_parser as parser
-from demucs_infer.cli.serve import parser as serve_parser
 from demucs_infer.pretrained import model_info
 from tests.helpers.cli_process import ROOT, environment, make_repo, save, write_song
 from tests.helpers.networks import noise
+from tests.snapshot.helps import COMMANDS, ask_for_help
 
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -50,6 +51,11 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def find_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser that reads what follows these words."""
+    return ask_for_help([*words])[0]
+
+
 def test_the_set_up_commands_come_first() -> None:
     assert "demucs-infer song.wav -n tiny" in LINES[0] and "pytest" in LINES[1]
     assert LINES[1].split("&&")[0] in LINES[0] and "pip install -c constraints.txt" in LINES[1]
@@ -72,7 +78,7 @@ def test_commands(line: str, studio: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return
     assert words[0] == "demucs-infer"
     if words[1:3] == ["models", "pull"]:  # there is no network here: its words are right
-        assert models_parser().parse_args(words[2:]).to == Path("models")
+        assert find_parser(words[1:3]).parse_args(words[3:]).to == Path("models")
         return
     if words[1] == "--help":
         with pytest.raises(SystemExit) as left:
@@ -131,15 +137,9 @@ def test_the_table_of_packages() -> None:
 
 
 def test_exit_codes_and_flags() -> None:
-    from demucs_infer.cli import main as separate
-
     codes = {int(code) for cell, _ in rows("exit code") for code in cell.split(",")}
-    assert codes == {
-        separate.OK, separate.SOME_FAILED, separate.USAGE, separate.NO_INPUT, separate.NO_MODEL,
-        separate.INTERRUPTED, separate.TERMINATED,
-    }  # fmt: skip
-    known = {word for action in parser()._actions for word in action.option_strings}
-    known |= {word for action in serve_parser()._actions for word in action.option_strings}
-    known |= {"--to"}  # of `models pull`
+    assert codes == set(ExitCode)
+    parsers = [find_parser(words) for words in COMMANDS.values()]
+    flags = {flag for top in parsers for action in top._actions for flag in action.option_strings}
     outside = README.replace(LINES[0], "").replace(LINES[1], "")
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", outside)) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", outside)) <= flags
