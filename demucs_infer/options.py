@@ -353,11 +353,6 @@ class Request:
     input: InputOptions = field(default_factory=InputOptions)
     output: OutputOptions = field(default_factory=lambda: OutputOptions(template=TRACK_TEMPLATE))
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Request:
-        """Build a request from settings by name, each into the part that it belongs to."""
-        return cls().replace(values)
-
     def replace(self, values: Mapping[str, object]) -> Request:
         """Return a copy with some settings changed; a `ValueError` names an unknown one."""
         rest = dict(values)

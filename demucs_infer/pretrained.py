@@ -55,7 +55,7 @@ class FileInfo:
     urls: tuple[str, ...]
     size: int | None
     """Bytes; `None` if unknown before the download."""
-    licence: str
+    license: str
     source: str | None
     path: Path
     """Path of the file, or of its future download."""
@@ -72,10 +72,10 @@ class ModelInfo:
     sample_rate: int | None
     segment: float | None
     weights: tuple[tuple[float, ...], ...] | None
-    licence: str
+    license: str
     source: str | None
     note: str | None
-    ships: bool
+    is_bundled: bool
     files: tuple[FileInfo, ...]
 
     @property
@@ -150,10 +150,10 @@ def model_info(name: str, *, cache_dir: AnyPath | None = None) -> ModelInfo:
         sample_rate=_common_value(checkpoint.sample_rate for checkpoint in checkpoints),
         segment=bag.segment,
         weights=bag.weights,
-        licence=_common_value(checkpoint.licence for checkpoint in checkpoints) or NOT_STATED,
+        license=_common_value(checkpoint.license for checkpoint in checkpoints) or NOT_STATED,
         source=checkpoints[0].source,
         note=checkpoints[0].note,
-        ships=all(checkpoint.ships for checkpoint in checkpoints),
+        is_bundled=all(checkpoint.is_bundled for checkpoint in checkpoints),
         files=tuple(_describe_file(checkpoint, store) for checkpoint in checkpoints),
     )
 
@@ -264,10 +264,10 @@ def _describe_registered(name: str) -> ModelInfo:
         sample_rate=None,
         segment=None,
         weights=None,
-        licence=NOT_STATED,
+        license=NOT_STATED,
         source=find_package(name) or list_registered_models()[name],
         note=None,
-        ships=False,
+        is_bundled=False,
         files=(),
     )
 
@@ -285,7 +285,7 @@ def _describe_file(checkpoint: Checkpoint, store: CheckpointStore) -> FileInfo:
         sha256=checkpoint.sha256,
         urls=checkpoint.urls,
         size=path.stat().st_size if path.is_file() else checkpoint.size,
-        licence=checkpoint.licence,
+        license=checkpoint.license,
         source=checkpoint.source,
         path=path,
         is_cached=store.has(checkpoint),

@@ -93,7 +93,7 @@ class RemoteRepo:
     def list_model(self) -> Places:
         """Return where each model is, by name."""
         return {
-            signature: checkpoint.path if checkpoint.ships else checkpoint.urls[0]
+            signature: checkpoint.path if checkpoint.is_bundled else checkpoint.urls[0]
             for signature, checkpoint in self._catalog.checkpoints.items()
         }
 

@@ -242,20 +242,6 @@ class Encoding:
         if self.bitrate is not None and self.quality is not None:
             raise ValueError(f"give bitrate = {self.bitrate} or quality = {self.quality}, not both")
 
-    @classmethod
-    def for_path(
-        cls,
-        path: Path,
-        *,
-        bits: int | None = None,
-        bitrate: int | None = None,
-        quality: int | None = None,
-        preset: int | None = None,
-    ) -> "Encoding":
-        """Return the encoding for the suffix of `path`."""
-        name = format_of(path)
-        return cls(name, bits=bits, bitrate=bitrate, quality=quality, preset=preset)
-
     @property
     def kind(self) -> Format:
         """The entry of `FORMATS`."""

@@ -67,7 +67,9 @@ class CheckpointStore:
 
     def path(self, checkpoint: Checkpoint) -> Path:
         """Return where a checkpoint is, or will be after its download."""
-        return checkpoint.path if checkpoint.ships else self.folder / "models" / checkpoint.file
+        return (
+            checkpoint.path if checkpoint.is_bundled else self.folder / "models" / checkpoint.file
+        )
 
     def has(self, checkpoint: Checkpoint) -> bool:
         """Return whether the file is here and its stamp matches; without a stamp it counts."""
@@ -80,7 +82,7 @@ class CheckpointStore:
         Raises `DownloadError` if it cannot be downloaded, `CheckpointError` if its sha256 differs.
         """
         path = self.path(checkpoint)
-        if checkpoint.ships:
+        if checkpoint.is_bundled:
             return path
         if path.is_file():
             self._verify_unless_stamped(path, checkpoint.sha256)
@@ -117,7 +119,7 @@ class CheckpointStore:
     def remove(self, checkpoint: Checkpoint) -> bool:
         """Delete a downloaded file; return whether there was one. Bundled files stay."""
         path = self.path(checkpoint)
-        if checkpoint.ships or not path.exists():
+        if checkpoint.is_bundled or not path.exists():
             return False
         path.unlink()
         _stamp_path(path).unlink(missing_ok=True)
@@ -156,7 +158,7 @@ def _mirror_urls(file: str) -> tuple[str, ...]:
 
 def _describe_missing(path: Path, urls: tuple[str, ...], sha256: str | None) -> str:
     checkpoints = load_catalog().checkpoints.items()
-    bundled = [name for name, checkpoint in checkpoints if checkpoint.ships]
+    bundled = [name for name, checkpoint in checkpoints if checkpoint.is_bundled]
     instead = f", or use the bundled model {bundled[0]!r}" if bundled else ""
     return (
         f"{path.name}{f' (sha256 {sha256})' if sha256 else ''} is not in the cache, and downloads "

@@ -35,13 +35,13 @@ class Checkpoint:
     urls: tuple[str, ...] = ()
     """Addresses of the same bytes, best first."""
     size: int | None = None
-    licence: str = NOT_STATED
+    license: str = NOT_STATED
     source: str | None = None
     """Where the license, or its absence, can be looked up."""
     stems: tuple[str, ...] | None = None
     """Names of the outputs in the file's order; they replace the names in the file."""
     sample_rate: int | None = None
-    ships: bool = False
+    is_bundled: bool = False
     """Whether the file is part of the package: nothing to download."""
     klass: str | None = None
     kwargs: Mapping[str, Any] | None = None

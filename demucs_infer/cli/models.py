@@ -73,7 +73,7 @@ def _list(args: argparse.Namespace) -> None:
         lines = [f"{row['name']:24} {row['kind']:7} {row['path']}" for row in rows]
     else:
         catalog = load_catalog()
-        shipped = [one.signature for one in catalog.checkpoints.values() if one.ships]
+        shipped = [one.signature for one in catalog.checkpoints.values() if one.is_bundled]
         names = [*catalog.bags, *(catalog.checkpoints if args.all else shipped)]
         infos = [model_info(name, cache_dir=args.cache_dir) for name in dict.fromkeys(names)]
         rows = [_row(info) for info in infos]
@@ -87,7 +87,7 @@ def _describe(args: argparse.Namespace) -> None:
         return _say(json.dumps(asdict(info), indent=2, default=str))
     lines = [
         _line(info),
-        f"  licence of the weights: {info.licence}" + (f" ({info.source})" if info.source else ""),
+        f"  license of the weights: {info.license}" + (f" ({info.source})" if info.source else ""),
         *([f"  {info.note}"] if info.note else []),
     ]
     for file in info.files:
@@ -145,14 +145,20 @@ def _row(info: ModelInfo) -> dict[str, Any]:
         "stems": info.stems,
         "bytes": info.size,
         "is_cached": info.is_cached,
-        "ships": info.ships,
-        "licence": info.licence,
+        "is_bundled": info.is_bundled,
+        "license": info.license,
     }
 
 
 def _line(info: ModelInfo) -> str:
     size = "" if info.size is None else f"{info.size / 1e6:.1f} MB"
-    state = "ships with the package" if info.ships else "here" if info.is_cached else "to download"
+    state = (
+        "is_bundled with the package"
+        if info.is_bundled
+        else "here"
+        if info.is_cached
+        else "to download"
+    )
     stems = ", ".join(info.stems or ("stems unknown",))
     return f"{info.name:24} {size:>10}  {state:12} {stems}"
 

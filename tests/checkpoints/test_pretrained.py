@@ -52,7 +52,7 @@ def test_catalog_is_complete_and_consistent() -> None:
     for one in catalog.checkpoints.values():
         assert re.fullmatch("[0-9a-f]{64}", one.sha256)
         assert all(url.startswith("https://") for url in one.urls)
-        assert bool(one.urls) != one.ships
+        assert bool(one.urls) != one.is_bundled
         checksum = Path(one.file).stem.rpartition("-")[2]
         if re.fullmatch("[0-9a-f]{8}", checksum) and "-" in one.file:
             assert one.sha256.startswith(checksum)
@@ -82,14 +82,14 @@ def test_catalog_contains_all_models_of_upstream() -> None:
 
 def test_each_stated_license_has_its_source() -> None:
     for one in load_catalog().checkpoints.values():
-        if one.ships:
+        if one.is_bundled:
             continue
         assert one.source is not None
         if "fbaipublicfiles" in one.urls[0]:
-            assert "scientific purposes only" in one.licence
+            assert "scientific purposes only" in one.license
             assert one.source.endswith("/facebookresearch/demucs/issues/327")
         else:
-            assert one.licence == NOT_STATED
+            assert one.license == NOT_STATED
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_model_info_describes_bags_and_networks() -> None:
         "92cfc3b6",
         "04573f0d",
     ]
-    assert "scientific" in info.licence
+    assert "scientific" in info.license
     assert info.size == sum(file.size or 0 for file in info.files) == 4 * 84_141_271
     assert model_info("mdx_q").size is None  # not stated by any source
     assert not info.is_cached
@@ -390,30 +390,30 @@ def test_bundled_model_is_never_downloaded(
 ) -> None:
     file = models.served / "aaaa0001.th"
     text = (
-        "[[checkpoint]]\nsignature = 'tiny'\nships = true\n"
+        "[[checkpoint]]\nsignature = 'tiny'\nis_bundled = true\n"
         f"file = '{file}'\nsha256 = '{hashlib.sha256(file.read_bytes()).hexdigest()}'\n"
     )
-    (tmp_path / "ships.toml").write_text(text)
-    models.catalog = read_catalog(tmp_path / "ships.toml")
+    (tmp_path / "is_bundled.toml").write_text(text)
+    models.catalog = read_catalog(tmp_path / "is_bundled.toml")
     assert have_equal_weights(get_model("tiny", offline=True), models.networks["aaaa0001"])
-    assert model_info("tiny").ships
+    assert model_info("tiny").is_bundled
     assert model_info("tiny").is_cached
     assert remove("tiny") == []
     assert list_models()["single"] == {"tiny": file}
 
 
-@pytest.mark.parametrize("ships", [True, False])
+@pytest.mark.parametrize("is_bundled", [True, False])
 def test_error_of_missing_file_offers_the_bundled_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ships: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_bundled: bool
 ) -> None:
-    text = f"[[checkpoint]]\nsignature = 'small'\nships = {str(ships).lower()}\n"
+    text = f"[[checkpoint]]\nsignature = 'small'\nis_bundled = {str(is_bundled).lower()}\n"
     text += f"file = 'x.th'\nsha256 = '{'0' * 64}'\n"
     (tmp_path / "one.toml").write_text(text)
     catalog = read_catalog(tmp_path / "one.toml")
     monkeypatch.setattr("demucs_infer.checkpoints.cache.load_catalog", lambda: catalog)
     with pytest.raises(DownloadError) as caught:
         get_model("955717e8", offline=True, cache_dir=tmp_path)
-    assert ("bundled model 'small'" in str(caught.value)) is ships
+    assert ("bundled model 'small'" in str(caught.value)) is is_bundled
 
 
 def test_read_only_cache_is_used(models: ModelServer) -> None:

@@ -93,7 +93,7 @@ def test_last_window_of_any_length(separator: Separator, left: int) -> None:
 
 def test_file_matches_the_catalog_and_is_small() -> None:
     entry = catalog.load_catalog().files("tiny")[0]
-    assert entry.ships
+    assert entry.is_bundled
     data = entry.path.read_bytes()
     assert hashlib.sha256(data).hexdigest() == entry.sha256
     assert len(data) == entry.size

@@ -18,7 +18,7 @@ def say(capsys: pytest.CaptureFixture[str], *words: str, expect: int = 0) -> str
 def test_models_ls_and_info(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["name"]: row for row in json.loads(say(capsys, "models", "ls", "--json"))}
     assert rows["htdemucs"]["stems"] == ["drums", "bass", "other", "vocals"]
-    assert "MIT" not in rows["htdemucs"]["licence"].split("not covered")[0]
+    assert "MIT" not in rows["htdemucs"]["license"].split("not covered")[0]
     assert "guitar" in say(capsys, "models", "ls")
     told = json.loads(say(capsys, "models", "info", "htdemucs_ft", "--json"))
     assert len(told["files"]) == 4 and all(len(file["sha256"]) == 64 for file in told["files"])

@@ -222,7 +222,7 @@ def test_registered_function_provides_a_model(checkpoint: Path) -> None:
     assert list_models()["single"]["my-gain"].startswith("tests.custom.test_custom:")  # type: ignore[union-attr]  # a module
     assert isinstance(get_model("my-gain"), WaveformModel)
     info = model_info("my-gain")
-    assert (info.files, info.stems, info.licence) == ((), None, "not stated")
+    assert (info.files, info.stems, info.license) == ((), None, "not stated")
     mix = noise(2, 5000)
     stems = Separator("my-gain", device="cpu").run(mix)
     # Two roundings of float32, and those of the overlap-add.

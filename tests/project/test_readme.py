@@ -118,12 +118,12 @@ def rows(head: str) -> list[list[str]]:
 def test_the_table_of_models(tmp_path: Path) -> None:
     table = rows("model")
     assert len(table) > 8
-    for name, count, stems, size, licence in table:
+    for name, count, stems, size, license in table:
         info = model_info(name, cache_dir=tmp_path)
         assert size == ("not known" if info.size is None else f"{info.size / 1e6:.0f} MB")
         assert int(count) == len(info.files)
         assert stems == ", ".join(info.stems or ())
-        assert info.licence.startswith(licence)
+        assert info.license.startswith(license)
 
 
 def test_the_table_of_packages() -> None:
