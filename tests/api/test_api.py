@@ -32,10 +32,11 @@ from demucs_infer import (
     Stage,
 )
 from demucs_infer.htdemucs import HTDemucs
-from tests.helpers.networks import TINY, DictModel, RecordingModel, ScaleModel, noise, randomise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import TINY, DictModel, RecordingModel, ScaleModel, randomize
 
 RATE = 8000  # of the tiny models
-MIX = noise(2, 4 * RATE)
+MIX = make_noise(2, 4 * RATE)
 
 # The level is taken away and given back: a few roundings of float32, and upstream adds the mean,
 # here below 1e-3, to every stem.
@@ -110,10 +111,10 @@ def test_a_model_of_one_channel_hears_the_mean_and_says_so(wav: Path) -> None:
 
 
 def test_more_channels_than_the_model_has_are_left_out_with_a_warning() -> None:
-    *events, output = tiny().stream(noise(6, RATE))
+    *events, output = tiny().stream(make_noise(6, RATE))
     assert "the first 2 are used" in "".join(map(repr, events))
     assert isinstance(output, InferenceOutput)
-    assert torch.equal(output.mixture, noise(6, RATE)[:2])
+    assert torch.equal(output.mixture, make_noise(6, RATE)[:2])
 
 
 @pytest.mark.parametrize("rate", [4000, 16_000, 44_100])
@@ -234,7 +235,7 @@ def test_events_come_in_order_and_the_output_last(wav: Path) -> None:
 
 def test_no_inference_mode_leaks_and_closing_ends_the_work() -> None:
     model = RecordingModel()
-    stream = Separator.from_model(model).stream(noise(2, 60 * RATE))
+    stream = Separator.from_model(model).stream(make_noise(2, 60 * RATE))
     before = threading.active_count()
     seen = 0
     for item in stream:
@@ -327,9 +328,9 @@ def test_parameters_can_be_changed_between_tracks() -> None:
 
 @pytest.mark.parametrize("kind", ["ScaleModel", "HTDemucs"])
 def test_the_same_track_gives_the_same_stems_whatever_else_runs(kind: str) -> None:
-    network = ScaleModel() if kind == "ScaleModel" else randomise(HTDemucs(**TINY[kind]))
+    network = ScaleModel() if kind == "ScaleModel" else randomize(HTDemucs(**TINY[kind]))
     separator = Separator.from_model(network, shifts=2)
-    tracks = [noise(2, RATE + 997 * index, seed=index) for index in range(8)]
+    tracks = [make_noise(2, RATE + 997 * index, seed=index) for index in range(8)]
     serial = [separator.run(track) for track in tracks]
     with ThreadPoolExecutor(8) as pool:
         parallel = list(pool.map(separator.run, reversed(tracks)))[::-1]
@@ -348,7 +349,7 @@ def test_keyword_arguments_and_queries_reach_the_network() -> None:
 
 
 def test_a_network_of_the_callers_may_change_between_tracks() -> None:
-    network = randomise(HTDemucs(**TINY["HTDemucs"]))
+    network = randomize(HTDemucs(**TINY["HTDemucs"]))
     separator = Separator.from_model(network)
     before = separator.run(MIX)
     for parameter in network.parameters():
@@ -454,9 +455,9 @@ def test_files_can_have_the_rate_and_the_channels_of_the_source(
     rate: int, frames: int, tmp_path: Path
 ) -> None:
     source = tmp_path / "mono.wav"
-    soundfile.write(source, noise(1, frames)[0].numpy(), rate, subtype="PCM_16")
+    soundfile.write(source, make_noise(1, frames)[0].numpy(), rate, subtype="PCM_16")
     saving = OutputOptions(rate="source", channels="source")
-    for audio in (source, Audio(noise(1, frames), rate)):
+    for audio in (source, Audio(make_noise(1, frames), rate)):
         *_, result = tiny().stream_to(audio, tmp_path / "out", options=saving)
         assert isinstance(result, SeparatedFiles)
         info = soundfile.info(result.paths["bass"])

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from demucs_infer.audio.blocks import reblock
-from tests.helpers.networks import noise
+from tests.helpers.audio_signals import make_noise
 
 
 def test_reblock_copies_blocks_that_share_one_buffer() -> None:
-    track = noise(2, 1000)
+    track = make_noise(2, 1000)
     buffer = torch.empty(2, 64)
 
     def blocks() -> Iterator[Tensor]:

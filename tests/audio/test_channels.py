@@ -17,7 +17,7 @@ from demucs_infer.audio.channels import (
     convert_channels,
     resample,
 )
-from tests.helpers.networks import noise
+from tests.helpers.audio_signals import make_noise
 
 RATES = [
     (48000, 44100),
@@ -54,7 +54,7 @@ CUTS = st.lists(st.integers(0, 10**6), max_size=6)
 def test_stream_equals_julius_bit_for_bit(
     rates: tuple[int, int], channels: int, length: int, cuts: list[int]
 ) -> None:
-    wav = noise(channels, length)
+    wav = make_noise(channels, length)
     expected = julius.resample_frac(wav, *rates)
     assert torch.equal(resample_stream(wav, rates, cuts), expected)
     assert torch.equal(resample(wav, *rates), expected)
@@ -62,7 +62,7 @@ def test_stream_equals_julius_bit_for_bit(
 
 @pytest.mark.parametrize("rates", RATES[:6])
 def test_long_stream_equals_julius_bit_for_bit(rates: tuple[int, int]) -> None:
-    wav = noise(2, 400_003)
+    wav = make_noise(2, 400_003)
     assert torch.equal(
         resample_stream(wav, rates, [7, 100_000, 333_333]), julius.resample_frac(wav, *rates)
     )
@@ -73,12 +73,12 @@ def test_long_stream_equals_julius_bit_for_bit(rates: tuple[int, int]) -> None:
 def test_block_sizes_do_not_change_the_result(
     rates: tuple[int, int], channels: int, length: int, cuts: list[int]
 ) -> None:
-    wav = noise(channels, length)
+    wav = make_noise(channels, length)
     assert torch.equal(resample_stream(wav, rates, cuts), resample_stream(wav, rates, []))
 
 
 def test_mono_equals_one_channel_of_stereo() -> None:
-    wav = noise(1, 50_000)
+    wav = make_noise(1, 50_000)
     pair = julius.resample_frac(wav.expand(2, -1), 48000, 44100)
     assert torch.equal(resample(wav, 48000, 44100), pair[:1])
     assert torch.equal(
@@ -88,7 +88,7 @@ def test_mono_equals_one_channel_of_stereo() -> None:
 
 
 def test_large_ratios_equal_julius_up_to_rounding() -> None:
-    wav = noise(2, 50_000)
+    wav = make_noise(2, 50_000)
     expected = julius.resample_frac(wav, 47952, 44100)
     # Terms below 1e-15 are left out of the sums: rounding of float32 remains.
     torch.testing.assert_close(resample(wav, 47952, 44100), expected, rtol=0, atol=1e-6)
@@ -108,13 +108,13 @@ def test_large_ratios_keep_a_tone() -> None:
 @pytest.mark.parametrize("length", [0, 1, 2])
 @pytest.mark.parametrize("method", ["julius", "soxr"])
 def test_empty_and_tiny_tracks_are_resampled(length: int, method: str) -> None:
-    wav = noise(2, length)
+    wav = make_noise(2, length)
     assert resample_stream(wav, (22050, 44100), [], method).shape == (2, 2 * length)
 
 
 @pytest.mark.parametrize("rates", [(48000, 44100), (22050, 44100), (44056, 44100)])
 def test_soxr_stream_equals_soxr_of_the_whole(rates: tuple[int, int]) -> None:
-    wav = noise(2, 100_003)
+    wav = make_noise(2, 100_003)
     expected = soxr.resample(wav.T.numpy(), *rates, quality="VHQ")
     converted = resample_stream(wav, rates, [1000, 70_000], "soxr")
     assert torch.equal(converted, torch.from_numpy(expected.T.copy()))
@@ -132,7 +132,7 @@ def test_missing_soxr_error_has_the_install_command(monkeypatch: pytest.MonkeyPa
 def test_convert_audio_equals_upstreams(
     channels: int, to_channels: int, shape: tuple[int, ...]
 ) -> None:
-    wav = noise(channels * (3 if shape else 1), 5000).reshape(*shape, channels, 5000)
+    wav = make_noise(channels * (3 if shape else 1), 5000).reshape(*shape, channels, 5000)
     before = wav.clone()
     if 1 < channels < to_channels:
         with pytest.raises(ValueError, match="2 channels cannot become 6"):

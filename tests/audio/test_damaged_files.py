@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from demucs_infer.audio import decode
 from demucs_infer.audio.reader import AudioReader, probe
 from demucs_infer.errors import AudioReadError
-from tests.helpers import networks
 from tests.helpers.audio_corpus import Corpus, corpus
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.oracles import require_tool
 
 __all__ = ["corpus"]  # a fixture
 
@@ -133,7 +134,7 @@ def test_any_number_of_channels_is_read_or_refused(corpus: Corpus, tmp_path: Pat
         for suffix, codec in MANY_CHANNELS.items():
             path = source.with_name(f"{channels}-{suffix}.{suffix}")
             command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(source), *codec.split(), path]
-            networks.need("ffmpeg")
+            require_tool("ffmpeg")
             if subprocess.run(command, check=False, capture_output=True).returncode == 0:
                 paths.append(path)
                 counts[path] = channels
@@ -210,8 +211,8 @@ def test_complete_file_with_estimated_length_gives_no_warning(
     words: str, frames: int, tmp_path: Path
 ) -> None:
     name, *arguments = words.split()
-    soundfile.write(tmp_path / "of.wav", networks.noise(2, frames).T.numpy(), 8000)
-    command = [networks.need("ffmpeg"), "-v", "error", "-i", "of.wav", *arguments, name]
+    soundfile.write(tmp_path / "of.wav", make_noise(2, frames).T.numpy(), 8000)
+    command = [require_tool("ffmpeg"), "-v", "error", "-i", "of.wav", *arguments, name]
     subprocess.run(command, cwd=tmp_path, check=True)
     reader = AudioReader(tmp_path / name, strict=True)
     read = sum(block.shape[-1] for block in reader.blocks())
@@ -409,7 +410,7 @@ def flv(*parts: tuple[bytes, int]) -> bytes:
 
 
 def test_reader_accepts_streams_that_appear_in_mid_file(tmp_path: Path) -> None:
-    ffmpeg = [networks.need("ffmpeg"), "-nostdin", "-v", "error", "-f", "lavfi", "-i"]
+    ffmpeg = [require_tool("ffmpeg"), "-nostdin", "-v", "error", "-f", "lavfi", "-i"]
     audio, video = tmp_path / "audio.flv", tmp_path / "video.flv"
     subprocess.run([*ffmpeg, "sine=440:d=2:r=44100", "-c:a", "adpcm_swf", audio], check=True)
     subprocess.run([*ffmpeg, "testsrc=size=64x48:duration=2", "-c:v", "flv1", video], check=True)

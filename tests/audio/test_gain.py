@@ -29,7 +29,7 @@ from demucs_infer.audio.stem_files import Sink, StemFiles
 from demucs_infer.audio.stem_writer import Layout, StemWriter
 from demucs_infer.errors import AudioWriteError
 from tests.audio.test_writer import limit_file_size
-from tests.helpers import networks
+from tests.helpers.audio_signals import make_noise
 
 RATE = 44100
 STEMS = ("drums", "bass", "other", "vocals")
@@ -39,7 +39,7 @@ def stems(level: float, length: int = 30_011) -> dict[str, Tensor]:
     """Return four noises whose peaks are `level` times 1, 0.8, 0.6 and 0.4."""
     waves = {}
     for seed, name in enumerate(STEMS):
-        noise = networks.noise(2, length, seed)
+        noise = make_noise(2, length, seed)
         waves[name] = noise / noise.abs().max() * level * (1 - 0.2 * seed)
     return waves
 
@@ -291,7 +291,7 @@ def test_memory_does_not_grow_with_the_track(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from demucs_infer.audio.formats import Encoding\n"
         "from tests.audio.test_gain import write_stems\n"
-        "from tests.helpers.networks import peak_kilobytes\n"
+        "from tests.helpers.processes import peak_kilobytes\n"
         "peak = lambda: peak_kilobytes() // 1024\n"
         "block = torch.rand(2, 44100) * 1.5\n"
         "def write(seconds):\n"

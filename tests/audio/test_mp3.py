@@ -14,12 +14,12 @@ from demucs_infer.audio.encoders import lame
 from demucs_infer.audio.encoders.lame import FrameHeader
 from demucs_infer.audio.reader import TrackReader
 from demucs_infer.audio.writer import AudioWriter
-from tests.helpers.networks import need
+from tests.helpers.oracles import require_tool
 
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
-def noise(channels: int, samples: int) -> torch.Tensor:
+def make_noise(channels: int, samples: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(samples)
     return torch.rand(channels, samples, generator=generator) * 0.6 - 0.3
 
@@ -49,7 +49,7 @@ def split_first_frame(path: Path) -> tuple[bytes, bytes]:
 def test_mp3_decodes_to_the_original_length(
     rate: int, options: dict[str, int], channels: int, tmp_path: Path
 ) -> None:
-    path = save(tmp_path / "x.mp3", noise(channels, 9001), rate, **options)
+    path = save(tmp_path / "x.mp3", make_noise(channels, 9001), rate, **options)
     read = torch.cat(list(TrackReader(path, sample_rate=rate, channels=channels).blocks()), -1)
     assert read.shape == (channels, 9001)
 
@@ -57,8 +57,8 @@ def test_mp3_decodes_to_the_original_length(
 @pytest.mark.parametrize("options", [{}, {"bitrate": 64}, {"quality": 4}])
 def test_info_frame_equals_lames(options: dict[str, int], tmp_path: Path) -> None:
     """Compare all but what ours leaves out: low-pass, loudness, flags, checksum of the audio."""
-    program = need("lame")
-    wav = noise(2, 50_000)
+    program = require_tool("lame")
+    wav = make_noise(2, 50_000)
     ours, our_audio = split_first_frame(save(tmp_path / "ours.mp3", wav, 44100, **options))
     save(tmp_path / "x.wav", wav, 44100)
     flags = ["-V", "4"] if "quality" in options else ["-b", str(options.get("bitrate", 320))]
@@ -82,7 +82,7 @@ def test_info_frame_equals_lames(options: dict[str, int], tmp_path: Path) -> Non
 
 def test_audio_frames_do_not_depend_on_block_size(tmp_path: Path) -> None:
     """Upstream encodes the whole track in one call."""
-    wav = noise(2, 150_000)
+    wav = make_noise(2, 150_000)
     whole = lameenc.Encoder()
     whole.silence()
     whole.set_channels(2)
@@ -98,7 +98,7 @@ def test_audio_frames_do_not_depend_on_block_size(tmp_path: Path) -> None:
 
 
 def test_pyav_replaces_a_missing_lameenc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wav = noise(2, 60_000)
+    wav = make_noise(2, 60_000)
     ours = save(tmp_path / "ours.mp3", wav, 44100)
     monkeypatch.setattr(writer, "has_lame", lambda: False)
     other = save(tmp_path / "other.mp3", wav, 44100)
@@ -126,10 +126,10 @@ def test_frame_header_is_valid_or_refused(word: int) -> None:
 @pytest.mark.parametrize("percent", [10, 50, 90])
 def test_seek_table_finds_positions(percent: int, tmp_path: Path) -> None:
     """A variable bit rate needs the seek table, because bytes do not tell the time."""
-    ffmpeg = need("ffmpeg")
+    ffmpeg = require_tool("ffmpeg")
     rate, seconds = 44100, 40
     wav = torch.zeros(2, rate * seconds)
-    wav[:, rate * seconds // 2 :] = noise(
+    wav[:, rate * seconds // 2 :] = make_noise(
         2, rate * seconds // 2
     )  # the second half has most of the bytes
     path = save(tmp_path / "x.mp3", wav, rate, quality=4)

@@ -340,7 +340,7 @@ MEMORY = """
 import resource, sys, torch
 from demucs_infer.audio.writer import AudioWriter
 from demucs_infer.audio.reader import TrackReader
-from tests.helpers.networks import peak_kilobytes
+from tests.helpers.processes import peak_kilobytes
 torch.set_num_threads(1)
 short, long, rate, out = sys.argv[1:]
 def peak(path):

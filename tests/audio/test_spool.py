@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from demucs_infer.audio.spool import Spool, SpoolAbandoned
-from tests.helpers.networks import noise
+from tests.helpers.audio_signals import make_noise
 
 
 def blocks(count: int) -> list[torch.Tensor]:
-    return [noise(6, 1000 + 17 * k, k).view(3, 2, -1) for k in range(count)]
+    return [make_noise(6, 1000 + 17 * k, k).view(3, 2, -1) for k in range(count)]
 
 
 def fill(folder: Path, count: int) -> Spool:

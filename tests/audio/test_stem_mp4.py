@@ -17,7 +17,8 @@ from demucs_infer.errors import AudioWriteError
 from demucs_infer.options import Clip
 from tests.audio.test_gain import write_stems
 from tests.audio.test_writer import decode_with_ffmpeg, limit_file_size, make_png, measure_lag
-from tests.helpers import networks
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.oracles import require_tool
 
 RATE = 44100
 STEMS = ("drums", "bass", "other", "vocals")
@@ -26,7 +27,7 @@ LENGTH = 100_003
 
 def tracks(level: float = 0.1) -> dict[str, Tensor]:
     """Return four stems and their sum."""
-    stems = {name: 10 * level * networks.noise(2, LENGTH, seed) for seed, name in enumerate(STEMS)}
+    stems = {name: 10 * level * make_noise(2, LENGTH, seed) for seed, name in enumerate(STEMS)}
     return {MIX: sum(stems.values(), torch.zeros(2, LENGTH)), **stems}
 
 
@@ -99,7 +100,7 @@ def test_names_and_colors_are_in_the_stem_box(
 def test_five_tracks_have_one_length_and_the_mix_is_default(format: str, tmp_path: Path) -> None:
     path = tmp_path / "x.stem.mp4"
     write(path, tracks(), encoding=Encoding(format), cover=make_png())
-    command = [networks.need("ffprobe"), "-v", "error", "-of", "json", "-select_streams", "a"]
+    command = [require_tool("ffprobe"), "-v", "error", "-of", "json", "-select_streams", "a"]
     command += ["-show_entries", "stream=codec_name,duration_ts,time_base:disposition:stream_tags"]
     answer = subprocess.run([*command, str(path)], check=True, capture_output=True).stdout
     streams = json.loads(answer)["streams"]

@@ -24,7 +24,8 @@ from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_dept
 from demucs_infer.audio.tags import Cover, portable_tags
 from demucs_infer.audio.writer import AudioWriter, save_audio
 from demucs_infer.errors import AudioWriteError
-from tests.helpers import networks
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.oracles import require_tool
 
 ONE_STEM = {name: kind for name, kind in FORMATS.items() if not kind.holds_all_stems}
 RATE = 44100
@@ -47,7 +48,7 @@ def random_samples(channels: int, length: int, bits: int = 24, seed: int = 0) ->
 
 def decode_with_ffmpeg(path: Path, channels: int, stream: int = 0) -> Tensor:
     """Decode with Debian's ffmpeg (C T), without changing channels or rate."""
-    command = [networks.need("ffmpeg"), "-v", "error", "-i", str(path), "-map", f"0:a:{stream}"]
+    command = [require_tool("ffmpeg"), "-v", "error", "-i", str(path), "-map", f"0:a:{stream}"]
     raw = subprocess.run([*command, "-f", "f32le", "-"], check=True, capture_output=True).stdout
     return torch.from_numpy(np.frombuffer(raw, "<f4").copy()).view(-1, channels).T
 
@@ -121,7 +122,7 @@ def test_lossy_files_keep_length_and_position_in_two_decoders(
     name: str, options: dict[str, int], rate: int, channels: int, tmp_path: Path
 ) -> None:
     # Low-pass noise, so that every codec keeps its shape.
-    noise = networks.noise(channels, 70_001)
+    noise = make_noise(channels, 70_001)
     wav = torch.nn.functional.avg_pool1d(noise, 5, stride=1, padding=2) * 2
     path = write(tmp_path / name, wav, rate, **options)
     for original, decoded in [
@@ -157,10 +158,10 @@ def test_lossy_files_keep_the_channel_order(name: str, channels: int, tmp_path: 
 
 
 def test_mp3_keeps_length_and_position_in_lame(tmp_path: Path) -> None:
-    original = networks.noise(2, 50_003)
+    original = make_noise(2, 50_003)
     path = write(tmp_path / "x.mp3", original)
     decoded = tmp_path / "x.wav"
-    subprocess.run([networks.need("lame"), "--quiet", "--decode", path, decoded], check=True)
+    subprocess.run([require_tool("lame"), "--quiet", "--decode", path, decoded], check=True)
     with wave.open(str(decoded)) as file:
         data = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)
     decoded = torch.from_numpy(data.T / 32768).float()
@@ -169,7 +170,7 @@ def test_mp3_keeps_length_and_position_in_lame(tmp_path: Path) -> None:
 
 
 def test_mp3_has_the_requested_bitrate(tmp_path: Path) -> None:
-    wav = networks.noise(2, RATE)
+    wav = make_noise(2, RATE)
     for bitrate in (320, 128):
         path = write(tmp_path / "x.mp3", wav, bitrate=bitrate)
         # One second; tags, delay and the last frame add less than a tenth.
@@ -180,7 +181,7 @@ def test_mp3_has_the_requested_bitrate(tmp_path: Path) -> None:
 
 
 def test_aac_keeps_position_and_declares_its_length(tmp_path: Path) -> None:
-    original = networks.noise(2, 70_001)
+    original = make_noise(2, 70_001)
     path = write(tmp_path / "x.m4a", original)
     decoded = decode_with_ffmpeg(path, 2)
     # The last frame of 1024 is decoded whole; the length is in the header.

@@ -32,8 +32,9 @@ from demucs_infer.errors import AudioWriteError, is_disk_full
 from demucs_infer.events import ChunkProcessed
 from demucs_infer.options import Request
 from demucs_infer.system.checksum import sha256_file
+from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
-from tests.helpers.networks import RecordingModel, noise
+from tests.helpers.networks import RecordingModel
 from tests.helpers.requests import make_request
 
 STEMS = ["bass", "drums"]
@@ -587,7 +588,7 @@ def test_an_hour_takes_no_more_memory_than_five_minutes(tmp_path: Path) -> None:
         song = tmp_path / f"{minutes}.wav"
         with soundfile.SoundFile(song, "w", RATE, 2, "PCM_16") as file:
             for n in range(minutes):
-                file.write(noise(2, 60 * RATE, n).T.numpy())
+                file.write(make_noise(2, 60 * RATE, n).T.numpy())
         words = [str(song), "--repo", str(repo), "-n", "9d0a6f1c", "-q", "-o", str(tmp_path / "o")]
         words += ["--segment", "7.8"]  # as real networks have; the plan grows with windows
         done = subprocess.run(
@@ -613,7 +614,7 @@ def test_names_that_are_hostile(stage: Stage) -> None:
     for n, name in enumerate(names):
         path = stage.folder / "in" / name
         path.parent.mkdir(exist_ok=True)
-        save(stage.folder / "x.wav", noise(2, RATE, n))
+        save(stage.folder / "x.wav", make_noise(2, RATE, n))
         (stage.folder / "x.wav").rename(path)
         paths.append(path)
     results = stage.results(stage.batch(), paths)

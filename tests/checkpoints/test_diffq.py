@@ -14,7 +14,7 @@ from demucs_infer.checkpoints.diffq import decode
 from demucs_infer.checkpoints.reader import Package, read_package
 from demucs_infer.errors import CheckpointError
 from tests.helpers import malicious_checkpoints as malicious
-from tests.helpers.networks import need_module
+from tests.helpers.oracles import require_module
 
 DIFFQ = {"klass": malicious.GlobalName("diffq.diffq", "DiffQuantizer"), "packed": True}
 
@@ -36,7 +36,7 @@ def network() -> MixedSizeNetwork:
 
 
 def make_quantizer(name: str, network: nn.Module, **options: Any) -> Any:
-    diffq = need_module("diffq")
+    diffq = require_module("diffq")
     return getattr(diffq, name)(network, **options)
 
 
@@ -81,7 +81,7 @@ def test_weights_equal_those_that_diffq_restores(
     state = quantizer.get_quantized_state(packed=packed)
     quantizer.detach()
     oracle = MixedSizeNetwork()
-    need_module("diffq").restore_quantized_state(oracle, state)
+    require_module("diffq").restore_quantized_state(oracle, state)
     found = dict(decode(save_and_read_state(state, tmp_path), parameter_shapes(network)))
     wanted = dict(oracle.named_parameters())
     assert found.keys() == wanted.keys()
@@ -101,7 +101,7 @@ def test_groups_of_2_to_14_bits_are_decoded(tmp_path: Path) -> None:
     widths = {index + 1 for index, pack in enumerate(state["quantized"][0][0]) if pack is not None}
     assert len(widths) >= 12
     oracle = nn.Linear(40, 13 * 64)
-    need_module("diffq").restore_quantized_state(oracle, state)
+    require_module("diffq").restore_quantized_state(oracle, state)
     found = dict(decode(save_and_read_state(state, tmp_path), parameter_shapes(network)))
     assert torch.equal(found["weight"], oracle.weight)
 

@@ -40,7 +40,8 @@ from demucs_infer.pretrained import (
     remove,
     verify,
 )
-from tests.helpers.networks import TINY, need_module, randomise
+from tests.helpers.networks import TINY, randomize
+from tests.helpers.oracles import require_module
 
 # ── catalog ──
 
@@ -64,9 +65,9 @@ def test_catalog_is_complete_and_consistent() -> None:
 
 
 def test_catalog_contains_all_models_of_upstream() -> None:
-    remote = Path(need_module("demucs").__file__).parent / "remote"
+    remote = Path(require_module("demucs").__file__).parent / "remote"
     catalog = load_catalog()
-    yaml = need_module("yaml")
+    yaml = require_module("yaml")
     for file in remote.glob("*.yaml"):
         bag = yaml.safe_load(file.read_text())
         ours = catalog.bags[file.stem]
@@ -210,7 +211,7 @@ class ModelServer:
         lines = []
         self.networks = {}
         for seed, signature in enumerate(["aaaa0001", "aaaa0002"]):
-            network = randomise(Demucs(**TINY["Demucs"]), seed)
+            network = randomize(Demucs(**TINY["Demucs"]), seed)
             kwargs, state = TINY["Demucs"], network.state_dict()
             path = self.served / f"{signature}.th"
             torch.save({"klass": Demucs, "args": (), "kwargs": kwargs, "state": state}, path)

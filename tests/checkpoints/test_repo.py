@@ -17,12 +17,12 @@ from demucs_infer.checkpoints.cache import CheckpointStore
 from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, ModelLoadingError, ModelNotFound
 from demucs_infer.repo import AnyModelRepo, BagOnlyRepo, HubRepo, LocalRepo, RemoteRepo, read_bag
-from tests.helpers.networks import TINY, randomise
+from tests.helpers.networks import TINY, randomize
 
 
 def save_checkpoint(path: Path, seed: int = 0) -> nn.Module:
     """Write a checkpoint, and return its network."""
-    network = randomise(Demucs(**TINY["Demucs"]), seed)
+    network = randomize(Demucs(**TINY["Demucs"]), seed)
     kwargs, state = TINY["Demucs"], network.state_dict()
     torch.save({"klass": Demucs, "args": (), "kwargs": kwargs, "state": state}, path)
     return network
@@ -75,7 +75,7 @@ def test_bag_is_built_with_its_weights_and_segment(folder: Path) -> None:
     assert len(bag.models) == 2
     assert [list(row) for row in bag.weights] == [[1, 0, 0, 1], [0, 1, 1, 0]]
     assert all(float(model.segment) == 1 for model in bag.models)
-    assert have_equal_weights(bag.models[0], randomise(Demucs(**TINY["Demucs"]), 1))
+    assert have_equal_weights(bag.models[0], randomize(Demucs(**TINY["Demucs"]), 1))
     assert not any(model.training for model in bag.models)
 
 
@@ -232,7 +232,7 @@ def test_model_of_the_hub_is_loaded_from_the_cache(
 ) -> None:
     from safetensors.torch import save
 
-    network = randomise(Demucs(**TINY["Demucs"]), 7)
+    network = randomize(Demucs(**TINY["Demucs"]), 7)
     metadata = {
         "klass": "demucs.demucs.Demucs",
         "args": "[]",

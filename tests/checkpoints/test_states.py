@@ -26,7 +26,8 @@ from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.states import build, load_model, load_weights
 from tests.helpers import malicious_checkpoints as malicious
-from tests.helpers.networks import TINY, need_module, randomise
+from tests.helpers.networks import TINY, randomize
+from tests.helpers.oracles import require_module, skip_or_fail
 
 CLASSES: dict[str, type[nn.Module]] = {"Demucs": Demucs, "HDemucs": HDemucs, "HTDemucs": HTDemucs}
 
@@ -58,8 +59,8 @@ assert not {"demucs", "diffq", "omegaconf", "openunmix", "torchaudio"} & sys.mod
 
 def make_upstream_network(name: str) -> nn.Module:
     """Return a small network of upstream with random parameters."""
-    module = need_module(f"demucs.{name.lower()}")
-    return randomise(getattr(module, name)(**make_arguments(name)))
+    module = require_module(f"demucs.{name.lower()}")
+    return randomize(getattr(module, name)(**make_arguments(name)))
 
 
 def make_arguments(name: str) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def make_package(network: Any, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def quantize(network: nn.Module, name: str) -> dict[str, Any]:
-    diffq = need_module("diffq")
+    diffq = require_module("diffq")
     options = {"DiffQuantizer": {"group_size": 8}, "UniformQuantizer": {"bits": 6}}[name]
     quantizer = getattr(diffq, name)(network, min_size=0.002, **options)
     state = quantizer.get_quantized_state()
@@ -133,8 +134,8 @@ def write_safetensors(network: Any, state: dict[str, Any], path: Path) -> None:
 @pytest.fixture(scope="module")
 def upstream_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write files with upstream, its output, and the output of this package in a new process."""
-    states = need_module("demucs.states")
-    hf = need_module("demucs.hf")
+    states = require_module("demucs.states")
+    hf = require_module("demucs.hf")
     folder = tmp_path_factory.mktemp("upstream")
     mix = 0.1 * torch.randn(1, 2, 8800, generator=torch.Generator().manual_seed(1))
     torch.save(mix, folder / "mix.pt")
@@ -170,7 +171,7 @@ def test_upstream_file_gives_the_same_network(
     upstream_files: Path, name: str, kind: str, suffix: str
 ) -> None:
     if kind in ("diffq", "uniform"):
-        need_module("diffq")
+        require_module("diffq")
     (file,) = upstream_files.glob(f"{name}_{kind}*{suffix}")
     ours = torch.load(f"{file}.state", weights_only=True)
     theirs = torch.load(f"{file}.wanted", weights_only=True)
@@ -184,7 +185,7 @@ def test_upstream_file_gives_the_same_network(
 
 def test_demucs_and_demucs_infer_can_be_imported_together() -> None:
     """In either order, each name gives its own package."""
-    need_module("demucs")
+    require_module("demucs")
     for first, second in (("demucs", "demucs_infer"), ("demucs_infer", "demucs")):
         code = f"import {first}.htdemucs, {second}.htdemucs; " + (
             "import demucs.states, demucs_infer.states, demucs, demucs_infer; "
@@ -200,7 +201,7 @@ def test_demucs_and_demucs_infer_can_be_imported_together() -> None:
 
 @pytest.fixture
 def network() -> nn.Module:
-    return randomise(Demucs(**TINY["Demucs"]))
+    return randomize(Demucs(**TINY["Demucs"]))
 
 
 def have_equal_weights(one: nn.Module, other: nn.Module) -> bool:
@@ -263,7 +264,7 @@ def test_strict_false_loads_the_weights_that_match(tmp_path: Path, network: nn.M
     first, second, *_ = state
     del state[first]
     torch.save(state, tmp_path / "x.th")
-    other = randomise(Demucs(**TINY["Demucs"]), seed=9)
+    other = randomize(Demucs(**TINY["Demucs"]), seed=9)
     before = other.state_dict()[first].clone()
     with pytest.warns(UserWarning, match=first):
         load_weights(other, tmp_path / "x.th", strict=False)
@@ -274,7 +275,7 @@ def test_strict_false_loads_the_weights_that_match(tmp_path: Path, network: nn.M
 @pytest.mark.parametrize("name", CLASSES)
 def test_package_has_same_tensors_in_both_formats_of_torch(tmp_path: Path, name: str) -> None:
     """Before torch 1.6 a class was written as a persistent object with its source."""
-    network = randomise(CLASSES[name](**TINY[name]))
+    network = randomize(CLASSES[name](**TINY[name]))
     state = network.state_dict()
     make_package = {"klass": CLASSES[name], "args": (), "kwargs": TINY[name], "state": state}
     for is_zip in (True, False):
@@ -353,7 +354,7 @@ def test_build_uses_neither_memory_nor_random_numbers() -> None:
 
 def test_loading_does_not_import_the_compiler(tmp_path: Path) -> None:
     """`normal_` on a meta tensor would import torch._dynamo, which takes seconds."""
-    network = randomise(HTDemucs(**TINY["HTDemucs"]))
+    network = randomize(HTDemucs(**TINY["HTDemucs"]))
     kwargs, state = TINY["HTDemucs"], network.state_dict()
     torch.save({"klass": HTDemucs, "kwargs": kwargs, "state": state}, tmp_path / "x.th")
     code = (
@@ -423,9 +424,7 @@ def torchaudio_environment() -> Iterator[dict[str, str]]:
     """Yield the environment of a process that can import torchaudio's Python code."""
     folder = os.environ.get("DEMUCS_INFER_ORACLES", str(Path(__file__).parents[2] / ".oracles"))
     if not (Path(folder) / "torchaudio").is_dir():
-        if os.environ.get("DEMUCS_INFER_CI"):
-            pytest.fail(f"{folder} has no torchaudio, and CI promises it")
-        pytest.skip("torchaudio is not in DEMUCS_INFER_ORACLES")
+        skip_or_fail(f"torchaudio is not in {folder} (DEMUCS_INFER_ORACLES)")
     yield {**os.environ, "PYTHONPATH": folder}
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from demucs_infer.cli.main import main
+from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import make_repo, save, write_song
-from tests.helpers.networks import noise
 
 
 def say(capsys: pytest.CaptureFixture[str], *words: str, expect: int = 0) -> str:
@@ -60,12 +60,16 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_eval(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for stem in ("drums", "bass"):
-        truth = noise(2, 8000, len(stem))
+        truth = make_noise(2, 8000, len(stem))
         (tmp_path / "true/song").mkdir(parents=True, exist_ok=True)
         (tmp_path / "made/song").mkdir(parents=True, exist_ok=True)
         save(tmp_path / f"true/song/{stem}.wav", truth, subtype="FLOAT")
         # A tenth of another noise: 20 dB below.
-        save(tmp_path / f"made/song/{stem}.wav", truth + 0.1 * noise(2, 8000, 9), subtype="FLOAT")
+        save(
+            tmp_path / f"made/song/{stem}.wav",
+            truth + 0.1 * make_noise(2, 8000, 9),
+            subtype="FLOAT",
+        )
     words = ["eval", str(tmp_path / "true"), str(tmp_path / "made")]
     told = json.loads(say(capsys, *words, "--json", "--stems", "drums"))
     assert told["summary"]["drums"]["sdr"]["median"] == pytest.approx(20, abs=0.5)

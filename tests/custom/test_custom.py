@@ -47,7 +47,7 @@ from demucs_infer.custom.build import build_network, load_network
 from demucs_infer.custom.config import StftConfig
 from demucs_infer.custom.metadata import Traits
 from demucs_infer.optimized.compiled import compile_network
-from tests.helpers.networks import noise
+from tests.helpers.audio_signals import make_noise
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,7 +223,7 @@ def test_registered_function_provides_a_model(checkpoint: Path) -> None:
     assert isinstance(get_model("my-gain"), WaveformModel)
     info = model_info("my-gain")
     assert (info.files, info.stems, info.license) == ((), None, "not stated")
-    mix = noise(2, 5000)
+    mix = make_noise(2, 5000)
     stems = Separator("my-gain", device="cpu").run(mix)
     # Two roundings of float32, and those of the overlap-add.
     torch.testing.assert_close(stems["drums"], 0.25 * mix, rtol=0, atol=1e-6)
@@ -254,7 +254,7 @@ def test_registered_function_provides_metadata(checkpoint: Path) -> None:
     assert list_models()["single"]["gain"].endswith("create_metadata")  # type: ignore[union-attr]  # a module
     assert calls == []
     separator = Separator.from_pretrained(config=CONFIG, checkpoint=checkpoint)
-    mix = noise(2, 3000)
+    mix = make_noise(2, 3000)
     torch.testing.assert_close(separator.run(mix)["bass"], 0.75 * mix, rtol=0, atol=1e-6)
     assert calls == ["called"]
     with pytest.raises(ModelLoadingError, match="'gain' is a type of network without weights"):
@@ -452,7 +452,7 @@ def test_from_pretrained_separates(checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(CONFIG | {"derived_stems": {"rest": "mixture-drums"}}))
     register_model(GAIN)
-    mix = noise(2, 12345)
+    mix = make_noise(2, 12345)
     separator = Separator.from_pretrained(
         config=file, checkpoint=checkpoint, overrides=["inference.batch_size=3"]
     )
@@ -487,7 +487,7 @@ def test_configured_profile_determines_the_number_of_windows(checkpoint: Path) -
             metadata=GAIN,
             overrides=[*sizes, f"chunking.profile={profile}"],
         )
-        events = list(separator.stream(noise(2, 2000)))
+        events = list(separator.stream(make_noise(2, 2000)))
         totals[profile] = max(getattr(event, "total_batches", 0) or 0 for event in events)
     assert totals == {"padded": (2000 + 2 * 750 - 1000) // 250 + 1, "demucs": 2000 // 250}
 
@@ -497,7 +497,7 @@ def test_configured_output_format_is_the_default(checkpoint: Path, tmp_path: Pat
     separator = Separator.from_pretrained(
         config=CONFIG | {"output": output}, checkpoint=checkpoint, metadata=GAIN
     )
-    mix = noise(2, 4000)
+    mix = make_noise(2, 4000)
     result = separator.separate_to(mix, tmp_path / "a", sample_rate=8000)
     assert [path.name for path in result.paths.values() if path] == ["bass.flac"]
     wav_result = separator.separate_to(mix, tmp_path / "b", "wav", sample_rate=8000)
@@ -531,7 +531,7 @@ def test_weights_dtype_converts_the_weights(checkpoint: Path, kind: str) -> None
         overrides=[f"inference.weights_dtype={kind}"],
     )
     assert model_floating_dtype(separator.model) == str_to_torch_dtype(kind)
-    mix = noise(2, 3000)
+    mix = make_noise(2, 3000)
     stem = separator.run(mix)["bass"]
     assert stem.dtype == torch.float32
     # At least 8 bits of mantissa, on samples of at most 0.5.
@@ -565,7 +565,7 @@ def test_compiled_network_returns_the_same(
         overrides=[f"inference.compile={configured}"] if configured else [],
         **arguments,
     )
-    mix = noise(2, 3000)
+    mix = make_noise(2, 3000)
     torch.testing.assert_close(separator.run(mix)["bass"], 0.75 * mix)
     assert used_backends == backends
 
@@ -604,7 +604,7 @@ class Ones(nn.Module):
 @pytest.mark.parametrize("input_type", ["spectrogram", "waveform_and_spectrogram"])
 def test_mask_of_ones_returns_the_mixture(stft: StftConfig, input_type: str) -> None:
     network = Ones()
-    mix = noise(2, 1500)[None]
+    mix = make_noise(2, 1500)[None]
     stems = create_w2w_model(network, params(input_type, "spectrogram_mask"), stft=stft)(mix)
     assert stems.shape == (1, 2, 2, 1500)
     # A transform of 256 points and its inverse in float32.
@@ -616,7 +616,7 @@ def test_mask_of_ones_returns_the_mixture(stft: StftConfig, input_type: str) -> 
 @pytest.mark.parametrize("length", [5, 3000])
 def test_network_receives_whole_windows_only(length: int) -> None:
     """The last chunk, or a track, may be shorter than one frame of the spectrum."""
-    network, mix = Ones(), noise(2, length)
+    network, mix = Ones(), make_noise(2, length)
     wrapped = create_w2w_model(network, params("spectrogram", "spectrogram_mask"), stft=STFT)
     sizes: list[tuple[int, ...]] = []
     wrapped.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
@@ -626,7 +626,7 @@ def test_network_receives_whole_windows_only(length: int) -> None:
 
 
 def test_spectrogram_output_is_converted_to_audio() -> None:
-    mix = noise(2, 1024)[None]
+    mix = make_noise(2, 1024)[None]
     wrapped = create_w2w_model(Ones(doubles=True), params("spectrogram", "spectrogram"), stft=STFT)
     torch.testing.assert_close(wrapped(mix)[:, 1], 2 * mix, rtol=0, atol=1e-6)
 
@@ -664,7 +664,7 @@ def test_stft_round_trip(window: Any, normalized: bool, length: int) -> None:
     config = StftConfig(
         n_fft=256, hop_length=96, win_length=200, window=window, normalized=normalized
     )
-    wave = noise(2, length)
+    wave = make_noise(2, length)
     stft = Stft(config)
     # With little overlap, dividing by the sum of the windows loses some digits.
     torch.testing.assert_close(stft.inverse(stft.forward(wave), length), wave, rtol=0, atol=1e-5)
@@ -695,7 +695,7 @@ def test_preprocess_and_postprocess_wrap_the_network() -> None:
         preprocess=preprocess,
         postprocess=postprocess,
     )
-    mix = noise(2, 3000)
+    mix = make_noise(2, 3000)
     stems = Separator.from_model(wrapped, device="cpu", normalize=False).run(mix)
     assert [stems[name].dtype for name in stems] == 2 * [torch.float32]
     # 11 bits of mantissa in float16, on samples of at most 0.5.
@@ -711,7 +711,7 @@ def test_preprocess_receives_spectra_and_postprocess_returns_masks() -> None:
         preprocess=torch.log1p,
         postprocess=lambda output, *inputs: [torch.ones_like(output), 0 * inputs[0]],
     )
-    mix = noise(2, 1500)[None]
+    mix = make_noise(2, 1500)[None]
     stems = wrapped(mix)
     torch.testing.assert_close(stems[:, 0], mix, rtol=0, atol=1e-6)
     assert not stems[:, 1].any()
@@ -729,7 +729,7 @@ def test_dict_list_and_tensor_outputs_are_equivalent() -> None:
                 self.kind, torch.stack([a, b], dim=1)
             )
 
-    mix = noise(2, 3000)
+    mix = make_noise(2, 3000)
     stems = []
     for kind in ("dict", "list", "tensor"):
         wrapped = create_w2w_model(
@@ -746,14 +746,14 @@ def test_output_of_the_wrong_shape_is_refused() -> None:
     wrapped = create_w2w_model(Ones(), params("spectrogram", "spectrogram_mask"), stft=STFT)
     wrapped.model.forward = lambda x: x  # type: ignore[method-assign]  # the error under test
     with pytest.raises(SeparationError, match=r"not \(batch, stems, channels, bins, frames, 2 p"):
-        wrapped(noise(2, 1024)[None])
+        wrapped(make_noise(2, 1024)[None])
 
 
 def test_wrong_number_of_stems_is_refused() -> None:
     network = Gain(GainParams(1000, ("a", "b", "c")))
     wrapped = create_w2w_model(network, GainParams(1000, ("a", "b")), sample_rate=8000)
     with pytest.raises(SeparationError, match="with 2 stems: a, b"):
-        Separator.from_model(wrapped, device="cpu").run(noise(2, 2000))
+        Separator.from_model(wrapped, device="cpu").run(make_noise(2, 2000))
 
 
 def test_mono_network_receives_the_channel_mean() -> None:
@@ -761,7 +761,7 @@ def test_mono_network_receives_the_channel_mean() -> None:
         Gain(GainParams(1000, ("a", "b"))), GainParams(1000, ("a", "b"), 1), sample_rate=8000
     )
     wrapped.model.load_state_dict(state())
-    mix = noise(2, 3000)
+    mix = make_noise(2, 3000)
     stems = Separator.from_model(wrapped, device="cpu", normalize=False).run(mix)
     torch.testing.assert_close(stems["b"], 0.75 * mix.mean(0, keepdim=True), rtol=0, atol=1e-6)
 

@@ -16,7 +16,7 @@ from torch import nn
 from demucs_infer.cli.main import main
 from tests.helpers.batch_runs import MODEL, STEMS, batch_words, model_flags, write_list
 from tests.helpers.cli_process import environment, write_song
-from tests.helpers.networks import need_module
+from tests.helpers.oracles import require_module
 
 CRASHES_DURING_UPLOAD = """
 import os, signal, sys
@@ -40,7 +40,7 @@ main(sys.argv[1:])
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    need_module("moto.server")
+    require_module("moto.server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -66,7 +66,7 @@ def endpoint() -> Iterator[str]:
 @pytest.fixture
 def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The buckets `songs` and `stems`, both empty."""
-    s3fs = need_module("s3fs")
+    s3fs = require_module("s3fs")
     for name, value in {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "key",

@@ -23,7 +23,7 @@ from tests.helpers.batch_runs import (
     write_mixed_manifest,
 )
 from tests.helpers.cli_process import RATE, environment, save, write_song
-from tests.helpers.networks import need_module
+from tests.helpers.oracles import require_module
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ COMMAND = [
 
 @pytest.fixture(autouse=True)
 def ray_is_installed() -> None:
-    need_module("ray.data")
+    require_module("ray.data")
 
 
 def write_square_wave(path: Path) -> None:

@@ -9,11 +9,11 @@ from demucs_infer.distributed.manifest import ResultRow
 from demucs_infer.distributed.results_table import open_table
 from tests.helpers.batch_runs import batch_words, read_table, write_list
 from tests.helpers.cli_process import tree, write_song
-from tests.helpers.networks import need_module
+from tests.helpers.oracles import require_module
 
 
 def test_json_lines_and_parquet_are_the_same_rows(tmp_path: Path) -> None:
-    parquet = need_module("pyarrow.parquet")
+    parquet = require_module("pyarrow.parquet")
     rows: list[ResultRow] = [
         {
             "track": f"{n}.wav", "model": "m", "status": "done", "manifest": None, "key": "k",

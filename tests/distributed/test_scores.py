@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from demucs_infer.distributed.worker import TrackWorker
+from tests.helpers.audio_signals import make_noise
 from tests.helpers.batch_runs import MODEL, make_worker, row_of, sha256_of
 from tests.helpers.cli_process import load, save, write_song
-from tests.helpers.networks import noise
 from tests.helpers.requests import make_request
 
 # References of 1.1 times the stem: 20 log10(1.1 / 0.1).
@@ -72,7 +72,7 @@ def test_malformed_cache_is_replaced(song: ScoredSong) -> None:
 def test_references_of_another_length_are_a_warning(song: ScoredSong) -> None:
     song.run()
     for file in song.references.iterdir():
-        save(file, noise(2, 77), subtype="FLOAT")
+        save(file, make_noise(2, 77), subtype="FLOAT")
     result = song.run()
     assert result["status"] == "skipped" and "not scored" in result["warnings"][0]
 

@@ -19,7 +19,7 @@ from tests.helpers.batch_runs import (
     write_manifest,
 )
 from tests.helpers.cli_process import tree, write_song
-from tests.helpers.networks import need_module
+from tests.helpers.oracles import require_module
 
 
 def test_every_row_has_a_result(repo: Path, tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_every_row_has_a_result(repo: Path, tmp_path: Path) -> None:
 
 
 def test_invalid_file_names_fail_in_either_kind_of_table(repo: Path, tmp_path: Path) -> None:
-    parquet = need_module("pyarrow.parquet")
+    parquet = require_module("pyarrow.parquet")
     write_song(tmp_path / "good.wav", 1)
     not_utf8 = os.fsdecode(b"\xff.wav")  # valid, but not UTF-8
     (tmp_path / not_utf8).write_bytes((tmp_path / "good.wav").read_bytes())

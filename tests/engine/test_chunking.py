@@ -16,7 +16,8 @@ from demucs_infer.engine.chunking import (
     stitch_chunks,
 )
 from demucs_infer.errors import SeparationError
-from tests.helpers.networks import DictModel, OomModel, RecordingModel, ScaleModel, noise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import DictModel, OomModel, RecordingModel, ScaleModel
 
 GEOMETRIES = [
     (1000, 256, 128),
@@ -37,7 +38,7 @@ GEOMETRIES = [
 def test_generate_chunks_slices_the_padded_track(
     length: int, chunk: int, hop: int, mode: str, batch_size: int
 ) -> None:
-    track, plan = noise(2, length), ChunkPlan(length, chunk, hop)
+    track, plan = make_noise(2, length), ChunkPlan(length, chunk, hop)
     batches = list(generate_chunks(track, chunk, hop, batch_size, padding_mode=mode))
     assert len(batches) == plan.num_batches(batch_size)
     assert {len(batch) for batch in batches[:-1]} <= {batch_size}
@@ -52,7 +53,7 @@ def test_generate_chunks_slices_the_padded_track(
 @pytest.mark.parametrize(("length", "chunk", "hop"), GEOMETRIES)
 @pytest.mark.parametrize("window", ["hann", "triangle", "linear_fade"])
 def test_stitch_chunks_returns_the_track(length: int, chunk: int, hop: int, window: str) -> None:
-    track, weights = noise(2, length), make_window(window, chunk)
+    track, weights = make_noise(2, length), make_window(window, chunk)
     results = []
     for batch_size in (1, 4):
         batches = [
@@ -68,7 +69,7 @@ def test_stitch_chunks_returns_the_track(length: int, chunk: int, hop: int, wind
 
 @pytest.mark.parametrize(("length", "chunk", "hop"), GEOMETRIES)
 def test_stitcher_returns_final_samples_at_once(length: int, chunk: int, hop: int) -> None:
-    track, weights = noise(2, length), make_window("hann", chunk)
+    track, weights = make_noise(2, length), make_window("hann", chunk)
     stitcher = StreamingStitcher(chunk, hop, length, weights)
     assert stitcher.flush() is None
     num_returned = 0
@@ -96,7 +97,7 @@ def test_stitcher_returns_final_samples_at_once(length: int, chunk: int, hop: in
 
 
 def test_flush_returns_the_tail_of_an_unpadded_track() -> None:
-    track = noise(2, 1000)
+    track = make_noise(2, 1000)
     stitcher = StreamingStitcher(100, 75, 1000, make_window("triangle", 100), samples_to_skip=0)
     parts = [stitcher.step(track[None, :, at : at + 100]) for at in range(0, 901, 75)]
     parts.append(stitcher.flush())
@@ -142,9 +143,9 @@ def test_invalid_chunks_are_rejected() -> None:
     with pytest.raises(ValueError, match="stride"):
         StreamingStitcher(100, 101, 10, window)
     with pytest.raises(ValueError, match="batch_size"):
-        generate_chunks(noise(2, 10), 100, 50, 0)
+        generate_chunks(make_noise(2, 10), 100, 50, 0)
     with pytest.raises(ValueError, match="padding"):
-        generate_chunks(noise(2, 10), 100, 50, 1, padding_mode="wrap")
+        generate_chunks(make_noise(2, 10), 100, 50, 1, padding_mode="wrap")
 
 
 def test_chunk_plan_from_seconds() -> None:
@@ -162,7 +163,7 @@ def test_chunk_plan_from_seconds() -> None:
 
 
 def test_normalized_audio_has_mean_0_and_deviation_1() -> None:
-    track = 0.2 + noise(2, 5000)
+    track = 0.2 + make_noise(2, 5000)
     audio, stats = normalize_audio(track)
     mono = audio.double().mean(0)
     assert abs(float(mono.mean())) < 1e-6
@@ -177,7 +178,7 @@ def test_normalized_audio_has_mean_0_and_deviation_1() -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize("hop", [64, 32, 27, 16])
 def test_overlap_add_returns_stems_by_name(length: int, batch_size: int, hop: int) -> None:
-    track = noise(2, length)
+    track = make_noise(2, length)
     network = DictModel(["vocals", "bass"], [0.5, 2.0], segment=64 / 8000)
     network.train()
     stems = overlap_add(network, track, ChunkPlan(length, 64, hop), batch_size=batch_size)
@@ -199,12 +200,12 @@ def test_model_kwargs_are_passed_unchanged_also_after_a_retry() -> None:
     received: list[object] = []
     query = object()
     network = QueryRecorder(limit=2, segment=0.01)
-    overlap_add(network, noise(2, 1000), ChunkPlan(1000, 80, 40), batch_size=8, query=query)
+    overlap_add(network, make_noise(2, 1000), ChunkPlan(1000, 80, 40), batch_size=8, query=query)
     assert network.tried[:3] == [8, 4, 2]
     assert len(received) > 3
     assert all(one is query for one in received)
     with pytest.raises(TypeError, match="nonsense"):
-        overlap_add(ScaleModel(), noise(2, 100), ChunkPlan(100, 80, 40), nonsense=1)
+        overlap_add(ScaleModel(), make_noise(2, 100), ChunkPlan(100, 80, 40), nonsense=1)
 
 
 def test_queries_equal_separate_runs() -> None:
@@ -212,7 +213,7 @@ def test_queries_equal_separate_runs() -> None:
         def forward(self, mix: Tensor, *, gain: Tensor) -> list[Tensor]:  # type: ignore[override]
             return list((super().forward(mix) * gain).unbind(1))
 
-    track, plan = noise(2, 1000), ChunkPlan(1000, 80, 40)
+    track, plan = make_noise(2, 1000), ChunkPlan(1000, 80, 40)
     one = GainModel(["it"], [1.0], segment=0.01)
     queries = {"soft": {"gain": torch.tensor(0.5)}, "loud": {"gain": torch.tensor(2.0)}}
     both = overlap_add(one, track, plan, queries=queries)
@@ -235,6 +236,6 @@ def test_unexpected_stem_names_are_rejected() -> None:
             return {"drums": mix, "piano": mix}
 
     with pytest.raises(SeparationError, match=r"\['drums', 'piano'\], not \['bass', 'drums'\]"):
-        overlap_add(WrongStemsModel(), noise(2, 100), ChunkPlan(100, 80, 40))
+        overlap_add(WrongStemsModel(), make_noise(2, 100), ChunkPlan(100, 80, 40))
     with pytest.raises(ValueError, match="plan is for 99"):
-        overlap_add(ScaleModel(), noise(2, 100), ChunkPlan(99, 80, 40))
+        overlap_add(ScaleModel(), make_noise(2, 100), ChunkPlan(99, 80, 40))

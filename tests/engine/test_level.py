@@ -8,7 +8,7 @@ from torch import Tensor
 
 from demucs_infer.engine.level import PIECE, Level, measure
 from demucs_infer.errors import SeparationError
-from tests.helpers.networks import noise
+from tests.helpers.audio_signals import make_noise
 
 
 def split_cyclically(track: Tensor, *sizes: int) -> Iterator[Tensor]:
@@ -20,16 +20,16 @@ def split_cyclically(track: Tensor, *sizes: int) -> Iterator[Tensor]:
 
 
 SIGNALS = {
-    "noise": noise(2, 5000),
+    "noise": make_noise(2, 5000),
     "silence": torch.zeros(2, 5000),
     "constant": torch.full((2, 5000), 0.5),
     "constant that is no binary fraction": torch.full((2, 4999), 0.1),
-    "antiphase": torch.cat([noise(1, 5000), -noise(1, 5000)]),
-    "noise on a constant": 0.3 + noise(2, 5000),
+    "antiphase": torch.cat([make_noise(1, 5000), -make_noise(1, 5000)]),
+    "noise on a constant": 0.3 + make_noise(2, 5000),
     "one sample": torch.tensor([[0.3], [0.2]]),
-    "mono": noise(1, 5000),
-    "six channels": noise(6, 5000),
-    "loud": 30 * noise(2, 5000),
+    "mono": make_noise(1, 5000),
+    "six channels": make_noise(6, 5000),
+    "loud": 30 * make_noise(2, 5000),
 }
 
 
@@ -58,8 +58,8 @@ def test_track_with_a_silent_mono_mix_is_unchanged(name: str) -> None:
 
 
 def test_cancelling_channels_with_dither_do_not_blow_up() -> None:
-    music = noise(1, 50_000)
-    track = torch.cat([music, -music]) + 1e-5 * noise(2, 50_000, seed=1)
+    music = make_noise(1, 50_000)
+    track = torch.cat([music, -music]) + 1e-5 * make_noise(2, 50_000, seed=1)
     # (x - mean) / (std + 1e-8) would reach six digits here.
     assert float(measure([track]).remove(track).abs().max()) < 100
 
@@ -75,7 +75,7 @@ def test_level_equals_upstream(name: str) -> None:
 
 
 def test_quiet_music_is_raised_like_upstream() -> None:
-    track = 1e-5 * noise(2, 5000)
+    track = 1e-5 * make_noise(2, 5000)
     level = measure([track])
     assert level.std == pytest.approx(float(track.double().mean(0).std()) + 1e-8, rel=1e-12)
 
@@ -83,7 +83,7 @@ def test_quiet_music_is_raised_like_upstream() -> None:
 @pytest.mark.parametrize("sizes", [(1,), (7, 1, 300), (PIECE,), (PIECE - 1, 2), (10**6,)])
 def test_block_sizes_and_threads_do_not_change_bits(sizes: tuple[int, ...]) -> None:
     length = 3 * PIECE + 17 if sizes != (1,) else 3000
-    track = noise(2, length)
+    track = make_noise(2, length)
     threads = torch.get_num_threads()
     try:
         expected = measure([track])
@@ -96,7 +96,7 @@ def test_block_sizes_and_threads_do_not_change_bits(sizes: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_non_finite_track_is_rejected_with_the_position(value: float) -> None:
-    track = noise(2, PIECE + 100)
+    track = make_noise(2, PIECE + 100)
     track[1, PIECE + 3] = value
     with pytest.raises(SeparationError, match=f"sample {PIECE + 3}:"):
         measure([track])

@@ -29,7 +29,8 @@ from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import AudioReadError, SeparationError
 from demucs_infer.events import ChunkProcessed, ChunkStarted, Stage, TrackFailed, TrackFinished
 from demucs_infer.options import SeparationOptions
-from tests.helpers.networks import TINY, OomModel, RecordingModel, ScaleModel, noise, randomise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import TINY, OomModel, RecordingModel, ScaleModel, randomize
 
 RATE = 8000
 IDENTITY = {"sources": ["mix"], "gains": [1.0]}
@@ -71,7 +72,7 @@ def digest(samples: Tensor) -> str:
 
 def tiny(seed: int = 0) -> Demucs:
     network = Demucs(**TINY["Demucs"])
-    randomise(network, seed)
+    randomize(network, seed)
     return network
 
 
@@ -79,7 +80,7 @@ def tiny(seed: int = 0) -> Demucs:
 @pytest.mark.parametrize("overlap", [0, 0.1, 0.25, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("length", [1, 2, 999, 1000, 1001, 3007])
 def test_identity_network_returns_the_track(profile: Any, overlap: float, length: int) -> None:
-    track = noise(2, length)
+    track = make_noise(2, length)
     network = ScaleModel(**IDENTITY, segment=1000 / RATE)
     shapes = [("triangle", "constant")]
     if profile == "padded":
@@ -101,7 +102,7 @@ def test_identity_network_returns_the_track(profile: Any, overlap: float, length
 
 
 def test_huge_segment_is_one_window_of_the_track() -> None:
-    track = TensorTrack(noise(2, 5000))
+    track = TensorTrack(make_noise(2, 5000))
     options = SeparationOptions(segment=1e9, shifts=0)
     stems = join_blocks(separate(track, tiny(), options=options))
     # The weights of the only window are divided out again.
@@ -111,7 +112,7 @@ def test_huge_segment_is_one_window_of_the_track() -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_level_is_removed_and_restored(normalize: bool) -> None:
-    track = 0.3 + noise(2, 20_000)
+    track = 0.3 + make_noise(2, 20_000)
     network = ScaleModel(["half"], [0.5])
     stems = join_blocks(
         separate(TensorTrack(track), network, options=SeparationOptions(normalize=normalize))
@@ -145,7 +146,7 @@ def test_plan_off_by_one_sample_breaks_identity(
     wrong: Callable[[list[Chunk]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The identity test is only worth something if errors of one sample fail it."""
-    track = TensorTrack(noise(2, 5000))
+    track = TensorTrack(make_noise(2, 5000))
     network = ScaleModel(**IDENTITY, segment=1000 / RATE)
     options = SeparationOptions(shifts=0, overlap=0, normalize=False)
 
@@ -181,7 +182,7 @@ def test_block_sizes_batches_and_workers_do_not_change_bits(
     batch_size: int,
     workers: int,
 ) -> None:
-    track = 0.1 + noise(2, length)
+    track = 0.1 + make_noise(2, length)
     network = BagOfModels(
         [ScaleModel(segment=segment / RATE), ScaleModel(gains=[0.5, 2.0], segment=900 / RATE)],
         [[1.0, 0.3], [0.7, 1.0]],
@@ -210,7 +211,7 @@ def stage_names(*stages: str) -> list[str]:
 
 
 def test_order_of_events() -> None:
-    track, network = TensorTrack(noise(2, 20_000)), ScaleModel()
+    track, network = TensorTrack(make_noise(2, 20_000)), ScaleModel()
     options = SeparationOptions(shifts=0)
     chunks = ["ChunkProcessed"] * 4
     end = stage_names("stitch", "collect_outputs")
@@ -231,7 +232,7 @@ def test_order_of_events() -> None:
 
 
 def test_channels_are_converted_to_those_of_the_network() -> None:
-    track = noise(2, 9000)
+    track = make_noise(2, 9000)
     stems = join_blocks(separate(TensorTrack(track), ScaleModel(**IDENTITY, audio_channels=1)))
     assert stems.shape == (1, 1, 9000)
     torch.testing.assert_close(stems[0], track.mean(0, keepdim=True), rtol=0, atol=1e-6)
@@ -239,7 +240,7 @@ def test_channels_are_converted_to_those_of_the_network() -> None:
     assert torch.equal(stems[0, 0], stems[0, 1])
     torch.testing.assert_close(stems[0, :1], track[:1], rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="has 3 channels, but the networks need 2"):
-        list(separate(TensorTrack(noise(3, 100)), ScaleModel()))
+        list(separate(TensorTrack(make_noise(3, 100)), ScaleModel()))
 
 
 @pytest.mark.parametrize("shifts", [0, 1, 3])
@@ -250,7 +251,7 @@ def test_total_is_constant_and_fraction_ends_at_one(
 ) -> None:
     length, network = 30_000, BagOfModels([RecordingModel() for _ in range(members)])
     options = SeparationOptions(shifts=shifts, batch_size=batch_size, seed=3)
-    items = list(separate(TensorTrack(noise(2, length)), network, options=options))
+    items = list(separate(TensorTrack(make_noise(2, length)), network, options=options))
     events = [item for item in items if isinstance(item, ChunkProcessed)]
     total = events[0].total_batches
     assert [event.batch_index for event in events] == list(range(1, total + 1))
@@ -280,7 +281,7 @@ def one_hot_bag() -> BagOfModels:
 @pytest.mark.parametrize("stem", ["drums", "vocals"])
 @pytest.mark.parametrize("shifts", [1, 2])
 def test_one_stem_of_a_one_hot_bag_runs_one_member(stem: str, shifts: int) -> None:
-    track, options = TensorTrack(noise(2, 50_000)), SeparationOptions(shifts=shifts, seed=9)
+    track, options = TensorTrack(make_noise(2, 50_000)), SeparationOptions(shifts=shifts, seed=9)
     bag = one_hot_bag()
     everything = join_blocks(separate(track, bag, options=options))
     forwards = [len(model.seen) for model in bag.models]
@@ -302,7 +303,7 @@ def test_one_stem_of_a_one_hot_bag_runs_one_member(stem: str, shifts: int) -> No
 
 def test_one_stem_of_a_bag_is_bit_identical() -> None:
     bag = BagOfModels([tiny(0), tiny(1)], [[1, 0, 0.5, 1], [0, 1, 0.5, 1]])
-    track, options = TensorTrack(noise(2, 20_000)), SeparationOptions(shifts=2)
+    track, options = TensorTrack(make_noise(2, 20_000)), SeparationOptions(shifts=2)
     everything = join_blocks(separate(track, bag, options=options))
     for at, stem in enumerate(bag.sources):
         plan = choose_stems(bag.sources, stems=[stem])
@@ -311,7 +312,7 @@ def test_one_stem_of_a_bag_is_bit_identical() -> None:
 
 
 def test_rules_are_applied_to_final_samples() -> None:
-    track, network = TensorTrack(0.2 + noise(2, 20_000)), ScaleModel()
+    track, network = TensorTrack(0.2 + make_noise(2, 20_000)), ScaleModel()
     rules = ["rest=mixture-bass", "both=drums+bass", "twice=2*rest"]
     plan = choose_stems(network.sources, derive=rules)
     stems = dict(zip(plan.outputs, join_blocks(separate(track, network, stems=plan))))
@@ -329,7 +330,7 @@ def test_closing_stops_within_a_batch_and_restores_the_network() -> None:
     for workers in (0, 2):
         network.seen.clear()
         stream = separate(
-            TensorTrack(noise(2, 200_000)), network, options=SeparationOptions(jobs=workers)
+            TensorTrack(make_noise(2, 200_000)), network, options=SeparationOptions(jobs=workers)
         )
         for item in stream:
             if isinstance(item, ChunkProcessed):
@@ -339,7 +340,7 @@ def test_closing_stops_within_a_batch_and_restores_the_network() -> None:
         assert network.training
         assert threading.active_count() == threads
         assert not torch.is_inference_mode_enabled()
-    stream = separate(TensorTrack(noise(2, 200_000)), network)
+    stream = separate(TensorTrack(make_noise(2, 200_000)), network)
     next(stream)
     assert not network.training
     del stream  # garbage collected, not closed
@@ -351,12 +352,12 @@ def test_error_restores_the_network() -> None:
     network = OomModel(limit=0)
     network.train()
     with pytest.raises(torch.OutOfMemoryError):
-        list(separate(TensorTrack(noise(2, 9000)), network, options=SeparationOptions(jobs=2)))
+        list(separate(TensorTrack(make_noise(2, 9000)), network, options=SeparationOptions(jobs=2)))
     assert network.training
 
 
 def test_stems_can_be_used_in_autograd() -> None:
-    for item in separate(TensorTrack(noise(2, 9000)), ScaleModel()):
+    for item in separate(TensorTrack(make_noise(2, 9000)), ScaleModel()):
         if isinstance(item, Block):
             scale = torch.ones((), requires_grad=True)
             (item.stems * scale).sum().backward()
@@ -364,7 +365,7 @@ def test_stems_can_be_used_in_autograd() -> None:
 
 
 def test_input_tensor_is_not_modified() -> None:
-    track = noise(1, 9000).expand(2, 9000)  # writing to this would raise
+    track = make_noise(1, 9000).expand(2, 9000)  # writing to this would raise
     before = track.clone()
     plan = choose_stems(["drums", "bass"], derive=["all=mixture"])
     stems = join_blocks(separate(TensorTrack(track), ScaleModel(), stems=plan))
@@ -374,7 +375,7 @@ def test_input_tensor_is_not_modified() -> None:
 
 def test_bytes_do_not_depend_on_order_or_jobs() -> None:
     bag = BagOfModels([tiny(0), tiny(1)])
-    tracks = [TensorTrack(noise(2, 9000 + 1000 * seed, seed)) for seed in range(4)]
+    tracks = [TensorTrack(make_noise(2, 9000 + 1000 * seed, seed)) for seed in range(4)]
 
     def run(order: list[int], **options: Any) -> dict[int, str]:
         runner = Runner()
@@ -397,7 +398,7 @@ def test_bytes_do_not_depend_on_order_or_jobs() -> None:
 def test_threads_share_a_model_and_a_runner() -> None:
     bag, runner = BagOfModels([tiny(0), tiny(1)]), Runner()
     bag.train()
-    tracks = [TensorTrack(noise(2, 4000 + 701 * seed, seed)) for seed in range(16)]
+    tracks = [TensorTrack(make_noise(2, 4000 + 701 * seed, seed)) for seed in range(16)]
 
     def run(track: TensorTrack) -> str:
         return digest(
@@ -426,7 +427,7 @@ def test_short_tracks_share_batches(members: int, batch_size: int) -> None:
     for model in models:
         model.valid_length = lambda length: 8000  # type: ignore[assignment]
     bag = BagOfModels(models)
-    tracks = [TensorTrack(noise(2, 3000 + 2000 * (i % 4), i)) for i in range(10)]
+    tracks = [TensorTrack(make_noise(2, 3000 + 2000 * (i % 4), i)) for i in range(10)]
     options = SeparationOptions(shifts=0, batch_size=batch_size)
     got = collect_many(separate_many(tracks, bag, options=options), len(tracks))
     windows = sum(-(-track.length // 6000) for track in tracks)
@@ -442,7 +443,7 @@ def test_short_tracks_share_batches(members: int, batch_size: int) -> None:
 
 
 def test_tracks_run_one_after_another_if_none_may_be_shared() -> None:
-    tracks = [TensorTrack(noise(2, 3000, i)) for i in range(3)]
+    tracks = [TensorTrack(make_noise(2, 3000, i)) for i in range(3)]
     order = [index for index, _ in separate_many(tracks, ScaleModel(), max_tracks_per_batch=1)]
     assert order == sorted(order)
 
@@ -456,7 +457,7 @@ def test_failure_on_one_track_does_not_affect_others_in_its_batch(workers: int) 
                 raise RuntimeError("too loud")
             return answer
 
-    tracks = [TensorTrack(noise(2, 6000, i)) for i in range(5)]
+    tracks = [TensorTrack(make_noise(2, 6000, i)) for i in range(5)]
     tracks[2].samples[0, 100] = 1e9  # a peak that no level takes away
     model = FailsOnLoud()
     model.valid_length = lambda length: 8000  # type: ignore[assignment]
@@ -482,7 +483,9 @@ def test_number_of_open_tracks_is_limited(max_tracks_per_batch: int) -> None:
             opened.append(index)
             # Without `valid_length`, a network reads the rest of a track as it is.
             yield (
-                AudioReadError("") if index % 7 == 3 else TensorTrack(noise(2, 1000 + index, index))
+                AudioReadError("")
+                if index % 7 == 3
+                else TensorTrack(make_noise(2, 1000 + index, index))
             )
 
     finished: list[int] = []
@@ -512,17 +515,17 @@ def test_unreadable_track_does_not_stop_the_others() -> None:
 
         fails = 1
 
-    early, late = BrokenTrack(noise(2, 40_000), 9000), BrokenTrack(noise(2, 40_000), 9000)
+    early, late = BrokenTrack(make_noise(2, 40_000), 9000), BrokenTrack(make_noise(2, 40_000), 9000)
     late.fails = 2
-    bad = noise(2, 100)
+    bad = make_noise(2, 100)
     bad[0, 3] = float("nan")
     tracks = [
-        TensorTrack(noise(2, 9000, 1)),
+        TensorTrack(make_noise(2, 9000, 1)),
         early,
         TensorTrack(bad),
         late,
         TensorTrack(torch.zeros(2, 0)),
-        TensorTrack(noise(2, 9000, 2)),
+        TensorTrack(make_noise(2, 9000, 2)),
     ]
     failed: dict[int, Exception] = {}
     good: dict[int, list[Any]] = {0: [], 5: []}
@@ -541,7 +544,7 @@ def test_unreadable_track_does_not_stop_the_others() -> None:
         alone = join_blocks(separate(tracks[index], ScaleModel()))
         assert torch.equal(join_blocks(items), alone)
     with pytest.raises(AudioReadError, match="broken"):
-        list(separate(BrokenTrack(noise(2, 40_000), 9000), ScaleModel()))
+        list(separate(BrokenTrack(make_noise(2, 40_000), 9000), ScaleModel()))
 
 
 @pytest.mark.parametrize("samples", [torch.zeros(9), torch.zeros(2, 9, dtype=torch.int16)])
@@ -561,7 +564,7 @@ def test_track_without_level_is_returned(signal: str) -> None:
     track = {
         "silence": torch.zeros(2, 9000),
         "constant": torch.full((2, 9000), 0.5),
-        "antiphase": torch.cat([noise(1, 9000), -noise(1, 9000)]),
+        "antiphase": torch.cat([make_noise(1, 9000), -make_noise(1, 9000)]),
         "one sample": torch.full((2, 1), 0.25),
     }[signal]
     stems = join_blocks(separate(TensorTrack(track), ScaleModel(**IDENTITY)))
@@ -569,14 +572,14 @@ def test_track_without_level_is_returned(signal: str) -> None:
 
 
 def test_apply_model_equals_the_pipeline() -> None:
-    network, mix = tiny(), noise(2, 20_000)
+    network, mix = tiny(), make_noise(2, 20_000)
     options = SeparationOptions(shifts=2, normalize=False, seed=4)
     stems = join_blocks(separate(TensorTrack(mix), network, options=options))
     assert torch.equal(apply_model(network, mix[None], 2, seed=4)[0], stems)
 
 
 def test_chunk_started_announces_the_next_batch() -> None:
-    items = list(separate(TensorTrack(noise(2, 30_000)), ScaleModel(), announce=True))
+    items = list(separate(TensorTrack(make_noise(2, 30_000)), ScaleModel(), announce=True))
     started = [item for item in items if isinstance(item, ChunkStarted)]
     done = [item for item in items if isinstance(item, ChunkProcessed)]
     assert [e.positions for e in started] == [e.positions for e in done]
@@ -644,7 +647,7 @@ def test_start_in_the_middle_gives_the_same_bits(
     options = SeparationOptions(
         shifts=shifts, overlap=overlap, batch_size=batch_size, profile=profile, padding=padding
     )
-    track = 0.1 + noise(2, length)
+    track = 0.1 + make_noise(2, length)
     expected = join_blocks(separate(TensorTrack(track), network, options=options))
     items = list(separate(PartialTrack(track, 700, first=first), network, options=options))
     blocks = [item for item in items if isinstance(item, Block)]

@@ -13,7 +13,8 @@ from demucs_infer.engine.stems import choose_stems
 from demucs_infer.engine.stitch import TrackBuffer
 from demucs_infer.events import ChunkProcessed
 from demucs_infer.options import SeparationOptions
-from tests.helpers.networks import RecordingModel, noise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import RecordingModel
 
 
 class RampModel(RecordingModel):
@@ -69,7 +70,7 @@ def separate_from(
     ids=["default", "shifts", "batches", "padded", "no split"],
 )
 def test_rest_of_a_track_is_bit_identical(first: int, options: SeparationOptions) -> None:
-    track = noise(2, 44_000)
+    track = make_noise(2, 44_000)
     # A single member is enough for the grid; the bag adds passes that end at different samples.
     for model in (RampModel(segment=1.0), TwoNetworkBag()):
         start, whole, _ = separate_from(PartialTrack(track), model, options, "rest=mixture-drums")
@@ -83,7 +84,7 @@ def test_rest_of_a_track_is_bit_identical(first: int, options: SeparationOptions
 
 
 def test_only_needed_windows_run() -> None:
-    model, track = RampModel(segment=1.0), noise(2, 80_000)
+    model, track = RampModel(segment=1.0), make_noise(2, 80_000)
     separate_from(PartialTrack(track), model, SeparationOptions(shifts=0), "rest=mixture-drums")
     num_all = len(model.seen)
     _, _, fractions = separate_from(
@@ -96,7 +97,7 @@ def test_only_needed_windows_run() -> None:
 
 
 def test_given_level_is_not_measured_again() -> None:
-    track = noise(2, 9000)
+    track = make_noise(2, 9000)
     options, rule = SeparationOptions(), "rest=mixture-drums"
     _, expected, _ = separate_from(PartialTrack(track), RampModel(), options, rule)
     _, actual, _ = separate_from(

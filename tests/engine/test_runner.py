@@ -20,7 +20,8 @@ from demucs_infer.engine.stems import choose_stems
 from demucs_infer.errors import SeparationError, is_out_of_memory
 from demucs_infer.events import BatchSizeReduced, ChunkProcessed, WarningEvent
 from demucs_infer.options import SeparationOptions
-from tests.helpers.networks import OomModel, RecordingModel, ScaleModel, noise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import OomModel, RecordingModel, ScaleModel
 
 PLAIN = SeparationOptions(shifts=0, normalize=False)
 
@@ -38,7 +39,7 @@ class FixedWindowModel(OomModel):
 
 
 def test_out_of_memory_halves_the_batch_and_retries_only_the_failed_part() -> None:
-    track = TensorTrack(noise(2, 16 * 6000))
+    track = TensorTrack(make_noise(2, 16 * 6000))
     network, runner = FixedWindowModel(limit=3), Runner()
     options = SeparationOptions(shifts=0, normalize=False, batch_size=8)
     items = list(separate(track, network, options=options, runner=runner))
@@ -66,8 +67,8 @@ def test_out_of_memory_halves_the_batch_and_retries_only_the_failed_part() -> No
 def test_original_error_is_raised_if_retries_fail(oom: Any) -> None:
     network = FixedWindowModel(limit=0)
     options = SeparationOptions(shifts=0, normalize=False, batch_size=4, oom=oom)
-    with pytest.raises(torch.OutOfMemoryError, match="pretended") as caught:
-        list(separate(TensorTrack(noise(2, 30_000)), network, options=options))
+    with pytest.raises(torch.OutOfMemoryError, match="simulated") as caught:
+        list(separate(TensorTrack(make_noise(2, 30_000)), network, options=options))
     assert network.tried == ([4, 2, 1] if oom == "retry" else [4])
     assert caught.traceback[-1].name == "forward", "the traceback leads to where it happened"
 
@@ -81,7 +82,7 @@ def test_other_errors_are_raised_at_once(error: Any) -> None:
 
     calls: list[int] = []
     with pytest.raises(error if isinstance(error, type) else type(error)):
-        list(separate(TensorTrack(noise(2, 30_000)), BrokenModel(), options=PLAIN))
+        list(separate(TensorTrack(make_noise(2, 30_000)), BrokenModel(), options=PLAIN))
     assert calls == [1]
 
 
@@ -99,7 +100,7 @@ def test_memory_of_a_failed_batch_is_free_before_the_retry() -> None:
     held: list[weakref.ref[Held]] = []
     alive: list[int] = []
     options = SeparationOptions(shifts=0, normalize=False, batch_size=8)
-    list(separate(TensorTrack(noise(2, 8 * 6000)), HungryModel(limit=1), options=options))
+    list(separate(TensorTrack(make_noise(2, 8 * 6000)), HungryModel(limit=1), options=options))
     assert alive == [0] * (3 + 8)
 
 
@@ -116,7 +117,7 @@ class TinyDeviceModel(ScaleModel):
 
 
 def test_cpu_fallback_if_one_window_does_not_fit() -> None:
-    track, network, runner = TensorTrack(noise(2, 30_000)), TinyDeviceModel(), Runner("meta")
+    track, network, runner = TensorTrack(make_noise(2, 30_000)), TinyDeviceModel(), Runner("meta")
     options = SeparationOptions(shifts=0, normalize=False, batch_size=2)
     items = list(separate(track, network, options=options, runner=runner))
     warnings = [item for item in items if isinstance(item, BatchSizeReduced | WarningEvent)]
@@ -158,7 +159,7 @@ def test_is_out_of_memory(error: BaseException, expected: bool) -> None:
 
 def test_only_forwards_run_in_inference_mode() -> None:
     network = RecordingModel()
-    for item in separate(TensorTrack(noise(2, 30_000)), network):
+    for item in separate(TensorTrack(make_noise(2, 30_000)), network):
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
         if isinstance(item, Block):
@@ -253,7 +254,7 @@ def test_output_of_another_length_is_rejected() -> None:
             return super().forward(mix)[..., 1:]
 
     with pytest.raises(SeparationError, match="must stay the same"):
-        list(separate(TensorTrack(noise(2, 9000)), ShortOutputModel(), options=PLAIN))
+        list(separate(TensorTrack(make_noise(2, 9000)), ShortOutputModel(), options=PLAIN))
 
 
 class OverflowingModel(ScaleModel):
@@ -265,13 +266,13 @@ class OverflowingModel(ScaleModel):
 
 def test_non_finite_output_is_an_error_in_float32() -> None:
     with pytest.raises(SeparationError, match="NaN or infinity"):
-        list(separate(TensorTrack(noise(2, 9000)), OverflowingModel(), options=PLAIN))
+        list(separate(TensorTrack(make_noise(2, 9000)), OverflowingModel(), options=PLAIN))
     # Stems that are not requested are not checked.
     from demucs_infer.engine.stems import choose_stems
 
     only = choose_stems(["drums", "bass"], stems=["bass"])
     assert list(
-        separate(TensorTrack(noise(2, 9000)), OverflowingModel(), options=PLAIN, stems=only)
+        separate(TensorTrack(make_noise(2, 9000)), OverflowingModel(), options=PLAIN, stems=only)
     )
 
 
@@ -284,7 +285,7 @@ def test_overflow_in_low_precision_is_redone_in_float32() -> None:
 
     network, runner = RecordingModel(), Runner(prepare=prepare)
     options = SeparationOptions(shifts=0, normalize=False, precision="fp16", batch_size=3)
-    track = TensorTrack(noise(2, 30_000))
+    track = TensorTrack(make_noise(2, 30_000))
     items = list(separate(track, network, options=options, runner=runner))
     warned = [item for item in items if isinstance(item, WarningEvent)]
     assert "overflowed in fp16" in warned[0].message
@@ -359,7 +360,7 @@ def test_workers_get_few_batches_and_stop_when_the_stream_is_closed() -> None:
     futures: list[Future[Any]] = []
     options = SeparationOptions(shifts=0, normalize=False, jobs=3)
     with CountingPool(1) as pool:
-        track = TensorTrack(noise(2, 200_000))
+        track = TensorTrack(make_noise(2, 200_000))
         stream = separate(track, SlowModel(), options=options, pool=pool)
         next(item for item in stream if isinstance(item, ChunkProcessed))
         assert len(futures) == 4, "three in flight, and the one that has returned"
@@ -371,7 +372,7 @@ def test_workers_get_few_batches_and_stop_when_the_stream_is_closed() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_gives_the_stems_of_the_cpu() -> None:
-    network, track = RecordingModel(), TensorTrack(noise(2, 30_000))
+    network, track = RecordingModel(), TensorTrack(make_noise(2, 30_000))
     expected = separate_to_tensor(track, network)
     got = separate_to_tensor(
         track, network, runner=Runner("cuda"), options=SeparationOptions(batch_size=3, jobs=1)
@@ -394,7 +395,7 @@ class OverriddenForwardModel(PartialStemsModel):
 
 
 def test_forward_stems_is_used_where_it_is_equivalent() -> None:
-    track, network = TensorTrack(noise(2, 9000)), PartialStemsModel()
+    track, network = TensorTrack(make_noise(2, 9000)), PartialStemsModel()
     everything = separate_to_tensor(track, network, options=PLAIN)
     one = choose_stems(network.sources, stems=[network.sources[1]])
     assert torch.equal(

@@ -20,7 +20,7 @@ from demucs_infer.engine.stitch import (
     pad_audio,
     usable_weights,
 )
-from tests.helpers.networks import noise
+from tests.helpers.audio_signals import make_noise
 
 
 def ramp(length: int) -> Tensor:
@@ -90,20 +90,20 @@ def test_padding_equals_numpy_for_any_length(
 
 
 def test_reflect_equals_torch_for_a_long_track() -> None:
-    track = noise(2, 300)
+    track = make_noise(2, 300)
     expected = torch.nn.functional.pad(track, (128, 77), mode="reflect")
     assert torch.equal(pad_audio(track, 128, 77), expected)
 
 
 def test_unknown_padding_is_rejected() -> None:
     with pytest.raises(ValueError, match="constant, reflect, replicate"):
-        pad_audio(noise(2, 10), 1, 1, "circular")
+        pad_audio(make_noise(2, 10), 1, 1, "circular")
     with pytest.raises(ValueError, match="0 or more"):
-        pad_audio(noise(2, 10), -1, 1)
+        pad_audio(make_noise(2, 10), -1, 1)
 
 
 def test_window_is_normalized_and_silent_outside_the_track() -> None:
-    track = noise(2, 100)
+    track = make_noise(2, 100)
     level = Level(mean=0.25, std=2.0, length=100)
     window = TrackBuffer([track], 100, level=level).cut(Chunk(-10, 120, -10, 130))
     assert torch.equal(window[:, 10:110], (track - 0.25) / 2.0)
@@ -113,12 +113,12 @@ def test_window_is_normalized_and_silent_outside_the_track() -> None:
 
 
 def test_window_entirely_outside_the_track_is_silent() -> None:
-    buffer = TrackBuffer([noise(2, 100)], 100)
+    buffer = TrackBuffer([make_noise(2, 100)], 100)
     assert torch.equal(buffer.cut(Chunk(-50, -20, -50, 30)), torch.zeros(2, 30))
 
 
 def test_source_that_ends_early_is_an_error() -> None:
-    buffer = TrackBuffer([noise(2, 100)], 101)
+    buffer = TrackBuffer([make_noise(2, 100)], 101)
     with pytest.raises(ValueError, match="ended after 100 of 101"):
         buffer.read(0, 101)
 
@@ -172,7 +172,7 @@ def test_unknown_window_is_rejected() -> None:
 @pytest.mark.parametrize("shape", WINDOWS)
 @pytest.mark.parametrize("stride", [1, 39, 50, 64, 99, 100])
 def test_any_window_and_stride_return_the_track(shape: str, stride: int) -> None:
-    track = noise(2, 1234)
+    track = make_noise(2, 1234)
     weights = usable_weights(make_window(shape, 100))
     buffer, sums, parts = TrackBuffer([track], 1234), OverlapAdd(stride - 100), []
     for chunk in plan_padded(1234, segment=100, stride=stride):

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from tests.helpers.networks import need
+from tests.helpers.oracles import require_tool
 
 ALL_RATES = (44100, 48000, 96000, 22050)
 MP3_RATES = (44100, 48000, 22050)
@@ -165,7 +165,7 @@ class Corpus:
         key = (name, channels, rate)
         if key not in self._clips:
             kind = KINDS[name]
-            need(kind.command.split()[0])
+            require_tool(kind.command.split()[0])
             samples = signal(channels, rate, kind.bits or 16, kind.seconds)
             path = self.folder / f"{name}-{channels}-{rate}.{kind.suffix}"
             source = self.wav(f"src-{name}-{channels}-{rate}", samples, rate, kind.bits or 16)
@@ -185,7 +185,7 @@ class Corpus:
     def run(self, command: str, source: Path, out: Path) -> Path:
         """Make `out` from `source` with a command line; return `out`."""
         arguments = [word.format(src=source, out=out) for word in command.split()]
-        need(arguments[0])
+        require_tool(arguments[0])
         subprocess.run(
             arguments, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
         )

@@ -11,7 +11,8 @@ from demucs_infer.batch.request import ModelSpec
 from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.distributed.worker import TrackWorker, WorkerConfig
 from demucs_infer.options import Request
-from tests.helpers.networks import need_module, noise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.oracles import require_module
 from tests.helpers.requests import make_request
 
 MODEL = "9d0a6f1c"
@@ -28,7 +29,7 @@ def write_manifest(path: Path, rows: list[dict[str, Any]]) -> Path:
     elif path.suffix == ".jsonl":
         path.write_text("\n".join(json.dumps(row | {"ignored": [1]}) for row in rows))
     elif path.suffix == ".parquet":
-        pyarrow, parquet = need_module("pyarrow"), need_module("pyarrow.parquet")
+        pyarrow, parquet = require_module("pyarrow"), require_module("pyarrow.parquet")
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         path.write_text("".join(f"{row['path']}\n\n" for row in rows))
@@ -48,7 +49,7 @@ def write_mixed_manifest(folder: Path, count: int) -> Path:
         suffix = ("wav", "flac", "mp3", "aiff")[n % 4]
         path = folder / f"in/{n % 3}/{n}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_audio(noise(2, round((0.4 + 0.02 * n) * 16000), n), path, 16000)
+        save_audio(make_noise(2, round((0.4 + 0.02 * n) * 16000), n), path, 16000)
     (folder / "in/corrupt.wav").write_bytes(b"RIFF0000WAVE" + bytes(range(256)))
     paths = [str(path.relative_to(folder)) for path in sorted((folder / "in").rglob("*.*"))]
     return write_manifest(folder / "list.jsonl", [{"path": path} for path in paths])

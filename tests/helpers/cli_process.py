@@ -12,7 +12,8 @@ import numpy as np
 import soundfile
 from torch import Tensor
 
-from tests.helpers.networks import TINY, noise, randomise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import TINY, randomize
 
 ROOT = Path(__file__).parents[2]
 RATE = 8000  # of every model here
@@ -31,7 +32,7 @@ def make_repo(folder: Path) -> Path:
     }
     folder.mkdir(parents=True)
     for seed, (signature, (klass, kwargs)) in enumerate(kinds.items()):
-        network = randomise(klass(**kwargs), seed)
+        network = randomize(klass(**kwargs), seed)
         package = {"klass": klass, "args": (), "kwargs": kwargs, "state": network.state_dict()}
         save_with_checksum(package, folder / f"{signature}.th")
     weights = [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 1.0]]
@@ -45,7 +46,7 @@ def write_song(
 ) -> Path:
     """A file of noise, the same for the same seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save(path, noise(channels, round(seconds * rate), seed), rate)
+    save(path, make_noise(channels, round(seconds * rate), seed), rate)
     return path
 
 

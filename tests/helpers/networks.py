@@ -1,16 +1,8 @@
-"""What the tests share: tiny networks, networks that misbehave, signals, missing tools.
+"""Tiny networks: upstream's architectures, and networks whose output is easy to predict."""
 
-Shapes: B batch, S stems, C channels, T samples of the track, W samples of a window.
-"""
-
-import importlib
-import os
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -47,51 +39,19 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def peak_kilobytes() -> int:
-    """The highest memory of this process; `ru_maxrss` would begin with that of its parent."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0])
-
-
-def need(tool: str) -> str:
-    """The path of a Debian tool; without it the test skips by name, and fails in CI."""
-    path = shutil.which(tool)
-    if path is None:
-        if os.environ.get("DEMUCS_INFER_CI"):
-            pytest.fail(f"{tool} is not installed, and CI promises it")
-        pytest.skip(f"{tool} is not installed")
-    return path
-
-
-def need_module(name: str) -> Any:
-    """A module to compare with; without it the test skips by name, and fails in CI."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        if os.environ.get("DEMUCS_INFER_CI"):
-            pytest.fail(f"{name} cannot be imported, and CI promises it")
-        pytest.skip(f"{name} is not installed")
-
-
-def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter drawn anew: scales start at 1e-4 in some, and would hide mistakes."""
+def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw every parameter anew: scales start at 1e-4 in some, and would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(network.named_parameters()):
         fan = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 1
         noise = torch.randn(parameter.shape, generator=generator) / fan**0.5
-        centre = 0.7 if parameter.ndim == 1 and name.endswith(("weight", "scale")) else 0.0
-        parameter.data = centre + (0.2 if parameter.ndim == 1 else 1.0) * noise
+        center = 0.7 if parameter.ndim == 1 and name.endswith(("weight", "scale")) else 0.0
+        parameter.data = center + (0.2 if parameter.ndim == 1 else 1.0) * noise
     return network.eval()
 
 
-def noise(channels: int, length: int, seed: int = 0) -> Tensor:
-    """White noise (C T), the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    return 0.1 * torch.randn(channels, length, generator=generator)
-
-
 class ScaleModel(nn.Module):
-    """Each stem is the mix times a gain, so any exact overlap-add must return just that."""
+    """Return the mixture times a gain for each stem: an exact overlap-add returns just that."""
 
     def __init__(
         self,
@@ -114,7 +74,7 @@ class ScaleModel(nn.Module):
 
 
 class RecordingModel(ScaleModel):
-    """Remembers what it was given, and whether it ran in inference mode."""
+    """Record the shape of every input, and whether inference mode was on."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -128,7 +88,7 @@ class RecordingModel(ScaleModel):
 
 
 class OomModel(RecordingModel):
-    """Runs out of memory for every batch above `limit`."""
+    """Run out of memory for every batch above `limit`."""
 
     def __init__(self, *args: Any, limit: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -138,12 +98,12 @@ class OomModel(RecordingModel):
     def forward(self, mix: Tensor) -> Tensor:
         self.tried.append(len(mix))
         if len(mix) > self.limit:
-            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
         return super().forward(mix)
 
 
 class DictModel(ScaleModel):
-    """Answers by stem name, and remembers the query it was asked."""
+    """Return a dictionary by stem name, and record the query."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from demucs_infer.distributed.manifest import ResultRow, TrackRow
 from demucs_infer.distributed.ray_engine import Cluster, run
-from tests.helpers.networks import peak_kilobytes
+from tests.helpers.processes import peak_kilobytes
 
 ROWS = 100_000
 

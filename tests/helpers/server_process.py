@@ -19,8 +19,8 @@ import soundfile
 from fastapi.testclient import TestClient
 
 from demucs_infer.server import ServerSettings, create_app
+from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import environment
-from tests.helpers.networks import noise
 
 RATE = 8000
 FAST = "9d0a6f1c"
@@ -30,7 +30,7 @@ FAST = "9d0a6f1c"
 def song(seconds: float = 1.0, seed: int = 0, rate: int = RATE, channels: int = 2) -> bytes:
     """Return the bytes of a wav file with noise."""
     file = io.BytesIO()
-    wav = noise(channels, round(seconds * rate), seed)
+    wav = make_noise(channels, round(seconds * rate), seed)
     soundfile.write(file, wav.T.numpy(), rate, format="WAV")
     return file.getvalue()
 

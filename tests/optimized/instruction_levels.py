@@ -24,8 +24,9 @@ from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.optimized import kernels
 from demucs_infer.optimized.optimize import choose_precision, optimize
+from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import ROOT, environment
-from tests.helpers.networks import TINY, noise, randomise
+from tests.helpers.networks import TINY, randomize
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ def networks(precision: str) -> Iterator[tuple[str, float]]:
         HDemucs(**TINY["HDemucs"]),
         Demucs(**(TINY["Demucs"] | {"channels": 8})),
     ]
-    mix = noise(2, 8000)[None]
+    mix = make_noise(2, 8000)[None]
     for network in kinds:
-        randomise(network)
+        randomize(network)
         with torch.inference_mode():
             exact = copy.deepcopy(network).double()(mix.double())
             fast = optimize(network, precision)(mix)

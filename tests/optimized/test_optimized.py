@@ -17,7 +17,8 @@ from demucs_infer.optimized import kernels, layout, winograd
 from demucs_infer.optimized.autocast import AutocastNetwork
 from demucs_infer.optimized.compiled import compile_network
 from demucs_infer.optimized.optimize import choose_precision, optimize
-from tests.helpers.networks import TINY, noise, randomise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import TINY, randomize
 
 FOUR = ["drums", "bass", "other", "vocals"]
 BASE = TINY["HTDemucs"]
@@ -65,8 +66,8 @@ def assert_class_b(network: nn.Module, mix: Tensor) -> None:
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_optimized_htdemucs_matches_in_class_b(name: str) -> None:
     kwargs = BASE | HYBRIDS[name]
-    network = randomise(HTDemucs(**kwargs))
-    mix = noise(network.audio_channels, 2 * 8000)[None].unflatten(-1, (2, -1)).transpose(1, 2)
+    network = randomize(HTDemucs(**kwargs))
+    mix = make_noise(network.audio_channels, 2 * 8000)[None].unflatten(-1, (2, -1)).transpose(1, 2)
     assert_class_b(network, mix.flatten(0, 1))
 
 
@@ -74,10 +75,10 @@ def test_optimized_htdemucs_matches_in_class_b(name: str) -> None:
 def test_winograd_rows_match_at_every_tile_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows are computed at a time; a tile may end between them."""
     kwargs = BASE | {"channels": 96, "t_layers": 0, "sources": ["a"]}
-    network = randomise(HTDemucs(**kwargs))
+    network = randomize(HTDemucs(**kwargs))
     assert winograd.supports(network.decoder[-1].rewrite.weight, torch.float32)
     monkeypatch.setattr(layout, "tiles", partial(tile_by_rows, rows))
-    assert_class_b(network, noise(2, 8000)[None])
+    assert_class_b(network, make_noise(2, 8000)[None])
 
 
 def tile_by_rows(rows: int, count: int, _bytes: int) -> Iterator[tuple[int, int]]:
@@ -91,8 +92,8 @@ def tile_by_rows(rows: int, count: int, _bytes: int) -> Iterator[tuple[int, int]
     ids=["default", "bands", "branches in both"],
 )
 def test_optimized_hdemucs_matches_in_class_b(kwargs: dict[str, Any]) -> None:
-    network = randomise(HDemucs(**TINY["HDemucs"], **kwargs))
-    assert_class_b(network, noise(2, 44_100 + 77)[None])
+    network = randomize(HDemucs(**TINY["HDemucs"], **kwargs))
+    assert_class_b(network, make_noise(2, 44_100 + 77)[None])
 
 
 WAVEFORM: dict[str, dict[str, Any]] = {
@@ -109,13 +110,13 @@ WAVEFORM: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kwargs", WAVEFORM.values(), ids=WAVEFORM)
 def test_optimized_demucs_matches_in_class_b(kwargs: dict[str, Any]) -> None:
-    network = randomise(Demucs(**(TINY["Demucs"] | {"channels": 8} | kwargs)))
-    assert_class_b(network, noise(2, 4321).expand(2, 2, -1))
+    network = randomize(Demucs(**(TINY["Demucs"] | {"channels": 8} | kwargs)))
+    assert_class_b(network, make_noise(2, 4321).expand(2, 2, -1))
 
 
 def test_stride_that_does_not_divide_the_bins() -> None:
     kwargs = {"t_layers": 0, "stride": 5, "multi_freqs": [0.5], "multi_freqs_depth": 3}
-    assert_class_b(randomise(HTDemucs(**(BASE | kwargs))), noise(2, 8000)[None])
+    assert_class_b(randomize(HTDemucs(**(BASE | kwargs))), make_noise(2, 8000)[None])
 
 
 @pytest.mark.parametrize("length", [300, 301, 4321])
@@ -123,14 +124,14 @@ def test_tiles_of_one_row_have_no_seams(length: int, monkeypatch: pytest.MonkeyP
     """At 300 samples, the innermost row of a residual branch is one number."""
     monkeypatch.setattr(layout, "_TILE_BYTES", 1)
     for network in (HDemucs(**TINY["HDemucs"]), Demucs(**(TINY["Demucs"] | {"channels": 8}))):
-        assert_class_b(randomise(network), noise(2, length).expand(2, 2, -1))
+        assert_class_b(randomize(network), make_noise(2, length).expand(2, 2, -1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_lose_nothing_more(dtype: torch.dtype) -> None:
     """The optimized network is closer to float32 than the original in half precision."""
-    network = randomise(Demucs(**(TINY["Demucs"] | {"channels": 8}))).to(dtype)
-    mix = noise(2, 4321)[None]
+    network = randomize(Demucs(**(TINY["Demucs"] | {"channels": 8}))).to(dtype)
+    mix = make_noise(2, 4321)[None]
     with torch.inference_mode():
         optimized, plain = optimize(network)(mix), network(mix.to(dtype)).float()
         exact = copy.deepcopy(network).float()(mix)
@@ -138,7 +139,7 @@ def test_half_precision_weights_lose_nothing_more(dtype: torch.dtype) -> None:
 
 
 def test_silent_window_gives_finite_samples() -> None:
-    network = randomise(HTDemucs(**(BASE | HYBRIDS["released"])))
+    network = randomize(HTDemucs(**(BASE | HYBRIDS["released"])))
     assert torch.isfinite(run_both(network, torch.zeros(1, 2, 8000))[1]).all()
 
 
@@ -147,13 +148,13 @@ def song_like(seconds: float, samplerate: int) -> Tensor:
     time = torch.arange(int(seconds * samplerate)) / samplerate
     notes = sum(torch.sin(2 * torch.pi * hertz * time) / hertz for hertz in (110, 220.5, 1000))
     swell = (1 + torch.sin(4 * torch.pi * time)) / 2
-    return 30 * notes * torch.stack([swell, 1 - swell]) + noise(2, len(time))
+    return 30 * notes * torch.stack([swell, 1 - swell]) + make_noise(2, len(time))
 
 
 def test_long_window_keeps_float32_precision() -> None:
     """Sums over all steps of the waveform branch would lose precision in float32."""
     kwargs = BASE | {"dconv_mode": 3, "samplerate": 44_100, "segment": 10, "t_layers": 0}
-    network = randomise(HTDemucs(**kwargs))
+    network = randomize(HTDemucs(**kwargs))
     mix = song_like(10, 44_100)[None]
     optimized = run_both(network, mix)[1]
     with torch.inference_mode():
@@ -176,7 +177,7 @@ UNUSUAL = {
 @pytest.mark.parametrize("name", ["HTDemucs", "HDemucs", "Demucs"])
 def test_unusual_signals_match_in_class_b(name: str, kind: str) -> None:
     classes: dict[str, type[nn.Module]] = {"HTDemucs": HTDemucs, "HDemucs": HDemucs}
-    network = randomise(classes.get(name, Demucs)(**TINY[name]))
+    network = randomize(classes.get(name, Demucs)(**TINY[name]))
     mix = UNUSUAL[kind](song_like(1, 8000)[None])
     plain, optimized = run_both(network, mix)
     assert decibels(plain, optimized) >= 100  # class B, relative to the output
@@ -193,7 +194,7 @@ def test_released_shape_meets_both_precision_classes() -> None:
     for name, parameter in network.named_parameters():
         if name.endswith("scale"):  # the initial 1e-4 would hide errors of the branches
             parameter.data.fill_(0.3)
-    mix = noise(2, 88_200)[None]
+    mix = make_noise(2, 88_200)[None]
     plain, exact = run_both(network.eval(), mix)
     assert decibels(plain, exact) >= 100
     # Class C: eight bits of mantissa.
@@ -202,8 +203,8 @@ def test_released_shape_meets_both_precision_classes() -> None:
 
 def test_network_without_packed_kernels_matches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "has_packed_kernels", lambda *_: False)
-    network = randomise(HTDemucs(**(BASE | HYBRIDS["released"])))
-    assert_class_b(network, noise(2, 8000)[None])
+    network = randomize(HTDemucs(**(BASE | HYBRIDS["released"])))
+    assert_class_b(network, make_noise(2, 8000)[None])
 
 
 @pytest.mark.parametrize("halved", [False, True])
@@ -232,10 +233,10 @@ def test_cpu_family_tells_whether_mkl_uses_half_vectors() -> None:
 
 
 def test_optimize_leaves_the_network_unchanged() -> None:
-    network = randomise(HTDemucs(**BASE))
+    network = randomize(HTDemucs(**BASE))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     modules = list(network.modules())
-    run_both(network, noise(2, 8000)[None])
+    run_both(network, make_noise(2, 8000)[None])
     assert list(network.modules()) == modules
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
@@ -253,8 +254,8 @@ def make_networks() -> list[nn.Module]:
 
 @pytest.mark.parametrize("network", make_networks(), ids=lambda network: type(network).__name__)
 def test_consume_weights_releases_what_the_copy_has(network: nn.Module) -> None:
-    randomise(network)
-    mix = noise(2, 8000)[None, : network.audio_channels]
+    randomize(network)
+    mix = make_noise(2, 8000)[None, : network.audio_channels]
     with torch.inference_mode():
         expected = optimize(network)(mix)
         numbers = sum(parameter.numel() for parameter in network.parameters())
@@ -274,7 +275,7 @@ def test_zero_size_weights_are_not_taken_for_released_ones() -> None:
     """Such a transformer has feed-forward layers without hidden channels, and works."""
     network = HTDemucs(**(BASE | {"t_hidden_scale": 0.01})).eval()
     assert not network.crosstransformer.layers[0].linear1.weight.numel()
-    assert_class_b(network, noise(2, 8000)[None])
+    assert_class_b(network, make_noise(2, 8000)[None])
 
 
 def test_consume_weights_releases_most_of_a_released_shape() -> None:
@@ -306,8 +307,8 @@ def test_reduced_precision_keeps_all_weights() -> None:
 )
 def test_forward_stems_equals_forward_in_every_form(network: nn.Module, stems: list[int]) -> None:
     """The forms are the original network, the optimized one and autocast."""
-    randomise(network)
-    mix = noise(2, 8000)[None]
+    randomize(network)
+    mix = make_noise(2, 8000)[None]
     with torch.inference_mode():
         for form in (network, optimize(network), AutocastNetwork(network, torch.bfloat16)):
             assert torch.equal(form.forward_stems(mix, stems), form(mix)[:, stems])
@@ -342,11 +343,11 @@ def test_auto_picks_bf16_only_with_instructions_and_kernels(
 
 
 def test_autocast_keeps_attributes_and_float32_output() -> None:
-    network = randomise(HTDemucs(**BASE))
+    network = randomize(HTDemucs(**BASE))
     reduced = AutocastNetwork(network, torch.bfloat16)
     assert reduced.sources == network.sources
     assert reduced.valid_length(100) == network.valid_length(100)
-    mix = noise(2, 8000)[None]
+    mix = make_noise(2, 8000)[None]
     with torch.inference_mode():
         plain, reduced_output = network(mix), reduced(mix)
     assert reduced_output.dtype == torch.float32
@@ -359,19 +360,19 @@ def test_autocast_keeps_attributes_and_float32_output() -> None:
 )
 def test_compiled_core_matches(network: nn.Module) -> None:
     # Traced, but without code generation, which takes minutes and a C++ compiler.
-    optimized = compile_network(randomise(network), backend="eager")
-    mix = noise(2, network.valid_length(8000))[None]
+    optimized = compile_network(randomize(network), backend="eager")
+    mix = make_noise(2, network.valid_length(8000))[None]
     with torch.inference_mode():
         assert torch.equal(optimized(mix), network(mix))
 
 
 def test_failing_compiler_warns_once_and_runs_uncompiled() -> None:
-    network = randomise(HTDemucs(**BASE))
+    network = randomize(HTDemucs(**BASE))
 
     def backend(*_: object) -> None:
         raise RuntimeError("no kernels for this machine")
 
-    optimized, mix = compile_network(network, backend=backend), noise(2, 8000)[None]
+    optimized, mix = compile_network(network, backend=backend), make_noise(2, 8000)[None]
     with torch.inference_mode():
         with pytest.warns(UserWarning, match="failed, running without it: .*no kernels"):
             first = optimized(mix)

@@ -12,7 +12,8 @@ from demucs_infer.optimized import kernels
 from demucs_infer.optimized.optimize import optimize
 from tests.bench import steps
 from tests.bench.pairs import decibels
-from tests.helpers.networks import TINY, noise, randomise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import TINY, randomize
 
 # As many channels as the Winograd convolution needs.
 SHAPE = TINY["HTDemucs"] | {"channels": 96, "depth": 2, "dconv_mode": 3, "segment": 0.25}
@@ -21,7 +22,7 @@ SHAPE = TINY["HTDemucs"] | {"channels": 96, "depth": 2, "dconv_mode": 3, "segmen
 @pytest.fixture(scope="module")
 def network() -> HTDemucs:
     network = HTDemucs(**(SHAPE | {"t_layers": 2, "sources": ["a", "b"]}))
-    return randomise(network)
+    return randomize(network)
 
 
 @pytest.mark.parametrize("name", steps.STEPS)
@@ -39,7 +40,7 @@ def test_network_without_a_step_matches_in_class_b(name: str, network: HTDemucs)
         (target, attribute, count(index, value) if callable(value) else value)
         for index, (target, attribute, value) in enumerate(steps.STEPS[name])
     ]
-    mix = noise(2, 2000)[None]
+    mix = make_noise(2, 2000)[None]
     with torch.inference_mode(), mock.patch.dict(steps.STEPS, {name: patches}):
         with steps.remove_step(name):
             output = optimize(copy.copy(network))(mix)
@@ -59,7 +60,7 @@ def test_steps_depend_on_precision_and_processor(monkeypatch: pytest.MonkeyPatch
 
 def test_table_has_the_percentage_of_every_step(network: HTDemucs) -> None:
     names = ["inverse STFT", "Winograd"]
-    results = steps.measure_steps(network, noise(2, 2000)[None], "fp32", names, rounds=2)
+    results = steps.measure_steps(network, make_noise(2, 2000)[None], "fp32", names, rounds=2)
     assert [result.step for result in results] == [steps.ORIGINAL, steps.OPTIMIZED, *names]
     for result in results[2:]:
         assert len(result.cpu_seconds) == 2

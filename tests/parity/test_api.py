@@ -14,7 +14,8 @@ import torch
 
 import demucs_infer.api
 from demucs_infer import DemucsError
-from tests.helpers.networks import TINY, noise, randomise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import TINY, randomize
 
 SCRIPT = """
 import random
@@ -46,7 +47,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tiny networks and a bag of both, in files that upstream itself has written."""
     folder = tmp_path_factory.mktemp("repo")
     for seed, name in enumerate(["aaaa0000", "bbbb1111"]):
-        network = randomise(demucs.htdemucs.HTDemucs(**TINY["HTDemucs"]), seed)
+        network = randomize(demucs.htdemucs.HTDemucs(**TINY["HTDemucs"]), seed)
         args, kwargs = network._init_args_kwargs  # type: ignore[attr-defined,misc]  # upstream's
         package = {
             "klass": type(network),
@@ -65,7 +66,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def track(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Loud enough to clip in some stem, at another rate than the model's."""
     path = tmp_path_factory.mktemp("track") / "song.wav"
-    soundfile.write(path, 5 * noise(2, 44_100).T.numpy(), 11_025, subtype="FLOAT")
+    soundfile.write(path, 5 * make_noise(2, 44_100).T.numpy(), 11_025, subtype="FLOAT")
     return path
 
 
@@ -153,7 +154,7 @@ def assert_same_files(ours: Path, theirs: Path) -> None:
 def test_upstreams_seedless_shifts_are_there_for_who_asks(repo: Path) -> None:
     import random
 
-    wav = noise(2, 20_000)
+    wav = make_noise(2, 20_000)
     random.seed(7)
     _, theirs = demucs.api.Separator("tiny", repo=repo).separate_tensor(wav)
     random.seed(7)
@@ -214,7 +215,7 @@ def test_an_interrupt_from_the_callback_ends_the_work(repo: Path) -> None:
 
     separator = demucs_infer.api.Separator("aaaa0000", repo=repo, callback=stop)
     with pytest.raises(KeyboardInterrupt):
-        separator.separate_tensor(noise(2, 80_000))
+        separator.separate_tensor(make_noise(2, 80_000))
     assert len(calls) == 3
     separator.update_parameter(callback=None)
-    assert separator.separate_tensor(noise(2, 8_000))[0].shape == (2, 8_000)
+    assert separator.separate_tensor(make_noise(2, 8_000))[0].shape == (2, 8_000)

@@ -20,7 +20,8 @@ from demucs_infer.apply import BagOfModels, apply_model
 from demucs_infer.demucs import Demucs
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
-from tests.helpers.networks import TINY, OomModel, RecordingModel, ScaleModel, noise, randomise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import TINY, OomModel, RecordingModel, ScaleModel, randomize
 
 UPSTREAM = {"HTDemucs": UpstreamHTDemucs, "HDemucs": UpstreamHDemucs, "Demucs": UpstreamDemucs}
 OURS = {"HTDemucs": HTDemucs, "HDemucs": HDemucs, "Demucs": Demucs}
@@ -42,9 +43,9 @@ def one_thread() -> Any:
 
 def upstream_network(kind: str, seed: int = 0, **changes: Any) -> nn.Module:
     if changes:
-        return randomise(UPSTREAM[kind](**{**TINY[kind], **changes}), seed)
+        return randomize(UPSTREAM[kind](**{**TINY[kind], **changes}), seed)
     if (kind, seed) not in _networks:
-        _networks[kind, seed] = randomise(UPSTREAM[kind](**TINY[kind]), seed)
+        _networks[kind, seed] = randomize(UPSTREAM[kind](**TINY[kind]), seed)
     return _networks[kind, seed]
 
 
@@ -85,7 +86,7 @@ BAGS = {"alone": None, "one-hot": ONE_HOT, "mixed": MIXED}
     ids=lambda settings: ",".join(f"{name}={value}" for name, value in settings.items()),
 )
 def test_stems_equal_upstream(kind: str, bag: str, length: int, settings: dict[str, Any]) -> None:
-    mix = noise(2, length)[None]
+    mix = make_noise(2, length)[None]
     weights = BAGS[bag]
     if weights is None:
         network = upstream_network(kind)
@@ -101,19 +102,19 @@ def test_stems_equal_upstream(kind: str, bag: str, length: int, settings: dict[s
 def test_stems_without_split_equal_upstream(kind: str, length: int, shifts: int) -> None:
     # The training window of this HTDemucs is long enough for the track and a shift.
     network = upstream_network(kind, segment=2) if kind == "HTDemucs" else upstream_network(kind)
-    compare(network, network, noise(2, length)[None], shifts=shifts, split=False)
+    compare(network, network, make_noise(2, length)[None], shifts=shifts, split=False)
 
 
 @pytest.mark.parametrize("settings", [{"shifts": 1}, {"shifts": 0, "segment": 0.3}])
 @pytest.mark.parametrize("length", [600, 44_100])
 def test_stems_of_the_hybrid_network_equal_upstream(length: int, settings: dict[str, Any]) -> None:
     network = upstream_network("HDemucs")
-    compare(network, network, noise(2, length)[None], **settings)
+    compare(network, network, make_noise(2, length)[None], **settings)
 
 
 @pytest.mark.parametrize("kind", ["HTDemucs", "Demucs"])
 def test_several_recordings_through_a_bag_of_upstream_equal_upstream(kind: str) -> None:
-    mix = torch.stack([noise(2, 9000, seed) for seed in range(3)])
+    mix = torch.stack([make_noise(2, 9000, seed) for seed in range(3)])
     bag = UpstreamBag([upstream_network(kind, 0), upstream_network(kind, 1)], MIXED)
     compare(bag, bag, mix, shifts=2)
 
@@ -127,13 +128,13 @@ def test_segment_of_a_bag_equals_upstream(segment: float) -> None:
     assert [network.segment for network in ours] == [1, 1]
     upstream = UpstreamBag(theirs, MIXED, segment=segment)
     assert bag.max_allowed_segment == upstream.max_allowed_segment == min(segment, 1)
-    compare(upstream, bag, noise(2, 9000)[None], shifts=1)
+    compare(upstream, bag, make_noise(2, 9000)[None], shifts=1)
 
 
 @pytest.mark.parametrize("kind", OURS)
 def test_our_networks_are_close_to_upstream(kind: str) -> None:
     length = 10_000 if kind != "HDemucs" else 30_000
-    mix = noise(2, length)[None]
+    mix = make_noise(2, length)[None]
     random.seed(3)
     expected = upstream_apply(upstream_network(kind), mix, shifts=2)
     got = apply_model(our_network(kind), mix, shifts=2, seed=3)
@@ -143,7 +144,7 @@ def test_our_networks_are_close_to_upstream(kind: str) -> None:
 
 
 def test_global_generator_is_used_only_without_a_seed() -> None:
-    network, mix = upstream_network("Demucs"), noise(2, 9000)[None]
+    network, mix = upstream_network("Demucs"), make_noise(2, 9000)[None]
     random.seed(11)
     expected = upstream_apply(network, mix)
     random.seed(11)
@@ -157,7 +158,7 @@ def test_global_generator_is_used_only_without_a_seed() -> None:
 @pytest.mark.parametrize("batch_size", [2, 5, 100])
 @pytest.mark.parametrize("kind", ["HTDemucs", "Demucs"])
 def test_batch_size_changes_at_most_the_order_of_sums(kind: str, batch_size: int) -> None:
-    network, mix = upstream_network(kind), noise(2, 40_000)[None]
+    network, mix = upstream_network(kind), make_noise(2, 40_000)[None]
     one = apply_model(network, mix, shifts=2)
     many = apply_model(network, mix, shifts=2, batch_size=batch_size)
     # Another batch may choose another kernel: 1e-5 of full scale, at least 100 dB.
@@ -169,14 +170,14 @@ def test_batch_size_changes_at_most_the_order_of_sums(kind: str, batch_size: int
 def test_batches_are_filled() -> None:
     network = RecordingModel()
     network.valid_length = lambda length: 8000  # type: ignore[assignment]  # windows all alike
-    apply_model(network, noise(2, 60_000)[None], 0, batch_size=4)
+    apply_model(network, make_noise(2, 60_000)[None], 0, batch_size=4)
     assert len(network.seen) == -(-10 // 4)
     assert [shape[0] for shape in network.seen] == [4, 4, 2]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_workers_and_pool_do_not_change_bits(workers: int) -> None:
-    network, mix = upstream_network("Demucs"), noise(2, 30_000)[None]
+    network, mix = upstream_network("Demucs"), make_noise(2, 30_000)[None]
     expected = apply_model(network, mix, shifts=2)
     assert torch.equal(apply_model(network, mix, shifts=2, num_workers=workers), expected)
     with ThreadPoolExecutor(workers) as pool:
@@ -194,7 +195,7 @@ class StateRecorder:
 
 def test_callback_states_equal_upstream() -> None:
     members = [upstream_network("Demucs", seed) for seed in (0, 1)]
-    mix, theirs, ours = noise(2, 20_000)[None], StateRecorder(), StateRecorder()
+    mix, theirs, ours = make_noise(2, 20_000)[None], StateRecorder(), StateRecorder()
     extra = {"audio_length": 20_000, "mine": 1}
     random.seed(5)
     upstream_apply(UpstreamBag(members), mix, shifts=2, callback=theirs, callback_arg=dict(extra))
@@ -221,7 +222,7 @@ def test_callback_can_stop_the_separation(when: str) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        apply_model(network, noise(2, 80_000)[None], 0, callback=callback)
+        apply_model(network, make_noise(2, 80_000)[None], 0, callback=callback)
     assert len(network.seen) == (1 if when == "start" else 2)
 
 
@@ -229,13 +230,13 @@ def test_network_modes_are_restored() -> None:
     bag = BagOfModels([ScaleModel(), ScaleModel()])
     bag.train()
     bag.models[1].eval()
-    apply_model(bag, noise(2, 9000)[None])
+    apply_model(bag, make_noise(2, 9000)[None])
     assert bag.models[0].training
     assert not bag.models[1].training
 
 
 def test_result_is_an_ordinary_tensor() -> None:
-    mix = noise(2, 9000)[None].requires_grad_()
+    mix = make_noise(2, 9000)[None].requires_grad_()
     out = apply_model(ScaleModel(), mix)
     assert not out.is_inference()
     assert not out.requires_grad
@@ -245,9 +246,9 @@ def test_result_is_an_ordinary_tensor() -> None:
 
 
 def test_bar_is_shown_only_with_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    apply_model(ScaleModel(), noise(2, 20_000)[None])
+    apply_model(ScaleModel(), make_noise(2, 20_000)[None])
     assert capsys.readouterr() == ("", "")
-    apply_model(ScaleModel(), noise(2, 20_000)[None], progress=True)
+    apply_model(ScaleModel(), make_noise(2, 20_000)[None], progress=True)
     shown = capsys.readouterr()
     assert "2.5/2.5" in shown.err
     assert not shown.out
@@ -258,28 +259,28 @@ def test_model_kwargs_reach_every_call() -> None:
         def forward(self, mix: torch.Tensor, *, gain: float) -> torch.Tensor:  # type: ignore[override]
             return super().forward(mix) * gain
 
-    mix = noise(2, 20_000)[None]
+    mix = make_noise(2, 20_000)[None]
     plain = apply_model(ScaleModel(), mix)
     # Doubling is exact in binary.
     assert torch.equal(apply_model(Gain(), mix, model_kwargs={"gain": 2.0}), 2 * plain)
 
 
 def test_fixed_network_rejects_a_longer_segment() -> None:
-    network, mix = upstream_network("HTDemucs"), noise(2, 9000)[None]
+    network, mix = upstream_network("HTDemucs"), make_noise(2, 9000)[None]
     for model in (network, BagOfModels([network])):
         with pytest.raises(ValueError, match="longer than the 1 s this network was trained at"):
             apply_model(model, mix, segment=1.5)
 
 
 def test_split_false_and_a_shorter_segment_exclude_each_other() -> None:
-    network, mix = upstream_network("HTDemucs"), noise(2, 7000)[None]
+    network, mix = upstream_network("HTDemucs"), make_noise(2, 7000)[None]
     with pytest.raises(ValueError, match="split=False makes one window of 7000"):
         apply_model(network, mix, 0, split=False, segment=0.5)
 
 
 def test_reduced_batch_size_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     network = OomModel(limit=1)
-    apply_model(network, noise(2, 30_000)[None], 0, batch_size=4)
+    apply_model(network, make_noise(2, 30_000)[None], 0, batch_size=4)
     assert "BatchSizeReduced(old=4, new=2" in caplog.text
 
 
@@ -304,7 +305,7 @@ def test_mix_of_another_shape_is_rejected(shape: tuple[int, ...]) -> None:
 )
 def test_invalid_options_are_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options)).partition("_")[0]):
-        apply_model(ScaleModel(), noise(2, 100)[None], **options)
+        apply_model(ScaleModel(), make_noise(2, 100)[None], **options)
 
 
 def test_invalid_bags_are_rejected() -> None:
@@ -324,7 +325,7 @@ def test_invalid_bags_are_rejected() -> None:
     with pytest.raises(ValueError, match="has no sources, .*: wrap it with"):
         BagOfModels([nn.Identity()])
     with pytest.raises(NotImplementedError, match="apply_model"):
-        BagOfModels([one])(noise(2, 100)[None])
+        BagOfModels([one])(make_noise(2, 100)[None])
 
 
 def test_signature_starts_with_that_of_upstream() -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from demucs_infer import audio
-from tests.helpers.networks import need, noise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.oracles import require_tool
 
 ROOT = Path(__file__).parents[2]
 RATE = 44100
@@ -68,10 +69,10 @@ def test_audio_file_has_upstreams_parameters(name: str) -> None:
 
 
 WAVES = {
-    "quiet floats": noise(2, 500) * 0.3,
-    "floats beyond full scale": noise(2, 500) * 4,
-    "float64": noise(2, 500).double(),
-    "int16": (noise(2, 500) * 9000).short(),
+    "quiet floats": make_noise(2, 500) * 0.3,
+    "floats beyond full scale": make_noise(2, 500) * 4,
+    "float64": make_noise(2, 500).double(),
+    "int16": (make_noise(2, 500) * 9000).short(),
     "no samples": torch.zeros(2, 0),
 }
 
@@ -101,7 +102,7 @@ def test_as_dtype_pcm_equals_upstreams(dtype: torch.dtype, wav: Tensor) -> None:
 def test_convert_audio_channels_equals_upstreams(
     channels: int, to_channels: int, shape: tuple[int, ...]
 ) -> None:
-    wav = noise(channels * (3 if shape else 1), 500).reshape(*shape, channels, 500)
+    wav = make_noise(channels * (3 if shape else 1), 500).reshape(*shape, channels, 500)
     if 1 < channels < to_channels:
         for convert in (audio.convert_audio_channels, upstream.convert_audio_channels):
             with pytest.raises(ValueError, match="channels"):
@@ -114,7 +115,7 @@ def test_convert_audio_channels_equals_upstreams(
 @pytest.mark.parametrize("mode", ["rescale", "clamp", "tanh", "none", None])
 @pytest.mark.parametrize("level", [0.3, 1.0, 4.0])
 def test_prevent_clip_equals_upstreams(mode: str | None, level: float) -> None:
-    wav = noise(2, 500)
+    wav = make_noise(2, 500)
     wav = wav / wav.abs().max() * level
     # One division by a float32 or a float64 number: a step of float32.
     torch.testing.assert_close(
@@ -125,12 +126,12 @@ def test_prevent_clip_equals_upstreams(mode: str | None, level: float) -> None:
 @pytest.fixture(scope="module")
 def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of three stereo streams."""
-    need("ffprobe")
+    require_tool("ffprobe")
     folder = tmp_path_factory.mktemp("upstream")
-    command = [need("ffmpeg"), "-nostdin", "-v", "error"]
+    command = [require_tool("ffmpeg"), "-nostdin", "-v", "error"]
     for index in range(3):
         # A moving average: FFmpeg's resampler and this package's agree below the cut-off only.
-        smooth = torch.nn.functional.avg_pool1d(noise(2, FRAMES, index), 41, 1, 20) / 2
+        smooth = torch.nn.functional.avg_pool1d(make_noise(2, FRAMES, index), 41, 1, 20) / 2
         part = folder / f"{index}.wav"
         soundfile.write(part, smooth.T.numpy(), RATE, subtype="PCM_16")
         command += ["-i", str(part)]
@@ -203,7 +204,7 @@ def test_audio_file_resamples_to_upstreams_length(song: Path) -> None:
     ids=["16 bits", "24 bits", "float"],
 )
 def test_encode_wav_writes_upstreams_samples(options: dict[str, Any], tmp_path: Path) -> None:
-    wav = noise(2, 5000) * 2
+    wav = make_noise(2, 5000) * 2
     before = wav.clone()
     audio.encode_wav(wav, tmp_path / "x.wav", RATE, **options)
     upstream.encode_wav(wav.clone(), tmp_path / "upstream.wav", RATE, **options)
@@ -227,7 +228,7 @@ def test_encode_wav_refuses_other_depths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_float", [True, False], ids=["floats", "int16"])
 def test_encode_mp3_writes_upstreams_samples(is_float: bool, tmp_path: Path) -> None:
-    smooth = torch.nn.functional.avg_pool1d(noise(2, FRAMES), 41, 1, 20) / 2
+    smooth = torch.nn.functional.avg_pool1d(make_noise(2, FRAMES), 41, 1, 20) / 2
     wav = smooth if is_float else (smooth * 32767).short()
     audio.encode_mp3(wav, tmp_path / "x.mp3", RATE, bitrate=128, quality=5)
     upstream.encode_mp3(wav.clone(), tmp_path / "upstream.mp3", RATE, bitrate=128, quality=5)

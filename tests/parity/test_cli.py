@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from demucs_infer.cli.main import main
+from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
-from tests.helpers.networks import noise
 
 # Everything that upstream's command takes and that decides what lies where. Shifts are off:
 # upstream's command has no seed.
@@ -34,7 +34,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_repo(folder / "repo")
     write_song(folder / "a.wav", 3.3, seed=1)
     write_song(folder / "b.b.flac", 1.1, seed=2)
-    save(folder / "loud.wav", 30 * noise(2, 2 * RATE), subtype="FLOAT")
+    save(folder / "loud.wav", 30 * make_noise(2, 2 * RATE), subtype="FLOAT")
     code = "import sys, shlex\nfrom demucs.separate import main\n" \
         "for line in sys.argv[1:]: main(shlex.split(line))"  # fmt: skip
     lines = [f"{line} --repo repo -d cpu -o theirs/{name}" for name, line in LINES.items()]

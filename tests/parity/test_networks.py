@@ -30,7 +30,8 @@ from demucs_infer.demucs import Demucs
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.wdemucs import WDemucs
-from tests.helpers.networks import noise, randomise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import randomize
 
 UPSTREAM: dict[type[nn.Module], type[nn.Module]] = {
     Demucs: upstream_demucs.Demucs,
@@ -244,7 +245,7 @@ ATTENTION: Cases = {
 
 def make_pair(ours: type[nn.Module], arguments: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     """Build our network and upstream's with the same random weights."""
-    theirs = randomise(UPSTREAM[ours](**arguments))
+    theirs = randomize(UPSTREAM[ours](**arguments))
     mine = ours(**arguments).eval()
     mine.load_state_dict(theirs.state_dict())
     return mine, theirs
@@ -262,7 +263,7 @@ def make_windows(arguments: dict[str, Any]) -> Iterator[Tensor]:
     if slow and "nfft" in arguments and "t_layers" not in arguments:
         lengths.append(6000)  # more than 200 LSTM steps, 300 filter frames
     for index, length in enumerate(lengths):
-        items = [noise(channels, length, seed=index + item) for item in range(1 + index % 2)]
+        items = [make_noise(channels, length, seed=index + item) for item in range(1 + index % 2)]
         yield torch.stack(items) + 0.01
 
 
@@ -332,7 +333,7 @@ def test_released_shape_matches_in_class_b() -> None:
     state = mine.state_dict()
     assert len(state) == 533
     assert sum(tensor.numel() for tensor in state.values()) == 41_984_456
-    mix = noise(2, 343_980)[None]
+    mix = make_noise(2, 343_980)[None]
     with torch.inference_mode():
         assert_class_b(mine(mix), theirs(mix))
 
@@ -375,7 +376,7 @@ def test_network_built_on_meta_loads_by_assignment(
 def test_tables_cached_in_inference_mode_work_under_autograd() -> None:
     arguments = TOKENS | {"segment": 1.234}  # a length no other test uses
     network = HTDemucs(**arguments)
-    mix = noise(2, 1234)[None]
+    mix = make_noise(2, 1234)[None]
     with torch.inference_mode():
         expected = network(mix)
     answer = network(mix)
@@ -389,7 +390,7 @@ def test_tables_cached_in_inference_mode_work_under_autograd() -> None:
 
 def test_network_computes_in_the_precision_of_its_weights() -> None:
     network = HTDemucs(**TOKENS).eval()
-    mix = noise(2, 2000)[None]
+    mix = make_noise(2, 2000)[None]
     with torch.no_grad():
         single = network(mix)
         double = network.double()(mix.double())
@@ -442,10 +443,10 @@ def test_window_longer_than_the_training_is_refused() -> None:
     network = HTDemucs(**TOKENS).eval()
     assert network.valid_length(1) == network.valid_length(2000) == 2000
     with pytest.raises(ValueError, match="2001"):
-        network(noise(2, 2001)[None])
+        network(make_noise(2, 2001)[None])
     learned = HTDemucs(**TOKENS | {"t_emb": "scaled", "t_max_positions": 100}).eval()
     with pytest.raises(ValueError, match="t_max_positions"):
-        learned(noise(2, 2000)[None])
+        learned(make_noise(2, 2000)[None])
 
 
 def test_valid_lengths_of_demucs_equal_upstream() -> None:
@@ -461,7 +462,7 @@ def test_valid_lengths_of_demucs_equal_upstream() -> None:
 
 
 def test_norms_without_rewrite_are_not_taken_for_old_weights() -> None:
-    network = randomise(Demucs(**WAVE | {"rewrite": False, "norm_starts": 1, "dconv_mode": 3}))
+    network = randomize(Demucs(**WAVE | {"rewrite": False, "norm_starts": 1, "dconv_mode": 3}))
     assert "decoder.0.2.weight" in network.state_dict()
     network.load_state_dict(network.state_dict())
 

@@ -33,21 +33,16 @@ from demucs_infer.custom import registry
 from demucs_infer.custom.build import build_network
 from demucs_infer.engine.pipeline import Block
 from demucs_infer.engine.stitch import PIECE
+from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import environment, load, save, tree
-from tests.helpers.networks import ScaleModel, noise, randomise
+from tests.helpers.networks import ScaleModel, randomize
+from tests.helpers.oracles import skip_or_fail
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 RATE = 44100
 SLOW = 8000
 """Of the networks that are only to be run: sizes are small, and so is the work."""
-
-
-def missing(what: str) -> None:
-    """Skip by name; fail where it was promised."""
-    if os.environ.get("DEMUCS_INFER_CI"):
-        pytest.fail(f"{what}, and CI promises it")
-    pytest.skip(what)
 
 
 # ── as strangers would: a fresh environment, from the shell and from Python ──
@@ -85,7 +80,7 @@ def tone_and_clicks(seconds: float = 4.0) -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     if importlib.util.find_spec("hatchling") is None:
-        missing("hatchling, which builds the examples, is not installed")
+        skip_or_fail("hatchling, which builds the examples, is not installed")
     folder = tmp_path_factory.mktemp("home")
     command = [sys.executable, "-m", "venv", "--without-pip", "venv"]
     subprocess.run(command, cwd=folder, check=True)
@@ -235,7 +230,7 @@ def test_the_readme_brings_its_own_network(tmp_path: Path) -> None:
     assert len(code.strip().splitlines()) <= 30
     (tmp_path / "split.py").write_text(code, "utf-8")
     # So soft that no weights, which are drawn anew each time, bring a stem to full scale.
-    save(tmp_path / "song.wav", 0.02 * noise(2, 2 * RATE), RATE)
+    save(tmp_path / "song.wav", 0.02 * make_noise(2, 2 * RATE), RATE)
     (tmp_path / "song.wav").rename(tmp_path / "song.mp3")  # told by what is inside
     # What pip makes of the package, and finds without a word in the environment.
     command = tmp_path / "bin/demucs-infer"
@@ -275,7 +270,7 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Any:
     found = [Path(folder) / "openunmix" for folder in folders]
     root = next((folder for folder in found if (folder / "model.py").is_file()), None)
     if root is None:
-        missing("openunmix is not installed")
+        skip_or_fail("openunmix is not installed")
     package = types.ModuleType("openunmix")
     package.__path__ = [str(root)]
     monkeypatch.setitem(sys.modules, "openunmix", package)
@@ -305,11 +300,11 @@ def targets(reference: Any, *, causal: bool = False) -> dict[str, nn.Module]:
         found[name] = reference.OpenUnmix(
             nb_bins=129, hidden_size=16, nb_layers=2, max_bin=100, unidirectional=causal
         )
-        randomise(found[name], seed)
+        randomize(found[name], seed)
         for norm in (each for each in found[name].modules() if isinstance(each, nn.BatchNorm1d)):
             # Statistics as training leaves them; fresh ones would hide a swap.
-            norm.running_mean.copy_(noise(1, norm.num_features, seed)[0])
-            norm.running_var.copy_(1 + noise(1, norm.num_features, seed + 1)[0])
+            norm.running_mean.copy_(make_noise(1, norm.num_features, seed)[0])
+            norm.running_var.copy_(1 + make_noise(1, norm.num_features, seed + 1)[0])
     return found
 
 
@@ -333,7 +328,7 @@ def test_open_unmix_is_the_reference(reference: Any, tmp_path: Path, causal: boo
         metadata=METADATA,
     )
     both = reference.Separator(theirs, niter=0, n_fft=256, n_hop=64).eval()
-    mix = noise(2, 8192)[None]
+    mix = make_noise(2, 8192)[None]
     with torch.inference_mode():
         expected, found = both(mix), separator.model(mix)
     # The same sums in another order, and a mask in place of a magnitude and a phase: class B.
@@ -373,7 +368,7 @@ def umx() -> nn.Module:
 
     fewer = ["audio.sample_rate=8000", "stft.hop_length=120", "model.num_layers=1"]
     network = build_network(Config.from_file(UMX, [*TINY_UMX, *fewer]), METADATA)
-    randomise(network.model)
+    randomize(network.model)
     return network
 
 
@@ -395,7 +390,7 @@ class LongTrack:
         self.read = 0
         for seed in range(80):
             self.read += SLOW // 2
-            yield noise(2, SLOW // 2, seed)
+            yield make_noise(2, SLOW // 2, seed)
 
 
 def streams(network: nn.Module, tmp_path: Path) -> None:
@@ -413,7 +408,7 @@ def streams(network: nn.Module, tmp_path: Path) -> None:
 
 def derives(network: nn.Module, tmp_path: Path) -> None:
     """A derived stem is the sum that its rule says."""
-    mix = noise(2, SLOW)
+    mix = make_noise(2, SLOW)
     first: str = network.sources[0]  # type: ignore[index,assignment]  # every network has them
     rules = [f"rest=mixture-{first}"]
     stems = Separator.from_model(network, device="cpu", derive=rules, shifts=0).run(mix)
@@ -426,7 +421,7 @@ def forms_bags(network: nn.Module, tmp_path: Path) -> None:
     """Two networks weighed 1 to 3 answer the weighed mean of their answers."""
     import copy
 
-    mix, other = noise(2, SLOW), copy.deepcopy(network)
+    mix, other = make_noise(2, SLOW), copy.deepcopy(network)
     for parameter in other.parameters():
         parameter.data *= 0.5
     count = len(network.sources)  # type: ignore[arg-type]  # every network has them
@@ -445,9 +440,9 @@ def survives_full_memory(network: nn.Module, tmp_path: Path) -> None:
 
     def refuse(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if len(inputs[0]) > 1:
-            raise torch.OutOfMemoryError("out of memory (pretended)")
+            raise torch.OutOfMemoryError("out of memory (simulated)")
 
-    mix = noise(2, 4 * SLOW)
+    mix = make_noise(2, 4 * SLOW)
     expected = Separator.from_model(network, device="cpu", shifts=0, batch_size=1).run(mix)
     hook = network.register_forward_pre_hook(refuse)
     separator = Separator.from_model(network, device="cpu", shifts=0, batch_size=4)
@@ -461,7 +456,9 @@ def survives_full_memory(network: nn.Module, tmp_path: Path) -> None:
 
 def tells(network: nn.Module, tmp_path: Path) -> None:
     """Each batch is told once, in order, between the stages before and after."""
-    *events, _ = Separator.from_model(network, device="cpu", shifts=0).stream(noise(2, 2 * SLOW))
+    *events, _ = Separator.from_model(network, device="cpu", shifts=0).stream(
+        make_noise(2, 2 * SLOW)
+    )
     batches = [each for each in events if isinstance(each, ChunkProcessed)]
     assert [each.batch_index for each in batches] == list(range(1, batches[0].total_batches + 1))
     ends = [each.stage for each in events if isinstance(each, Stage.Completed)]
@@ -471,7 +468,7 @@ def tells(network: nn.Module, tmp_path: Path) -> None:
 def has_a_command_line(network: nn.Module, tmp_path: Path) -> None:
     """By the name it is registered under, with skipping of what is done."""
     register_model(lambda: network, "mine")
-    save(tmp_path / "song.wav", noise(2, SLOW), SLOW)
+    save(tmp_path / "song.wav", make_noise(2, SLOW), SLOW)
     words = [str(tmp_path / "song.wav"), "-n", "mine", "-d", "cpu", "-o", str(tmp_path / "out")]
     assert main([*words, "-q"]) == 0
     stems = [f"mine/song/{name}.wav" for name in network.sources]  # type: ignore[union-attr]  # every network has them

@@ -13,8 +13,8 @@ import pytest
 from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.cli.main import main
 from demucs_infer.pretrained import model_info
+from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import ROOT, environment, make_repo, save, write_song
-from tests.helpers.networks import noise
 from tests.snapshot.helps import COMMANDS, ask_for_help
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -41,7 +41,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.wav").rename(folder / f"{name}.mp3")  # told by what is inside
     for stem in ("drums", "bass", "other", "vocals"):
         (folder / "truth/song").mkdir(parents=True, exist_ok=True)
-        save(folder / f"truth/song/{stem}.wav", noise(2, 32 * 8000))
+        save(folder / f"truth/song/{stem}.wav", make_noise(2, 32 * 8000))
     words = [str(folder / "song.mp3"), "--repo", str(repo), "-o", str(folder / "separated"), "-q"]
     assert main(words) == 0  # for those commands that begin where another ended
     shim = folder / "bin/demucs-infer"

@@ -22,7 +22,7 @@ import pytest
 from demucs_infer.api import Separator
 from demucs_infer.errors import ConfigError
 from tests.helpers.cli_process import ROOT, environment, make_repo
-from tests.helpers.networks import need
+from tests.helpers.oracles import require_tool
 from tests.helpers.server_process import (
     FAST,
     RATE,
@@ -233,7 +233,7 @@ def test_client_examples_of_readme(server: Server, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", blocks["py"]], cwd=tmp_path, check=True, timeout=60)
     stems = {path.name: path.read_bytes() for path in (tmp_path / "stems").glob("*.wav")}
     assert set(stems) == {"drums.wav", "bass.wav", "other.wav", "vocals.wav"}
-    need("curl")
+    require_tool("curl")
     commands = [line for line in blocks["bash"].splitlines() if line.startswith("curl")]
     for command in commands:
         subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=60)

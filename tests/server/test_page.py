@@ -12,7 +12,7 @@ import soundfile
 
 from demucs_infer.cli.main import main
 from tests.helpers.cli_process import make_repo
-from tests.helpers.networks import need
+from tests.helpers.oracles import require_tool
 from tests.helpers.server_process import FAST, Server, run_server, song, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = need("chromium")
+    path = require_tool("chromium")
     with playwright.sync_playwright() as play:
         found = play.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield found
