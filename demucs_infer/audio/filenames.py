@@ -67,22 +67,26 @@ def stem_paths(
         ValueError: The template is invalid, or two stems would be the same file.
     """
     valid_template(template)
-    if extension in _SHARED_SUFFIXES:  # one file for all stems is called like the track
-        shared = stem_paths(folder, [track.rsplit(".", 1)[0]], template, track=track)
-        path = next(iter(shared.values()))
-        path = path.with_name(f"{path.name.removesuffix('.wav')}.{extension}")
-        return dict.fromkeys(stems, path)
-    parts = track.rsplit(".", 1)  # without a suffix, both fields are the whole name
-    fields = {"track": parts[0], "trackext": parts[-1], "ext": extension}
-    paths: dict[str, Path] = {}
-    for stem in stems:
-        relative = _fill(template, {**fields, "stem": stem})
-        paths[stem] = folder / relative
+    stems = tuple(stems)
+    if extension in _SHARED_SUFFIXES:  # one file for all stems is named like the track
+        name = track.rsplit(".", 1)[0]
+        shared = stem_path(folder, name, template, track=track, extension=extension)
+        return dict.fromkeys(stems, shared)
+    paths = {
+        stem: stem_path(folder, stem, template, track=track, extension=extension) for stem in stems
+    }
     if len({str(path).casefold() for path in paths.values()}) < len(paths):
         raise ValueError(
             f"{template=!r} gives two of these stems the same file: {', '.join(paths)}"
         )
     return paths
+
+
+def stem_path(folder: Path, stem: str, template: str, *, track: str, extension: str) -> Path:
+    """Return the path of one file, with these words in the template."""
+    parts = track.rsplit(".", 1)  # without a suffix, both fields are the whole name
+    fields = {"track": parts[0], "trackext": parts[-1], "ext": extension, "stem": stem}
+    return folder / _fill(template, fields)
 
 
 def _fill(template: str, fields: dict[str, str]) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from demucs_infer.audio.filenames import stem_paths, valid_template
+from demucs_infer.audio.filenames import stem_path, stem_paths, valid_template
 
 DEFAULT_TEMPLATE = "{track}/{stem}.{ext}"
 
@@ -63,9 +63,13 @@ class OutputPaths:
         return self._json("scores")
 
     def _json(self, stem: str) -> Path:
-        path = self.stems([stem])[stem]
+        path = stem_path(
+            self.folder, stem, self.template, track=self.track, extension=self.extension
+        )
+        if self.template.endswith(".{ext}"):
+            return path.with_name(f"{path.name.removesuffix(f'.{self.extension}')}.json")
         # What comes after a dot is part of a name, unless the template says that it is a suffix.
-        if re.search(r"\.(\{ext\}|[^{}./\\]+)$", self.template):
+        if re.search(r"\.[^{}./\\]+$", self.template):
             return path.with_suffix(".json")
         return path.with_name(f"{path.name}.json")
 
