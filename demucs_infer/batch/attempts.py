@@ -1,39 +1,39 @@
-"""Whom this process would leave behind at work: told to end, it takes the blame off them.
+"""Withdraw open attempts on a clean shutdown, so that interrupted tracks do not count as crashes.
 
-A journal counts an attempt before it begins, for a process that dies cannot count. One that is
-interrupted, or whose machine is wanted for something else, is nobody's fault.
+An attempt is counted in a journal before it begins, as a process that crashes cannot count it. When
+a process is told to end, by Ctrl-C or a scheduler, it takes its open attempts back.
 """
 
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 
-_at_work: dict[Hashable, Callable[[], None]] = {}
-_leaving = threading.Event()
+_open_attempts: dict[Hashable, Callable[[], None]] = {}
+_shutting_down = threading.Event()
 
 
-def register(key: Hashable, take_back: Callable[[], None]) -> None:
-    """An attempt was counted; `take_back` undoes that."""
-    _at_work[key] = take_back
-    if _leaving.is_set():  # begun by a thread that has not heard of it
+def register(key: Hashable, undo: Callable[[], None]) -> None:
+    """Register an attempt that was counted; `undo` takes the count back."""
+    _open_attempts[key] = undo
+    if _shutting_down.is_set():  # begun by a thread that is still running
         withdraw(key)
 
 
 def complete(key: Hashable) -> None:
-    """It is over, one way or another."""
-    _at_work.pop(key, None)
+    """Forget an attempt that has ended, whether it succeeded or failed."""
+    _open_attempts.pop(key, None)
 
 
 def withdraw(key: Hashable) -> None:
-    """Take it back, if it is not over."""
-    take_back = _at_work.pop(key, None)
-    if take_back:
+    """Take an attempt back, if it has not ended."""
+    undo = _open_attempts.pop(key, None)
+    if undo:
         with suppress(Exception):  # then it stays counted
-            take_back()
+            undo()
 
 
 def withdraw_all() -> None:
-    """The process is about to end, and so is whatever it still begins."""
-    _leaving.set()
-    for key in tuple(_at_work):
+    """Take back all open attempts, and those that begin from now on: the process is ending."""
+    _shutting_down.set()
+    for key in tuple(_open_attempts):
         withdraw(key)

@@ -1,4 +1,4 @@
-"""A network of one's own on the command line: a configuration, weights, and where its class is."""
+"""Specify a custom model for a batch: its configuration, its weights and its class."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CustomModelSpec(ModelSpec):
-    """What `--config`, `--checkpoint`, `--set`, `--module` and `--class` say."""
+    """A custom model: a configuration, a checkpoint and, optionally, the class of the network."""
 
     config: Config
     checkpoint: Path
     module: str | None = None
     class_name: str | None = None
-    """With `module`; otherwise the configuration's `model_type` says which network it is."""
+    """Name of the class in `module`; by default the configuration's `model_type` selects it."""
 
     def __post_init__(self) -> None:
         if not self.checkpoint.is_file():
-            raise ModelLoadingError(f"there is no checkpoint {self.checkpoint}")
+            raise ModelLoadingError(f"checkpoint not found: {self.checkpoint}")
         if (self.module is None) != (self.class_name is None):
             raise ValueError("--module and --class go together")
 
     @cached_property
     def metadata(self) -> ModelMetadata[Any] | None:
-        """The class that the words name; None where they name none."""
+        """The class of the network; None if `model_type` selects it."""
         if self.module is None or self.class_name is None:
             return None
         try:
@@ -50,23 +50,23 @@ class CustomModelSpec(ModelSpec):
             raise ValueError(str(error)) from error
 
     def weights(self) -> tuple[str, ...]:
-        """Digests of what decides the answers of the network, apart from what its code imports."""
-        told = [self.config.to_dict(), self.module, self.class_name, self._code()]
-        text = json.dumps(told, sort_keys=True)
+        """Return digests of all that determines the output, apart from what the module imports."""
+        description = [self.config.to_dict(), self.module, self.class_name, self._code_digest()]
+        text = json.dumps(description, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest(), sha256_file(self.checkpoint)
 
-    def _code(self) -> str | None:
-        """The digest of the file of `module`; None where there is no such file."""
+    def _code_digest(self) -> str | None:
+        """Return the sha256 of the file of `module`; None if there is no such file."""
         try:
-            found = find_spec(self.module) if self.module else None
-        except (ImportError, ValueError):  # it will be said when the module is needed
+            spec = find_spec(self.module) if self.module else None
+        except (ImportError, ValueError):  # reported when the module is imported
             return None
-        path = Path(found.origin) if found and found.has_location and found.origin else None
+        path = Path(spec.origin) if spec and spec.has_location and spec.origin else None
         return sha256_file(path) if path and path.is_file() else None
 
     def open(self, request: Request) -> Separator:
-        """Return the network, ready for a request, with all of its own stems."""
-        from demucs_infer.api import Separator  # brings torch, which what is done does not need
+        """Return a separator for the network, with the settings of a request and all its stems."""
+        from demucs_infer.api import Separator  # imports torch, which finished tracks do not need
 
         return Separator.from_pretrained(
             config=self.config,

@@ -1,7 +1,7 @@
-"""The samples of a track on disk: decoded once, heard for the level, then by the network.
+"""Cache the decoded samples of a track on disk: written to measure the level, read to separate.
 
-A decoder in Python takes turns with the network at every step of either, which costs the network
-far more than the decoder's own time. What lies on disk is there at once.
+A decoder in Python competes with the network for the interpreter, which slows the network down by
+far more than the time that decoding takes. Reading samples from the disk does not.
 
 Shapes: C channels, t samples of a block.
 """
@@ -12,18 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_PIECE = 65_536  # samples that are read at a time
+_READ_FRAMES = 65_536
 
 
 class DecodedCache:
-    """A file in `folder` that is written by `kept`, read once by `blocks`, and gone after it."""
+    """A file in `folder` that `tee` writes, and `blocks` reads once and deletes."""
 
     def __init__(self, folder: Path, channels: int) -> None:
         self._path = folder / "decoded.f32"
         self._channels = channels
 
     def tee(self, blocks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
-        """The same blocks (C t), of which a copy stays once all have been taken."""
+        """Yield the blocks (C t) unchanged while copying them to the file; deleted on an error."""
         try:
             with self._path.open("wb") as file:
                 for block in blocks:
@@ -34,14 +34,14 @@ class DecodedCache:
             raise
 
     def blocks(self) -> Generator[Tensor, None, None]:
-        """All that was kept: (C t)."""
+        """Yield all samples (C t), then delete the file."""
         try:
             with self._path.open("rb") as file:
-                while piece := bytearray(file.read(4 * self._channels * _PIECE)):
+                while piece := bytearray(file.read(4 * self._channels * _READ_FRAMES)):
                     yield torch.frombuffer(piece, dtype=torch.float32).view(-1, self._channels).T
         finally:
             self.remove()
 
     def remove(self) -> None:
-        """Nobody will read it any more."""
+        """Delete the file, if there is one."""
         self._path.unlink(missing_ok=True)

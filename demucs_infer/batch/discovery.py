@@ -1,4 +1,4 @@
-"""Which tracks the words on a command line mean: files, folders, patterns, standard input."""
+"""Find the tracks that command-line arguments refer to: files, folders, patterns, stdin."""
 
 import glob
 import os
@@ -14,74 +14,75 @@ _LOSSY = ".mp3 .mp2 .ogg .oga .opus .spx .aac .m4a .m4b .ac3 .eac3 .dts .wma .mp
 _VIDEO = ".mp4 .m4v .mov .mkv .mka .webm .flv .mpg .ts .wmv .3gp"
 
 AUDIO_SUFFIXES = frozenset(" ".join((_PLAIN, _LOSSLESS, _LOSSY, _VIDEO)).split())
-"""What is taken for a track inside a folder; a file that is named outright is always tried."""
+"""Suffixes of tracks in a folder; a file that is an argument itself needs none of them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """One track, and the sub-folder that mirrors where it was found."""
+class DiscoveredTrack:
+    """A track, and the output subfolder that mirrors its input folder."""
 
     source: str
-    """A path, or `-`."""
+    """A path, or `-` for standard input."""
 
     folder: Path = Path()
 
     @property
     def name(self) -> str:
-        """The file's name; what comes through a pipe is called stdin."""
+        """The file name, or `stdin`."""
         return "stdin" if self.source == STDIN else Path(self.source).name
 
 
-def find_tracks(words: Iterable[str], *, skip: Sequence[Path] = ()) -> list[Found]:
-    """Every track that `words` mean, once each, in their order; nothing below a folder of `skip`.
+def find_tracks(arguments: Iterable[str], *, skip: Sequence[Path] = ()) -> list[DiscoveredTrack]:
+    """Return all tracks in the order of the arguments, without duplicates.
 
-    A word that means nothing is a track too: reading it will say what is wrong.
+    Folders in `skip` are not searched. An argument that matches no file is returned as a track: the
+    error is reported when it is read.
     """
-    skipped = [folder.resolve() for folder in skip]
-    seen: dict[str, Found] = {}
-    for word in words:
-        for found in _tracks_of(word, skipped):
-            key = found.source if found.source == STDIN else str(Path(found.source).resolve())
-            seen.setdefault(key, found)
-    return list(seen.values())
+    skipped_folders = [folder.resolve() for folder in skip]
+    tracks: dict[str, DiscoveredTrack] = {}
+    for argument in arguments:
+        for track in _expand(argument, skipped_folders):
+            key = track.source if track.source == STDIN else str(Path(track.source).resolve())
+            tracks.setdefault(key, track)
+    return list(tracks.values())
 
 
-def _tracks_of(word: str, skipped: Sequence[Path]) -> Iterator[Found]:
-    if word == STDIN:
-        yield Found(STDIN)
-    elif os.path.isdir(word):  # noqa: PTH112 (a name that no file system takes is no error here)
-        yield from _tracks_in(Path(word), skipped)
-    elif glob.has_magic(word) and not os.path.lexists(word):
-        # What a shell without patterns of its own (Windows) hands over as it was typed.
-        matches = sorted(glob.glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
+def _expand(argument: str, skipped_folders: Sequence[Path]) -> Iterator[DiscoveredTrack]:
+    if argument == STDIN:
+        yield DiscoveredTrack(STDIN)
+    elif os.path.isdir(argument):  # noqa: PTH112 (Path.is_dir raises for some invalid names)
+        yield from _search(Path(argument), skipped_folders)
+    elif glob.has_magic(argument) and not os.path.lexists(argument):
+        # Shells that do not expand patterns (Windows) pass them on as typed.
+        matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 (absolute ones too)
         files = [match for match in matches if not Path(match).is_dir() and not is_stream(match)]
-        if "**" in word:
+        if "**" in argument:
             files = [match for match in files if is_audio(match)]
-        yield from map(Found, files or [word])
+        yield from map(DiscoveredTrack, files or [argument])
     else:
-        yield Found(word)
+        yield DiscoveredTrack(argument)
 
 
 def is_audio(name: str) -> bool:
-    """Whether a file is taken for a track by its suffix."""
+    """Return whether a file in a folder is a track, by its suffix."""
     return Path(name).suffix.lower() in AUDIO_SUFFIXES
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether it is a pipe or a device: no file that can be read from its start again."""
+    """Return whether the path is a pipe or a device, which cannot be read twice."""
     path = Path(path)
     return path.is_fifo() or path.is_char_device() or path.is_block_device() or path.is_socket()
 
 
-def _tracks_in(top: Path, skipped: Sequence[Path]) -> Iterator[Found]:
-    """The audio files of a folder and of the folders in it, hidden ones apart."""
-    for here, folders, files in os.walk(top):
-        folder = Path(here)
-        folders[:] = sorted(
+def _search(top: Path, skipped_folders: Sequence[Path]) -> Iterator[DiscoveredTrack]:
+    """Yield the audio files in a folder and its subfolders, except hidden ones."""
+    for root, subfolders, files in os.walk(top):
+        folder = Path(root)
+        subfolders[:] = sorted(
             name
-            for name in folders
-            if not name.startswith(".") and (folder / name).resolve() not in skipped
+            for name in subfolders
+            if not name.startswith(".") and (folder / name).resolve() not in skipped_folders
         )
         for name in sorted(files):
             if not name.startswith(".") and is_audio(name) and not is_stream(folder / name):
-                yield Found(str(folder / name), folder.relative_to(top))
+                yield DiscoveredTrack(str(folder / name), folder.relative_to(top))

@@ -1,4 +1,4 @@
-"""A track of a run, and whether its stems are there already; without importing torch."""
+"""Describe a track of a run, and find its stems of an earlier run; without importing torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,26 +15,25 @@ from demucs_infer.system.checksum import sha256_file
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackJob:
-    """A track, and where its stems go."""
+    """A track and its output files."""
 
     source: Path
     target: OutputPaths
     track: str
-    """What results call it: the words that named it."""
+    """Its name in results."""
 
-    known: TrackResult | None = None
-    """Its result, if it is known already: then it is only reported, in its turn."""
+    result: TrackResult | None = None
+    """The result, if there is one already: then the job is only reported, not processed."""
 
     sha256: str | None = None
-    """Digest that the file must have, where a list says so."""
+    """Expected digest of the file, if given."""
 
 
 def find_done(job: TrackJob, recipe: Recipe) -> TrackResult | None:
-    """Return the result of an earlier run that made the same stems; None: there is none.
+    """Return the result of an earlier run that made the same stems, or None.
 
-    This is the one place that decides it: the manifest beside the stems has the same recipe, and
-    every file that it lists is there with its size. What a run left that died between its last
-    rename and the end is removed.
+    A track is done if its manifest has the same recipe, and all files in it exist with their
+    sizes. Temporary files of a run that crashed after its last rename are removed.
     """
     manifest = find_match(job.target.manifest, recipe)
     if manifest is None:
@@ -50,7 +49,7 @@ def find_done_before(
     weights: tuple[str, ...],
     check: Callable[[], None] = lambda: None,
 ) -> TrackResult | None:
-    """Do as `find_done`, for a request; the input is read only where there is a manifest."""
+    """Do the same for a request; the input is read only if there is a manifest."""
     if read_manifest(job.target.manifest) is None or not job.source.is_file():
         return None
     return find_done(job, make_recipe(request, sha256_file(job.source, check), model, weights))

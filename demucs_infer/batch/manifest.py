@@ -1,7 +1,7 @@
-"""`stems.json`: what was made of which bytes, by which weights, with which settings.
+"""Read and write `stems.json`: the input, model and settings that a track's stems were made with.
 
-It lies beside the stems and is written last, so stems without one are unfinished, and stems whose
-manifest says what would be done now need not be done again.
+It is beside the stems and written last, so stems without one are incomplete. A track whose manifest
+matches the current input, model and settings is skipped.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides the bytes of the stems; equal recipes give equal stems."""
+    """All that determines the bytes of the stems: equal recipes give equal stems."""
 
     input_sha256: str
     model: str
@@ -27,40 +27,40 @@ class Recipe:
     """The sha256 of every member's weights."""
 
     settings: Mapping[str, Any]
-    """Each parameter by its name, as plain JSON values."""
+    """Settings by name, as JSON values."""
 
     versions: Mapping[str, str]
-    """Of this package and of torch."""
+    """Versions of this package and of torch."""
 
     @property
     def key(self) -> str:
-        """A name for this recipe: the same anywhere, for the same content and settings."""
-        text = json.dumps(_plain(asdict(self)), sort_keys=True, separators=(",", ":"))
+        """A digest of the recipe: the same on every machine."""
+        text = json.dumps(_to_json_value(asdict(self)), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stem:
-    """A finished file."""
+    """A complete file of a stem."""
 
     file: str
-    """Relative to the manifest."""
+    """Path relative to the manifest."""
 
     bytes: int
     sha256: str
     gain: float = 1.0
-    """What the stem was multiplied by so that it would not clip."""
+    """Factor that prevented clipping."""
 
     @classmethod
     def from_file(cls, path: Path, name: str, gain: float) -> "Stem":
-        """Describe a finished file that is at `path` now, and will be called `name`."""
+        """Describe a complete file at `path`, whose final name will be `name`."""
         size, digest = path.stat().st_size, sha256_file(path)
         return cls(file=name, bytes=size, sha256=digest, gain=gain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What stands in the file."""
+    """The content of `stems.json`."""
 
     input: str
     recipe: Recipe
@@ -69,61 +69,61 @@ class Manifest:
     channels: int
     duration_seconds: float
     gain: float
-    """The smallest of the stems'."""
+    """The smallest gain of a stem."""
 
     device: str = ""
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
-    """How long it took, without what an interrupted run had done before."""
+    """Processing time, without that of an interrupted run that this one continued."""
 
     resumed_seconds: float = 0.0
-    """How much of the track that was."""
+    """Duration that the interrupted run had separated."""
 
     def to_json(self) -> str:
-        """The text of the file."""
-        fields = {"schema": SCHEMA, "key": self.recipe.key, **_plain(asdict(self))}
-        return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+        """Return the text of the file."""
+        values = {"schema": SCHEMA, "key": self.recipe.key, **_to_json_value(asdict(self))}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     def write(self, path: Path) -> None:
-        """Put the file at `path` in one step, complete or not at all."""
+        """Write the file atomically."""
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            # A file's name need not be UTF-8: what is none is written as JSON's own escape.
+            # Names that are not UTF-8 are written as JSON escapes.
             partial.write_text(self.to_json(), encoding="utf-8", errors="backslashreplace")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
 
-def _plain(value: Any) -> Any:
-    """The same value as `json` gives it back: lists for tuples, text for keys."""
+def _to_json_value(value: Any) -> Any:
+    """Convert a value to what JSON can represent: tuples to lists, keys and other types to text."""
     return json.loads(json.dumps(value, default=str))
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """What the manifest at `path` says; None where there is none that can be understood."""
+    """Return the manifest at `path`; None if it is missing or invalid."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return parse_manifest(found)
+    return parse_manifest(value)
 
 
-def parse_manifest(found: Any) -> dict[str, Any] | None:
-    """What was read as JSON, if it is a manifest."""
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+def parse_manifest(value: Any) -> dict[str, Any] | None:
+    """Return the parsed JSON if it is a manifest of this schema, otherwise None."""
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         return None
-    return found if {one.name for one in fields(Manifest)} <= found.keys() else None
+    return value if {field.name for field in fields(Manifest)} <= value.keys() else None
 
 
 def find_match(path: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """The manifest at `path` if it tells of this recipe, and its files lie there whole."""
-    found = read_manifest(path)
-    if found is None or found.get("key") != recipe.key:
+    """Return the manifest if it matches `recipe` and all its files have their sizes."""
+    manifest = read_manifest(path)
+    if manifest is None or manifest.get("key") != recipe.key:
         return None
     try:
-        sizes = {path.parent / one["file"]: one["bytes"] for one in found["stems"].values()}
-        is_whole = all(file.stat().st_size == size for file, size in sizes.items())
+        sizes = {path.parent / stem["file"]: stem["bytes"] for stem in manifest["stems"].values()}
+        is_complete = all(file.stat().st_size == size for file, size in sizes.items())
     except (OSError, KeyError, TypeError, AttributeError):
         return None
-    return found if is_whole else None
+    return manifest if is_complete else None

@@ -1,4 +1,4 @@
-"""The files of each track: where they go, and whether two tracks would share one."""
+"""Determine the output files of each track, and detect tracks that would share one."""
 
 import os
 import re
@@ -14,23 +14,23 @@ DEFAULT_TEMPLATE = "{track}/{stem}.{ext}"
 
 
 def model_folder(model: str) -> str:
-    """The folder of a model below the output folder: `hf://user/name` gives `user_name`."""
+    """Return the name of a model's output subfolder: `hf://user/name` -> `user_name`."""
     name = re.sub(r"[/\\\x00-\x1f]", "_", model.removeprefix("hf://"))
     return name if name.strip(".") else "_" * max(len(name), 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputPaths:
-    """Where the stems of one track go; one that exists cannot leave its folder."""
+    """The output files of one track, which are always inside `folder`."""
 
     folder: Path
-    """The model's folder, or the sub-folder of it that mirrors the input's."""
+    """The model's output folder, or a subfolder of it that mirrors the input's folder."""
 
     track: str
     """The input's file name."""
 
     extension: str = "wav"
-    """Of the files written, without the dot."""
+    """The suffix of the files, without the dot."""
 
     template: str = DEFAULT_TEMPLATE
 
@@ -38,28 +38,24 @@ class OutputPaths:
         valid_template(self.template)
 
     def stems(self, names: Iterable[str]) -> dict[str, Path]:
-        """The file of every stem."""
+        """Return the path of each stem."""
         return stem_paths(
             self.folder, names, self.template, track=self.track, extension=self.extension
         )
 
     @property
     def manifest(self) -> Path:
-        """Where a stem named `stems` would lie, as JSON: `song/stems.json`."""
+        """The path of the manifest: that of a stem named `stems`, as JSON (`song/stems.json`)."""
         return self._json("stems")
 
-    def numbered(self, number: int) -> "OutputPaths":
-        """The same for another track of that name: `song-2`."""
-        return self.called(f"-{number}")
-
-    def called(self, addition: str) -> "OutputPaths":
-        """The same with something added to what a template calls the track."""
-        name, *suffix = self.track.rsplit(".", 1)  # as templates are filled
-        return replace(self, track=".".join([f"{name}{addition}", *suffix]))
+    def with_track_suffix(self, suffix: str) -> "OutputPaths":
+        """Return the paths of a track with a longer name: `song-2` for the suffix `-2`."""
+        name, *extension = self.track.rsplit(".", 1)  # as in `stem_paths`
+        return replace(self, track=".".join([f"{name}{suffix}", *extension]))
 
     @property
     def scores(self) -> Path:
-        """Where it is kept how good the stems are."""
+        """The path of the cached scores of the stems."""
         return self._json("scores")
 
     def _json(self, stem: str) -> Path:
@@ -68,61 +64,64 @@ class OutputPaths:
         )
         if self.template.endswith(".{ext}"):
             return path.with_name(f"{path.name.removesuffix(f'.{self.extension}')}.json")
-        # What comes after a dot is part of a name, unless the template says that it is a suffix.
+        # A dot in a name does not start a suffix, unless the template ends with a suffix.
         if re.search(r"\.[^{}./\\]+$", self.template):
             return path.with_suffix(".json")
         return path.with_name(f"{path.name}.json")
 
 
-def collisions(
+def find_collisions(
     inputs: Iterable[str], outputs: Iterable[tuple[str, Iterable[Path]]]
 ) -> dict[int, str]:
-    """What is wrong with some of the `outputs`, each a track and its files, by their index.
+    """Return a message for each output, by its index, that shares a file with another track.
 
-    No file may be written by two of them, nor be one of the `inputs`.
+    An output is a track and its files. It must not share any with another output or overwrite one
+    of the `inputs`.
     """
-    reading = {_key(Path(source)) for source in inputs}
+    input_keys = {_path_key(Path(source)) for source in inputs}
     owners: dict[str, int] = {}
     names: list[str] = []
-    found: dict[int, str] = {}
+    problems: dict[int, str] = {}
     for index, (source, paths) in enumerate(outputs):
         names.append(source)
         for path in paths:
-            key = _key(path)
+            key = _path_key(path)
             owner = owners.setdefault(key, index)
-            if key in reading:
-                found.setdefault(index, f"{source} would overwrite the input {path}")
+            if key in input_keys:
+                problems.setdefault(index, f"{source} would overwrite the input {path}")
             elif owner != index:
-                found.setdefault(index, f"{names[owner]} and {source} would both become {path}")
-    return found
+                problems.setdefault(index, f"{names[owner]} and {source} would both become {path}")
+    return problems
 
 
-def without_collisions(
-    inputs: Iterable[str], targets: Mapping[str, OutputPaths], stems: Iterable[str]
+def resolve_collisions(
+    inputs: Iterable[str], outputs: Mapping[str, OutputPaths], stems: Iterable[str]
 ) -> dict[str, OutputPaths]:
-    """The same targets, with `-2`, `-3`, ... added to the name of a track that is taken."""
-    taken = {_key(Path(source)) for source in inputs}
+    """Return the outputs by track, with `-2`, `-3`, ... added to names that are in use."""
+    used_keys = {_path_key(Path(source)) for source in inputs}
     stems = tuple(stems)
-    settled = {}
-    for source, target in targets.items():
-        number, choice = 1, target
-        while taken & (keys := {_key(path) for path in choice.stems(stems).values()}):
-            if "{track}" not in target.template:
-                raise ValueError(f"a number needs {{track}} in the template {target.template!r}")
+    resolved = {}
+    for source, output in outputs.items():
+        number, candidate = 1, output
+        while used_keys & (keys := {_path_key(path) for path in candidate.stems(stems).values()}):
+            if "{track}" not in output.template:
+                raise ValueError(
+                    f"cannot number tracks: no {{track}} in the template {output.template!r}"
+                )
             number += 1
-            choice = target.numbered(number)
-        taken |= keys
-        settled[source] = choice
-    return settled
+            candidate = output.with_track_suffix(f"-{number}")
+        used_keys |= keys
+        resolved[source] = candidate
+    return resolved
 
 
-def _key(path: Path) -> str:
-    """Equal for two paths that are one file here: where the system folds case, so do we."""
-    return folded(os.path.normcase(path.absolute()))
+def _path_key(path: Path) -> str:
+    """Return a key that is equal for two paths of the same file on this system."""
+    return fold_case(os.path.normcase(path.absolute()))
 
 
-def folded(text: str) -> str:
-    """Equal for two names that the file systems of this machine take for one."""
+def fold_case(text: str) -> str:
+    """Return a key that is equal for two names of the same file on this system."""
     if sys.platform == "darwin":
         text = unicodedata.normalize("NFC", text)
     return text.casefold() if sys.platform in {"darwin", "win32"} else text

@@ -1,4 +1,4 @@
-"""Everything that happens to a track before the network sees it.
+"""Prepare tracks for the network: check, lock, decode and measure them.
 
 Shapes: C channels, t samples of a block.
 """
@@ -34,11 +34,11 @@ from demucs_infer.system.checksum import sha256_file
 
 Skip = Literal["same", "existing", "nothing"]
 
-_POLL_SECONDS = 0.2  # between two looks whether another process still holds a track
+_POLL_SECONDS = 0.2  # between attempts to lock a track
 
 
 class AlreadyDone(Exception):
-    """Raised when a track needs no work, or gets none."""
+    """Raised when a track has its result without being separated."""
 
     def __init__(self, result: TrackResult) -> None:
         super().__init__(result.status)
@@ -46,11 +46,11 @@ class AlreadyDone(Exception):
 
 
 class TrackLocked(DemucsError):
-    """Raised when another process, or another thread, is at work on the track."""
+    """Raised when another process, or another thread, separates the track."""
 
 
 class DecodedTrack:
-    """The engine's track: decoded before, its level known, without what is separated already."""
+    """A decoded track of known level for the engine, from the first sample not separated yet."""
 
     def __init__(self, decoded: DecodedCache, level: Level, channels: int, first: int) -> None:
         self.channels = channels
@@ -76,21 +76,21 @@ class DecodedTrack:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class PreparedTrack:
-    """A track that was read once: all is known that its separation needs."""
+    """A track that is ready to be separated."""
 
     job: TrackJob
     recipe: Recipe
     track: DecodedTrack
     writer: StemWriter
     workdir: WorkDir
-    resumed: int
+    resumed_frames: int
     """Samples that an earlier run left in the spool."""
 
     warnings: tuple[str, ...]
-    begun: float
+    start_time: float
 
-    def give_back(self) -> None:
-        """Leave everything as it was found, for a later run."""
+    def release(self) -> None:
+        """Give the track up, so that a later run can continue it."""
         self.track.remove()
         self.writer.spool.abandon()
         self.writer.abort()
@@ -99,7 +99,7 @@ class PreparedTrack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparer:
-    """Reads, checks and measures tracks, and claims the folders that their stems are made in."""
+    """Checks, decodes and measures tracks, and locks the folders that their stems are made in."""
 
     separator: Separator
     model: ModelSpec
@@ -113,15 +113,18 @@ class Preparer:
     """Folders that did not exist before this run."""
 
     def prepare(
-        self, job: TrackJob, stop: threading.Event, begun: float, *, wait_for_lock: bool
+        self, job: TrackJob, stop: threading.Event, start_time: float, *, wait_for_lock: bool
     ) -> PreparedTrack:
         """Return the track, ready for the network, with its lock held.
 
-        Raises `AlreadyDone`, `TrackLocked` or `SpoolAbandoned` (when `stop` is set) besides the
-        errors of reading and writing.
+        Raises:
+            AlreadyDone: The track has its result already.
+            TrackLocked: Another process separates it, and `wait_for_lock` is false.
+            SpoolAbandoned: `stop` is set.
+            DemucsError: It cannot be read, or its files cannot be written.
         """
-        if job.known:
-            raise AlreadyDone(job.known)
+        if job.result:
+            raise AlreadyDone(job.result)
         stamp = _stamp(job.source)
         recipe = self._make_recipe(job, stop)
         self._check_folders(job)
@@ -129,14 +132,16 @@ class Preparer:
         spool: Spool | None = None
         try:
             decoded = DecodedCache(workdir.folder, self.separator.audio_channels)
-            decoded.remove()  # what a crashed attempt left, whether another one follows or not
-            # From here on the attempt is counted: a decoder can crash its process, too.
+            decoded.remove()  # of a crashed attempt
+            # The attempt is counted from here on, as a decoder can crash its process too.
             spool = self._open_spool(job, workdir)
             reader = self._open_track(job)
             with closing(decoded.tee(reader.blocks())) as blocks:
                 level = measure(check_between(blocks, stop))
             if _stamp(job.source) != stamp:
-                raise AudioReadError("changed while it was read: try again once it is complete")
+                raise AudioReadError(
+                    "the file changed while it was read: try again when it is complete"
+                )
             writer = self._open_writer(job, reader, workdir, spool)
         except Exception as error:
             if spool:
@@ -155,9 +160,9 @@ class Preparer:
             track=DecodedTrack(decoded, level, reader.channels, spool.frames),
             writer=writer,
             workdir=workdir,
-            resumed=spool.frames,
+            resumed_frames=spool.frames,
             warnings=(*reader.warnings, *self._rate_warning(writer)),
-            begun=begun,
+            start_time=start_time,
         )
 
     def workdir(self, job: TrackJob) -> WorkDir:
@@ -165,7 +170,7 @@ class Preparer:
         return WorkDir(job.target.folder, job.target.manifest, self.made_folders, self.run_id)
 
     def _make_recipe(self, job: TrackJob, stop: threading.Event) -> Recipe:
-        """Return the recipe of a track that is not done yet; `AlreadyDone` otherwise."""
+        """Return the recipe of the track; raise `AlreadyDone` if it is done."""
         paths = job.target.stems(self.separator.stems)
         if self.skip == "existing" and all(path.is_file() for path in paths.values()):
             raise AlreadyDone(
@@ -180,9 +185,7 @@ class Preparer:
         except OSError as error:
             raise AudioReadError(f"cannot be read: {error.strerror or error}") from error
         if job.sha256 not in (None, digest):
-            raise AudioReadError(
-                f"is another file than was listed: its sha256 is {digest}, not {job.sha256}"
-            )
+            raise AudioReadError(f"sha256 mismatch: expected {job.sha256}, got {digest}")
         recipe = make_recipe(self.request, digest, self.model, self.weights)
         self._check_done(job, recipe)
         return recipe
@@ -193,10 +196,10 @@ class Preparer:
             raise AlreadyDone(result)
 
     def _check_folders(self, job: TrackJob) -> None:
-        """Before any work: a file cannot take the name of a folder."""
+        """Check, before any work, that no output path is a folder."""
         for path in (*job.target.stems(self.separator.stems).values(), job.target.manifest):
             if path.is_dir():
-                raise AudioWriteError(f"cannot write {path}: there is a folder; move it away")
+                raise AudioWriteError(f"cannot write {path}: it is a folder; move it away")
 
     def _lock_workdir(
         self, job: TrackJob, recipe: Recipe, stop: threading.Event, *, wait: bool
@@ -204,7 +207,7 @@ class Preparer:
         workdir = self.workdir(job)
         while not workdir.acquire(recipe.key):
             if not wait:
-                raise TrackLocked("another process is at work on this track: let it finish")
+                raise TrackLocked("another process is separating this track: let it finish")
             if stop.wait(_POLL_SECONDS):
                 raise SpoolAbandoned
         try:
@@ -215,10 +218,10 @@ class Preparer:
         return workdir
 
     def _open_spool(self, job: TrackJob, workdir: WorkDir) -> Spool:
-        """Return what earlier attempts left, and count this one, unless it is one too many.
+        """Return the spool, with the samples of earlier attempts, and count this attempt.
 
-        A track that is left out stays so, until its folder in `.partial` is removed, or a run with
-        another `run_id` tries it again.
+        Raises `AlreadyDone` if the track is quarantined. It stays so until its folder in
+        `.partial` is removed, or a run with another `run_id` tries it again.
         """
         separator = self.separator
         spool = Spool(workdir.folder, len(separator.stems), separator.audio_channels)
@@ -258,29 +261,29 @@ class Preparer:
         return StemWriter.open(spool, paths, layout, output, info, temp_folder=workdir.folder)
 
     def _rate_warning(self, writer: StemWriter) -> Iterator[str]:
-        """Yield a warning if a rate was asked for that the format does not have."""
+        """Yield a warning if the format does not support the requested rate."""
         rate, written = writer.layout.rate, writer.file_rate
         if isinstance(self.request.output.rate, int) and written != rate:
-            yield f"{writer.encoding.format} has no {rate} Hz: written with {written} Hz"
+            yield f"{writer.encoding.format} does not support {rate} Hz: written at {written} Hz"
 
 
 def clean_up(
     error: Exception, job: TrackJob, workdir: WorkDir, *, keeps_when_full: bool
 ) -> Exception:
-    """Clean up after an error, and return it; a full disk is no reason to lose hours of work."""
+    """Clean up after an error and return it; with a full disk, what was separated can be kept."""
     if not (keeps_when_full and is_disk_full(error)):
         workdir.remove()
         return error
     workdir.release()
     if isinstance(error, OSError):
         error = write_error(str(job.target.folder), error)
-    kept = AudioWriteError(f"{error}; the next attempt goes on from here")
+    kept = AudioWriteError(f"{error}; the next attempt continues from here")
     kept.__cause__ = error
     return kept
 
 
 def check_between(blocks: Iterable[Tensor], stop: threading.Event) -> Iterator[Tensor]:
-    """Yield the blocks; raises `SpoolAbandoned` once `stop` is set."""
+    """Yield the blocks; raise `SpoolAbandoned` once `stop` is set."""
     for block in blocks:
         check_stop(stop)
         yield block
@@ -293,9 +296,9 @@ def check_stop(stop: threading.Event) -> None:
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Return what changes when a file is replaced or written to."""
+    """Return values that change when the file is replaced or written to."""
     try:
         stat = path.stat()
-    except OSError:  # reading it will say why
+    except OSError:  # reported when it is read
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns

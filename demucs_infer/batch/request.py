@@ -1,4 +1,4 @@
-"""Name the model of a run, and what decides the bytes of its stems; without importing torch."""
+"""Specify the model of a run, and all that determines its stems; without importing torch."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ from demucs_infer.system.checksum import sha256_file
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Which model, and where it comes from."""
+    """A model, and where to load it from."""
 
     name: str = "htdemucs"
     repo: Path | None = None
@@ -29,19 +29,19 @@ class ModelSpec:
 
     @property
     def folder(self) -> str:
-        """Its folder below the output folder."""
+        """The name of its output subfolder."""
         return model_folder(self.name)
 
     @property
     def is_remote(self) -> bool:
-        """Whether it has to be fetched, unless it was before; not so a folder's or a file's."""
-        is_known = self.name in {*load_catalog().bags, *load_catalog().checkpoints}
-        return self.repo is None and (is_known or self.name.startswith("hf://"))
+        """Whether it is downloaded before its first use, unlike local files."""
+        is_in_catalog = self.name in {*load_catalog().bags, *load_catalog().checkpoints}
+        return self.repo is None and (is_in_catalog or self.name.startswith("hf://"))
 
     def weights(self) -> tuple[str, ...] | None:
-        """The sha256 of every file that makes the model; None if some are not here yet.
+        """Return the sha256 of each file of the model; None if some have not been downloaded.
 
-        A model of another package stands for itself, by the version of that.
+        A model of another package is identified by the name and version of the package.
         """
         if self.repo is not None:
             return self._local_weights(self.repo)
@@ -80,7 +80,7 @@ class ModelSpec:
 def make_recipe(
     request: Request, input_sha256: str, model: ModelSpec, weights: tuple[str, ...]
 ) -> Recipe:
-    """Return everything that decides the bytes of the stems of one track."""
+    """Return all that determines the bytes of a track's stems."""
     return Recipe(
         input_sha256=input_sha256,
         model=model.name,
@@ -90,7 +90,7 @@ def make_recipe(
     )
 
 
-@lru_cache(maxsize=1)  # a catalogue asks for every track, and it means reading files
+@lru_cache(maxsize=1)  # called for every track, and reads files
 def versions() -> dict[str, str]:
-    """Of what computes the samples; asked of the installation, so that torch stays unloaded."""
+    """Return the versions of this package and of torch, without importing torch."""
     return {"demucs-infer": __version__, "torch": metadata.version("torch")}

@@ -1,4 +1,4 @@
-"""What became of a track, as a value and as a row of a table."""
+"""Represent the result of a track, as a value and as a row of a table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Fault = Literal["", "input", "model", "disk", "other"]
 
 
 def fault_of(error: Exception) -> Fault:
-    """Where an error lies; what does not fit on a disk is no fault of the track that was read."""
+    """Classify an error by its cause; a full disk counts as such, whatever was written."""
     if is_disk_full(error):
         return "disk"
     if isinstance(error, AudioReadError):
@@ -23,44 +23,44 @@ def fault_of(error: Exception) -> Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackResult:
-    """The end of a track: every track has one, and none of them is an exception."""
+    """The result of a track; errors are results too, not exceptions."""
 
     track: str
-    """The input, as it was asked for."""
+    """The input as given by the caller."""
 
     status: Status
     model: str
     stems: Mapping[str, Path] = field(default_factory=dict)
     manifest: Path | None = None
     key: str = ""
-    """Of the recipe: equal keys mean equal stems."""
+    """The key of the recipe: equal keys mean equal stems."""
 
     seconds: float = 0.0
-    """How long it took."""
+    """Processing time."""
 
     duration_seconds: float = 0.0
-    """How long the track is."""
+    """Duration of the track."""
 
     gain: float = 1.0
-    """The smallest that a stem was multiplied by; 1.0 if nothing would have clipped."""
+    """The smallest gain of a stem; 1.0 if none would clip."""
 
     resumed_seconds: float = 0.0
-    """How much of the track an interrupted run had done already."""
+    """Duration that an interrupted run had separated."""
 
     warnings: tuple[str, ...] = ()
     error: str = ""
     fault: Fault = ""
-    """Where the error lies: in the input, the model, a disk that is full, or elsewhere."""
+    """The cause of the error: the input, the model, a full disk, or something else."""
 
     @classmethod
-    def done(cls, track: str, where: Path, manifest: Manifest, is_written: bool) -> "TrackResult":
-        """A track that was separated now."""
+    def done(cls, track: str, path: Path, manifest: Manifest, is_written: bool) -> "TrackResult":
+        """Build the result of a track that was separated; `path` is that of its manifest."""
         return cls(
             track=track,
             status="done",
             model=manifest.recipe.model,
-            stems={name: where.parent / stem.file for name, stem in manifest.stems.items()},
-            manifest=where if is_written else None,
+            stems={name: path.parent / stem.file for name, stem in manifest.stems.items()},
+            manifest=path if is_written else None,
             key=manifest.recipe.key,
             seconds=manifest.seconds,
             duration_seconds=manifest.duration_seconds,
@@ -70,29 +70,29 @@ class TrackResult:
         )
 
     @classmethod
-    def skipped(cls, track: str, where: Path, found: Mapping[str, Any]) -> "TrackResult":
-        """A track whose manifest was found to match: all is as it was when it was done."""
+    def skipped(cls, track: str, path: Path, manifest: Mapping[str, Any]) -> "TrackResult":
+        """Build the result of a finished track from its manifest at `path`."""
         return cls(
             track=track,
             status="skipped",
-            model=found["recipe"]["model"],
-            stems={name: where.parent / one["file"] for name, one in found["stems"].items()},
-            manifest=where,
-            key=found["key"],
-            seconds=found["seconds"],
-            duration_seconds=found["duration_seconds"],
-            resumed_seconds=found["resumed_seconds"],
-            gain=found["gain"],
-            warnings=tuple(found["warnings"]),
+            model=manifest["recipe"]["model"],
+            stems={name: path.parent / stem["file"] for name, stem in manifest["stems"].items()},
+            manifest=path,
+            key=manifest["key"],
+            seconds=manifest["seconds"],
+            duration_seconds=manifest["duration_seconds"],
+            resumed_seconds=manifest["resumed_seconds"],
+            gain=manifest["gain"],
+            warnings=tuple(manifest["warnings"]),
         )
 
     @property
     def ok(self) -> bool:
-        """Whether the stems are there."""
+        """Whether the stems exist."""
         return self.status in ("done", "skipped")
 
     def row(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
+        """Return the result as JSON values."""
         return {
             "track": self.track,
             "model": self.model,

@@ -44,7 +44,7 @@ _MAX_UNWRITTEN = 2  # tracks whose files may still be written while others are s
 
 
 def open_separator(model: ModelSpec, request: Request) -> Separator:
-    """Return the model, ready for the tracks of a request; mistakes about stems are found here."""
+    """Return a separator for the tracks of a request; raise `ValueError` for unknown stems."""
     if isinstance(model, CustomModelSpec):
         separator = model.open(request)
     else:
@@ -62,20 +62,19 @@ def open_separator(model: ModelSpec, request: Request) -> Separator:
 
 
 class BatchRunner:
-    """Separates tracks with one model, one after the other; files are read and written meanwhile.
+    """Separates tracks with one model, one after the other, reading and writing in the background.
 
-    `weights` are the digests of the model's files, as `ModelSpec.weights` gives them. `skip` says
-    what counts as done: stems with a manifest of the same recipe ("same"), any files of those
-    names ("existing"), or nothing ("nothing"). A track during which the process crashed
-    `max_crashes` times in the same place ends as `quarantined`; None tries for ever. With a
-    `run_id`, only crashes in the run of that id count, so that a new id tries quarantined tracks
-    again. Tracks that were in progress at a crash come after all others, each alone: only one of
-    them is the cause.
+    `weights` are the digests from `ModelSpec.weights`. `skip` decides which tracks are done: those
+    with a manifest of the same recipe ("same"), those whose files exist ("existing"), or none
+    ("nothing"). A track in which the process crashed `max_crashes` times at the same position ends
+    as `quarantined`; None: no limit. With a `run_id`, only crashes in the run of that id count, so
+    that a new id tries quarantined tracks again. Tracks that were in progress at a crash come after
+    all others, each alone, as only one of them is the cause.
 
     Windows of up to `max_tracks_per_batch` tracks share batches of the network. A track that
-    another process works on comes last too: with `waits_for_others`, once that has ended, and then
-    it may be done; otherwise it ends as `failed`. What was computed when the disk was full is kept
-    for the next attempt, if `keeps_when_full`: where there will be one, in that place.
+    another process separates comes last too: with `waits_for_others` when that has ended, and it
+    may be done then; otherwise it ends as `failed`. With `keeps_when_full`, samples that were
+    computed before the disk was full are kept for the next attempt.
     """
 
     def __init__(
@@ -111,16 +110,16 @@ class BatchRunner:
         self._waits_for_others = waits_for_others
 
     def run_one(self, job: TrackJob) -> TrackResult:
-        """Separate one track; never raises, and does little if it is done already."""
+        """Separate one track, unless it is done; errors are results."""
         with closing(self.run([job])) as items:
             return next(item for _, item in items if isinstance(item, TrackResult))
 
     def run(
         self, jobs: Iterable[TrackJob]
     ) -> Generator[tuple[TrackJob, Event | TrackResult], None, None]:
-        """Yield events, and one result for every track; closing the generator ends the work.
+        """Yield events, and one result per track; closing the generator stops the work.
 
-        What was separated by then stays in the spool, and the next run continues there.
+        Samples that were separated by then stay in the spool, and the next run continues there.
         """
         crashed_jobs: list[TrackJob] = []
         locked_jobs: list[TrackJob] = []
@@ -133,9 +132,9 @@ class BatchRunner:
     def _without_crashed(
         self, jobs: Iterable[TrackJob], crashed_jobs: list[TrackJob]
     ) -> Iterator[TrackJob]:
-        """Yield the jobs during which no process crashed; put the others to `crashed_jobs`."""
+        """Yield the jobs in which no process crashed; put the others into `crashed_jobs`."""
         for job in jobs:
-            is_counted = self._preparer.max_crashes is not None and job.known is None
+            is_counted = self._preparer.max_crashes is not None and job.result is None
             if is_counted and self._preparer.workdir(job).has_stale_attempt:
                 crashed_jobs.append(job)
             else:
@@ -144,18 +143,18 @@ class BatchRunner:
     def _run_pipeline(
         self, jobs: Iterable[TrackJob], locked_jobs: list[TrackJob] | None
     ) -> Generator[tuple[TrackJob, Event | TrackResult], None, None]:
-        """Read one track, separate one and write one at any time, or a few of each.
+        """Read one track, separate one and write one at the same time, or a few of each.
 
-        Jobs that another process or thread works on are put to `locked_jobs`; without such a list
-        they are waited for, or fail.
+        Jobs that another process or thread has locked are put into `locked_jobs`; without such a
+        list they are waited for, or fail.
         """
         stop = threading.Event()
         ready: deque[PreparedTrack] = deque()
         try:
             yield from self._run_threads(jobs, stop, ready, locked_jobs)
         finally:
-            for track in ready:  # nothing happened to them
-                track.give_back()
+            for track in ready:
+                track.release()
 
     def _run_threads(
         self,
@@ -164,7 +163,7 @@ class BatchRunner:
         ready: deque[PreparedTrack],
         locked_jobs: list[TrackJob] | None,
     ) -> Generator[tuple[TrackJob, Event | TrackResult], None, None]:
-        """Run the threads; `ready` gets tracks that were read and are not separated yet."""
+        """Run the threads; `ready` gets tracks that were read but are not separated yet."""
         pending: deque[_PendingResult] = deque()
         running: dict[int, PreparedTrack] = {}
 
@@ -175,7 +174,7 @@ class BatchRunner:
             return prepared
 
         def list_tracks() -> Iterator[Track | Exception]:
-            """Yield what the network has to read; of other jobs only that it was their turn."""
+            """Yield the tracks for the network; an exception in place of jobs without work."""
             for number, prepared in enumerate(map_ahead(reader, prepare, jobs)):
                 if not isinstance(prepared, PreparedTrack):
                     pending.extend([prepared] if prepared else [])
@@ -191,8 +190,7 @@ class BatchRunner:
                     spool.finish()
                     yield SpoolAbandoned()
 
-        # Every track whose samples may still come has a thread that waits for them, so that none
-        # of those that are complete waits for a thread.
+        # One thread for each track that may be in progress, so that a complete one never waits.
         threads = _MAX_UNWRITTEN + self._max_tracks_per_batch + self._separator.jobs
         with (
             ThreadPoolExecutor(1, "demucs-read", limit_to_one_thread) as reader,
@@ -216,23 +214,23 @@ class BatchRunner:
     def _prepare(
         self, job: TrackJob, stop: threading.Event, locked_jobs: list[TrackJob] | None
     ) -> "PreparedTrack | _PendingResult | None":
-        """Prepare a track, or end it; None: it went to `locked_jobs`."""
-        begun = perf_counter()
+        """Prepare a track, or return its result; None if it was put into `locked_jobs`."""
+        start_time = perf_counter()
         may_wait = locked_jobs is None and self._waits_for_others
         try:
-            return self._preparer.prepare(job, stop, begun, wait_for_lock=may_wait)
+            return self._preparer.prepare(job, stop, start_time, wait_for_lock=may_wait)
         except AlreadyDone as done:
             result = done.result
         except TrackLocked as error:
             if locked_jobs is not None:
                 locked_jobs.append(job)
                 return None
-            result = self._failure(job, error, begun)
+            result = self._failure(job, error, start_time)
         except Exception as error:  # noqa: BLE001 (a track never raises)
-            result = self._failure(job, error, begun)
-        known: Future[TrackResult] = Future()
-        known.set_result(result)
-        return _PendingResult(job, known)
+            result = self._failure(job, error, start_time)
+        future: Future[TrackResult] = Future()
+        future.set_result(result)
+        return _PendingResult(job, future)
 
     def _write(self, prepared: PreparedTrack) -> TrackResult:
         """Write the files of a track whose spool is being filled, and return its result."""
@@ -248,13 +246,19 @@ class BatchRunner:
         except SpoolAbandoned:
             writer.abort()
             prepared.workdir.release()
-            return self._make_failure(job, "interrupted")
+            return TrackResult(
+                track=job.track,
+                status="failed",
+                model=self._model.name,
+                error="interrupted",
+                fault="other",
+            )
         except Exception as error:  # noqa: BLE001 (a track never raises)
             writer.spool.abandon()
             writer.abort()
             is_kept = self._preparer.keeps_when_full and writer.spool.frames > 0
             error = clean_up(error, job, prepared.workdir, keeps_when_full=is_kept)
-            return self._failure(job, error, prepared.begun)
+            return self._failure(job, error, prepared.start_time)
 
     def _make_manifest(self, prepared: PreparedTrack, gains: Mapping[str, float]) -> Manifest:
         writer, rate = prepared.writer, self._separator.samplerate
@@ -272,14 +276,14 @@ class BatchRunner:
             sample_rate=writer.file_rate,
             channels=writer.layout.channels,
             duration_seconds=prepared.track.level.length / rate,
-            resumed_seconds=prepared.resumed / rate,
+            resumed_seconds=prepared.resumed_frames / rate,
             gain=min(gains.values()),
             warnings=prepared.warnings,
-            seconds=perf_counter() - prepared.begun,
+            seconds=perf_counter() - prepared.start_time,
             device=str(self._separator.device),
         )
 
-    def _failure(self, job: TrackJob, error: Exception, begun: float) -> TrackResult:
+    def _failure(self, job: TrackJob, error: Exception, start_time: float) -> TrackResult:
         logger.debug("%s failed", job.track, exc_info=error)
         return TrackResult(
             track=job.track,
@@ -287,18 +291,13 @@ class BatchRunner:
             model=self._model.name,
             error=format_error(_as_write_error(job, error)),
             fault=fault_of(error),
-            seconds=perf_counter() - begun,
-        )
-
-    def _make_failure(self, job: TrackJob, reason: str) -> TrackResult:
-        return TrackResult(
-            track=job.track, status="failed", model=self._model.name, error=reason, fault="other"
+            seconds=perf_counter() - start_time,
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _PendingResult:
-    """A track that is separated, or never has to be, and whose files may still be written."""
+    """A track whose result is not reported yet; its files may still be in progress."""
 
     job: TrackJob
     result: Future[TrackResult]
@@ -306,14 +305,14 @@ class _PendingResult:
 
     @property
     def is_separated(self) -> bool:
-        """Whether the network has nothing more to do with it."""
+        """Whether the network is done with it."""
         return self.spool is None or self.spool.is_closed
 
 
 def _route_event(
     number: int, item: TrackEvent, running: dict[int, PreparedTrack]
 ) -> Iterator[tuple[TrackJob, Event | TrackResult]]:
-    """Append blocks to the spool, which the writer of the files follows; yield other events."""
+    """Append blocks to the spool of their track, and yield other events."""
     prepared = running.get(number)
     if prepared is None:
         return
@@ -338,9 +337,9 @@ def _route_event(
 def _take_results(
     pending: deque[_PendingResult], *, max_unwritten: int
 ) -> Iterator[tuple[TrackJob, TrackResult]]:
-    """Yield the results that are there, in the order in which the tracks began.
+    """Yield results that are complete, in the order in which the tracks began.
 
-    Waits for them while more than `max_unwritten` tracks are separated and not written.
+    Waits while more than `max_unwritten` tracks are separated but not written.
     """
     while pending and pending[0].is_separated:
         unwritten = sum(result.is_separated for result in pending)
@@ -351,7 +350,7 @@ def _take_results(
 
 
 def _as_write_error(job: TrackJob, error: Exception) -> Exception:
-    """Translate errors of the system; those of reading are `AudioReadError` by now."""
+    """Translate errors of the OS; those of reading are `AudioReadError` already."""
     return write_error(str(job.target.folder), error) if isinstance(error, OSError) else error
 
 
@@ -362,7 +361,7 @@ _Result = TypeVar("_Result")
 def map_ahead(
     pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> Iterator[_Result]:
-    """Apply `function` to all items; the next result is made while one is used."""
+    """Yield the results of `function` in order, computing the next one while one is used."""
     waiting: deque[Future[_Result]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

@@ -1,4 +1,4 @@
-"""A hidden folder near the stems of a track: they are made there, and appear when complete."""
+"""Make the stems of a track in a hidden folder, from which they are renamed when complete."""
 
 import hashlib
 import os
@@ -20,21 +20,23 @@ else:
     import fcntl
 
 PARTIAL = ".partial"
-_TRIES = 100  # to enter a folder that others remove meanwhile
+_TRIES = 100  # to lock a folder that other processes remove at the same time
 
 
 class WorkDir:
-    """Belongs to one process at a time, and to one recipe.
+    """A folder that is locked by one process at a time, and that belongs to one recipe.
 
-    What a process that was interrupted left behind is found by the next one that makes the same.
+    The files of an interrupted process stay in it, and the next process with the same recipe
+    continues from them.
     """
 
     def __init__(
         self, top: Path, manifest: Path, made: set[Path] | None = None, run_id: str = ""
     ) -> None:
-        """`made` are folders on the way to `top` that were not there before this run.
+        """Choose the folder below `top`, by the path of the manifest.
 
-        With a `run_id`, only crashes in the run of that id count.
+        `made` collects the folders above `top` that this run has made. With a `run_id`, only
+        crashes in the run of that id count.
         """
         self._run_id = run_id
         self._made = set() if made is None else made
@@ -43,7 +45,7 @@ class WorkDir:
         self._lock: BinaryIO | None = None
 
     def acquire(self, key: str) -> bool:
-        """Take the folder for the recipe of that key; false if another process has it."""
+        """Lock the folder for the recipe with that key; return whether it is locked now."""
         for left in reversed(range(_TRIES)):
             above = self.folder.parents[1:]
             self._made.update(takewhile(lambda folder: not folder.exists(), above))
@@ -51,9 +53,9 @@ class WorkDir:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if not self._has_lock():
                     return False
-            except FileNotFoundError:  # who was here removes the folder as we open it
+            except FileNotFoundError:  # another process has just removed the folder
                 if not left:
-                    raise  # nobody: it cannot be made
+                    raise  # it cannot be made
                 continue
             if self._is_there():  # or just after that
                 break
@@ -81,10 +83,7 @@ class WorkDir:
         return self._lock is not None and os.fstat(self._lock.fileno()).st_nlink > 0
 
     def crash_count(self, frames: int) -> int:
-        """How often a process ended here in the middle of its work, without getting further.
-
-        `frames` is how far they came.
-        """
+        """Return the number of crashes in this track since `frames` samples were separated."""
         try:
             crash_count, before, *run_id = self._attempts.read_text("ascii").split()
             is_further = frames > int(before)
@@ -94,12 +93,12 @@ class WorkDir:
             return 0
 
     def begin(self, frames: int) -> None:
-        """Enter an attempt in the journal."""
+        """Count an attempt as a crash until it ends."""
         crash_count = self.crash_count(frames)
         self._write_attempts(crash_count + 1, frames)
-        register(self, partial(self._take_back, crash_count, frames))
+        register(self, partial(self._undo_attempt, crash_count, frames))
 
-    def _take_back(self, crash_count: int, frames: int) -> None:
+    def _undo_attempt(self, crash_count: int, frames: int) -> None:
         if crash_count:
             self._write_attempts(crash_count, frames)
         else:
@@ -110,7 +109,7 @@ class WorkDir:
 
     @property
     def has_stale_attempt(self) -> bool:
-        """Whether a process died here, unless one is at work here now."""
+        """Whether an attempt is counted: a process crashed, or is at work now."""
         return self._attempts.exists()
 
     @property
@@ -118,30 +117,30 @@ class WorkDir:
         return self.folder / "attempts"
 
     def release(self) -> None:
-        """Go in peace, everything stays: this attempt was no death."""
+        """Release the lock and keep the files; the attempt is not counted as a crash."""
         withdraw(self)
         self._unlock()
 
     def abandon(self) -> None:
-        """Go without a word; the journal stays as it is."""
+        """Release the lock without touching the journal of attempts."""
         self._unlock()
 
     def remove(self) -> None:
-        """Nothing is needed any more."""
+        """Remove the folder, and those above it that this run made and that are empty."""
         complete(self)
         if sys.platform == "win32":  # where open files cannot be removed
             self._unlock()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._unlock()
-        with suppress(OSError):  # other tracks are at work in it
+        with suppress(OSError):  # it has folders of other tracks
             self.folder.parent.rmdir()
             self._remove_made()
 
     def _remove_made(self) -> None:
-        """What was made for stems that never came; `OSError` as soon as something lies there."""
+        """Remove empty folders that this run made; raise `OSError` at one that is not empty."""
         top, *above = self.folder.parents[1:]
         if top in self._made:
-            self._made.discard(top)  # nobody is at work in it: either it goes now, or it stays
+            self._made.discard(top)  # either it is empty now, or it stays
             top.rmdir()
             for folder in above:
                 if folder in self._made:
@@ -151,7 +150,8 @@ class WorkDir:
     def commit(self, name_files: Callable[[], None], manifest: Manifest | None, path: Path) -> None:
         """Give the files their names, then write the manifest to `path`, and remove the folder.
 
-        The manifest comes last, so that stems with one are complete; an old one goes first.
+        The manifest is written last, so that stems with one are complete; an old one is removed
+        first.
         """
         path.unlink(missing_ok=True)
         name_files()
@@ -161,9 +161,9 @@ class WorkDir:
         self.remove()
 
     def remove_stale(self) -> None:
-        """What a process left that died between its last rename and here; the track is done."""
-        with suppress(FileNotFoundError):  # the usual: nothing was left
-            if self._has_lock():  # or somebody makes it again
+        """Remove what a process left that crashed after its last rename; the track is done."""
+        with suppress(FileNotFoundError):  # as usual: there is no such folder
+            if self._has_lock():  # otherwise another process separates it again
                 self.remove()
 
     def _unlock(self) -> None:

@@ -12,9 +12,9 @@ from contextlib import ExitStack, closing, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 
-from demucs_infer.batch.discovery import STDIN, Found, find_tracks
+from demucs_infer.batch.discovery import STDIN, DiscoveredTrack, find_tracks
 from demucs_infer.batch.job import TrackJob, find_done_before
-from demucs_infer.batch.output_paths import OutputPaths, collisions, without_collisions
+from demucs_infer.batch.output_paths import OutputPaths, find_collisions, resolve_collisions
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.cli.custom_model import config_settings, own_model
@@ -101,7 +101,7 @@ def _tasks(
     inputs = [one.source for one in found if one.source != STDIN]
     # Stems are not known before the model is; two tracks that share any share this one.
     if args.collisions == "number":
-        targets = without_collisions(inputs, targets, ["{stem}"])
+        targets = resolve_collisions(inputs, targets, ["{stem}"])
     else:
         check_collisions(inputs, targets, ["{stem}"])
     return [
@@ -130,7 +130,7 @@ def check_collisions(
 ) -> None:
     """A `ValueError` that lists every file that would be written twice, or over an input."""
     outputs = [(source, target.stems(stems).values()) for source, target in targets.items()]
-    problems = collisions(inputs, outputs)
+    problems = find_collisions(inputs, outputs)
     if problems:
         lines = [*list(problems.values())[:10], *(["..."] if len(problems) > 10 else [])]
         raise ValueError(
@@ -139,7 +139,7 @@ def check_collisions(
         )
 
 
-def _file(found: Found, stack: ExitStack) -> Path:
+def _file(found: DiscoveredTrack, stack: ExitStack) -> Path:
     """The file of a track; what comes through a pipe is put into one first."""
     source = Path(found.source)
     if found.source != STDIN and not source.is_fifo():

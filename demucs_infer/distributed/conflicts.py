@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from demucs_infer.batch.output_paths import OutputPaths, folded
+from demucs_infer.batch.output_paths import OutputPaths, fold_case
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.distributed.storage import is_remote, join, local_path
@@ -56,7 +56,9 @@ class OutputConflicts:
         """Return the output paths of a row below `top`, with a suffix if it is in conflict."""
         outputs = self._plain_output_paths(row, top)
         if self.conflicting and self.conflicting & {_hash(path) for path in self._keys(row)}:
-            return outputs.called(f"~{hashlib.sha256(_encode(row.path)).hexdigest()[:12]}")
+            return outputs.with_track_suffix(
+                f"~{hashlib.sha256(_encode(row.path)).hexdigest()[:12]}"
+            )
         return outputs
 
     def _plain_output_paths(self, row: TrackRow, top: Path = Path()) -> OutputPaths:
@@ -140,8 +142,8 @@ def _normalize(location: str) -> str:
     try:
         folder = _real_path(os.path.dirname(path))  # noqa: PTH120 (any text, not only valid paths)
     except (OSError, ValueError):
-        return folded(path)
-    return folded(Path(folder, os.path.basename(path)).as_posix())  # noqa: PTH119
+        return fold_case(path)
+    return fold_case(Path(folder, os.path.basename(path)).as_posix())  # noqa: PTH119
 
 
 @lru_cache(maxsize=4096)  # a manifest has fewer folders than tracks
@@ -150,7 +152,7 @@ def _real_path(folder: str) -> str:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(_encode(folded(text)), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(_encode(fold_case(text)), digest_size=8).digest(), "big")
 
 
 def _encode(text: str) -> bytes:

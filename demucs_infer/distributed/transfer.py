@@ -103,7 +103,7 @@ class Transfer:
             result = failure(row, self.model, str(error), fault_of(error))
         outputs = self._output_paths(row, scratch)
         job = TrackJob(
-            source=source, target=outputs, track=row.path, known=result, sha256=row.sha256
+            source=source, target=outputs, track=row.path, result=result, sha256=row.sha256
         )
         return StagedTrack(row=row, job=job, scratch=scratch)
 
@@ -230,7 +230,7 @@ class Transfer:
             # Only the stems of this result: other files may lie beside them.
             for stem, path in result.stems.items():
                 copy = stems / f"{stem}{path.suffix}"
-                if self.is_remote_output and track.job.known:  # an earlier run uploaded them
+                if self.is_remote_output and track.job.result:  # an earlier run uploaded them
                     storage.download(self._location(path), copy)
                 else:
                     _link_or_copy(path.absolute(), copy)
@@ -239,7 +239,7 @@ class Transfer:
 
     def upload(self, track: StagedTrack, result: TrackResult) -> TrackResult:
         """Upload the stems to a remote output, the manifest last; return their final paths."""
-        if not self.is_remote_output or not track.job or track.job.known or not track.scratch:
+        if not self.is_remote_output or not track.job or track.job.result or not track.scratch:
             return result
         top = track.scratch / "stems"
         if result.ok and result.manifest:

@@ -1,11 +1,11 @@
-"""Words on a command line mean tracks: files, folders, patterns, a pipe."""
+"""Test the discovery of tracks from command-line arguments."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from demucs_infer.batch.discovery import Found, find_tracks
+from demucs_infer.batch.discovery import DiscoveredTrack, find_tracks
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def music(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "music"
 
 
-def test_a_folder_means_its_audio_files_and_mirrors_them(music: Path) -> None:
-    found = find_tracks(["music"], skip=[music / "separated"])
-    assert [(Path(one.source).name, one.folder.as_posix()) for one in found] == [
+def test_folder_yields_its_audio_files_and_their_subfolders(music: Path) -> None:
+    tracks = find_tracks(["music"], skip=[music / "separated"])
+    assert [(Path(track.source).name, track.folder.as_posix()) for track in tracks] == [
         ("a.mp3", "."),
         ("b.WAV", "."),
         ("odd[1].wav", "."),
@@ -32,32 +32,32 @@ def test_a_folder_means_its_audio_files_and_mirrors_them(music: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such pipes here")
-def test_a_pipe_is_a_track_only_where_it_is_named(music: Path) -> None:
+def test_pipe_is_a_track_only_as_an_argument(music: Path) -> None:
     os.mkfifo(music / "pipe.wav")
-    assert "pipe.wav" not in {one.name for one in find_tracks(["music", "music/*.wav"])}
-    assert find_tracks(["music/pipe.wav"]) == [Found("music/pipe.wav")]
+    assert "pipe.wav" not in {track.name for track in find_tracks(["music", "music/*.wav"])}
+    assert find_tracks(["music/pipe.wav"]) == [DiscoveredTrack("music/pipe.wav")]
 
 
-def test_a_file_is_taken_at_its_word(music: Path) -> None:
+def test_file_argument_needs_no_audio_suffix(music: Path) -> None:
     assert find_tracks(["music/song", "music/notes.txt", "music/odd[1].wav"]) == [
-        Found("music/song"),
-        Found("music/notes.txt"),
-        Found("music/odd[1].wav"),
+        DiscoveredTrack("music/song"),
+        DiscoveredTrack("music/notes.txt"),
+        DiscoveredTrack("music/odd[1].wav"),
     ]
 
 
-def test_patterns_are_for_shells_that_have_none(music: Path) -> None:
-    assert [one.source for one in find_tracks(["music/*.mp3"])] == ["music/a.mp3"]
-    deep = {Path(one.source).name for one in find_tracks(["music/**/*"])}
-    assert deep == {"a.mp3", "b.WAV", "c.flac", "drums.wav", "odd[1].wav"}
+def test_patterns_are_expanded(music: Path) -> None:
+    assert [track.source for track in find_tracks(["music/*.mp3"])] == ["music/a.mp3"]
+    names = {Path(track.source).name for track in find_tracks(["music/**/*"])}
+    assert names == {"a.mp3", "b.WAV", "c.flac", "drums.wav", "odd[1].wav"}
 
 
-def test_what_means_nothing_is_a_track_that_cannot_be_read(music: Path) -> None:
-    words = ["music/none.wav", "music/*.xyz", "x" * 300, "-"]
-    assert [one.source for one in find_tracks(words)] == words
+def test_argument_without_a_match_is_returned_as_a_track(music: Path) -> None:
+    arguments = ["music/none.wav", "music/*.xyz", "x" * 300, "-"]
+    assert [track.source for track in find_tracks(arguments)] == arguments
     assert find_tracks(["-"])[0].name == "stdin"
 
 
-def test_a_track_is_found_once(music: Path) -> None:
-    found = find_tracks(["music/a.mp3", "./music/a.mp3", "music"], skip=[music / "separated"])
-    assert sum(one.source.endswith("a.mp3") for one in found) == 1
+def test_duplicates_are_removed(music: Path) -> None:
+    tracks = find_tracks(["music/a.mp3", "./music/a.mp3", "music"], skip=[music / "separated"])
+    assert sum(track.source.endswith("a.mp3") for track in tracks) == 1

@@ -184,7 +184,7 @@ def test_another_class_or_other_code_is_another_network(
             2,
             "no class 'JSONEncoderParams'",
         ),
-        ((*CONFIG[:3], "none.ckpt"), 4, "there is no checkpoint none.ckpt"),
+        ((*CONFIG[:3], "none.ckpt"), 4, "checkpoint not found: none.ckpt"),
         (CONFIG[:2], 2, "--config needs --checkpoint"),
         (CONFIG[2:], 2, "--checkpoint needs --config"),
         (["--class", "Split"], 2, "--class needs --config"),
