@@ -1,18 +1,26 @@
 """Music source separation with the Demucs networks, inference only."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from demucs_infer.system.lazy import make_getattr
 
 if TYPE_CHECKING:
     from demucs_infer.api import Separator as Separator
     from demucs_infer.apply import BagOfModels as BagOfModels
     from demucs_infer.apply import apply_model as apply_model
     from demucs_infer.audio.formats import Encoding as Encoding
+    from demucs_infer.audio.reader import AudioReader as AudioReader
     from demucs_infer.audio.writer import save_audio as save_audio
     from demucs_infer.custom.config import Config as Config
     from demucs_infer.custom.metadata import ModelMetadata as ModelMetadata
     from demucs_infer.custom.metadata import ModelParamsLike as ModelParamsLike
     from demucs_infer.custom.registry import register_model as register_model
+    from demucs_infer.engine.chunking import ChunkPlan as ChunkPlan
+    from demucs_infer.engine.chunking import StreamingStitcher as StreamingStitcher
+    from demucs_infer.engine.chunking import generate_chunks as generate_chunks
+    from demucs_infer.engine.chunking import normalize_audio as normalize_audio
+    from demucs_infer.engine.chunking import overlap_add as overlap_add
+    from demucs_infer.engine.chunking import stitch_chunks as stitch_chunks
     from demucs_infer.engine.stems import derive_stems as derive_stems
     from demucs_infer.engine.stems import parse_stem_rule as parse_stem_rule
     from demucs_infer.errors import AudioError as AudioError
@@ -30,7 +38,10 @@ if TYPE_CHECKING:
     from demucs_infer.events import ChunkProcessed as ChunkProcessed
     from demucs_infer.events import Stage as Stage
     from demucs_infer.events import WarningEvent as WarningEvent
+    from demucs_infer.options import InputOptions as InputOptions
     from demucs_infer.options import OutputOptions as OutputOptions
+    from demucs_infer.options import SeparationOptions as SeparationOptions
+    from demucs_infer.options import StemOptions as StemOptions
     from demucs_infer.pretrained import get_model as get_model
     from demucs_infer.pretrained import list_models as list_models
     from demucs_infer.pretrained import model_info as model_info
@@ -41,15 +52,17 @@ if TYPE_CHECKING:
 
 __version__ = "5.0.0"
 
-_HOME = {
+_LAZY_IMPORTS = {
     "Audio": "demucs_infer.sources",
     "AudioError": "demucs_infer.errors",
     "AudioInputError": "demucs_infer.errors",
     "AudioReadError": "demucs_infer.errors",
+    "AudioReader": "demucs_infer.audio.reader",
     "AudioWriteError": "demucs_infer.errors",
     "BagOfModels": "demucs_infer.apply",
     "BatchSizeReduced": "demucs_infer.events",
     "CheckpointError": "demucs_infer.errors",
+    "ChunkPlan": "demucs_infer.engine.chunking",
     "ChunkProcessed": "demucs_infer.events",
     "Config": "demucs_infer.custom.config",
     "ConfigError": "demucs_infer.errors",
@@ -57,6 +70,7 @@ _HOME = {
     "DownloadError": "demucs_infer.errors",
     "Encoding": "demucs_infer.audio.formats",
     "InferenceOutput": "demucs_infer.results",
+    "InputOptions": "demucs_infer.options",
     "ModelLoadingError": "demucs_infer.errors",
     "ModelMetadata": "demucs_infer.custom.metadata",
     "ModelNotFound": "demucs_infer.errors",
@@ -64,28 +78,37 @@ _HOME = {
     "OutputOptions": "demucs_infer.options",
     "SeparatedFiles": "demucs_infer.results",
     "SeparationError": "demucs_infer.errors",
+    "SeparationOptions": "demucs_infer.options",
     "Separator": "demucs_infer.api",
     "Stage": "demucs_infer.events",
+    "StemOptions": "demucs_infer.options",
+    "StreamingStitcher": "demucs_infer.engine.chunking",
     "WarningEvent": "demucs_infer.events",
     "apply_model": "demucs_infer.apply",
     "derive_stems": "demucs_infer.engine.stems",
+    "generate_chunks": "demucs_infer.engine.chunking",
     "get_model": "demucs_infer.pretrained",
     "list_models": "demucs_infer.pretrained",
     "load_weights": "demucs_infer.states",
     "model_info": "demucs_infer.pretrained",
+    "normalize_audio": "demucs_infer.engine.chunking",
+    "overlap_add": "demucs_infer.engine.chunking",
     "parse_stem_rule": "demucs_infer.engine.stems",
     "register_model": "demucs_infer.custom.registry",
     "save_audio": "demucs_infer.audio.writer",
+    "stitch_chunks": "demucs_infer.engine.chunking",
 }
 __all__ = [
     "Audio",
     "AudioError",
     "AudioInputError",
     "AudioReadError",
+    "AudioReader",
     "AudioWriteError",
     "BagOfModels",
     "BatchSizeReduced",
     "CheckpointError",
+    "ChunkPlan",
     "ChunkProcessed",
     "Config",
     "ConfigError",
@@ -93,6 +116,7 @@ __all__ = [
     "DownloadError",
     "Encoding",
     "InferenceOutput",
+    "InputOptions",
     "ModelLoadingError",
     "ModelMetadata",
     "ModelNotFound",
@@ -100,30 +124,30 @@ __all__ = [
     "OutputOptions",
     "SeparatedFiles",
     "SeparationError",
+    "SeparationOptions",
     "Separator",
     "Stage",
+    "StemOptions",
+    "StreamingStitcher",
     "WarningEvent",
     "__version__",
     "apply_model",
     "derive_stems",
+    "generate_chunks",
     "get_model",
     "list_models",
     "load_weights",
     "model_info",
+    "normalize_audio",
+    "overlap_add",
     "parse_stem_rule",
     "register_model",
     "save_audio",
+    "stitch_chunks",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use, so that `import demucs_infer` costs nothing."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = make_getattr(__name__, _LAZY_IMPORTS)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return __all__

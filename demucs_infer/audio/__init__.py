@@ -1,7 +1,8 @@
 """Audio files and codecs, and the public names of upstream's module `demucs.audio`."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from demucs_infer.system.lazy import make_getattr
 
 if TYPE_CHECKING:
     from demucs_infer.audio.channels import convert_audio as convert_audio
@@ -16,16 +17,16 @@ if TYPE_CHECKING:
     from demucs_infer.audio.writer import save_audio as save_audio
 
 _LAZY_IMPORTS = {
-    "AudioFile": "upstream",
-    "as_dtype_pcm": "upstream",
-    "convert_audio": "channels",
-    "convert_audio_channels": "upstream",
-    "encode_mp3": "upstream",
-    "encode_wav": "upstream",
-    "f32_pcm": "upstream",
-    "i16_pcm": "upstream",
-    "prevent_clip": "gain",
-    "save_audio": "writer",
+    "AudioFile": "demucs_infer.audio.upstream",
+    "as_dtype_pcm": "demucs_infer.audio.upstream",
+    "convert_audio": "demucs_infer.audio.channels",
+    "convert_audio_channels": "demucs_infer.audio.upstream",
+    "encode_mp3": "demucs_infer.audio.upstream",
+    "encode_wav": "demucs_infer.audio.upstream",
+    "f32_pcm": "demucs_infer.audio.upstream",
+    "i16_pcm": "demucs_infer.audio.upstream",
+    "prevent_clip": "demucs_infer.audio.gain",
+    "save_audio": "demucs_infer.audio.writer",
 }
 __all__ = [
     "AudioFile",
@@ -40,15 +41,8 @@ __all__ = [
     "save_audio",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use, so that `import demucs_infer.audio` stays cheap."""
-    if name not in _LAZY_IMPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = make_getattr(__name__, _LAZY_IMPORTS)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY_IMPORTS})
+    return __all__

@@ -1,7 +1,7 @@
 """Describe the audio formats that can be written, and validate encoding settings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from demucs_infer.errors import AudioWriteError
@@ -16,7 +16,7 @@ RATES = range(100, 768_001)
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _AAC_RATES = (7350, *_MP3_RATES, 64000, 88200, 96000)
 _RF64: Mapping[str, str] = {"rf64": "auto"}  # a RIFF that grows past 4 GiB becomes RF64
-_M4A: Mapping[str, str] = {"brand": "M4A "}  # FFmpeg's muxer `ipod` takes no pictures
+_MOV_FLAGS: Mapping[str, str] = {"brand": "M4A "}  # FFmpeg's muxer `ipod` takes no pictures
 _4_GIB = 1 << 32
 
 
@@ -95,6 +95,20 @@ def _pcm(order: str) -> Mapping[int, Codec]:
     }
 
 
+_M4A = Format(
+    name="m4a",
+    suffixes=(".m4a", ".mp4"),
+    container="mp4",
+    codecs={0: Codec("aac", "fltp")},
+    layouts=_MPEG4,
+    rates=_AAC_RATES,
+    bitrate=128,
+    bitrate_per_channel=True,
+    bitrates=range(16, 1025),
+    options=_MOV_FLAGS,
+    cover=True,
+)
+
 _ALL = (
     Format(
         name="wav", suffixes=(".wav", ".wave"), container="wav", codecs=_pcm("le"), options=_RF64
@@ -141,31 +155,12 @@ _ALL = (
         bitrate_per_channel=True,
         bitrates=range(6, 511),
     ),
-    Format(
-        name="m4a",
-        suffixes=(".m4a", ".mp4"),
-        container="mp4",
-        codecs={0: Codec("aac", "fltp")},
-        layouts=_MPEG4,
-        rates=_AAC_RATES,
-        bitrate=128,
-        bitrate_per_channel=True,
-        bitrates=range(16, 1025),
-        options=_M4A,
-        cover=True,
-    ),
-    Format(
+    _M4A,
+    replace(
+        _M4A,
         name="stem.mp4",
         suffixes=(".stem.mp4",),
-        container="mp4",
-        codecs={0: Codec("aac", "fltp")},
         layouts=_MPEG4[:2],
-        rates=_AAC_RATES,
-        bitrate=128,
-        bitrate_per_channel=True,
-        bitrates=range(16, 1025),
-        options=_M4A,
-        cover=True,
         holds_all_stems=True,
     ),
     Format(
@@ -174,7 +169,7 @@ _ALL = (
         container="mp4",
         codecs={16: Codec("alac", "s16p"), 24: Codec("alac", "s32p")},
         layouts=_ALAC,
-        options=_M4A,
+        options=_MOV_FLAGS,
         cover=True,
     ),
     Format(

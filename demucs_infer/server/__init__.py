@@ -3,7 +3,7 @@
 `demucs-infer serve` runs it. Requires the `serve` extra.
 """
 
-from importlib import import_module
+from demucs_infer.system.lazy import make_getattr
 
 __all__ = ["ServerSettings", "create_app"]
 
@@ -12,11 +12,4 @@ _LAZY_IMPORTS = {
     "create_app": "demucs_infer.server.app",
 }
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use, as the settings alone need no web framework."""
-    if name not in _LAZY_IMPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_LAZY_IMPORTS[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = make_getattr(__name__, _LAZY_IMPORTS)
