@@ -5,22 +5,29 @@ Shapes: B recordings, S stems, C channels, T samples of the track.
 
 import copy
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from demucs_infer.demucs import Demucs
 from demucs_infer.engine.network import Ensemble, Network, check_weights
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
 from demucs_infer.engine.queries import QueryAdapter
 from demucs_infer.engine.runner import Runner
 from demucs_infer.events import BatchSizeReduced, ChunkProcessed, Event, WarningEvent, call_back
+from demucs_infer.hdemucs import HDemucs
+from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.options import SeparationOptions
+from demucs_infer.utils import DummyPoolExecutor
 
 _logger = logging.getLogger(__name__)
+
+Model: TypeAlias = Demucs | HDemucs | HTDemucs
 
 
 class BagOfModels(nn.Module):
@@ -75,9 +82,48 @@ def _at_segment(model: nn.Module, segment: float | None) -> nn.Module:
     return model
 
 
+class TensorChunk:
+    """A part of the last axis of a tensor, or of another chunk, that knows what is around it."""
+
+    def __init__(
+        self, tensor: "Tensor | TensorChunk", offset: int = 0, length: int | None = None
+    ) -> None:
+        available = tensor.shape[-1] - offset
+        if offset < 0 or available <= 0:
+            raise ValueError(f"{offset = } must be one of the {tensor.shape[-1]} samples")
+        self.tensor: Tensor = tensor.tensor if isinstance(tensor, TensorChunk) else tensor
+        self.offset: int = offset + (tensor.offset if isinstance(tensor, TensorChunk) else 0)
+        self.length = available if length is None else min(available, length)
+        self.device: torch.device = tensor.device
+
+    @property
+    def shape(self) -> list[int]:
+        """The shape of the part."""
+        return [*self.tensor.shape[:-1], self.length]
+
+    def padded(self, target_length: int) -> Tensor:
+        """Return `target_length` samples with the part in their middle.
+
+        What is around it comes from the whole tensor, or is silence where that ends.
+        """
+        if target_length < self.length:
+            raise ValueError(f"{target_length = } must be at least {self.length}")
+        start = self.offset - (target_length - self.length) // 2
+        stop = start + target_length
+        left, right = max(0, -start), max(0, stop - self.tensor.shape[-1])
+        return F.pad(self.tensor[..., start + left : stop - right], (left, right))
+
+
+def tensor_chunk(tensor_or_chunk: Tensor | TensorChunk) -> TensorChunk:
+    """Return a chunk as it is, and a tensor as one chunk."""
+    if isinstance(tensor_or_chunk, TensorChunk):
+        return tensor_or_chunk
+    return TensorChunk(tensor_or_chunk)
+
+
 def apply_model(
     model: nn.Module,
-    mix: Tensor,
+    mix: Tensor | TensorChunk,
     shifts: int = 1,
     split: bool = True,
     overlap: float = 0.25,
@@ -86,7 +132,7 @@ def apply_model(
     device: torch.device | str | None = None,
     num_workers: int = 0,
     segment: float | None = None,
-    pool: Executor | None = None,
+    pool: Executor | DummyPoolExecutor | None = None,
     lock: AbstractContextManager[object] | None = None,
     callback: Callable[[dict[str, object]], object] | None = None,
     callback_arg: Mapping[str, object] | None = None,
@@ -101,8 +147,13 @@ def apply_model(
     `seed=k` gives what upstream gives after `random.seed(k)`, and `seed=None` draws from the
     global generator as upstream does. The networks run on `device` (None: that of `mix`) and are
     restored afterwards. `pool` runs the forwards. `lock` is held during `callback`, whose
-    exceptions end the work. Raises `ValueError` for a mix of another shape.
+    exceptions end the work. A `TensorChunk` is separated without what is around it. Raises
+    `ValueError` for a mix of another shape.
     """
+    if isinstance(mix, TensorChunk):
+        mix = mix.padded(mix.length)
+    if isinstance(pool, DummyPoolExecutor):
+        pool = None
     _check_mix(model, mix)
     options = SeparationOptions(
         shifts=shifts,
@@ -164,16 +215,29 @@ def _with_lock(
 
 
 def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
-    """Pass `stream` on, and show a bar of the seconds that are done on the error stream."""
-    from tqdm import tqdm  # here, because most calls show no bar
+    """Pass `stream` on, and show a bar of the seconds that are done on the error stream.
 
-    bar_format = "{l_bar}{bar}| {n:.1f}/{total:.1f} seconds"
-    with tqdm(total=0.0, ncols=120, bar_format=bar_format) as bar:  # each event has the total
+    The bar iterates over windows, and `tqdm` is looked up for every track, as upstream does:
+    programs put a class or a function of their own in the place of `tqdm.tqdm`, to see progress.
+    """
+    import tqdm  # here, because most calls show no bar
+
+    windows: Iterator[int] | None = None
+    try:
         for item in stream:
             if isinstance(item, ChunkProcessed):
-                bar.total = item.seconds_total
-                bar.update(item.seconds_done - bar.n)
+                if windows is None:
+                    seconds = item.seconds_total / item.total_batches
+                    bar: Iterable[int] = tqdm.tqdm(
+                        range(item.total_batches), unit_scale=seconds, ncols=120, unit="seconds"
+                    )
+                    windows = iter(bar)
+                    next(windows, None)
+                next(windows, None)  # the bar counts a window when the next one is asked for
             yield item
+    finally:
+        if isinstance(windows, Generator):  # leaves the bar as it stands
+            windows.close()
 
 
 def _collect(stream: Iterator[Event | Block], mix: Tensor, num_stems: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demucs_infer.layers import BLSTM, DConv, DConvConfig, group_norm
+from demucs_infer.utils import capture_init
 
 _ZERO_CROSSINGS = 24
 """Zero crossings on each side of the resampling filter."""
@@ -120,6 +121,7 @@ class Demucs(nn.Module):
     `dconv_init` and `rescale` only affect newly initialized weights.
     """
 
+    @capture_init
     def __init__(
         self,
         sources: Sequence[str],

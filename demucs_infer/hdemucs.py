@@ -26,6 +26,7 @@ from demucs_infer.layers import (
     LayerConfig,
 )
 from demucs_infer.spec import ispectro, pad_reflect, spectro
+from demucs_infer.utils import capture_init
 from demucs_infer.wiener import wiener
 
 
@@ -402,6 +403,7 @@ class HDemucs(Hybrid):
     `emb_smooth`, `dconv_init` and `rescale` only affect newly initialized weights.
     """
 
+    @capture_init
     def __init__(
         self,
         sources: Sequence[str],

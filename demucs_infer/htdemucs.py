@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from demucs_infer.hdemucs import Hybrid, HybridConfig
 from demucs_infer.transformer import CrossTransformer, TransformerConfig
+from demucs_infer.utils import capture_init
 
 
 class HTDemucs(Hybrid):
@@ -23,6 +24,7 @@ class HTDemucs(Hybrid):
     Sparse attention, which no released checkpoint uses, is refused with a `ValueError`.
     """
 
+    @capture_init
     def __init__(
         self,
         sources: Sequence[str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -28,12 +29,21 @@ from demucs_infer.repo import (
     RemoteRepo,
     build_bag,
 )
+from demucs_infer.repo import ModelOnlyRepo as ModelOnlyRepo
 from demucs_infer.system.checksum import sha256_file
 
 if TYPE_CHECKING:
     from torch import nn
 
     from demucs_infer.apply import BagOfModels
+    from demucs_infer.hdemucs import HDemucs
+
+ROOT_URL = "https://dl.fbaipublicfiles.com/demucs/"
+REMOTE_ROOT = Path(__file__).with_name("remote")
+"""Upstream's models as upstream lists them, for programs that read `files.txt` and the bags.
+
+The catalog has them too, with more than fits here; a test compares the two.
+"""
 
 DEFAULT_MODEL = "htdemucs"
 SOURCES = ["drums", "bass", "other", "vocals"]
@@ -106,6 +116,8 @@ def get_model(
     `progress(received bytes, total bytes)`. Raises a `ModelLoadingError`.
     """
     text = os.fspath(name)
+    if text == "demucs_unittest":
+        return demucs_unittest().eval()
     if repo is not None:
         return _open_folder(Path(repo), trust=trust).get_model(text)
     if text.startswith("hf://"):
@@ -123,8 +135,52 @@ def get_model(
     store = CheckpointStore.from_environment(cache_dir, offline, progress)
     for checkpoint in load_catalog().files(text):  # download all before building the first
         store.obtain(checkpoint)
-    single = RemoteRepo(store, trust=trust)
+    single = RemoteRepo(store=store, trust=trust)
     return AnyModelRepo(single, BagOnlyRepo(load_catalog(), single)).get_model(text)
+
+
+def get_model_from_sig(sig: str) -> nn.Module:
+    """Load the network with this signature from the catalog.
+
+    Upstream's looks in the folder of its training instead; load such a checkpoint by its path.
+    """
+    return get_model(sig)
+
+
+def get_model_from_args(args: argparse.Namespace) -> nn.Module | BagOfModels:
+    """Load the model that the flags of `add_model_flags` ask for."""
+    if getattr(args, "sig", None) is not None:
+        return get_model_from_sig(args.sig)
+    return get_model(args.name or DEFAULT_MODEL, args.repo)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags `-n`, `-s` and `--repo` for a model to a parser."""
+    group = parser.add_mutually_exclusive_group(required=False)
+    group.add_argument("-s", "--sig", help="signature of a single network")
+    group.add_argument(
+        "-n", "--name", default=DEFAULT_MODEL, help="name or signature of a model (%(default)s)"
+    )
+    parser.add_argument("--repo", type=Path, help="folder of models, for use with -n")
+
+
+def demucs_unittest() -> HDemucs:
+    """Return a small network with random weights, for tests of programs."""
+    from demucs_infer.hdemucs import HDemucs
+
+    return HDemucs(channels=4, sources=SOURCES)
+
+
+def _parse_remote_files(remote_file_list: Path) -> dict[str, str]:
+    """Read `files.txt`: signatures and URLs. Private upstream too, and programs import it."""
+    folder, models = "", {}
+    for line in remote_file_list.read_text("utf-8").splitlines():
+        entry = line.partition("#")[0].strip()
+        if entry.startswith("root:"):
+            folder = entry.removeprefix("root:").strip()
+        elif entry:
+            models[entry.partition("-")[0]] = f"{ROOT_URL}{folder}{entry}"
+    return models
 
 
 def list_models(repo: AnyPath | None = None) -> dict[str, Places]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,8 +34,10 @@ __all__ = [
     "HubRepo",
     "LocalRepo",
     "ModelLoadingError",
+    "ModelOnlyRepo",
     "ModelRepo",
     "RemoteRepo",
+    "check_checksum",
 ]
 
 Places = Mapping[str, "str | Path"]
@@ -65,40 +68,78 @@ class ModelRepo(Protocol):
         """Return where each network is, by signature."""
 
 
-class RemoteRepo:
-    """The checkpoints of the catalog, downloaded on demand."""
+class ModelOnlyRepo:
+    """Base class of repositories of single networks; subclasses define all three methods."""
+
+    def has_model(self, sig: str) -> bool:
+        """Return whether there is a network with this signature."""
+        raise NotImplementedError
+
+    def get_model(self, sig: str) -> nn.Module:
+        """Load a network; raise `ModelNotFound` if there is none with this signature."""
+        raise NotImplementedError
+
+    def list_model(self) -> Places:
+        """Return where each network is, by signature."""
+        raise NotImplementedError
+
+
+class RemoteRepo(ModelOnlyRepo):
+    """The checkpoints of the catalog, or those at the URLs of `models`, downloaded on demand.
+
+    A checkpoint of the catalog is verified by its whole sha256; another one by the checksum in
+    its name, as in `SIGNATURE-CHECKSUM.th`.
+    """
 
     def __init__(
         self,
+        models: Mapping[str, str] | None = None,
+        *,
         store: CheckpointStore | None = None,
         catalog: Catalog | None = None,
-        *,
         trust: bool = False,
     ) -> None:
         self._store = store or CheckpointStore.from_environment()
         self._catalog = catalog or load_catalog()
         self._trust = trust
-
-    def has_model(self, sig: str) -> bool:
-        """Return whether there is a model of this name."""
-        return sig in self._catalog.checkpoints
-
-    def get_model(self, sig: str) -> nn.Module:
-        """Load a model; raise `ModelNotFound` if there is none of this name."""
-        if sig not in self._catalog.checkpoints:
-            raise ModelNotFound(sig, self._catalog.checkpoints)
-        checkpoint = self._catalog.checkpoints[sig]
-        return _load(self._store.obtain(checkpoint), checkpoint, trust=self._trust)
-
-    def list_model(self) -> Places:
-        """Return where each model is, by name."""
-        return {
+        places = {
             signature: checkpoint.path if checkpoint.is_bundled else checkpoint.urls[0]
             for signature, checkpoint in self._catalog.checkpoints.items()
         }
+        self._models: Places = places if models is None else models
+
+    def has_model(self, sig: str) -> bool:
+        """Return whether there is a network with this signature."""
+        return sig in self._models
+
+    def get_model(self, sig: str) -> nn.Module:
+        """Load a network; raise `ModelNotFound` if there is none with this signature."""
+        if sig not in self._models:
+            raise ModelNotFound(sig, self._models)
+        place = self._models[sig]
+        checkpoint = self._catalog.checkpoints.get(sig)
+        if checkpoint is not None and place in (checkpoint.path, *checkpoint.urls):
+            return _load(self._store.obtain(checkpoint), checkpoint, trust=self._trust)
+        return _load(self._download(str(place)), trust=self._trust)
+
+    def list_model(self) -> Places:
+        """Return where each network is, by signature."""
+        return self._models
+
+    def _download(self, url: str) -> Path:
+        """Return the file at a URL that is not in the catalog."""
+        name = url.rpartition("/")[2]
+        if not _PLAIN_NAME.fullmatch(name):
+            raise ModelLoadingError(f"invalid URL {url!r}: expected the name of a file at its end")
+        folder = self._store.folder / "urls" / sha256(url.encode()).hexdigest()[:16]
+        path = self._store.obtain_unlisted(url, folder / name, 2**32)
+        _, dash, checksum = path.stem.rpartition("-")
+        if dash:
+            check_checksum(path, checksum)
+        return path
 
 
-class LocalRepo:
+class LocalRepo(ModelOnlyRepo):
     """A folder of `SIGNATURE.th`, `SIGNATURE-CHECKSUM.th` or `SIGNATURE.safetensors` files."""
 
     def __init__(self, root: str | os.PathLike[str], *, trust: bool = False) -> None:
@@ -135,11 +176,7 @@ class LocalRepo:
             raise ModelNotFound(sig, self._models, in_folder=True)
         file, checksum = self._models[sig], self._checksums.get(sig)
         if checksum is not None:
-            digest = sha256_file(file)
-            if not checksum or not digest.startswith(checksum.lower()):
-                raise CheckpointError(
-                    f"{file} is damaged: expected sha256 {checksum}..., got {digest}"
-                )
+            check_checksum(file, checksum)
         return _load(file, trust=self._trust)
 
     def list_model(self) -> Places:
@@ -212,7 +249,7 @@ class AnyModelRepo:
         return {**self.model_repo.list_model(), **self.bag_repo.list_model()}
 
 
-class HubRepo:
+class HubRepo(ModelOnlyRepo):
     """One model on the Hub in upstream's layout: `NAME.yaml` and `SIGNATURE.safetensors`.
 
     Digests of its files are not known in advance, so the Hub is used only for `hf://` names. The
@@ -231,10 +268,7 @@ class HubRepo:
     @property
     def repository(self) -> str:
         """Name of the repository: htdemucs_ft is in HTDemucs-ft, mdx in Demucs-mdx."""
-        stem, _, rest = self.name.partition("_")
-        if stem == "htdemucs":
-            return f"{self.namespace}/HTDemucs{'-' if rest else ''}{rest}"
-        return f"{self.namespace}/Demucs-{self.name}"
+        return f"{self.namespace}/{name_repository(self.name)}"
 
     def has_model(self, sig: str) -> bool:
         """Return whether there is a model of this name."""
@@ -268,6 +302,21 @@ class HubRepo:
     def _url(self, file: str) -> str:
         endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         return f"{endpoint.rstrip('/')}/{self.repository}/resolve/main/{file}"
+
+
+def name_repository(name: str) -> str:
+    """Return the name of a model's repository on the Hub, without its namespace."""
+    stem, _, rest = name.partition("_")
+    if stem == "htdemucs":
+        return f"HTDemucs{'-' if rest else ''}{rest}"
+    return f"Demucs-{name}"
+
+
+def check_checksum(path: Path, checksum: str) -> None:
+    """Raise `CheckpointError` unless the sha256 of a file begins with `checksum`."""
+    digest = sha256_file(path)
+    if not checksum or not digest.startswith(checksum.lower()):
+        raise CheckpointError(f"{path} is damaged: expected sha256 {checksum}..., got {digest}")
 
 
 def read_bag(file: Path) -> Bag:

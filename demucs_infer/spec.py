@@ -28,14 +28,19 @@ def complex_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type in _WITHOUT_COMPLEX else device
 
 
-def spectro(x: Tensor, n_fft: int, hop_length: int) -> Tensor:
-    """Compute the centered, orthonormal STFT: (... W) -> (... F T) complex, F = n_fft / 2 + 1."""
+def spectro(x: Tensor, n_fft: int = 512, hop_length: int | None = None, pad: int = 0) -> Tensor:
+    """Compute the centered, orthonormal STFT: (... W) -> (... F T) complex, F = n_fft / 2 + 1.
+
+    `hop_length` is a quarter of `n_fft` if it is not given. With `pad`, each window of `n_fft`
+    samples is padded with silence to 1 + `pad` times its length, for so many more bins.
+    """
     *other, length = x.shape
     x = x.reshape(-1, length).to(complex_device(x.device))
     z = torch.stft(
         x,
-        n_fft,
-        hop_length,
+        n_fft * (1 + pad),
+        hop_length or n_fft // 4,
+        win_length=n_fft,
         window=hann(n_fft, x.dtype, x.device),
         normalized=True,
         return_complex=True,
@@ -44,20 +49,24 @@ def spectro(x: Tensor, n_fft: int, hop_length: int) -> Tensor:
     return z.view(*other, *z.shape[-2:])
 
 
-def ispectro(z: Tensor, hop_length: int, length: int) -> Tensor:
+def ispectro(
+    z: Tensor, hop_length: int | None = None, length: int | None = None, pad: int = 0
+) -> Tensor:
     """Invert `spectro` to `length` samples: (... F T) complex -> (... length)."""
     *other, bins, frames = z.shape
     z = z.reshape(-1, bins, frames)
     n_fft = 2 * bins - 2
+    win_length = n_fft // (1 + pad)
     x = torch.istft(
         z,
         n_fft,
         hop_length,
-        window=hann(n_fft, z.real.dtype, z.device),
+        win_length=win_length,
+        window=hann(win_length, z.real.dtype, z.device),
         normalized=True,
         length=length,
     )
-    return x.view(*other, length)
+    return x.view(*other, x.shape[-1])
 
 
 def pad_reflect(x: Tensor, left: int, right: int) -> Tensor:

@@ -1,18 +1,22 @@
-"""Load networks from checkpoint files: float32, on the CPU, in evaluation mode.
+"""Load networks from checkpoint files, in evaluation mode on the CPU in float32, and save them.
 
-The network is first built without memory, on the meta device. The names and shapes of the file's
-weights must match it exactly before any weight is read.
+A network that is loaded is first built without memory, on the meta device. The names and shapes of
+the file's weights must match it exactly before any weight is read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +34,8 @@ from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, DemucsError
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
+from demucs_infer.utils import capture_init as capture_init
+from demucs_infer.utils import refuse_training_only
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -55,24 +61,130 @@ MAX_TEXT = 200
 MAX_SOURCES = 64
 
 
+TRAINING_ONLY = {"get_quantizer": "load_model reads quantized checkpoints without a quantizer"}
+"""Names of upstream that only its training uses, and what to use instead."""
+
+
 def load_model(
-    path: str | os.PathLike[str],
+    path_or_package: str | os.PathLike[str] | Mapping[str, Any],
+    strict: bool = False,
     *,
     architecture: Architecture | None = None,
     trust: bool = False,
 ) -> nn.Module:
     """Load the network of a `.th` or `.safetensors` file, or of a bare state dict.
 
-    `architecture` is needed for a bare state dict (torchaudio's are recognized). `trust=True`
-    unpickles the file, which lets it run code: only for your own files. Raises
-    `ModelLoadingError` if the file cannot be read, `CheckpointError` if it is not valid.
+    What `serialize_model` returns is taken too. Arguments that the network no longer has are
+    dropped with a warning, or with `strict` refused. `architecture` is needed for a bare state
+    dict (torchaudio's are recognized). `trust=True` unpickles the file, which lets it run code:
+    only for your own files. Raises `ModelLoadingError` if the file cannot be read,
+    `CheckpointError` if it is not valid.
     """
-    path = Path(path)
+    if isinstance(path_or_package, Mapping):
+        return _load_package(path_or_package, strict=strict)
+    if not isinstance(path_or_package, str | os.PathLike):
+        raise ValueError(
+            f"expected the path of a checkpoint or a package of serialize_model, "
+            f"got {short_repr(path_or_package)}"
+        )
+    path = Path(path_or_package)
     package = read_package(path, trust=trust)
     try:
-        return _load_network(package, architecture)
+        return _load_network(package, architecture, strict=strict)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _load_package(package: Mapping[str, Any], *, strict: bool) -> nn.Module:
+    """Load a network from a package in memory, whose class the caller has imported already."""
+    missing = {"klass", "args", "kwargs", "state"} - package.keys()
+    if missing:
+        raise CheckpointError(f"the package lacks {', '.join(sorted(missing))}")
+    klass = package["klass"]
+    architecture = Architecture("", args=tuple(package["args"]), kwargs=package["kwargs"])
+    model: nn.Module = klass(**_bind_arguments(klass, architecture, strict=strict))
+    set_state(model, package["state"])
+    return model.requires_grad_(False).eval()
+
+
+def serialize_model(
+    model: nn.Module, training_args: Any, quantizer: Any = None, half: bool = True
+) -> dict[str, Any]:
+    """Return what a checkpoint has: class, arguments and weights of a network, for `load_model`.
+
+    `training_args` may be a mapping or an OmegaConf configuration. Raises `ValueError` for a
+    network whose class does not record its arguments with `capture_init`.
+    """
+    if not hasattr(model, "_init_args_kwargs"):
+        raise ValueError(
+            f"the arguments of this {type(model).__name__} are not recorded: "
+            "decorate the __init__ of its class with capture_init"
+        )
+    args, kwargs = cast("tuple[Any, Any]", model._init_args_kwargs)
+    if not isinstance(training_args, Mapping):
+        training_args = import_module("omegaconf").OmegaConf.to_container(
+            training_args, resolve=True
+        )
+    return {
+        "klass": type(model),
+        "args": args,
+        "kwargs": kwargs,
+        "state": get_state(model, quantizer, half),
+        "training_args": dict(training_args),
+    }
+
+
+def save_with_checksum(content: object, path: Path) -> None:
+    """Save `content` as `STEM-CHECKSUM.SUFFIX`, the form that a local repository verifies."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    checksum = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
+    path.with_name(f"{path.stem}-{checksum}{path.suffix}").write_bytes(buffer.getvalue())
+
+
+def get_state(model: nn.Module, quantizer: Any = None, half: bool = False) -> dict[str, Any]:
+    """Return the weights on the CPU, in half precision if asked for, or as diffq quantizes them."""
+    if quantizer is not None:
+        return {**quantizer.get_quantized_state(), "__quantized": True}
+    dtype = torch.half if half else None
+    return {
+        name: weight.detach().to(device="cpu", dtype=dtype)
+        for name, weight in model.state_dict().items()
+    }
+
+
+def set_state(
+    model: nn.Module, state: Mapping[str, Any], quantizer: Any = None
+) -> Mapping[str, Any]:
+    """Copy the weights of `get_state` into `model`; return them."""
+    if not state.get("__quantized"):
+        model.load_state_dict(state)
+    elif quantizer is not None:
+        quantizer.restore_quantized_state(model, state["quantized"])
+    else:
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        _assign(model, dict(decode(state, shapes)))
+    return state
+
+
+def copy_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a copy of the weights on the CPU."""
+    return {name: weight.cpu().clone() for name, weight in state.items()}
+
+
+@contextmanager
+def swap_state(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give `model` other weights inside a `with` block."""
+    before = copy_state(model.state_dict())
+    model.load_state_dict(state, strict=False)
+    try:
+        yield
+    finally:
+        model.load_state_dict(before)
+
+
+def __getattr__(name: str) -> NoReturn:
+    refuse_training_only(__name__, name, TRAINING_ONLY)
 
 
 def load_weights(
@@ -112,7 +224,9 @@ def load_weights(
     return model if device is None else model.to(device)
 
 
-def _load_network(package: Package, architecture: Architecture | None) -> nn.Module:
+def _load_network(
+    package: Package, architecture: Architecture | None, *, strict: bool = False
+) -> nn.Module:
     state = package.state
     if package.architecture is not None:
         architecture = package.architecture
@@ -124,7 +238,7 @@ def _load_network(package: Package, architecture: Architecture | None) -> nn.Mod
             "the file has weights but no class of a network: "
             "pass its architecture to load_model, or use load_weights on an existing network"
         )
-    model = build(architecture)
+    model = build(architecture, strict=strict)
     if "__quantized" in state:
         _fill_quantized(model, package)
     else:
@@ -132,10 +246,10 @@ def _load_network(package: Package, architecture: Architecture | None) -> nn.Mod
     return model.eval()
 
 
-def build(architecture: Architecture) -> nn.Module:
+def build(architecture: Architecture, *, strict: bool = False) -> nn.Module:
     """Build a network on the meta device: shapes without memory."""
     klass = _find_class(architecture.klass)
-    arguments = _bind_arguments(klass, architecture)
+    arguments = _bind_arguments(klass, architecture, strict=strict)
     for name, value in arguments.items():
         _check_argument(name, value)
     try:
@@ -180,8 +294,13 @@ def _find_class(name: str) -> type[nn.Module]:
     raise CheckpointError(f"unsupported network {short_repr(name)}: expected one of {names}")
 
 
-def _bind_arguments(klass: type[nn.Module], architecture: Architecture) -> dict[str, Any]:
-    """Return all arguments by name; those that the network no longer has give a warning."""
+def _bind_arguments(
+    klass: type[nn.Module], architecture: Architecture, *, strict: bool
+) -> dict[str, Any]:
+    """Return all arguments by name.
+
+    Those that the network no longer has give a warning, or with `strict` a `CheckpointError`.
+    """
     parameters = inspect.signature(klass).parameters
     if len(architecture.args) > len(parameters):
         raise CheckpointError(
@@ -192,6 +311,11 @@ def _bind_arguments(klass: type[nn.Module], architecture: Architecture) -> dict[
     if duplicates:
         raise CheckpointError(f"duplicate arguments: {short_repr(duplicates)}")
     unknown = sorted(architecture.kwargs.keys() - parameters.keys())
+    if unknown and strict:
+        raise CheckpointError(
+            f"{klass.__name__} has no arguments {', '.join(map(short_repr, unknown))}: "
+            "load it without strict=True to ignore them"
+        )
     if unknown:
         warnings.warn(
             f"ignoring arguments of the checkpoint that {klass.__name__} no longer has: "

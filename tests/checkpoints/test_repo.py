@@ -264,7 +264,7 @@ def test_hub_members_outside_the_repository_are_refused(
 
 
 def test_catalog_is_searched_by_signature(tmp_path: Path) -> None:
-    repo = RemoteRepo(CheckpointStore(tmp_path, offline=True))
+    repo = RemoteRepo(store=CheckpointStore(tmp_path, offline=True))
     assert repo.has_model("955717e8")
     assert str(repo.list_model()["955717e8"]).endswith("hybrid_transformer/955717e8-8726e21a.th")
     with pytest.raises(ModelNotFound, match="Did you mean '955717e8'"):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2] / "demucs_infer"
 LADDER = {
     "errors": "errors",
     "events": "events",
-    "system": "system log",
+    "system": "system log utils",
     "formats": "audio.formats audio.filenames",  # what options need to know of files
     "options": "options",
     "audio": "audio",
@@ -23,7 +23,7 @@ LADDER = {
     "checkpoints": "checkpoints states",
     "apply": "apply",
     "custom": "custom extension",
-    "pretrained": "pretrained repo",
+    "pretrained": "pretrained repo hf",
     "metrics": "metrics",
     "api": "api sources results",
     "demo": "demo",
