@@ -30,7 +30,8 @@ import demucs_infer.states
 import demucs_infer.utils
 from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.errors import CheckpointError, DownloadError, ModelLoadingError, ModelNotFound
-from tests.helpers.networks import TINY, noise, randomise
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import TINY, randomize
 
 # ── apply ──
 
@@ -39,7 +40,7 @@ from tests.helpers.networks import TINY, noise, randomise
 @pytest.mark.parametrize("length", [None, 1, 10, 200])
 @pytest.mark.parametrize("more", [0, 1, 7, 150])
 def test_chunk_is_padded_with_its_surroundings(offset: int, length: int | None, more: int) -> None:
-    wav = noise(2, 100)[None]
+    wav = make_noise(2, 100)[None]
     ours = demucs_infer.apply.TensorChunk(wav, offset, length)
     theirs = demucs.apply.TensorChunk(wav, offset, length)
     inner, their_inner = (
@@ -60,7 +61,7 @@ def test_chunk_is_padded_with_its_surroundings(offset: int, length: int | None, 
 
 
 def test_chunk_of_a_tensor_is_all_of_it_and_a_chunk_stays_itself() -> None:
-    wav = noise(2, 10)
+    wav = make_noise(2, 10)
     chunk = demucs_infer.apply.tensor_chunk(wav)
     assert chunk.tensor is wav and chunk.length == 10
     assert demucs_infer.apply.tensor_chunk(chunk) is chunk
@@ -69,12 +70,12 @@ def test_chunk_of_a_tensor_is_all_of_it_and_a_chunk_stays_itself() -> None:
 @pytest.mark.parametrize("offset", [-1, 10])
 def test_chunk_outside_its_tensor_is_refused(offset: int) -> None:
     with pytest.raises(ValueError, match="must be one of the 10 samples"):
-        demucs_infer.apply.TensorChunk(noise(1, 10), offset)
+        demucs_infer.apply.TensorChunk(make_noise(1, 10), offset)
 
 
 def test_apply_model_takes_a_chunk_and_a_dummy_pool() -> None:
-    network = randomise(demucs_infer.htdemucs.HTDemucs(**TINY["HTDemucs"]))
-    wav = noise(2, 9000)[None]
+    network = randomize(demucs_infer.htdemucs.HTDemucs(**TINY["HTDemucs"]))
+    wav = make_noise(2, 9000)[None]
     chunk = demucs_infer.apply.TensorChunk(wav, 500, 8000)
     pool = demucs_infer.utils.DummyPoolExecutor()
     found = demucs_infer.apply.apply_model(network, chunk, shifts=0, pool=pool)
@@ -87,7 +88,7 @@ def test_apply_model_takes_a_chunk_and_a_dummy_pool() -> None:
 @pytest.mark.parametrize("pad", [0, 1, 3])
 @pytest.mark.parametrize("hop", [None, 100])
 def test_padded_spectrogram_is_upstreams_and_is_inverted(pad: int, hop: int | None) -> None:
-    wav = noise(2, 3000)
+    wav = make_noise(2, 3000)
     ours = demucs_infer.spec.spectro(wav, 256, hop, pad=pad)
     assert torch.equal(ours, demucs.spec.spectro(wav, 256, hop, pad=pad))
     back = demucs_infer.spec.ispectro(ours, hop or 64, 3000, pad=pad)
@@ -95,7 +96,7 @@ def test_padded_spectrogram_is_upstreams_and_is_inverted(pad: int, hop: int | No
 
 
 def test_spectrogram_has_upstreams_defaults() -> None:
-    wav = noise(2, 3000)
+    wav = make_noise(2, 3000)
     ours = demucs_infer.spec.spectro(wav)
     assert torch.equal(ours, demucs.spec.spectro(wav))
     assert torch.equal(demucs_infer.spec.ispectro(ours, 128), demucs.spec.ispectro(ours, 128))
@@ -106,14 +107,14 @@ def test_spectrogram_has_upstreams_defaults() -> None:
 
 @pytest.mark.parametrize(("length", "size", "stride"), [(10, 4, 2), (11, 4, 3), (5, 8, 4)])
 def test_frames_are_upstreams(length: int, size: int, stride: int) -> None:
-    wav = noise(3, length)
+    wav = make_noise(3, length)
     ours = demucs_infer.utils.unfold(wav, size, stride)
     assert torch.equal(ours, demucs.utils.unfold(wav, size, stride))
 
 
 @pytest.mark.parametrize("length", [7, 8, 10])
 def test_middle_is_upstreams(length: int) -> None:
-    wav = noise(2, 10)
+    wav = make_noise(2, 10)
     for reference in (length, wav[:, :length]):
         ours = demucs_infer.utils.center_trim(wav, reference)
         assert torch.equal(ours, demucs.utils.center_trim(wav, reference))
@@ -164,7 +165,7 @@ def packed(network: nn.Module) -> dict[str, Any]:
 
 
 def tiny() -> nn.Module:
-    return randomise(demucs_infer.htdemucs.HTDemucs(**TINY["HTDemucs"]))
+    return randomize(demucs_infer.htdemucs.HTDemucs(**TINY["HTDemucs"]))
 
 
 def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
@@ -224,7 +225,7 @@ def test_network_without_recorded_arguments_is_not_serialized() -> None:
 
 
 def test_states_are_copied_swapped_and_set() -> None:
-    network, other = tiny(), randomise(tiny(), seed=5)
+    network, other = tiny(), randomize(tiny(), seed=5)
     before = demucs_infer.states.copy_state(network.state_dict())
     with pytest.raises(KeyError), demucs_infer.states.swap_state(network, other.state_dict()):
         assert_same_weights(network, other)
@@ -241,7 +242,7 @@ def test_upstreams_state_functions_take_our_networks_and_back() -> None:
     demucs.states.set_state(theirs, demucs_infer.states.get_state(network))
     assert_same_weights(theirs, network)
     ours = tiny()
-    demucs_infer.states.set_state(ours, demucs.states.get_state(randomise(theirs, 3), None))
+    demucs_infer.states.set_state(ours, demucs.states.get_state(randomize(theirs, 3), None))
     assert_same_weights(ours, theirs)
 
 
