@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from runpy import run_module
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
@@ -198,11 +199,33 @@ class Separator:
         values = _join(options, stem_options, {**upstream, **changes})
         values |= {"progress": progress, "callback": callback, "callback_arg": callback_arg}
         _State.resolve(None, values)  # every mistake is found before anything is downloaded
-        with progress_bar(os.fspath(model)) if progress else nullcontext() as on_progress:
-            network = get_model(
-                model, repo, cache_dir=cache_dir, offline=offline, trust=trust, progress=on_progress
+        self._name, self._repo = model, repo
+        self._loading = {"cache_dir": cache_dir, "offline": offline, "trust": trust}
+        self._has_download_bar = progress
+        self._load_model()
+        is_own = type(self)._load_model is Separator._load_model
+        self._init_from(self._model, values, owns_model=is_own)
+
+    def _load_model(self) -> None:
+        """Set `_model`. A subclass may do it in its own way, as one of upstream's class may."""
+        has_bar = self._has_download_bar
+        with progress_bar(os.fspath(self._name)) if has_bar else nullcontext() as on_progress:
+            self._model = get_model(
+                self._name, self._repo, progress=on_progress, **cast("Any", self._loading)
             )
-        self._init_from(network, values, owns_model=True)
+
+    def __getattr__(self, name: str) -> Any:
+        """Prepare a subclass of upstream's kind, which sets `_model` and does not call `__init__`.
+
+        Such subclasses also read `_samplerate` and `_audio_channels`, which upstream's class has.
+        """
+        if "_model" in vars(self):
+            if "_runner" not in vars(self) and name in _PREPARED:
+                self._init_from(self._model, {}, owns_model=False)
+                return getattr(self, name)
+            if name in ("_samplerate", "_audio_channels"):
+                return getattr(self, name.removeprefix("_"))
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @classmethod
     def from_model(
@@ -591,6 +614,10 @@ class _State:
         return choose_stems(sources, **cast("dict[str, Any]", stems))
 
 
+_PREPARED = {"_device_lease", "_ensemble", "_input_options", "_is_closed", "_lock", "_owns_model"}
+_PREPARED |= {"_output_options", "_runner", "_state", "_values"}
+"""Attributes that `Separator._init_from` sets."""
+
 _PYTHON_ONLY = {"progress", "callback", "callback_arg"}
 _STEM_NAMES = {option.name for option in list_options(StemOptions)}
 
@@ -820,3 +847,7 @@ def _temporary_spool(targets: Mapping[str, Target], task: _TrackSeparation) -> I
             yield spool
         finally:
             spool.abandon_unless_finished()
+
+
+if __name__ == "__main__":  # upstream's module is a command, too
+    run_module("demucs_infer.separate", run_name="__main__")

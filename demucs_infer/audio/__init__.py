@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from demucs_infer.audio.upstream import AudioFile as AudioFile
     from demucs_infer.audio.upstream import as_dtype_pcm as as_dtype_pcm
     from demucs_infer.audio.upstream import convert_audio_channels as convert_audio_channels
+    from demucs_infer.audio.upstream import encode_ffmpeg as encode_ffmpeg
     from demucs_infer.audio.upstream import encode_mp3 as encode_mp3
     from demucs_infer.audio.upstream import encode_wav as encode_wav
     from demucs_infer.audio.upstream import f32_pcm as f32_pcm
@@ -21,6 +22,7 @@ _LAZY_IMPORTS = {
     "as_dtype_pcm": "demucs_infer.audio.upstream",
     "convert_audio": "demucs_infer.audio.channels",
     "convert_audio_channels": "demucs_infer.audio.upstream",
+    "encode_ffmpeg": "demucs_infer.audio.upstream",
     "encode_mp3": "demucs_infer.audio.upstream",
     "encode_wav": "demucs_infer.audio.upstream",
     "f32_pcm": "demucs_infer.audio.upstream",
@@ -33,6 +35,7 @@ __all__ = [
     "as_dtype_pcm",
     "convert_audio",
     "convert_audio_channels",
+    "encode_ffmpeg",
     "encode_mp3",
     "encode_wav",
     "f32_pcm",

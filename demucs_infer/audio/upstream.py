@@ -15,6 +15,7 @@ from torch import Tensor
 
 from demucs_infer.audio.channels import convert_channels
 from demucs_infer.audio.encoders.base import pieces
+from demucs_infer.audio.formats import FORMATS, format_of
 from demucs_infer.audio.reader import AudioInfo, AudioReader, probe
 from demucs_infer.audio.resample import resample
 from demucs_infer.audio.writer import AudioWriter
@@ -194,5 +195,26 @@ def encode_wav(
         raise ValueError(f"{bits_per_sample = } must be 16 or 24, or as_float must be True")
     bits = 32 if as_float else bits_per_sample
     with AudioWriter(path, samplerate, len(wav), format="wav", bits=bits) as out:
+        for piece in pieces(wav.clamp(-1, 1)):
+            out.write(piece)
+
+
+def encode_ffmpeg(
+    wav: Tensor,
+    path: str | os.PathLike[str],
+    samplerate: int,
+    bits_per_sample: int = 16,
+) -> None:
+    """Write a track (C T), clamped to full scale, in the format of the suffix of `path`.
+
+    No ffmpeg program is needed.
+
+    Raises:
+        AudioWriteError: The suffix is unknown, or the file cannot be written.
+    """
+    kind = FORMATS[format_of(Path(path))]
+    with AudioWriter(
+        path, samplerate, len(wav), bits=bits_per_sample if kind.depths else None
+    ) as out:
         for piece in pieces(wav.clamp(-1, 1)):
             out.write(piece)

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any, TextIO
 
-from tqdm import tqdm
+import tqdm
 
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.events import (
@@ -80,7 +80,7 @@ class BarReporter(Reporter):
 
     def __init__(self, stream: TextIO, *, quiet: bool = False, is_piped: bool = False) -> None:
         super().__init__(stream, quiet=quiet, is_piped=is_piped)
-        self._bar: tqdm[Any] | None = None
+        self._bar: tqdm.tqdm[Any] | None = None
         self._track = ""
 
     def event(self, track: str, event: Event) -> None:
@@ -91,7 +91,7 @@ class BarReporter(Reporter):
         if self._bar is None or self._track != track:
             self._start(track, event)
         assert self._bar is not None
-        self._bar.n = event.seconds_done
+        self._bar.update(event.seconds_done - self._bar.n)
         self._bar.refresh()
         if event.fraction == 1:
             self.close()
@@ -99,7 +99,7 @@ class BarReporter(Reporter):
     def _start(self, track: str, event: ChunkProcessed) -> None:
         self.close()
         self._track = track
-        self._bar = tqdm(
+        self._bar = tqdm.tqdm(  # looked up here: programs put a class of their own in its place
             desc=fit(track, _NAME_WIDTH),
             total=event.seconds_total,
             # The clock starts here: whatever is done already took none of its time.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from demucs_infer.separate import main
+from demucs_infer.cli.main import main
 from tests.helpers.cli_process import write_song
 
 _RUN = "-n tiny -d cpu --offline -q -o out"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from demucs_infer.separate import main
+from demucs_infer.cli.main import main
 
 COMMANDS = {
     "demucs-infer": [],

@@ -162,7 +162,7 @@ def _take_roads(separator: "Separator", file: Path) -> Measured:
 
 def by_command(file: Path, out: Path) -> Files:
     """`demucs-infer song.wav`."""
-    from demucs_infer.separate import main
+    from demucs_infer.cli.main import main
 
     assert main([str(file), *_RUN, str(out)]) == 0
     return _files(out.glob("tiny/song/*.wav"))
@@ -170,7 +170,7 @@ def by_command(file: Path, out: Path) -> Files:
 
 def by_batch(file: Path, out: Path) -> Files:
     """`demucs-infer batch list.txt`."""
-    from demucs_infer.separate import main
+    from demucs_infer.cli.main import main
 
     out.mkdir()
     (out / "list.txt").write_text(f"{file}\n")
