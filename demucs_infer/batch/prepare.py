@@ -131,7 +131,7 @@ class Preparer:
         workdir = self._lock_workdir(job, recipe, stop, wait=wait_for_lock)
         spool: Spool | None = None
         try:
-            decoded = DecodedCache(workdir.folder, self.separator.audio_channels)
+            decoded = DecodedCache(workdir.data_folder, self.separator.audio_channels)
             decoded.remove()  # of a crashed attempt
             # The attempt is counted from here on, as a decoder can crash its process too.
             spool = self._open_spool(job, workdir)
@@ -161,7 +161,7 @@ class Preparer:
             writer=writer,
             workdir=workdir,
             resumed_frames=spool.frames,
-            warnings=(*reader.warnings, *self._rate_warning(writer)),
+            warnings=(*reader.warnings, *self._rate_warning(writer), *workdir.warnings),
             start_time=start_time,
         )
 
@@ -224,7 +224,7 @@ class Preparer:
         `.partial` is removed, or a run with another `run_id` tries it again.
         """
         separator = self.separator
-        spool = Spool(workdir.folder, len(separator.stems), separator.audio_channels)
+        spool = Spool(workdir.data_folder, len(separator.stems), separator.audio_channels)
         crashes = workdir.crash_count(spool.frames)
         if self.max_crashes is not None and crashes >= self.max_crashes:
             spool.abandon()
@@ -258,7 +258,7 @@ class Preparer:
             frames=reader.reader.frames,
         )
         paths = job.target.stems(separator.stems)
-        return StemWriter.open(spool, paths, layout, output, info, temp_folder=workdir.folder)
+        return StemWriter.open(spool, paths, layout, output, info, temp_folder=workdir.data_folder)
 
     def _rate_warning(self, writer: StemWriter) -> Iterator[str]:
         """Yield a warning if the format does not support the requested rate."""
@@ -271,7 +271,7 @@ def clean_up(
     error: Exception, job: TrackJob, workdir: WorkDir, *, keeps_when_full: bool
 ) -> Exception:
     """Clean up after an error and return it; with a full disk, what was separated can be kept."""
-    if not (keeps_when_full and is_disk_full(error)):
+    if not (keeps_when_full and workdir.is_resumable and is_disk_full(error)):
         workdir.remove()
         return error
     workdir.release()

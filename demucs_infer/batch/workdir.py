@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,15 +10,10 @@ from contextlib import suppress
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import BinaryIO
 
 from demucs_infer.batch.attempts import complete, register, withdraw
 from demucs_infer.batch.manifest import Manifest
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from demucs_infer.system.process_lock import ProcessLock
 
 PARTIAL = ".partial"
 _TRIES = 100  # to lock a folder that other processes remove at the same time
@@ -27,7 +23,9 @@ class WorkDir:
     """A folder that is locked by one process at a time, and that belongs to one recipe.
 
     The files of an interrupted process stay in it, and the next process with the same recipe
-    continues from them.
+    continues from them. On a file system without locks, each process has a subfolder of its own,
+    which is removed when it ends: other processes may separate the same track, and interrupted
+    tracks start again, but files are never mixed.
     """
 
     def __init__(
@@ -42,7 +40,10 @@ class WorkDir:
         self._made = set() if made is None else made
         name = hashlib.sha256(os.fsencode(manifest.absolute())).hexdigest()[:16]
         self.folder = top / PARTIAL / name
-        self._lock: BinaryIO | None = None
+        self.data_folder = self.folder
+        """The folder for the files of the track."""
+
+        self._lock = ProcessLock(self.folder / "lock")
 
     def acquire(self, key: str) -> bool:
         """Lock the folder for the recipe with that key; return whether it is locked now."""
@@ -51,36 +52,44 @@ class WorkDir:
             self._made.update(takewhile(lambda folder: not folder.exists(), above))
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                if not self._has_lock():
+                if not self._lock.acquire():
                     return False
-            except FileNotFoundError:  # another process has just removed the folder
+                break
+            except (FileNotFoundError, FileExistsError):  # another process is removing the folder
                 if not left:
                     raise  # it cannot be made
-                continue
-            if self._is_there():  # or just after that
-                break
-            self._unlock()
-        else:
-            return False
-        kept = self.folder / "key"
-        if not kept.exists() or kept.read_text("ascii") != key:
-            for file in self.folder.iterdir():
-                if file.name != "lock":
-                    file.unlink()
-            kept.write_text(key, "ascii")
+        if not self._lock.is_supported:
+            self.data_folder = self.folder / secrets.token_hex(8)
+            self.data_folder.mkdir(parents=True)
+            return True
+        key_path = self.folder / "key"
+        if not key_path.exists() or key_path.read_text("ascii") != key:
+            self._clear()
+            key_path.write_text(key, "ascii")
         return True
 
-    def _has_lock(self) -> bool:
-        """Open the lock, and keep it open if it is ours."""
-        self._lock = (self.folder / "lock").open("a+b")
-        if try_lock(self._lock):
-            return True
-        self._unlock()
-        return False
+    def _clear(self) -> None:
+        """Remove everything but the lock."""
+        for path in self.folder.iterdir():
+            if path.is_dir():  # of a process without locks
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != "lock":
+                path.unlink()
 
-    def _is_there(self) -> bool:
-        """Whether the lock that is ours is still the one that others find."""
-        return self._lock is not None and os.fstat(self._lock.fileno()).st_nlink > 0
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a later run finds the files that this one leaves."""
+        return self._lock.is_supported
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the caller should know about the file system, after `acquire`."""
+        if self._lock.is_supported:
+            return ()
+        return (
+            "the file system of the output has no file locks: an interrupted track starts again, "
+            "and other processes may separate it at the same time",
+        )
 
     def crash_count(self, frames: int) -> int:
         """Return the number of crashes in this track since `frames` samples were separated."""
@@ -128,9 +137,16 @@ class WorkDir:
     def remove(self) -> None:
         """Remove the folder, and those above it that this run made and that are empty."""
         complete(self)
-        if sys.platform == "win32":  # where open files cannot be removed
-            self._unlock()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            if self._lock.is_supported:
+                # The lock last: once it is gone, another process may begin in the same folder.
+                self._clear()
+                if sys.platform == "win32":  # where open files cannot be removed
+                    self._unlock()
+                self._lock.path.unlink(missing_ok=True)
+                self.folder.rmdir()
+            else:
+                self._attempts.unlink(missing_ok=True)
         self._unlock()
         with suppress(OSError):  # it has folders of other tracks
             self.folder.parent.rmdir()
@@ -162,23 +178,18 @@ class WorkDir:
 
     def remove_stale(self) -> None:
         """Remove what a process left that crashed after its last rename; the track is done."""
-        with suppress(FileNotFoundError):  # as usual: there is no such folder
-            if self._has_lock():  # otherwise another process separates it again
-                self.remove()
+        if not self.folder.is_dir() or not self._lock.acquire():
+            return  # another process separates it again
+        if self._lock.is_supported:
+            self.remove()
+        else:
+            self._unlock()
 
     def _unlock(self) -> None:
-        if self._lock:
-            self._lock.close()
-            self._lock = None
-
-
-def try_lock(file: BinaryIO) -> bool:
-    """Hold the file against other processes; the system lets go of it whatever happens to us."""
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        if not self._lock.is_supported:
+            with suppress(OSError):  # another process works in the folder
+                if self.data_folder != self.folder:
+                    shutil.rmtree(self.data_folder, ignore_errors=True)
+                self._lock.path.unlink(missing_ok=True)
+                self.folder.rmdir()
+        self._lock.release()

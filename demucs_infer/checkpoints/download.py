@@ -5,7 +5,6 @@ Uses `urllib` alone, so that listing and downloading models needs no HTTP packag
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import re
@@ -25,6 +24,7 @@ from filelock import FileLock
 
 from demucs_infer.errors import DownloadError
 from demucs_infer.system.checksum import sha256_file
+from demucs_infer.system.process_lock import NO_LOCKS
 
 Progress = Callable[[int, "int | None"], None]
 """Callback `(received bytes, total bytes)`; the total is `None` if the server does not send it."""
@@ -36,7 +36,6 @@ MAX_BYTES = 8 * 2**30
 TIMEOUT_SECONDS = 30
 BLOCK_BYTES = 2**18
 _USER_AGENT = "demucs-infer"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _CONNECTION_ERRORS = (OSError, http.client.HTTPException)  # URLError is an OSError
 
 
@@ -275,7 +274,7 @@ def hold_lock(path: Path) -> Iterator[bool]:
     try:
         lock.acquire()
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         warnings.warn(
             f"cannot lock {path} ({error.strerror}): continuing without a lock, so several "

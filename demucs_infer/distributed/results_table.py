@@ -1,9 +1,9 @@
 """Write the results table: one row per track, as JSON lines or Parquet, to a path or a URI."""
 
 import json
-import os
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,10 +12,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO, Protocol
 
-from demucs_infer.batch.workdir import try_lock
 from demucs_infer.distributed import storage
 from demucs_infer.distributed.manifest import ResultRow
 from demucs_infer.distributed.storage import is_remote, local_path
+from demucs_infer.system.process_lock import ProcessLock
 
 _PARTIAL = ".partial"
 _ROWS_PER_GROUP = 1000  # of Parquet; they are held in memory
@@ -77,18 +77,22 @@ def open_table(location: str) -> Iterator[ResultsTable]:
 def _open_locked(path: Path) -> Iterator[BinaryIO]:
     """Open an empty file, locked against other runs that would write it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        # The inode differs if another run has just completed the table and renamed it.
-        if not try_lock(file) or os.fstat(file.fileno()).st_ino != _inode(path):
-            raise ValueError(
-                f"another run is writing {path}: use another results table for each run"
-            )
-        file.truncate(0)
-        yield file
-
-
-def _inode(path: Path) -> int | None:
-    return path.stat().st_ino if path.exists() else None
+    # Not the table itself: on Windows, nothing can be written to a locked file.
+    lock = ProcessLock(path.with_name(f".{path.name}.lock"))
+    if not lock.acquire():
+        raise ValueError(f"another run is writing {path}: use another results table for each run")
+    if not lock.is_supported:
+        warnings.warn(
+            f"the file system of {path} has no file locks: do not start two runs with this table",
+            stacklevel=5,
+        )
+    try:
+        with path.open("wb") as file:
+            yield file
+    finally:
+        if sys.platform != "win32":  # where releasing it removes the file
+            lock.path.unlink(missing_ok=True)
+        lock.release()
 
 
 class _JsonLinesTable:

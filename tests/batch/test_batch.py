@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from demucs_infer.batch.workdir import PARTIAL, WorkDir
 from demucs_infer.errors import AudioWriteError, is_disk_full
 from demucs_infer.events import ChunkProcessed
 from demucs_infer.options import Request
+from demucs_infer.system import process_lock
 from demucs_infer.system.checksum import sha256_file
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
@@ -345,6 +347,93 @@ def test_track_locked_by_another_process_fails(workspace: Workspace) -> None:
     assert result.status == "failed" and "another process" in result.error
     other.release()
     assert workspace.runner().run_one(workspace.make_job(path)).status == "done"
+
+
+@pytest.fixture(params=["ENOLCK", "ENOTSUP"])
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail every lock call, as some network file systems do."""
+    number = getattr(errno, request.param)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_track_is_separated_on_a_file_system_without_locks(workspace: Workspace) -> None:
+    path = write_song(workspace.folder / "song.wav", 20)
+    run = workspace.runner().run([workspace.make_job(path)])
+    next(item for _, item in run if isinstance(item, ChunkProcessed))
+    run.close()
+    assert tree(workspace.folder / "out") == [], "files that no later run can use"
+    result = workspace.runner().run_one(workspace.make_job(path))
+    assert result.status == "done" and "no file locks" in result.warnings[-1]
+    assert len(tree(workspace.folder / "out")) == 3
+    assert workspace.runner().run_one(workspace.make_job(path)).status == "skipped"
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_processes_without_locks_do_not_share_files(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_song(workspace.folder / "song.wav", 20)
+    alone = Workspace(workspace.folder / "alone")
+    alone.run(alone.runner(), [path])
+    first = workspace.runner().run([workspace.make_job(path)])
+    next(item for _, item in first if isinstance(item, ChunkProcessed))
+    locked = workspace.runner().run_one(workspace.make_job(path))
+    assert "another process" in locked.error, "threads of one process exclude each other"
+    with monkeypatch.context() as patch:
+        patch.setattr(process_lock, "_held_in_process", set[str]())  # as in another process
+        assert workspace.runner().run_one(workspace.make_job(path)).status == "done"
+    assert [item.status for _, item in first if isinstance(item, TrackResult)] == ["done"]
+    assert tree(workspace.folder / "out") == tree(alone.folder / "out")
+    for stem in STEMS:
+        name = f"out/song/{stem}.wav"
+        assert (workspace.folder / name).read_bytes() == (alone.folder / name).read_bytes()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_crashes_count_without_locks(workspace: Workspace) -> None:
+    job = workspace.make_job(write_song(workspace.folder / "song.wav"))
+    for _ in range(2):
+        run = workspace.runner(max_crashes=2).run([job])
+        next(run)
+        attempts = next((workspace.folder / "out").glob(f"{PARTIAL}/*/attempts"))
+        text = attempts.read_text()
+        run.close()
+        attempts.parent.mkdir(parents=True, exist_ok=True)
+        attempts.write_text(text)
+    assert workspace.runner(max_crashes=2).run_one(job).status == "quarantined"
+    assert workspace.runner().run_one(job).status == "done"
+    assert len(tree(workspace.folder / "out")) == 3
+
+
+def test_workdir_is_exclusive_while_others_remove_it(tmp_path: Path) -> None:
+    active, most_active, acquired = 0, 0, 0
+    guard = threading.Lock()
+
+    def acquire_and_remove() -> None:
+        nonlocal active, most_active, acquired
+        deadline = time.monotonic() + 30
+        while acquired < 100 and time.monotonic() < deadline:
+            workdir = WorkDir(tmp_path / "out", tmp_path / "out/song/stems.json")
+            if not workdir.acquire("key"):
+                continue
+            with guard:
+                acquired += 1
+                active += 1
+                most_active = max(most_active, active)
+            assert (workdir.folder / "key").exists()
+            with guard:
+                active -= 1
+            workdir.remove()
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(acquire_and_remove) for _ in range(4)]:
+            future.result()
+    assert most_active == 1 and acquired >= 100
 
 
 def test_track_that_crashes_its_process_is_quarantined(workspace: Workspace) -> None:

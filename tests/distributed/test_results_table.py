@@ -57,7 +57,7 @@ def test_impossible_table_is_an_error_before_any_work(
 def test_table_appears_when_it_is_complete(tmp_path: Path) -> None:
     with open_table(str(tmp_path / "t.jsonl")) as table:
         table.add({"track": "a"})
-        assert tree(tmp_path) == ["t.jsonl.partial"]
+        assert tree(tmp_path) == [".t.jsonl.partial.lock", "t.jsonl.partial"]
     assert tree(tmp_path) == ["t.jsonl"]
 
 
