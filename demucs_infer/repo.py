@@ -283,6 +283,7 @@ class HubRepo(ModelOnlyRepo):
         return {sig: self._url(f"{sig}.safetensors") for sig in self.bag().models}
 
     def bag(self) -> Bag:
+        """Return the bag of the model; raise `DownloadError` if it cannot be had."""
         return read_bag(self.file(f"{self.name}.yaml", MAX_YAML_BYTES))
 
     def fetch(self) -> list[Path]:

@@ -137,6 +137,7 @@ def simulate(lengths: Lengths, benchmark: Benchmark, cluster: ClusterModel) -> O
 
 
 def make_queues(lengths: Lengths, cluster: ClusterModel) -> list[deque[Lengths]]:
+    """Split the tracks into tasks, in one queue or in one for each worker."""
     count = cluster.workers if cluster.shards else 1
     shares = [lengths[i::count] for i in range(count)]
     size = cluster.rows_per_task
@@ -189,6 +190,7 @@ def measure_thread(seconds: float) -> Benchmark:
 
 
 def main() -> None:
+    """Print the table of estimates and simulated runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--seconds", type=float, default=60.0, help="of audio, to measure")

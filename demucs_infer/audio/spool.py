@@ -79,7 +79,7 @@ class Spool:
         return left == 0 and found == checksum
 
     def append(self, block: Tensor) -> None:
-        """The next samples of all stems: (S C t)."""
+        """Add the next samples of all stems: (S C t)."""
         if tuple(block.shape[:-1]) != self.shape:
             raise ValueError(f"a block of shape {tuple(block.shape)} in a spool of {self.shape}")
         frames = block.detach().to("cpu", torch.float32).flatten(0, 1).T.contiguous().numpy()

@@ -184,7 +184,7 @@ class _Box:
 
 
 def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[_Box]:
-    """The boxes between two places of a file."""
+    """Yield the boxes between two positions of a file."""
     while start + 8 <= stop:
         file.seek(start)
         size, kind = struct.unpack(">I4s", file.read(8))

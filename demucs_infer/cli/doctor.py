@@ -17,7 +17,7 @@ from demucs_infer.checkpoints.cache import CheckpointStore
 from demucs_infer.pretrained import list_models, model_info
 
 _PACKAGES = ("torch", "numpy", "av", "lameenc", "pyyaml", "tqdm", "fsspec")
-_OPTIONAL = ("soxr", "soundfile", "huggingface-hub", "fastapi", "ray")
+_OPTIONAL = ("soxr", "soundfile", "fastapi", "ray")
 
 
 def run(words: Sequence[str]) -> int:

@@ -422,7 +422,7 @@ def test_reader_accepts_streams_that_appear_in_mid_file(tmp_path: Path) -> None:
 
 
 def caf_of_short_packets(samples: NDArray[np.int16]) -> bytes:
-    """A CAF of PCM samples (T C) whose packet table lists every moment as a packet."""
+    """Return a CAF of PCM samples (T C) whose packet table lists every moment as a packet."""
     length, channels = samples.shape
     table = struct.pack(">qqii", length, length, 0, 0) + bytes([2 * channels]) * length
     chunks = {
@@ -456,7 +456,7 @@ def test_packets_of_one_sample_are_converted_together(monkeypatch: pytest.Monkey
 
 
 def caf_chunk(name: bytes, content: bytes = b"", size: int | None = None) -> bytes:
-    """A chunk of a CAF whose header may declare another size."""
+    """Return a chunk of a CAF whose header may declare another size."""
     return struct.pack(">4sq", name, len(content) if size is None else size) + content
 
 

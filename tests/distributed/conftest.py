@@ -11,13 +11,13 @@ from tests.helpers.cli_process import make_repo
 
 @pytest.fixture(scope="session")
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small models."""
+    """Return a folder of small models."""
     return make_repo(tmp_path_factory.mktemp("distributed") / "repo")
 
 
 @pytest.fixture
 def memory_store() -> Any:
-    """An empty remote store: `memory://`."""
+    """Return an empty remote store: `memory://`."""
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
     return MemoryFileSystem()

@@ -159,7 +159,7 @@ def words_for(repo: Path, folder: Path, *paths: str) -> list[str]:
 
 @pytest.fixture
 def conflicting_words(repo: Path, tmp_path: Path) -> list[str]:
-    """The command line for two songs with the same output, and a third one."""
+    """Return the command line for two songs with the same output, and a third one."""
     write_song(tmp_path / "t1.wav", 1, seed=1)
     write_song(tmp_path / "in/__/t1.wav", 1, seed=2)
     write_song(tmp_path / "in/calm.wav", 1, seed=3)

@@ -65,7 +65,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The buckets `songs` and `stems`, both empty."""
+    """Create the buckets `songs` and `stems`, both empty."""
     s3fs = require_module("s3fs")
     for name, value in {
         "AWS_ENDPOINT_URL": endpoint,
@@ -86,7 +86,7 @@ def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def words(store: Any, repo: Path, tmp_path: Path) -> list[str]:
-    """The command line for three songs and an absent one."""
+    """Return the command line for three songs and an absent one."""
     for n in range(3):
         path = write_song(tmp_path / f"{n}.wav", 1 + n, seed=n)
         store.pipe_file(f"songs/album/{n}.wav", path.read_bytes())

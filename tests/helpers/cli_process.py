@@ -20,7 +20,7 @@ RATE = 8000  # of every model here
 
 
 def make_repo(folder: Path) -> Path:
-    """A folder of models as upstream writes them: two networks, and a bag of both."""
+    """Make a folder of models as upstream writes them: two networks, and a bag of both."""
     import demucs.demucs
     import demucs.htdemucs
     from demucs.states import save_with_checksum
@@ -44,7 +44,7 @@ def make_repo(folder: Path) -> Path:
 def write_song(
     path: Path, seconds: float = 3.0, *, seed: int = 0, rate: int = RATE, channels: int = 2
 ) -> Path:
-    """A file of noise, the same for the same seed."""
+    """Write a file of noise, the same for the same seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path, make_noise(channels, round(seconds * rate), seed), rate)
     return path

@@ -121,7 +121,7 @@ def test_the_same_script_gives_the_same_files(
 
 
 def assert_same_log(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    """The same calls, in an order of our own: passes are merged by time, theirs are not."""
+    """Compare calls in any order: here, passes are merged by time."""
 
     def key(call: dict[str, Any]) -> list[tuple[str, str]]:
         return sorted((name, str(value)) for name, value in call.items())

@@ -125,7 +125,7 @@ def test_prevent_clip_equals_upstreams(mode: str | None, level: float) -> None:
 
 @pytest.fixture(scope="module")
 def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of three stereo streams."""
+    """Return a file of three stereo streams."""
     require_tool("ffprobe")
     folder = tmp_path_factory.mktemp("upstream")
     command = [require_tool("ffmpeg"), "-nostdin", "-v", "error"]

@@ -29,7 +29,7 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where upstream has run every line, in one process, into `theirs/LINE`."""
+    """Run every line with upstream, in one process, each into `theirs/LINE` of this folder."""
     folder = tmp_path_factory.mktemp("dropin")
     make_repo(folder / "repo")
     write_song(folder / "a.wav", 3.3, seed=1)

@@ -69,7 +69,7 @@ class Home:
 
 
 def tone_and_clicks(seconds: float = 4.0) -> tuple[Tensor, Tensor]:
-    """What sounds on, and what strikes, (C T) each."""
+    """Return a steady tone and a row of clicks, (C T) each."""
     time = torch.arange(int(seconds * RATE)) / RATE
     tone = 0.1 * torch.sin(2 * torch.pi * 440 * time).expand(2, -1)
     clicks = torch.zeros_like(tone)
@@ -265,7 +265,7 @@ def examples_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module `openunmix.model`; its package would import torchaudio, which it does not use."""
+    """Import `openunmix.model` without its package, which imports torchaudio for other modules."""
     folders = [os.environ.get("DEMUCS_INFER_ORACLES", str(ROOT / ".oracles")), *sys.path]
     found = [Path(folder) / "openunmix" for folder in folders]
     root = next((folder for folder in found if (folder / "model.py").is_file()), None)
@@ -373,7 +373,7 @@ def umx() -> nn.Module:
 
 
 def four_attributes() -> nn.Module:
-    """The least that a network can be: no metadata, no configuration."""
+    """Check the least that a network can be: without metadata, without configuration."""
     return ScaleModel(["drums", "bass"], [0.25, 0.75], samplerate=SLOW, segment=1.0)
 
 
@@ -394,7 +394,7 @@ class LongTrack:
 
 
 def streams(network: nn.Module, tmp_path: Path) -> None:
-    """What is read and not yet handed out is a few windows, however long the track is."""
+    """Check that a few windows at most are read ahead, however long the track is."""
     track, done, most = LongTrack(), 0, 0
     separator = Separator.from_model(network, device="cpu", shifts=0)
     for item in separator.stream_blocks(track):
@@ -407,7 +407,7 @@ def streams(network: nn.Module, tmp_path: Path) -> None:
 
 
 def derives(network: nn.Module, tmp_path: Path) -> None:
-    """A derived stem is the sum that its rule says."""
+    """Check that a derived stem is the sum that its rule says."""
     mix = make_noise(2, SLOW)
     first: str = network.sources[0]  # type: ignore[index,assignment]  # every network has them
     rules = [f"rest=mixture-{first}"]
@@ -436,7 +436,7 @@ def forms_bags(network: nn.Module, tmp_path: Path) -> None:
 
 
 def survives_full_memory(network: nn.Module, tmp_path: Path) -> None:
-    """A batch that does not fit is halved until it does, and the stems are the same."""
+    """Check that a batch that does not fit is halved until it does, with the same stems."""
 
     def refuse(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if len(inputs[0]) > 1:

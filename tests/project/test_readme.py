@@ -30,7 +30,7 @@ SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the README talks about; its models are small ones of these names."""
+    """Make a folder with all files that the README names, and small models of these names."""
     folder = tmp_path_factory.mktemp("readme")
     repo = make_repo(folder / "models")
     (repo / "bag.yaml").rename(repo / "htdemucs_ft.yaml")
@@ -110,7 +110,7 @@ def test_snippets(
 
 
 def rows(head: str) -> list[list[str]]:
-    """The rows of the table that begins with that head."""
+    """Return the rows of the table that begins with that head."""
     table = README[README.index(f"| {head} |") :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
 

@@ -16,6 +16,7 @@ from tests.helpers.oracles import require_tool
 from tests.helpers.server_process import FAST, Server, run_server, song, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.browser
 
 ARGUMENTS = [
     "--no-sandbox",

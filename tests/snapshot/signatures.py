@@ -79,7 +79,7 @@ def _stored(module: str) -> list[str]:
 
 
 def _published(module: types.ModuleType) -> list[str]:
-    """What `__all__` names, or else what is defined there without an underscore."""
+    """List what `__all__` names, or else what is defined there without an underscore."""
     if hasattr(module, "__all__"):
         return list(module.__all__)
     names: list[str] = []

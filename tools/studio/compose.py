@@ -68,6 +68,7 @@ class Clock:
     rng: Generator
 
     def __call__(self, bar: float, step: float) -> float:
+        """Return the second at which a step of a bar is played."""
         late = self.swing * self.step if round(step) % 4 == 2 and self.swing > 0.3 else 0.0
         late += self.swing * self.step if round(step) % 2 == 1 else 0.0
         exact = (bar * STEPS + step) * self.step + late
