@@ -1,4 +1,4 @@
-"""`python -m demucs_infer` is the command `demucs-infer`."""
+"""Run the command `demucs-infer` as `python -m demucs_infer`."""
 
 import sys
 

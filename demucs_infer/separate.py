@@ -1,4 +1,4 @@
-"""The command line under upstream's module name: `separate.main(["song.mp3"])`."""
+"""Offer the command under upstream's module name: `separate.main(["song.mp3"])`."""
 
 from __future__ import annotations
 

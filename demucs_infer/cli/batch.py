@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from demucs_infer.batch.discovery import STDIN
 from demucs_infer.cli.argument_types import at_least, number
-from demucs_infer.cli.custom_model import config_settings, with_config
+from demucs_infer.cli.arguments import parse_arguments, read_model, read_request
 from demucs_infer.cli.exit_codes import EXIT_CODE_HELP, ExitCode
-from demucs_infer.cli.models import fetch
-from demucs_infer.cli.parser import add_request_flags, read_request
-from demucs_infer.cli.separate import check_out_folder, read_model
+from demucs_infer.cli.models import download
+from demucs_infer.cli.parser import add_request_flags
+from demucs_infer.cli.separate import check_out_folder
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import ResultRow, TrackManifest
 from demucs_infer.distributed.storage import check_driver, is_remote, join, local_path
@@ -39,7 +39,7 @@ _LOG_INTERVAL_SECONDS = 60.0
 
 def run(words: Sequence[str]) -> int:
     """Separate every track of the manifest, or estimate how long that takes."""
-    args = with_config(_parser(), words)
+    args = parse_arguments(make_parser(), words)
     manifest = TrackManifest(
         location=_absolute(args.manifest_file),
         root=args.root and _absolute(args.root),
@@ -50,8 +50,9 @@ def run(words: Sequence[str]) -> int:
     return _separate(args, manifest)
 
 
-def _parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `demucs-infer batch`."""
+    parser = argparse.ArgumentParser(
         "demucs-infer batch",
         description="Separate all tracks of a manifest. Finished tracks are skipped, interrupted "
         "ones resume, and a track that crashed its process twice is quarantined.",
@@ -59,35 +60,35 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         conflict_handler="resolve",  # some flags of single tracks take URIs here
     )
-    top.add_argument(
+    parser.add_argument(
         "manifest_file",
         metavar="MANIFEST",
         help="path or URI of a list of paths, one per line, or of a .csv, .jsonl or .parquet file "
         "with the column `path` and optional columns `duration` (seconds), `references` (folder "
         "of true stems) and `sha256`",
     )
-    add_request_flags(top)
-    top.set_defaults(template=_TEMPLATE)
-    top.add_argument(
+    add_request_flags(parser)
+    parser.set_defaults(template=_TEMPLATE)
+    parser.add_argument(
         "-o", "--out", default="separated", help="path or URI of the output folder (%(default)s)"
     )
-    top.add_argument("--root", help="base of relative paths (the folder of the manifest)")
-    top.add_argument("--results", help="results table, .jsonl or .parquet (OUT/results.jsonl)")
-    top.add_argument(
+    parser.add_argument("--root", help="base of relative paths (the folder of the manifest)")
+    parser.add_argument("--results", help="results table, .jsonl or .parquet (OUT/results.jsonl)")
+    parser.add_argument(
         "--collisions",
         choices=("error", "digest"),
         default="error",
         help="if two tracks have the same output: stop with an error, or add a digest of its path "
         "to the name of each (%(default)s)",
     )
-    top.add_argument("--force", action="store_true", help="redo finished and quarantined tracks")
-    top.add_argument("--progress", choices=("auto", "bar", "json", "none"), default="auto")
-    top.add_argument("--json", action="store_true", help="print the summary as JSON")
-    top.add_argument("-q", "--quiet", action="store_true", help="print only errors")
-    top.add_argument("--debug", action="store_true", help="show tracebacks")
-    _engine_flags(top.add_argument_group("workers"))
-    _plan_flags(top.add_argument_group("planning"))
-    return top
+    parser.add_argument("--force", action="store_true", help="redo finished and quarantined tracks")
+    parser.add_argument("--progress", choices=("auto", "bar", "json", "none"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only errors")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    _engine_flags(parser.add_argument_group("workers"))
+    _plan_flags(parser.add_argument_group("planning"))
+    return parser
 
 
 def _engine_flags(group: Any) -> None:
@@ -135,7 +136,7 @@ def _plan(args: argparse.Namespace, manifest: TrackManifest) -> int:
         from demucs_infer.distributed.benchmark import measure_worker
 
         model = replace(read_model(args), offline=True)
-        benchmark = measure_worker(model, read_request(args, config_settings(args)))
+        benchmark = measure_worker(model, read_request(args))
     estimate = plan(manifest, benchmark, args.machines, args.price)
     text = json.dumps(asdict(estimate), indent=2) if args.json else estimate.to_text()
     sys.stdout.write(f"{text}\n")
@@ -162,7 +163,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
     check_table(_results_table(args, manifest))
     args.repo = args.repo and args.repo.absolute()
     model, out = read_model(args), _absolute(args.out)
-    request = read_request(args, config_settings(args))
+    request = read_request(args)
     outputs = OutputConflicts.from_request(model, request)
     conflicting, total = _find_conflicts(args, manifest, outputs, out)
     use_single_arena()
@@ -274,7 +275,7 @@ def _run_engine(
         return run_on_ray(manifest, partial(TrackWorker, config), cluster)
     model = config.model
     if model.is_remote:
-        fetch(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
+        download(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
     worker = TrackWorker(config)
     worker.open()
     return worker(manifest)

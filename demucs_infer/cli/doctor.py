@@ -1,4 +1,4 @@
-"""`demucs-infer doctor`: what this machine has, in one look or as JSON; nothing is downloaded."""
+"""`demucs-infer doctor`: print versions, devices, codecs, cache and disk; download nothing."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from typing import Any
 from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.checkpoints.cache import CheckpointStore
+from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.pretrained import list_models, model_info
 
 _PACKAGES = ("torch", "numpy", "av", "lameenc", "pyyaml", "tqdm", "fsspec")
@@ -21,48 +22,57 @@ _OPTIONAL = ("soxr", "soundfile", "fastapi", "ray")
 
 
 def run(words: Sequence[str]) -> int:
-    """Look around, and say what was found."""
-    top = argparse.ArgumentParser("demucs-infer doctor", description=__doc__)
-    top.add_argument("--json", action="store_true", help="as JSON on standard output")
-    top.add_argument("--cache-dir", type=Path, help="folder for downloaded models")
-    top.add_argument("--debug", action="store_true", help="show where an error comes from")
-    args = top.parse_args(words)
-    found = examine(args.cache_dir)
-    text = json.dumps(found, indent=2, default=str) if args.json else _table(found)
+    """Print what a bug report needs to know about this machine."""
+    args = make_parser().parse_args(words)
+    report = inspect_machine(args.cache_dir)
+    text = json.dumps(report, indent=2, default=str) if args.json else _format_table(report)
     sys.stdout.write(f"{text}\n")
-    return 0
+    return ExitCode.OK
 
 
-def examine(cache_dir: Path | None = None) -> dict[str, Any]:
-    """Everything that a report of a problem should tell."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `demucs-infer doctor`."""
+    parser = argparse.ArgumentParser(
+        "demucs-infer doctor",
+        description="Print versions, devices, codecs, the cache and the disk of this machine. "
+        "Nothing is downloaded.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON on standard output")
+    parser.add_argument("--cache-dir", type=Path, help="folder for downloaded models")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def inspect_machine(cache_dir: Path | None = None) -> dict[str, Any]:
+    """Return versions, devices, codecs, cached models and free disk space by name."""
     store = CheckpointStore.from_environment(cache_dir)
     names = list_models()["bag"]
     return {
         "demucs_infer": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: _version(name) for name in (*_PACKAGES, *_OPTIONAL)},
-        **_devices(),
+        **{name: _find_version(name) for name in (*_PACKAGES, *_OPTIONAL)},
+        **_list_devices(),
         "cpus": os.cpu_count(),
         "formats": sorted(FORMATS),
-        **_codecs(),
-        # Not needed: every codec comes with av. People ask, though.
+        **_list_codecs(),
+        # Not needed, since every codec is bundled with av, but people look for it.
         "ffmpeg": shutil.which("ffmpeg"),
         "cache_dir": str(store.folder),
         "offline": store.offline,
         "models": [name for name in names if model_info(name, cache_dir=cache_dir).is_cached],
-        "disk_free_gb": round(shutil.disk_usage(_existing(store.folder)).free / 1e9, 1),
+        "disk_free_gb": round(free_disk_bytes(store.folder) / 1e9, 1),
     }
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _devices() -> dict[str, Any]:
+def _list_devices() -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -75,12 +85,12 @@ def _devices() -> dict[str, Any]:
     }
 
 
-def _codecs() -> dict[str, Any]:
+def _list_codecs() -> dict[str, Any]:
     import av
 
-    needed = {codec.encoder for kind in FORMATS.values() for codec in kind.codecs.values()}
-    missing = [name for name in sorted(needed - {"libsndfile"}) if not _has_encoder(name)]
-    if "libsndfile" in needed and _version("soundfile") is None:
+    encoders = {codec.encoder for kind in FORMATS.values() for codec in kind.codecs.values()}
+    missing = [name for name in sorted(encoders - {"libsndfile"}) if not _has_encoder(name)]
+    if "libsndfile" in encoders and _find_version("soundfile") is None:
         missing.append("libsndfile (pip install 'demucs-infer[vorbis]')")
     return {"libavcodec": av.library_versions.get("libavcodec"), "missing_encoders": missing}
 
@@ -90,20 +100,21 @@ def _has_encoder(name: str) -> bool:
 
     try:
         av.Codec(name, "w")
-    except ValueError:  # what av raises for a codec that it does not have
+    except ValueError:  # av raises it for an unknown codec
         return False
     return True
 
 
-def _existing(path: Path) -> Path:
-    """The nearest folder above that is there."""
+def free_disk_bytes(path: Path) -> int:
+    """Return the free space of the disk that `path` is or will be on."""
     path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+    folder = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(folder).free
 
 
-def _table(found: dict[str, Any]) -> str:
+def _format_table(report: dict[str, Any]) -> str:
     lines = []
-    for name, value in found.items():
+    for name, value in report.items():
         if isinstance(value, list | tuple):
             value = ", ".join(map(str, value)) or "none"
         lines.append(f"{name:18} {'not installed' if value is None else value}")

@@ -1,12 +1,10 @@
-"""`--dry-run`: what would be done, and what it would take; nothing is fetched or written."""
+"""`--dry-run`: print what a run would do, and estimate its cost; download and write nothing."""
 
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,8 @@ from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.job import TrackJob, find_done_before
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.checkpoints.catalog import load_catalog
+from demucs_infer.cli.doctor import free_disk_bytes
+from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.errors import DemucsError
 from demucs_infer.options import Request
 from demucs_infer.pretrained import model_info
@@ -22,118 +22,119 @@ from demucs_infer.system.malloc import peak_memory
 if TYPE_CHECKING:
     from demucs_infer.api import Separator
 
-_FLOAT = 4
-_LOSSLESS = 0.6
-"""How much of its samples a file without loss takes; of music it is rarely more."""
+_BYTES_PER_FLOAT = 4
+_LOSSLESS_RATIO = 0.6
+"""Size of a losslessly compressed file relative to its samples; music rarely takes more."""
 
 
-def forecast(
-    args: argparse.Namespace,
-    model: ModelSpec,
-    request: Request,
-    tasks: Sequence[TrackJob],
+def print_dry_run(
+    args: argparse.Namespace, model: ModelSpec, request: Request, jobs: Sequence[TrackJob]
 ) -> int:
-    """Say what would be done; that no two tracks get in each other's way is known by now."""
-    tracks = [_track(task, model, request, force=args.force) for task in tasks]
-    todo = [track["seconds"] for track in tracks if track["state"] == "to do"]
-    found: dict[str, Any] = {"model": model.name, **_files(model), "tracks": tracks}
-    found["audio_seconds"] = round(sum(todo), 3)
-    if not found["to_download"] and todo:
+    """Print what would be done with these jobs, whose outputs are known not to collide."""
+    tracks = [_describe_track(job, model, request, is_forced=args.force) for job in jobs]
+    durations = [track["seconds"] for track in tracks if track["state"] == "to do"]
+    report: dict[str, Any] = {
+        "model": model.name,
+        "to_download": _list_downloads(model),
+        "tracks": tracks,
+        "audio_seconds": round(sum(durations), 3),
+    }
+    if not report["to_download"] and durations:
         from demucs_infer.batch.runner import open_separator
 
         separator = open_separator(model, request)
-        found["stems"] = list(separator.stems)
-        found |= _cost(separator, request, todo)
-    found["disk_free_bytes"] = shutil.disk_usage(_existing(args.out)).free
-    sys.stdout.write(json.dumps(found, indent=2) + "\n" if args.json else _text(found))
-    return 0
+        report["stems"] = list(separator.stems)
+        report |= _estimate_cost(separator, request, durations)
+    report["disk_free_bytes"] = free_disk_bytes(args.out)
+    text = json.dumps(report, indent=2) if args.json else _format_report(report)
+    sys.stdout.write(f"{text}\n")
+    return ExitCode.OK
 
 
-def _track(task: TrackJob, model: ModelSpec, request: Request, *, force: bool) -> dict[str, Any]:
+def _describe_track(
+    job: TrackJob, model: ModelSpec, request: Request, *, is_forced: bool
+) -> dict[str, Any]:
     from demucs_infer.audio.reader import probe
 
-    where = task.target.manifest
-    row: dict[str, Any] = {"track": task.track, "seconds": 0.0, "to": str(where.parent)}
+    row: dict[str, Any] = {
+        "track": job.track,
+        "seconds": 0.0,
+        "to": str(job.target.manifest.parent),
+    }
     try:
-        seconds = probe(task.source).duration_seconds or 0.0
+        seconds = probe(job.source).duration_seconds or 0.0
     except DemucsError as error:
         return {**row, "state": "cannot be read", "error": str(error)}
     seconds = max(seconds - request.input.start, 0.0)
     row["seconds"] = round(min(seconds, request.input.duration or seconds), 3)
-    if not force and find_done_before(task, request, model, model.weights() or ()):
-        return {**row, "state": "done before"}
-    return {**row, "state": "to do"}
+    is_done = not is_forced and find_done_before(job, request, model, model.weights() or ())
+    return {**row, "state": "done before" if is_done else "to do"}
 
 
-def _files(model: ModelSpec) -> dict[str, Any]:
-    """The model's files, and which of them are not here yet."""
-    if model.repo is not None or model.name not in {
-        *load_catalog().bags,
-        *load_catalog().checkpoints,
-    }:
-        return {"to_download": []}
-    info = model_info(model.name, cache_dir=model.cache_dir)
-    missing = [file for file in info.files if not file.is_cached]
-    return {"to_download": [{"file": file.file, "bytes": file.size} for file in missing]}
+def _list_downloads(model: ModelSpec) -> list[dict[str, Any]]:
+    """Return the files of a model of the catalog that are not in the cache."""
+    catalog = load_catalog()
+    if model.repo is not None or model.name not in {*catalog.bags, *catalog.checkpoints}:
+        return []
+    files = model_info(model.name, cache_dir=model.cache_dir).files
+    return [{"file": file.file, "bytes": file.size} for file in files if not file.is_cached]
 
 
-def _cost(separator: "Separator", request: Request, todo: Sequence[float]) -> dict[str, Any]:
-    """Time and memory as one window takes them here and now, and what the disk has to hold."""
+def _estimate_cost(
+    separator: "Separator", request: Request, durations: Sequence[float]
+) -> dict[str, Any]:
+    """Estimate time and memory from a few windows of noise, and the disk space from the formats."""
     import torch
 
     from demucs_infer.engine.pipeline import TensorTrack
 
-    seconds = min(4 * _segment(separator), sum(todo))
+    segment_seconds = float(getattr(separator.model, "segment", 10.0))
+    seconds = min(4 * segment_seconds, sum(durations))
     generator = torch.Generator().manual_seed(0)
     shape = separator.audio_channels, max(1, int(seconds * separator.samplerate))
     track = TensorTrack(0.1 * torch.randn(shape, generator=generator))
-    begun = perf_counter()
+    begin = perf_counter()
     for _ in separator.stream_blocks(track):
         pass
-    per_second = (perf_counter() - begun) / seconds
-    stems = len(separator.stems)
-    rate = request.output.rate if isinstance(request.output.rate, int) else separator.samplerate
-    channels = (
-        request.output.channels
-        if isinstance(request.output.channels, int)
-        else separator.audio_channels
-    )
-    encoding = request.output.encoding(16)
-    bits = encoding.bitrate_for(channels) or rate * channels * (encoding.depth or 16)
-    size = bits / 8 * (_LOSSLESS if FORMATS[request.output.format].name in ("flac", "alac") else 1)
-    second = separator.samplerate * separator.audio_channels * _FLOAT
-    # Of the track that is separated and the one that is read meanwhile, all samples are on disk.
-    decoded, spool = second * sum(sorted(todo)[-2:]), second * max(todo)
+    run_seconds = (perf_counter() - begin) / seconds * sum(durations)
     return {
-        "run_seconds": round(per_second * sum(todo), 1),
+        "run_seconds": round(run_seconds, 1),
         "memory_bytes": peak_memory(),
-        "disk_bytes": int(decoded + stems * (size * sum(todo) + spool)),
+        "disk_bytes": _estimate_disk_bytes(separator, request, durations),
     }
 
 
-def _segment(separator: "Separator") -> float:
-    return float(getattr(separator.model, "segment", 10.0))
+def _estimate_disk_bytes(
+    separator: "Separator", request: Request, durations: Sequence[float]
+) -> int:
+    """Return the size of all stems, and of the largest temporary files beside them."""
+    output = request.output
+    rate = output.rate if isinstance(output.rate, int) else separator.samplerate
+    channels = output.channels if isinstance(output.channels, int) else separator.audio_channels
+    encoding = output.encoding(16)
+    bits = encoding.bitrate_for(channels) or rate * channels * (encoding.depth or 16)
+    ratio = _LOSSLESS_RATIO if FORMATS[output.format].name in ("flac", "alac") else 1
+    samples_per_second = separator.samplerate * separator.audio_channels * _BYTES_PER_FLOAT
+    # The samples of two tracks are on disk: one is separated while the next one is decoded.
+    decoded = samples_per_second * sum(sorted(durations)[-2:])
+    spool = samples_per_second * max(durations)
+    return int(decoded + len(separator.stems) * (bits / 8 * ratio * sum(durations) + spool))
 
 
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _text(found: dict[str, Any]) -> str:
-    lines = [f"model {found['model']}"]
-    for file in found["to_download"]:
+def _format_report(report: dict[str, Any]) -> str:
+    lines = [f"model {report['model']}"]
+    for file in report["to_download"]:
         size = f" ({file['bytes'] / 1e6:.0f} MB)" if file["bytes"] else ""
         lines.append(f"  to download: {file['file']}{size}")
-    for track in found["tracks"]:
+    for track in report["tracks"]:
         state = track.get("error") or f"{track['seconds']:.0f} s, {track['state']}"
         lines.append(f"{track['track']}: {state} -> {track['to']}{os.sep}")
-    lines.append(f"{found['audio_seconds']:.0f} s of sound to separate")
-    if "run_seconds" in found:
-        lines.append(f"stems: {', '.join(found['stems'])}")
-        lines.append(f"time: about {found['run_seconds']:.0f} s, as a short piece was timed here")
-        if found["memory_bytes"]:
-            lines.append(f"memory: about {found['memory_bytes'] / 1e9:.1f} GB")
-        lines.append(f"disk: up to {found['disk_bytes'] / 1e6:.0f} MB")
-    lines.append(f"disk free: {found['disk_free_bytes'] / 1e9:.1f} GB")
-    return "\n".join(lines) + "\n"
+    lines.append(f"{report['audio_seconds']:.0f} s of audio to separate")
+    if "run_seconds" in report:
+        lines.append(f"stems: {', '.join(report['stems'])}")
+        lines.append(f"time: about {report['run_seconds']:.0f} s, estimated from a few windows")
+        if report["memory_bytes"]:
+            lines.append(f"memory: about {report['memory_bytes'] / 1e9:.1f} GB")
+        lines.append(f"disk: up to {report['disk_bytes'] / 1e6:.0f} MB")
+    lines.append(f"disk free: {report['disk_free_bytes'] / 1e9:.1f} GB")
+    return "\n".join(lines)

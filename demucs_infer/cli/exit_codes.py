@@ -1,10 +1,10 @@
-"""The exit codes of the command."""
+"""Define the exit codes of the command."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the command says to the shell."""
+    """Exit codes of `demucs-infer` and of all its commands."""
 
     OK = 0
     SOME_FAILED = 1
@@ -18,6 +18,6 @@ class ExitCode(IntEnum):
 EXIT_CODE_HELP = f"""\
 exit codes: {ExitCode.OK:d} all tracks done, {ExitCode.SOME_FAILED:d} some failed, \
 {ExitCode.USAGE:d} wrong usage, {ExitCode.NO_INPUT:d} no track could be read,
-            {ExitCode.NO_MODEL:d} the model could not be had, \
+            {ExitCode.NO_MODEL:d} the model cannot be loaded, \
 {ExitCode.INTERRUPTED:d} interrupted, {ExitCode.TERMINATED:d} terminated
 """

@@ -1,6 +1,8 @@
-"""`demucs-infer`: parse, call, report. Nothing here computes, and torch comes last."""
+"""The entry point of `demucs-infer`: run a command, print its error in one line, return its code.
 
-import argparse
+It computes nothing, and imports torch as late as possible.
+"""
+
 import logging
 import os
 import sys
@@ -9,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
-from demucs_infer.cli.custom_model import with_config
+from demucs_infer.cli.arguments import parse_arguments
 from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.cli.parser import COMMANDS, make_parser
 from demucs_infer.cli.signals import Terminated, exit_on_signal
@@ -21,105 +23,115 @@ from demucs_infer.errors import (
     is_out_of_memory,
 )
 
-_INTERRUPTED_WORDS = "interrupted; the same command continues where this one stopped"
-_WITHOUT_MODEL = {"serve", "eval"}  # where a contradiction is in what was typed
-_BATCH_GRACE_SECONDS = 10.0  # for its network, files that are on their way, and a cluster
+_INTERRUPTED = "interrupted; the same command continues where this one stopped"
+_MODULES = {"eval": "evaluate"}  # `eval` is a function of Python
+_COMMANDS_WITHOUT_MODEL = {"serve", "eval"}  # an invalid configuration is wrong usage there
+_BATCH_GRACE_SECONDS = 10.0  # for running windows, uploads, and a cluster
 
 
 def main(opts: Sequence[str] | None = None) -> int:
-    """Run the command line `opts`, or that of the process, and say how it went.
+    """Run a command line, by default that of the process, and return the exit code.
 
-    `--help`, `--version` and wrong usage leave by `SystemExit`, as argparse does.
+    `--help`, `--version` and wrong usage raise `SystemExit`, as argparse does.
     """
-    if opts is None:
-        _occupy_closed_streams()
+    is_process = opts is None
+    if is_process:
+        _reopen_closed_streams()
     words = list(sys.argv[1:] if opts is None else opts)
-    is_debug = "--debug" in words
+    command = words[0] if words and words[0] in COMMANDS else None
     try:
-        if words and words[0] == "batch" and opts is None:
-            with exit_on_signal(_INTERRUPTED_WORDS, _BATCH_GRACE_SECONDS):
-                return _command(words)
-        if words and words[0] in COMMANDS:
-            return _command(words)
-        with exit_on_signal(_INTERRUPTED_WORDS) if opts is None else nullcontext():
-            return _tracks(words)
+        with _exit_on_signal(command) if is_process else nullcontext():
+            if command is None:
+                return _separate(words)
+            module = import_module(f"demucs_infer.cli.{_MODULES.get(command, command)}")
+            return int(module.run(words[1:]))
     except KeyboardInterrupt as error:
-        print(_INTERRUPTED_WORDS, file=sys.stderr)
+        print(_INTERRUPTED, file=sys.stderr)
         return ExitCode.TERMINATED if isinstance(error, Terminated) else ExitCode.INTERRUPTED
     except BrokenPipeError:
-        return ExitCode.SOME_FAILED  # whoever read our output has seen enough
-    except Exception as error:  # noqa: BLE001 (people get a sentence, not a traceback)
-        if is_debug:
+        return ExitCode.SOME_FAILED  # the reader of our output, such as `head`, has closed it
+    except Exception as error:  # noqa: BLE001 (users get a message, not a traceback)
+        if "--debug" in words:
             traceback.print_exc()
-        code = _explained(error)
-        is_about_model = not words or words[0] not in _WITHOUT_MODEL
-        return code if is_about_model or not isinstance(error, ConfigError) else ExitCode.USAGE
+        _print_error(error)
+        if command in _COMMANDS_WITHOUT_MODEL and isinstance(error, ConfigError):
+            return ExitCode.USAGE
+        if isinstance(error, ModelLoadingError | ConfigError):
+            return ExitCode.NO_MODEL
+        return ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.SOME_FAILED
 
 
-def _occupy_closed_streams() -> None:
-    """A process may be started without them: a file would get the number of one, and its words."""
+@contextmanager
+def _exit_on_signal(command: str | None) -> Iterator[None]:
+    """End commands that separate soon after a signal; a server ends in its own way."""
+    if command is None:
+        with exit_on_signal(_INTERRUPTED):
+            yield
+    elif command == "batch":
+        with exit_on_signal(_INTERRUPTED, _BATCH_GRACE_SECONDS):
+            yield
+    else:
+        yield
+
+
+def _reopen_closed_streams() -> None:
+    """Open the null device in place of closed standard streams.
+
+    Otherwise the next file that is opened gets the number of one, and what is written to it.
+    """
     for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY)):
         if getattr(sys, name) is None:
             number = os.open(os.devnull, flags)
-            if name == "stderr":  # whoever reads or writes the others has to know
-                sys.stderr = open(number, "w")  # noqa: PTH123, SIM115 (as long as the process)
+            if name == "stderr":  # the others stay None, so that `-` and `--out -` are refused
+                sys.stderr = open(number, "w")  # noqa: PTH123, SIM115 (open until the end)
 
 
-def _command(words: Sequence[str]) -> int:
-    """`demucs-infer models`, and the others of that kind."""
-    name = {"eval": "evaluate"}.get(words[0], words[0])  # eval is a function of Python's
-    code: int = import_module(f"demucs_infer.cli.{name}").run(words[1:])
-    return code
-
-
-def _explained(error: Exception) -> int:
-    """Say what went wrong, and give the exit code of it."""
+def _print_error(error: Exception) -> None:
     if isinstance(error, OSError) and error.filename and error.strerror:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-    elif isinstance(error, DemucsError | ValueError | OSError) or is_out_of_memory(error):
-        print(f"error: {format_error(error)}", file=sys.stderr)
+        text = f"{error.filename}: {error.strerror}"
     else:
-        print(
-            f"error: {format_error(error)} (--debug shows where; please report it)", file=sys.stderr
-        )
-    if isinstance(error, ModelLoadingError | ConfigError):
-        return ExitCode.NO_MODEL
-    return ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.SOME_FAILED
+        text = format_error(error)
+        is_expected = isinstance(error, DemucsError | ValueError | OSError)
+        if not is_expected and not is_out_of_memory(error):
+            text += " (--debug shows the traceback; please report it)"
+    print(f"error: {text}", file=sys.stderr)
 
 
-def _tracks(words: Sequence[str]) -> int:
-    """`demucs-infer TRACKS...`"""
-    top = make_parser()
-    args = with_config(top, words)
+def _separate(words: Sequence[str]) -> int:
+    """Run `demucs-infer TRACKS...`."""
+    parser = make_parser()
+    args = parse_arguments(parser, words)
     if args.demo and not args.tracks and args.repo is None:
-        top.set_defaults(name="tiny")  # the demo needs no network, whatever else is asked for
-        args = with_config(top, words)
+        parser.set_defaults(name="tiny")  # so that the demo needs no download
+        args = parse_arguments(parser, words)
     if args.list_models:
-        from demucs_infer.cli.models import list_as_upstream
+        from demucs_infer.cli.models import print_upstream_list
 
-        return list_as_upstream(args.repo)
+        print_upstream_list(args.repo)
+        return ExitCode.OK
     if not args.tracks and not args.demo:
-        top.error(
-            "which tracks? Name files, folders or patterns, or - for standard input; "
-            "a name that begins with - is written ./-name"
+        parser.error(
+            "no tracks given: name files, folders or patterns, or - for standard input; "
+            "write ./-name for a file whose name begins with -"
         )
     from demucs_infer.cli.separate import separate_tracks
 
-    with _logging(args):
+    with _log_to_stderr(args.debug, args.verbose):
         return separate_tracks(args)
 
 
 @contextmanager
-def _logging(args: argparse.Namespace) -> Iterator[None]:
-    """What the library says of itself goes to the error stream, if it is asked for."""
-    logger, handler, before = logging.getLogger("demucs_infer"), logging.StreamHandler(), 0
-    if args.debug or args.verbose:
-        before = logger.level
-        logger.setLevel(logging.DEBUG if args.debug else logging.INFO)
-        logger.addHandler(handler)
+def _log_to_stderr(is_debug: bool, is_verbose: bool) -> Iterator[None]:
+    """Print the log of the library with --verbose or --debug."""
+    if not (is_debug or is_verbose):
+        yield
+        return
+    logger, handler = logging.getLogger("demucs_infer"), logging.StreamHandler()
+    level = logger.level
+    logger.setLevel(logging.DEBUG if is_debug else logging.INFO)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        if handler in logger.handlers:
-            logger.removeHandler(handler)
-            logger.setLevel(before)
+        logger.removeHandler(handler)
+        logger.setLevel(level)

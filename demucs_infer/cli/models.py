@@ -1,4 +1,4 @@
-"""`demucs-infer models`: what there is, where it is, and how it gets there; no torch."""
+"""`demucs-infer models`: list, describe, download and remove models; without importing torch."""
 
 import argparse
 import json
@@ -11,97 +11,64 @@ from typing import Any
 from demucs_infer import pretrained
 from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.checkpoints.download import progress_bar
+from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.pretrained import ModelInfo, list_models, model_info
 
 
-def parser() -> argparse.ArgumentParser:
-    """The words after `models`."""
-    top = argparse.ArgumentParser("demucs-infer models", description="The models and their files.")
-    top.set_defaults(json=False, cache_dir=None)
-    actions = top.add_subparsers(dest="action", required=True, metavar="ACTION")
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `demucs-infer models`."""
+    parser = argparse.ArgumentParser(
+        "demucs-infer models", description="List, download and remove models."
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    def action(name: str, text: str, *words: str, nargs: str | None = None) -> Any:
-        one = actions.add_parser(name, help=text, description=text)
-        for word in words:
-            one.add_argument(word, nargs=nargs)
-        one.add_argument("--cache-dir", type=Path, help="folder for downloaded models")
-        one.add_argument("--json", action="store_true", help="as JSON on standard output")
-        one.add_argument("--debug", action="store_true", help="show where an error comes from")
-        return one
+    def add_action(
+        name: str, text: str, positional: str | None = None, nargs: str | None = None
+    ) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=text)
+        if positional:
+            action.add_argument(positional, nargs=nargs)
+        action.add_argument("--cache-dir", type=Path, help="folder for downloaded models")
+        action.add_argument("--json", action="store_true", help="print JSON on standard output")
+        action.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return action
 
-    listing = action("ls", "list the models: name, stems, size, whether they are here")
-    listing.add_argument("--repo", type=Path, help="those of a folder instead")
-    listing.add_argument("--all", action="store_true", help="every single network too")
-    action("info", "all that is known about a model", "name")
-    fetch = action("pull", "download models, to be used without a network later", "name", nargs="+")
-    fetch.add_argument("--to", type=Path, help="also copy them into a folder for --repo")
-    fetch.add_argument("--offline", action="store_true", default=None, help="download nothing")
-    action("path", "where the files of a model are, or will be", "name")
-    action("rm", "delete the downloaded files of models", "name", nargs="+")
-    action("import", "take downloaded files, or folders of them, into the cache", "file", nargs="+")
-    return top
+    listing = add_action("ls", "list models: name, size, whether it is downloaded, stems")
+    listing.add_argument("--repo", type=Path, help="list the models of this folder instead")
+    listing.add_argument("--all", action="store_true", help="also list single networks of bags")
+    add_action("info", "describe a model and its files", "name")
+    pull = add_action("pull", "download models, for use without a network later", "name", "+")
+    pull.add_argument("--to", type=Path, help="also copy them into a folder for --repo")
+    pull.add_argument("--offline", action="store_true", default=None, help="download nothing")
+    add_action("path", "print the paths of the files of a model, downloaded or not", "name")
+    add_action("rm", "delete the downloaded files of models", "name", "+")
+    add_action("import", "copy downloaded files, or folders of them, into the cache", "file", "+")
+    return parser
 
 
 def run(words: Sequence[str]) -> int:
-    """Do what `words` say."""
-    args = parser().parse_args(words)
+    """Run one of the actions."""
+    args = make_parser().parse_args(words)
     actions = {
         "ls": _list,
         "info": _describe,
         "pull": _pull,
-        "path": _path,
+        "path": _print_paths_of_model,
         "rm": _remove,
         "import": _import,
     }
     actions[args.action](args)
-    return 0
+    return ExitCode.OK
 
 
-def list_as_upstream(repo: Path | None) -> int:
-    """The list of `--list-models`, in upstream's form."""
-    found = list_models(repo)
+def print_upstream_list(repo: Path | None) -> None:
+    """Print the models as upstream's `--list-models` does."""
+    models = list_models(repo)
     for title, kind in (("Bag of models:", "bag"), ("Single models:", "single")):
-        _say("\n    ".join([title, *found[kind]]))
-    return 0
+        _print("\n    ".join([title, *models[kind]]))
 
 
-def _list(args: argparse.Namespace) -> None:
-    if args.repo:
-        found = list_models(args.repo)
-        rows = [{"name": name, "kind": kind, "path": str(path)} for kind in ("bag", "single")
-                for name, path in found[kind].items()]  # fmt: skip
-        lines = [f"{row['name']:24} {row['kind']:7} {row['path']}" for row in rows]
-    else:
-        catalog = load_catalog()
-        shipped = [one.signature for one in catalog.checkpoints.values() if one.is_bundled]
-        names = [*catalog.bags, *(catalog.checkpoints if args.all else shipped)]
-        infos = [model_info(name, cache_dir=args.cache_dir) for name in dict.fromkeys(names)]
-        rows = [_row(info) for info in infos]
-        lines = [_line(info) for info in infos]
-    _say(json.dumps(rows, indent=2, default=str) if args.json else "\n".join(lines))
-
-
-def _describe(args: argparse.Namespace) -> None:
-    info = model_info(args.name, cache_dir=args.cache_dir)
-    if args.json:
-        return _say(json.dumps(asdict(info), indent=2, default=str))
-    lines = [
-        _line(info),
-        f"  license of the weights: {info.license}" + (f" ({info.source})" if info.source else ""),
-        *([f"  {info.note}"] if info.note else []),
-    ]
-    for file in info.files:
-        where = file.path if file.is_cached else file.urls[0] if file.urls else "no address known"
-        lines += [f"  {file.file}  {where}", f"    sha256 {file.sha256}"]
-    return _say("\n".join(lines))
-
-
-def _pull(args: argparse.Namespace) -> None:
-    for name in args.name:
-        _files(args, fetch(name, to=args.to, cache_dir=args.cache_dir, offline=args.offline))
-
-
-def fetch(
+def download(
     name: str,
     *,
     to: Path | None = None,
@@ -109,37 +76,79 @@ def fetch(
     offline: bool | None = None,
     quiet: bool = False,
 ) -> list[Path]:
-    """The files of a model; a bar at a terminal tells of those that have to come from afar."""
+    """Return the files of a model, downloading missing ones with a bar if this is a terminal."""
     with progress_bar(name, hidden=True if quiet else None) as on_progress:
         return pretrained.pull(
             name, to=to, cache_dir=cache_dir, offline=offline, progress=on_progress
         )
 
 
-def _path(args: argparse.Namespace) -> None:
-    _files(args, pretrained.paths(args.name, cache_dir=args.cache_dir))
+def _list(args: argparse.Namespace) -> None:
+    if args.repo:
+        models = list_models(args.repo)
+        rows = [{"name": name, "kind": kind, "path": str(path)} for kind in ("bag", "single")
+                for name, path in models[kind].items()]  # fmt: skip
+        lines = [f"{row['name']:24} {row['kind']:7} {row['path']}" for row in rows]
+    else:
+        catalog = load_catalog()
+        bundled = [entry.signature for entry in catalog.checkpoints.values() if entry.is_bundled]
+        names = [*catalog.bags, *(catalog.checkpoints if args.all else bundled)]
+        infos = [model_info(name, cache_dir=args.cache_dir) for name in dict.fromkeys(names)]
+        rows = [_make_row(info) for info in infos]
+        lines = [_format_line(info) for info in infos]
+    _print(json.dumps(rows, indent=2, default=str) if args.json else "\n".join(lines))
+
+
+def _describe(args: argparse.Namespace) -> None:
+    info = model_info(args.name, cache_dir=args.cache_dir)
+    if args.json:
+        _print(json.dumps(asdict(info), indent=2, default=str))
+        return
+    source = f" ({info.source})" if info.source else ""
+    lines = [_format_line(info), f"  license of the weights: {info.license}{source}"]
+    if info.note:
+        lines.append(f"  {info.note}")
+    for file in info.files:
+        url = file.urls[0] if file.urls else "no known URL"
+        lines += [f"  {file.file}  {file.path if file.is_cached else url}"]
+        lines += [f"    sha256 {file.sha256}"]
+    _print("\n".join(lines))
+
+
+def _pull(args: argparse.Namespace) -> None:
+    for name in args.name:
+        paths = download(name, to=args.to, cache_dir=args.cache_dir, offline=args.offline)
+        _print_paths(args, paths)
+
+
+def _print_paths_of_model(args: argparse.Namespace) -> None:
+    _print_paths(args, pretrained.paths(args.name, cache_dir=args.cache_dir))
 
 
 def _remove(args: argparse.Namespace) -> None:
-    gone = {name: pretrained.remove(name, cache_dir=args.cache_dir) for name in args.name}
-    for name, paths in gone.items():
+    removed: list[Path] = []
+    for name in args.name:
+        paths = pretrained.remove(name, cache_dir=args.cache_dir)
         if not paths:
-            sys.stderr.write(f"{name}: no file of it is in the cache, so nothing was deleted\n")
-    _files(args, [path for paths in gone.values() for path in paths])
+            sys.stderr.write(f"{name}: not in the cache, nothing was deleted\n")
+        removed += paths
+    _print_paths(args, removed)
 
 
 def _import(args: argparse.Namespace) -> None:
     for file in args.file:
-        _files(args, pretrained.add_checkpoint(file, cache_dir=args.cache_dir))
+        _print_paths(args, pretrained.add_checkpoint(file, cache_dir=args.cache_dir))
 
 
-def _files(args: argparse.Namespace, paths: Sequence[Path]) -> None:
+def _print_paths(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     names = [str(path) for path in paths]
-    if args.json or names:
-        _say(json.dumps(names) if args.json else "\n".join(names))
+    if args.json:
+        _print(json.dumps(names))
+    elif names:
+        _print("\n".join(names))
 
 
-def _row(info: ModelInfo) -> dict[str, Any]:
+def _make_row(info: ModelInfo) -> dict[str, Any]:
     return {
         "name": info.name,
         "stems": info.stems,
@@ -150,18 +159,12 @@ def _row(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _line(info: ModelInfo) -> str:
+def _format_line(info: ModelInfo) -> str:
     size = "" if info.size is None else f"{info.size / 1e6:.1f} MB"
-    state = (
-        "is_bundled with the package"
-        if info.is_bundled
-        else "here"
-        if info.is_cached
-        else "to download"
-    )
+    state = "bundled" if info.is_bundled else "downloaded" if info.is_cached else "to download"
     stems = ", ".join(info.stems or ("stems unknown",))
     return f"{info.name:24} {size:>10}  {state:12} {stems}"
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")

@@ -1,6 +1,6 @@
-"""What a run says while it works: a bar for people, lines of JSON for programs, or results alone.
+"""Report a run while it works: a bar for people, lines of JSON for programs, or results only.
 
-All of it goes to the error stream; standard output is for what was asked for.
+Everything goes to standard error; standard output is for data that was asked for.
 """
 
 import json
@@ -22,10 +22,10 @@ _BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{rema
 _NAME_WIDTH = 24
 
 
-def choose_report(
+def make_reporter(
     progress: str, *, quiet: bool, is_piped: bool = False, stream: TextIO | None = None
 ) -> "Reporter":
-    """What `--progress` asks for; `auto` is a bar at a terminal, and results alone elsewhere."""
+    """Return the reporter for `--progress`; `auto` is a bar at a terminal, and no bar elsewhere."""
     stream = stream or sys.stderr
     if progress == "json":
         return JsonReporter(stream)
@@ -35,126 +35,120 @@ def choose_report(
 
 
 class Reporter:
-    """One line for every track that is over; when quiet, for those that failed."""
+    """Prints one line for every track that ended; when quiet, for those that failed only."""
 
     def __init__(self, stream: TextIO, *, quiet: bool = False, is_piped: bool = False) -> None:
         self._stream = stream
         self._quiet = quiet
         self._is_piped = is_piped
 
-    def event(self, track: str, event: Event) -> None:
-        """Something happened to `track`."""
+    def show_event(self, track: str, event: Event) -> None:
+        """Report progress of `track`."""
         if isinstance(event, WarningEvent):
-            self.note(f"warning: {track}: {event.message}")
+            self.show_note(f"warning: {track}: {event.message}")
         elif isinstance(event, BatchSizeReduced):
-            self.note(f"warning: {track}: out of memory, {event.new} windows at a time from here")
+            self.show_note(f"warning: {track}: out of memory, now {event.new} windows at a time")
 
-    def result(self, result: TrackResult) -> None:
-        """A track is over."""
+    def show_result(self, result: TrackResult) -> None:
+        """Report the end of a track."""
         for warning in result.warnings:
-            if result.status != "skipped":  # then it was said when the track was done
-                self.note(f"warning: {result.track}: {warning}")
+            if result.status != "skipped":  # those were printed when the track was done
+                self.show_note(f"warning: {result.track}: {warning}")
         if not result.ok:
-            self.say(f"error: {result.track}: {result.error}")
+            self._write_line(f"error: {result.track}: {result.error}")
         elif result.status == "skipped":
-            self.note(f"{result.track}: done before, skipped")
+            self.show_note(f"{result.track}: done before, skipped")
         else:
-            self.note(f"{result.track}: {_summary(result, self._is_piped)}")
+            self.show_note(f"{result.track}: {_summarize(result, self._is_piped)}")
 
-    def note(self, text: str) -> None:
-        """A line that a quiet run does without."""
+    def show_note(self, text: str) -> None:
+        """Print a line, unless the run is quiet."""
         if not self._quiet:
-            self.say(text)
+            self._write_line(text)
 
-    def say(self, text: str) -> None:
-        """A line."""
+    def _write_line(self, text: str) -> None:
         self._stream.write(f"{text}\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Remove what is in progress from the terminal."""
 
 
 class BarReporter(Reporter):
-    """The same, and a bar for the track at work."""
+    """Prints the same lines, and a bar for the track in progress."""
 
     def __init__(self, stream: TextIO, *, quiet: bool = False, is_piped: bool = False) -> None:
         super().__init__(stream, quiet=quiet, is_piped=is_piped)
         self._bar: tqdm.tqdm[Any] | None = None
         self._track = ""
 
-    def event(self, track: str, event: Event) -> None:
+    def show_event(self, track: str, event: Event) -> None:
         """Move the bar of `track`."""
-        super().event(track, event)
+        super().show_event(track, event)
         if not isinstance(event, ChunkProcessed):
             return
         if self._bar is None or self._track != track:
-            self._start(track, event)
-        assert self._bar is not None
+            self.close()
+            self._track = track
+            self._bar = tqdm.tqdm(  # looked up here: programs replace the class
+                desc=_fit(track, _NAME_WIDTH),
+                total=event.seconds_total,
+                # The clock starts here: what was done before took none of its time.
+                initial=event.seconds_done,
+                bar_format=_BAR,
+                file=self._stream,
+                dynamic_ncols=True,
+            )
         self._bar.update(event.seconds_done - self._bar.n)
         self._bar.refresh()
         if event.fraction == 1:
             self.close()
 
-    def _start(self, track: str, event: ChunkProcessed) -> None:
-        self.close()
-        self._track = track
-        self._bar = tqdm.tqdm(  # looked up here: programs put a class of their own in its place
-            desc=fit(track, _NAME_WIDTH),
-            total=event.seconds_total,
-            # The clock starts here: whatever is done already took none of its time.
-            initial=event.seconds_done,
-            bar_format=_BAR,
-            file=self._stream,
-            dynamic_ncols=True,
-        )
-
-    def say(self, text: str) -> None:
-        """A line above the bar."""
+    def _write_line(self, text: str) -> None:
         if self._bar is None:
-            super().say(text)
+            super()._write_line(text)
         else:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(text, file=self._stream)  # above the bar
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Finish the bar, leaving it as it is."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 class JsonReporter(Reporter):
-    """One JSON object a line for everything that happens, whatever happens."""
+    """Prints one JSON object per line for every event, also when quiet."""
 
-    def event(self, track: str, event: Event) -> None:
-        """Write the event, and the track it belongs to."""
+    def show_event(self, track: str, event: Event) -> None:
+        """Print an event and its track."""
         values = event_to_json(event)
-        self._line({"event": values.pop("event"), "track": track, **values})
+        self._write_json({"event": values.pop("event"), "track": track, **values})
 
-    def result(self, result: TrackResult) -> None:
-        """The row of the summary."""
+    def show_result(self, result: TrackResult) -> None:
+        """Print the row of the summary."""
         name = "InferenceOutput" if result.ok else "TrackFailed"
-        self._line({"event": name, **result.row()})
+        self._write_json({"event": name, **result.row()})
 
-    def note(self, text: str) -> None:
-        """A message that belongs to no track."""
-        self._line({"event": "Message", "message": text})
+    def show_note(self, text: str) -> None:
+        """Print a message that belongs to no track."""
+        self._write_json({"event": "Message", "message": text})
 
-    def _line(self, values: dict[str, Any]) -> None:
-        self.say(json.dumps(values, ensure_ascii=False))
+    def _write_json(self, values: dict[str, Any]) -> None:
+        self._write_line(json.dumps(values, ensure_ascii=False))
 
 
-def _summary(result: TrackResult, is_piped: bool) -> str:
+def _summarize(result: TrackResult, is_piped: bool) -> str:
     folders = {path.parent for path in result.stems.values()}
-    where = f" in {next(iter(folders))}" if len(folders) == 1 else ""
+    location = f" in {next(iter(folders))}" if len(folders) == 1 else ""
     if is_piped:
-        where = " to standard output"
+        location = " to standard output"
     gain = "" if result.gain == 1 else f", turned down to {result.gain:.3f}"
-    return f"{', '.join(result.stems)}{where} ({result.seconds:.1f} s{gain})"
+    return f"{', '.join(result.stems)}{location} ({result.seconds:.1f} s{gain})"
 
 
-def fit(name: str, width: int) -> str:
-    """`name` in exactly `width` columns, its middle left out if need be."""
+def _fit(name: str, width: int) -> str:
+    """Return `name` in exactly `width` columns, without its middle if it is too long."""
     if len(name) > width:
         head = (width - 1) // 2
         name = f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"

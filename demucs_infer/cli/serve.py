@@ -9,40 +9,39 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.errors import ConfigError
 from demucs_infer.server.settings import PREFIX, ServerSettings, convert, load_settings
 from demucs_infer.system.malloc import use_single_arena
 
-OK, USAGE, NOT_STARTED = 0, 2, 1
 
-
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser, with one flag per setting."""
-    top = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         "demucs-infer serve",
         description="Separate music over HTTP, with a web page at http://127.0.0.1:8080/.",
         epilog=f"Each flag can be set as a variable, such as {PREFIX}MAX_BYTES for --max-bytes. "
         "Flags take precedence over variables, variables over the file, and the file over the "
         "defaults.",
     )
-    top.add_argument("--config", type=Path, help="TOML file of settings, by their names")
-    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--config", type=Path, help="TOML file of settings, by their names")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for setting in fields(ServerSettings):
         name = setting.name
         flag = "--api-key" if name == "api_keys" else f"--{name.replace('_', '-')}"
         options: dict[str, Any] = {"dest": name, "help": setting.metadata["help"]}
         if bool in (setting.type, *getattr(setting.type, "__args__", ())):
-            top.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         else:
             metavar = name.rpartition("_")[2].upper()
-            top.add_argument(flag, type=_make_converter(name), metavar=metavar, **options)
-    top.set_defaults(**{setting.name: None for setting in fields(ServerSettings)})
-    return top
+            parser.add_argument(flag, type=_make_converter(name), metavar=metavar, **options)
+    parser.set_defaults(**{setting.name: None for setting in fields(ServerSettings)})
+    return parser
 
 
 def run(words: Sequence[str]) -> int:
     """Serve until a signal arrives; return the exit code."""
-    args = vars(parser().parse_args(words))
+    args = vars(make_parser().parse_args(words))
     is_debug = args.pop("debug")
     settings = load_settings(
         {name: args[name] for name in args if name != "config"}, os.environ, args["config"]
@@ -56,7 +55,8 @@ def run(words: Sequence[str]) -> int:
     use_single_arena()
     _configure_logging(is_debug)
     logging.getLogger("demucs_infer").info("http://%s:%s/", settings.host, settings.port)
-    return OK if serve(settings) else NOT_STARTED
+    has_started = serve(settings)
+    return ExitCode.OK if has_started else ExitCode.SOME_FAILED
 
 
 def _configure_logging(is_debug: bool) -> None:

@@ -1,8 +1,9 @@
-"""Ctrl-C, or a scheduler's SIGTERM, ends the command soon, whatever its threads are busy with.
+"""End the command soon after Ctrl-C or a scheduler's SIGTERM, even in the middle of a long call.
 
-A signal is seen where Python runs, and a network may be in one call for many seconds, in the main
-thread or in another that has to be waited for. Nothing is lost by not waiting: what is in the
-spools is whole at any moment, as it has to be for a power cut, and the same command goes on there.
+Python handles a signal between two of its instructions, but a network may compute for many seconds
+in one call, in the main thread or in a thread that has to be joined. Ending the process without
+waiting loses nothing: spools are complete at any moment, as they have to be for a power cut, and
+the same command resumes from them.
 """
 
 import os
@@ -17,69 +18,71 @@ from contextlib import contextmanager
 from demucs_infer.batch.attempts import withdraw_all
 from demucs_infer.cli.exit_codes import ExitCode
 
-_GRACE_SECONDS = 1.5  # within which all that can end by itself does; two are promised
-_ENDS = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
+_GRACE_SECONDS = 1.5  # for the process to end by itself; the documentation promises two
+_EXIT_CODES = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
 
 
 class Terminated(KeyboardInterrupt):
-    """As by Ctrl-C, but the machine is wanted for something else."""
+    """Raised by SIGTERM, as `KeyboardInterrupt` is by Ctrl-C."""
 
 
 @contextmanager
-def exit_on_signal(words: str, grace_seconds: float = _GRACE_SECONDS) -> Iterator[None]:
-    """End the process a moment after an interrupt, saying `words`, unless it ends by itself.
+def exit_on_signal(message: str, grace_seconds: float = _GRACE_SECONDS) -> Iterator[None]:
+    """Exit a moment after an interrupt and print `message`, unless the process ends by itself.
 
-    A second interrupt ends it at once. For the main thread of a process that is the command's.
+    A second interrupt ends it at once. Use it only in the main thread of a process of our own.
     """
-    # The system's own handler writes here, even while no Python runs in the main thread.
-    ears, mouth = socket.socketpair()
-    mouth.setblocking(False)
-    unwound = threading.Event()
-    before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
-    is_ours = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if is_ours:
-        signal.signal(signal.SIGTERM, _terminate)
-    watch = (ears, words, unwound, grace_seconds)
-    threading.Thread(target=_watch, args=watch, daemon=True).start()
+    # The C handler writes signal numbers here, even while the main thread runs no Python.
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    finished = threading.Event()
+    previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    handles_sigterm = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if handles_sigterm:
+        signal.signal(signal.SIGTERM, _raise_terminated)
+    arguments = (receiver, message, finished, grace_seconds)
+    threading.Thread(target=_exit_after_signal, args=arguments, daemon=True).start()
     try:
         yield
     finally:
-        unwound.set()
-        if is_ours:
+        finished.set()
+        if handles_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.set_wakeup_fd(before)
-        mouth.close()
+        signal.set_wakeup_fd(previous)
+        sender.close()
 
 
-def _terminate(*_: object) -> None:
+def _raise_terminated(*_: object) -> None:
     raise Terminated
 
 
-def _watch(ears: socket.socket, words: str, unwound: threading.Event, grace_seconds: float) -> None:
-    with ears:
-        code = _heard(ears)
+def _exit_after_signal(
+    receiver: socket.socket, message: str, finished: threading.Event, grace_seconds: float
+) -> None:
+    with receiver:
+        code = _wait_for_signal(receiver)
         if code is None:
-            return  # the work is over
-        end = time.monotonic() + grace_seconds
+            return
+        deadline = time.monotonic() + grace_seconds
         withdraw_all()
-        ears.settimeout(grace_seconds)
-        is_urgent = _heard(ears) is not None
-    if unwound.is_set() and not is_urgent:
-        # What is left are threads that the interpreter joins: it may still end before us.
-        time.sleep(max(0.0, end - time.monotonic()))
-    elif not unwound.is_set():  # then there is nobody else to say it
-        sys.stderr.write(f"\n{words}\n")
+        receiver.settimeout(grace_seconds)
+        is_repeated = _wait_for_signal(receiver) is not None
+    if finished.is_set() and not is_repeated:
+        # Only threads that the interpreter joins are left: it may still end before the deadline.
+        time.sleep(max(0.0, deadline - time.monotonic()))
+    elif not finished.is_set():  # the main thread had no chance to print it
+        sys.stderr.write(f"\n{message}\n")
         sys.stderr.flush()
     os._exit(code)
 
 
-def _heard(ears: socket.socket) -> int | None:
-    """The exit code of the interrupt that came; None if none did."""
+def _wait_for_signal(receiver: socket.socket) -> ExitCode | None:
+    """Return the exit code of the next signal; None if the sender closes, or after the timeout."""
     try:
-        while heard := ears.recv(64):
-            for number in heard:
-                if number in _ENDS:
-                    return _ENDS[signal.Signals(number)]
+        while numbers := receiver.recv(64):
+            for number in numbers:
+                if number in _EXIT_CODES:
+                    return _EXIT_CODES[signal.Signals(number)]
     except TimeoutError:
         pass
     return None

@@ -1,4 +1,4 @@
-"""Every flag of the command line does what it says, end to end, with real checkpoints."""
+"""Test every flag of the command line end to end, with small real checkpoints."""
 
 import errno
 import io
@@ -26,8 +26,8 @@ from tests.helpers.cli_process import (
     environment,
     load,
     make_repo,
+    run_process,
     save,
-    shell,
     tree,
     write_song,
 )
@@ -43,7 +43,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_song(tmp_path / "song.wav")
     return tmp_path
@@ -73,12 +73,12 @@ def stems(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     return {path.stem: load(path) for path in sorted(folder.glob("*.wav"))}
 
 
-def test_the_plain_command_in_a_process_of_its_own(repo: Path, here: Path) -> None:
-    done = shell(["song.wav", "--repo", repo, "-n", "bag"], cwd=here)
+def test_process_writes_stems_and_one_line_per_track(repo: Path, work_folder: Path) -> None:
+    done = run_process(["song.wav", "--repo", repo, "-n", "bag"], cwd=work_folder)
     assert done.returncode == 0 and done.stdout == b""
     files = [f"bag/song/{stem}.wav" for stem in STEMS] + ["bag/song/stems.json"]
-    assert tree(here / "separated") == sorted(files)
-    for wav in stems(here / "separated/bag/song").values():
+    assert tree(work_folder / "separated") == sorted(files)
+    for wav in stems(work_folder / "separated/bag/song").values():
         assert wav.shape == (3 * RATE, 2)
     # Not a terminal: a line for the track, and no bar.
     assert b"\r" not in done.stderr and done.stderr.count(b"\n") == 1
@@ -88,7 +88,7 @@ def test_the_plain_command_in_a_process_of_its_own(repo: Path, here: Path) -> No
     "words",
     [["--help"], ["--version"], ["models", "ls"], ["--nonsense"], ["--list-models"], []],
 )
-def test_words_need_no_torch(words: list[str], tmp_path: Path) -> None:
+def test_help_and_lists_do_not_import_torch(words: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom demucs_infer.cli.main import main\n"
         f"try: main({words!r})\n"
@@ -105,23 +105,23 @@ def test_words_need_no_torch(words: list[str], tmp_path: Path) -> None:
     assert done.returncode == (0 if words and words != ["--nonsense"] else 2), done.stderr
 
 
-def test_both_ways_in_are_the_same(tmp_path: Path) -> None:
+def test_script_and_module_print_the_same(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("demucs-infer")
     if not script.exists():
         skip_or_fail("the command demucs-infer is not installed")
     for words in (["--help"], ["--version"]):
-        once = subprocess.run([script, *words], capture_output=True, env=environment())
-        assert once.stdout == shell(words, cwd=tmp_path).stdout != b""
+        script_run = subprocess.run([script, *words], capture_output=True, env=environment())
+        assert script_run.stdout == run_process(words, cwd=tmp_path).stdout != b""
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as caught:
         main(["--version"])
-    assert left.value.code == 0
+    assert caught.value.code == 0
     assert capsys.readouterr().out == f"demucs-infer {__version__}\n"
 
 
-def test_every_flag_of_upstream_is_here_with_its_default() -> None:
+def test_upstream_flags_have_the_same_defaults() -> None:
     from demucs.separate import get_parser
 
     from demucs_infer.cli.parser import make_parser
@@ -146,20 +146,20 @@ def test_every_flag_of_upstream_is_here_with_its_default() -> None:
 # ── model ──
 
 
-def test_name_and_signature(run: Command, here: Path) -> None:
+def test_model_by_name_and_by_signature(run: Command, work_folder: Path) -> None:
     run("song.wav")
-    assert (here / "separated/9d0a6f1c/song/drums.wav").exists()
+    assert (work_folder / "separated/9d0a6f1c/song/drums.wav").exists()
     assert main(["-s", "4f2b8e3d", "--repo", str(run.repo), "song.wav", "-q"]) == 0
-    assert (here / "separated/4f2b8e3d/song/drums.wav").exists()
+    assert (work_folder / "separated/4f2b8e3d/song/drums.wav").exists()
 
 
-def test_a_checkpoint_by_its_path(run: Command, here: Path) -> None:
+def test_model_by_path_of_checkpoint(run: Command, work_folder: Path) -> None:
     path = next(run.repo.glob("9d0a6f1c*"))
     assert main(["-n", str(path), "song.wav", "-q"]) == 0
-    assert len(list(here.glob("separated/*/song/*.wav"))) == 4
+    assert len(list(work_folder.glob("separated/*/song/*.wav"))) == 4
 
 
-def test_list_models(run: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_models_prints_as_upstream(run: Command, capsys: pytest.CaptureFixture[str]) -> None:
     run("--list-models")
     assert run.out.splitlines() == [
         "Bag of models:", "    bag", "Single models:",
@@ -168,36 +168,36 @@ def test_list_models(run: Command, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("line", ["-n nosuch song.wav", "song.wav --offline --cache-dir empty"])
-def test_a_model_that_cannot_be_had(
-    line: str, here: Path, capsys: pytest.CaptureFixture[str]
+def test_unavailable_model_exits_with_4_and_one_line(
+    line: str, work_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(shlex.split(line)) == 4
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1
     assert "sha256" in err or "no model named" in err
-    assert not (here / "separated").exists()
+    assert not (work_folder / "separated").exists()
 
 
-def test_a_track_that_is_not_there_fetches_no_model(
-    here: Path, capsys: pytest.CaptureFixture[str]
+def test_missing_tracks_are_reported_without_download(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["no song.wav", "modls", "--offline", "--cache-dir", "empty"]) == 3
-    told = capsys.readouterr().err.splitlines()
-    assert told == [
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [
         "error: no song.wav: cannot be read: No such file or directory",
         "error: modls: cannot be read: No such file or directory "
         "(was the command `demucs-infer models` meant?)",
     ]
 
 
-def test_trust_is_asked_for_by_name(run: Command, here: Path) -> None:
+def test_checkpoint_with_code_is_not_executed(run: Command, work_folder: Path) -> None:
     import torch
 
     class Foreign:
         def __reduce__(self) -> tuple[Any, ...]:
             return print, ("executed",)
 
-    folder = here / "evil"
+    folder = work_folder / "evil"
     folder.mkdir()
     torch.save({"klass": Foreign(), "args": (), "kwargs": {}, "state": {}}, folder / "evil.th")
     assert main(["-n", "evil", "--repo", str(folder), "song.wav", "-q"]) == 4
@@ -215,13 +215,18 @@ def test_trust_is_asked_for_by_name(run: Command, here: Path) -> None:
         ("--precision auto", None), ("--precision fp32", False),
     ],
 )  # fmt: skip
-def test_how_to_separate(run: Command, here: Path, line: str, changes: bool | None) -> None:
+def test_separation_flags_change_stems_or_not(
+    run: Command, work_folder: Path, line: str, changes: bool | None
+) -> None:
     run("song.wav -o plain --float32")
     run(f"song.wav -o other --float32 {line}")
-    plain, other = stems(here / "plain/9d0a6f1c/song"), stems(here / "other/9d0a6f1c/song")
+    plain, other = (
+        stems(work_folder / "plain/9d0a6f1c/song"),
+        stems(work_folder / "other/9d0a6f1c/song"),
+    )
     error = max(float(np.abs(plain[stem] - other[stem]).max()) for stem in STEMS)
     scale = max(float(np.abs(wav).max()) for wav in plain.values())
-    if changes is None:  # whatever is fastest on this processor: bf16 promises 40 dB
+    if changes is None:  # the fastest of this processor: bf16 is within 40 dB
         assert error < 0.1 * scale
     elif changes:
         assert error > 1e-5
@@ -229,56 +234,58 @@ def test_how_to_separate(run: Command, here: Path, line: str, changes: bool | No
         assert error <= 1e-5 * max(scale, 1)
 
 
-def test_precision_that_this_machine_does_not_have(run: Command, here: Path) -> None:
+def test_unsupported_precision_is_usage_error(run: Command, work_folder: Path) -> None:
     run("song.wav --precision fp16", expect=2)
     assert "GPU" in run.err and "auto" in run.err
 
 
-def test_same_seed_same_bytes(run: Command, here: Path) -> None:
+def test_same_seed_gives_same_bytes(run: Command, work_folder: Path) -> None:
     run("song.wav -o one --shifts 3")
     run("song.wav -o two --shifts 3")
     for stem in STEMS:
         name = f"9d0a6f1c/song/{stem}.wav"
-        assert (here / "one" / name).read_bytes() == (here / "two" / name).read_bytes()
+        assert (work_folder / "one" / name).read_bytes() == (
+            work_folder / "two" / name
+        ).read_bytes()
 
 
 # ── stems ──
 
 
-def test_two_stems(run: Command, here: Path) -> None:
+def test_two_stems_by_every_method(run: Command, work_folder: Path) -> None:
     run("song.wav -o all --float32", model="bag")
-    everything = stems(here / "all/bag/song")
+    everything = stems(work_folder / "all/bag/song")
     for method, names in (
         ("add", ["drums", "no_drums"]), ("minus", ["drums", "minus_drums"]), ("none", ["drums"]),
     ):  # fmt: skip
         run(
             f"song.wav -o {method} --float32 --two-stems drums --other-method {method}", model="bag"
         )
-        found = stems(here / method / "bag/song")
-        assert sorted(found) == sorted(names)
-        assert np.array_equal(found["drums"], everything["drums"])
+        written = stems(work_folder / method / "bag/song")
+        assert sorted(written) == sorted(names)
+        assert np.array_equal(written["drums"], everything["drums"])
         # Sums of float32 in another order: a few units of the last of 24 bits.
         if method == "add":
             rest = sum(everything[stem] for stem in STEMS if stem != "drums")
-            assert np.abs(found["no_drums"] - rest).max() < 1e-6
+            assert np.abs(written["no_drums"] - rest).max() < 1e-6
         if method == "minus":
-            rest = load(here / "song.wav") - everything["drums"]
-            assert np.abs(found["minus_drums"] - rest).max() < 1e-6
+            rest = load(work_folder / "song.wav") - everything["drums"]
+            assert np.abs(written["minus_drums"] - rest).max() < 1e-6
 
 
-def test_stems_and_rules(run: Command, here: Path) -> None:
+def test_stems_and_derive_flags(run: Command, work_folder: Path) -> None:
     run("song.wav -o all --float32")
-    everything = stems(here / "all/9d0a6f1c/song")
+    everything = stems(work_folder / "all/9d0a6f1c/song")
     run(
         "song.wav -o some --float32 --stems vocals,band "
         "--derive band=bass+other --derive karaoke=mixture-vocals"
     )
-    found = stems(here / "some/9d0a6f1c/song")
-    assert sorted(found) == ["band", "vocals"]
-    assert np.abs(found["band"] - everything["bass"] - everything["other"]).max() < 1e-6
+    written = stems(work_folder / "some/9d0a6f1c/song")
+    assert sorted(written) == ["band", "vocals"]
+    assert np.abs(written["band"] - everything["bass"] - everything["other"]).max() < 1e-6
 
 
-def test_stems_that_do_not_exist(run: Command, here: Path) -> None:
+def test_unknown_stems_are_usage_error(run: Command, work_folder: Path) -> None:
     run("song.wav --stems violin --derive x=nothing", expect=2)
     assert "violin" in run.err and "nothing" in run.err and "drums" in run.err
 
@@ -286,73 +293,77 @@ def test_stems_that_do_not_exist(run: Command, here: Path) -> None:
 # ── input ──
 
 
-def test_a_part_of_a_track(run: Command, here: Path) -> None:
+def test_start_and_duration_select_a_part(run: Command, work_folder: Path) -> None:
     run("song.wav --start 0.5 --duration 1.25")
-    assert len(load(here / "separated/9d0a6f1c/song/drums.wav")) == 1.25 * RATE
+    assert len(load(work_folder / "separated/9d0a6f1c/song/drums.wav")) == 1.25 * RATE
 
 
-def test_strict(run: Command, here: Path) -> None:
-    whole = (here / "song.wav").read_bytes()
-    (here / "cut.wav").write_bytes(whole[: len(whole) // 2])
+def test_strict_fails_truncated_track(run: Command, work_folder: Path) -> None:
+    whole = (work_folder / "song.wav").read_bytes()
+    (work_folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
     rows = run("cut.wav --json")["tracks"]
     assert "missing" in rows[0]["warnings"][0]
     run("cut.wav -o strict --strict", expect=3)
-    assert not list(here.glob("strict/**/*.wav"))
+    assert not list(work_folder.glob("strict/**/*.wav"))
 
 
-def test_folders_are_mirrored_and_one_bad_file_is_not_the_end(run: Command, here: Path) -> None:
-    write_song(here / "music/a/one.wav", seed=1)
-    write_song(here / "music/b/one.flac", seed=2)
-    (here / "music/notes.txt").write_text("not a song")
-    (here / "music/bad.wav").write_bytes(b"RIFF....WAVEnonsense")
-    found = run("music --json --progress none", expect=1)
-    assert (found["done"], found["failed"]) == (2, 1)
-    bad = [row for row in found["tracks"] if row["status"] == "failed"]
+def test_folders_are_mirrored_and_run_continues_after_bad_file(
+    run: Command, work_folder: Path
+) -> None:
+    write_song(work_folder / "music/a/one.wav", seed=1)
+    write_song(work_folder / "music/b/one.flac", seed=2)
+    (work_folder / "music/notes.txt").write_text("not a song")
+    (work_folder / "music/bad.wav").write_bytes(b"RIFF....WAVEnonsense")
+    summary = run("music --json --progress none", expect=1)
+    assert (summary["done"], summary["failed"]) == (2, 1)
+    bad = [row for row in summary["tracks"] if row["status"] == "failed"]
     assert [row["track"] for row in bad] == ["music/bad.wav"]
     assert "bad.wav" in run.err and "Traceback" not in run.err
-    folder = here / "separated/9d0a6f1c"
+    folder = work_folder / "separated/9d0a6f1c"
     assert (folder / "a/one/drums.wav").exists() and (folder / "b/one/drums.wav").exists()
     # What was written is not taken for music in the next run.
     assert len(run(". --json", expect=1)["tracks"]) == 4
 
 
-def test_patterns(run: Command, here: Path) -> None:
-    write_song(here / "x1.wav")
-    write_song(here / "x2.wav")
+def test_pattern_selects_tracks(run: Command, work_folder: Path) -> None:
+    write_song(work_folder / "x1.wav")
+    write_song(work_folder / "x2.wav")
     assert len(run("'x*.wav' --json")["tracks"]) == 2
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_pipes(repo: Path, here: Path) -> None:
+def test_standard_input_to_standard_output(repo: Path, work_folder: Path) -> None:
     words = ["-", "-o", "-", "--stems", "vocals", "--repo", repo, "-n", "9d0a6f1c", "--flac"]
-    done = shell(words, cwd=here, given=(here / "song.wav").read_bytes())
+    done = run_process(words, cwd=work_folder, stdin=(work_folder / "song.wav").read_bytes())
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(b"-: vocals to standard output (")
     piped, rate = soundfile.read(io.BytesIO(done.stdout), always_2d=True)
     assert rate == RATE and main(["song.wav", *map(str, words[3:])]) == 0
-    expected = soundfile.read(here / "separated/9d0a6f1c/song/vocals.flac", always_2d=True)[0]
+    expected = soundfile.read(work_folder / "separated/9d0a6f1c/song/vocals.flac", always_2d=True)[
+        0
+    ]
     assert np.array_equal(piped, expected)
-    assert tree(here) == sorted(
+    assert tree(work_folder) == sorted(
         ["song.wav", "separated/9d0a6f1c/song/vocals.flac", "separated/9d0a6f1c/song/stems.json"]
     )
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such pipes here")
-def test_what_comes_through_a_pipe_with_a_name(run: Command, here: Path) -> None:
-    os.mkfifo(here / "pipe")
-    giver = threading.Thread(
-        target=lambda: (here / "pipe").write_bytes((here / "song.wav").read_bytes())
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_named_pipe_gives_same_stems_as_file(run: Command, work_folder: Path) -> None:
+    os.mkfifo(work_folder / "pipe")
+    writer = threading.Thread(
+        target=lambda: (work_folder / "pipe").write_bytes((work_folder / "song.wav").read_bytes())
     )
-    giver.start()
+    writer.start()
     run("pipe song.wav")
-    giver.join()
-    piped, plain = (stems(here / f"separated/9d0a6f1c/{name}") for name in ("pipe", "song"))
+    writer.join()
+    piped, plain = (stems(work_folder / f"separated/9d0a6f1c/{name}") for name in ("pipe", "song"))
     assert piped and all(np.array_equal(piped[name], plain[name]) for name in STEMS)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell that closes streams")
 @pytest.mark.parametrize(
-    ("closed", "line", "code", "said"),
+    ("closed", "line", "code", "message"),
     [
         ("<&-", "-", 2, b"standard input, which is closed"),
         (">&-", "song.wav -o - --stems drums", 2, b"standard output, which is closed"),
@@ -360,20 +371,24 @@ def test_what_comes_through_a_pipe_with_a_name(run: Command, here: Path) -> None
         ("<&- >&- 2>&-", "song.wav", 0, b""),
     ],
 )
-def test_streams_that_are_closed(
-    repo: Path, here: Path, closed: str, line: str, code: int, said: bytes
+def test_closed_standard_streams(
+    repo: Path, work_folder: Path, closed: str, line: str, code: int, message: bytes
 ) -> None:
     words = [sys.executable, "-m", "demucs_infer", "--repo", repo, "-n", "9d0a6f1c"]
     command = f"{shlex.join(map(str, words))} {line} {closed}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, env=environment())
     assert done.returncode == code, done.stderr
-    assert said in done.stderr and b"Traceback" not in done.stderr and b"report" not in done.stderr
-    files = stems(here / "separated/9d0a6f1c/song") if code == 0 else {}
+    assert (
+        message in done.stderr and b"Traceback" not in done.stderr and b"report" not in done.stderr
+    )
+    files = stems(work_folder / "separated/9d0a6f1c/song") if code == 0 else {}
     assert code or sorted(files) == STEMS
 
 
 @pytest.mark.parametrize("line", ["song.wav -o -", "song.wav - -o - --stems drums"])
-def test_one_stem_of_one_track_fits_through_a_pipe(run: Command, here: Path, line: str) -> None:
+def test_standard_output_takes_one_stem_of_one_track(
+    run: Command, work_folder: Path, line: str
+) -> None:
     run(line, expect=2)
     assert "--out -" in run.err
 
@@ -381,12 +396,12 @@ def test_one_stem_of_one_track_fits_through_a_pipe(run: Command, here: Path, lin
 # ── output ──
 
 
-def test_where_files_go(run: Command, here: Path) -> None:
+def test_out_and_filename_place_files(run: Command, work_folder: Path) -> None:
     run("song.wav -o elsewhere --filename '{stem}/{track}.{trackext}.{ext}'")
-    assert (here / "elsewhere/9d0a6f1c/drums/song.wav.wav").exists()
+    assert (work_folder / "elsewhere/9d0a6f1c/drums/song.wav.wav").exists()
     for bad in ("{track}.{ext}", "../{stem}.{ext}", "{stem}/{nope}"):
         run(f"song.wav --filename '{bad}'", expect=2)
-        assert run.err.startswith("error: template=")
+        assert run.err.startswith("error: invalid template=")
 
 
 @pytest.mark.parametrize(
@@ -401,135 +416,147 @@ def test_where_files_go(run: Command, here: Path) -> None:
         ("--mp3-bitrate 200 --mp3-preset 3", "wav", "PCM_16"),
     ],
 )  # fmt: skip
-def test_formats(run: Command, here: Path, line: str, suffix: str, subtype: str) -> None:
-    save(here / "deep.wav", make_noise(2, RATE), subtype="PCM_24")
+def test_format_flags(
+    run: Command, work_folder: Path, line: str, suffix: str, subtype: str
+) -> None:
+    save(work_folder / "deep.wav", make_noise(2, RATE), subtype="PCM_24")
     run(f"deep.wav {line}")
-    info = soundfile.info(here / f"separated/9d0a6f1c/deep/drums.{suffix}")
+    info = soundfile.info(work_folder / f"separated/9d0a6f1c/deep/drums.{suffix}")
     assert (info.subtype, info.samplerate, info.channels) == (subtype, RATE, 2)
     assert info.frames == RATE
 
 
-def test_bitrates_differ(run: Command, here: Path) -> None:
+def test_lower_bitrate_gives_smaller_files(run: Command, work_folder: Path) -> None:
     sizes = []
     for rate in (32, 128):
         run(f"song.wav -o {rate} --mp3 --mp3-bitrate {rate}")
-        sizes.append((here / f"{rate}/9d0a6f1c/song/drums.mp3").stat().st_size)
+        sizes.append((work_folder / f"{rate}/9d0a6f1c/song/drums.mp3").stat().st_size)
     assert sizes[0] < 0.6 * sizes[1]  # at 8 kHz the format ends at 64
 
 
-def test_rate_and_channels_of_the_source(run: Command, here: Path) -> None:
-    write_song(here / "mono.wav", 1.0001, rate=11025, channels=1)
+def test_rate_and_channels_of_the_source(run: Command, work_folder: Path) -> None:
+    write_song(work_folder / "mono.wav", 1.0001, rate=11025, channels=1)
     run("mono.wav --rate source --channels source")
-    info = soundfile.info(here / "separated/9d0a6f1c/mono/drums.wav")
+    info = soundfile.info(work_folder / "separated/9d0a6f1c/mono/drums.wav")
     assert (info.samplerate, info.channels, info.frames) == (11025, 1, round(1.0001 * 11025))
     run("mono.wav -o other --rate 22050 --channels 2")
-    info = soundfile.info(here / "other/9d0a6f1c/mono/drums.wav")
+    info = soundfile.info(work_folder / "other/9d0a6f1c/mono/drums.wav")
     assert (info.samplerate, info.channels) == (22050, 2)
 
 
-def test_clipping(run: Command, here: Path) -> None:
-    save(here / "loud.wav", 30 * make_noise(2, RATE), subtype="FLOAT")
+def test_clip_modes(run: Command, work_folder: Path) -> None:
+    save(work_folder / "loud.wav", 30 * make_noise(2, RATE), subtype="FLOAT")
     run("loud.wav -o none --clip-mode none --float32")
-    truth = stems(here / "none/9d0a6f1c/loud")
+    truth = stems(work_folder / "none/9d0a6f1c/loud")
     peaks = {stem: float(np.abs(wav).max()) for stem, wav in truth.items()}
-    assert max(peaks.values()) > 1  # or nothing here is tested
+    assert max(peaks.values()) > 1  # otherwise nothing is tested
 
     row = run("loud.wav -o track --json")["tracks"][0]
     top = 1 - 2.0**-15
     assert row["gain"] == pytest.approx(top / max(peaks.values()))
-    shared = stems(here / "track/9d0a6f1c/loud")
+    shared = stems(work_folder / "track/9d0a6f1c/loud")
     for stem in STEMS:
         # Rounded together, each stem is within a step of its own value.
         assert np.abs(shared[stem] - row["gain"] * truth[stem]).max() <= 1.0001 * 2.0**-15
     run("loud.wav -o each --clip-mode rescale --float32")
-    for stem, wav in stems(here / "each/9d0a6f1c/loud").items():
+    for stem, wav in stems(work_folder / "each/9d0a6f1c/loud").items():
         expected = truth[stem] / max(1.01 * peaks[stem], 1)
         assert np.abs(wav - expected).max() < 1e-6 * max(peaks.values())
     run("loud.wav -o clamp --clip-mode clamp --float32")
-    for stem, wav in stems(here / "clamp/9d0a6f1c/loud").items():
+    for stem, wav in stems(work_folder / "clamp/9d0a6f1c/loud").items():
         assert np.abs(wav - truth[stem].clip(-0.99, 0.99)).max() < 1e-6
 
 
-def test_tags_are_carried_unless_not(run: Command, here: Path) -> None:
+def test_tags_are_copied_unless_disabled(run: Command, work_folder: Path) -> None:
     from demucs_infer.audio.reader import probe
     from demucs_infer.audio.writer import AudioWriter
 
-    with AudioWriter(here / "tagged.flac", RATE, 2, tags={"title": "A", "artist": "B"}) as out:
+    with AudioWriter(
+        work_folder / "tagged.flac", RATE, 2, tags={"title": "A", "artist": "B"}
+    ) as out:
         out.write(make_noise(2, RATE))
     run("tagged.flac --flac")
-    tags = probe(here / "separated/9d0a6f1c/tagged/drums.flac").tags
+    tags = probe(work_folder / "separated/9d0a6f1c/tagged/drums.flac").tags
     assert (tags["title"], tags["artist"]) == ("A (drums)", "B")
     run("tagged.flac --flac --no-tags -o bare")
-    assert "artist" not in probe(here / "bare/9d0a6f1c/tagged/drums.flac").tags
+    assert "artist" not in probe(work_folder / "bare/9d0a6f1c/tagged/drums.flac").tags
 
 
-def test_the_manifest(run: Command, here: Path) -> None:
+def test_manifest_describes_run(run: Command, work_folder: Path) -> None:
     from demucs_infer.system.checksum import sha256_file
 
     run("song.wav --overlap 0.1 --seed 3")
-    folder = here / "separated/9d0a6f1c/song"
-    told = json.loads((folder / "stems.json").read_text())
-    recipe = told["recipe"]
-    assert recipe["input_sha256"] == sha256_file(here / "song.wav")
+    folder = work_folder / "separated/9d0a6f1c/song"
+    manifest = json.loads((folder / "stems.json").read_text())
+    recipe = manifest["recipe"]
+    assert recipe["input_sha256"] == sha256_file(work_folder / "song.wav")
     assert recipe["weights"] == [sha256_file(next(run.repo.glob("9d0a6f1c*")))]
     assert (recipe["settings"]["overlap"], recipe["settings"]["seed"]) == (0.1, 3)
     assert set(recipe["versions"]) == {"demucs-infer", "torch"}
-    assert (told["sample_rate"], told["gain"], told["duration_seconds"]) == (RATE, 1.0, 3.0)
-    for stem, entry in told["stems"].items():
+    assert (manifest["sample_rate"], manifest["gain"], manifest["duration_seconds"]) == (
+        RATE,
+        1.0,
+        3.0,
+    )
+    for stem, entry in manifest["stems"].items():
         assert entry["sha256"] == sha256_file(folder / entry["file"]), stem
     run("song.wav -o bare --no-manifest")
-    assert tree(here / "bare") == [f"9d0a6f1c/song/{stem}.wav" for stem in STEMS]
+    assert tree(work_folder / "bare") == [f"9d0a6f1c/song/{stem}.wav" for stem in STEMS]
 
 
-# ── what to do, and what to say ──
+# ── run and report ──
 
 
-def test_done_is_done(run: Command, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = lambda: run("song.wav --json")["tracks"][0]["status"]  # noqa: E731 (said often)
-    assert [state(), state()] == ["done", "skipped"]
+def test_finished_track_is_skipped_until_anything_changes(
+    run: Command, work_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def status() -> str:
+        return run("song.wav --json")["tracks"][0]["status"]
+
+    assert [status(), status()] == ["done", "skipped"]
     assert run("song.wav --json --force")["tracks"][0]["status"] == "done"
-    drums = here / "separated/9d0a6f1c/song/drums.wav"
+    drums = work_folder / "separated/9d0a6f1c/song/drums.wav"
     drums.write_bytes(drums.read_bytes()[:-2])
-    assert [state(), state()] == ["done", "skipped"]
-    write_song(here / "song.wav", seed=9)
-    assert [state(), state()] == ["done", "skipped"]
+    assert [status(), status()] == ["done", "skipped"]
+    write_song(work_folder / "song.wav", seed=9)
+    assert [status(), status()] == ["done", "skipped"]
     assert run("song.wav --json --overlap 0.3")["tracks"][0]["status"] == "done"
     assert run("song.wav --json --skip-existing")["tracks"][0]["status"] == "skipped"
     monkeypatch.setattr("demucs_infer.batch.request.__version__", "0.0")
-    assert state() == "done"
+    assert status() == "done"
 
 
-def test_collisions(run: Command, here: Path) -> None:
-    write_song(here / "a/song.wav", seed=1)
-    write_song(here / "b/song.wav", seed=2)
+def test_collisions_are_refused_or_numbered(run: Command, work_folder: Path) -> None:
+    write_song(work_folder / "a/song.wav", seed=1)
+    write_song(work_folder / "b/song.wav", seed=2)
     run("a/song.wav b/song.wav", expect=2)
     assert "a/song.wav" in run.err and "b/song.wav" in run.err
-    assert not (here / "separated").exists()
+    assert not (work_folder / "separated").exists()
     run("a/song.wav b/song.wav --collisions number")
-    assert (here / "separated/9d0a6f1c/song-2/drums.wav").exists()
+    assert (work_folder / "separated/9d0a6f1c/song-2/drums.wav").exists()
     # Stems that would lie on top of a track.
-    write_song(here / "out/9d0a6f1c/drums.wav")
-    before = (here / "out/9d0a6f1c/drums.wav").read_bytes()
+    write_song(work_folder / "out/9d0a6f1c/drums.wav")
+    before = (work_folder / "out/9d0a6f1c/drums.wav").read_bytes()
     run("out/9d0a6f1c/drums.wav -o out --filename '{stem}.{ext}'", expect=2)
-    assert (here / "out/9d0a6f1c/drums.wav").read_bytes() == before
+    assert (work_folder / "out/9d0a6f1c/drums.wav").read_bytes() == before
 
 
-def test_dry_run(run: Command, here: Path) -> None:
-    found = run("song.wav gone.wav --dry-run --json", model="bag")
-    assert [track["state"] for track in found["tracks"]] == ["to do", "cannot be read"]
-    assert found["audio_seconds"] == 3 and found["stems"] == ["drums", "bass", "other", "vocals"]
+def test_dry_run_estimates_without_writing(run: Command, work_folder: Path) -> None:
+    report = run("song.wav gone.wav --dry-run --json", model="bag")
+    assert [track["state"] for track in report["tracks"]] == ["to do", "cannot be read"]
+    assert report["audio_seconds"] == 3 and report["stems"] == ["drums", "bass", "other", "vocals"]
     # Four 16-bit stereo files, and their samples and those of the track as floats.
-    assert found["disk_bytes"] == 3 * RATE * 2 * (4 * (2 + 4) + 4)
-    assert found["run_seconds"] >= 0 and found["memory_bytes"] > 1 << 20
-    assert not (here / "separated").exists()
+    assert report["disk_bytes"] == 3 * RATE * 2 * (4 * (2 + 4) + 4)
+    assert report["run_seconds"] >= 0 and report["memory_bytes"] > 1 << 20
+    assert not (work_folder / "separated").exists()
     run("song.wav --dry-run", model="bag")
     assert "song.wav: 3 s, to do" in run.out
-    assert main(["song.wav", "--dry-run", "--json", "--cache-dir", str(here / "none")]) == 0
-    told = json.loads(run._capsys.readouterr().out)
-    assert told["to_download"][0]["file"].startswith("955717e8")
+    assert main(["song.wav", "--dry-run", "--json", "--cache-dir", str(work_folder / "none")]) == 0
+    report = json.loads(run._capsys.readouterr().out)
+    assert report["to_download"][0]["file"].startswith("955717e8")
 
 
-def test_progress_as_json(run: Command, here: Path) -> None:
+def test_progress_json_prints_every_event(run: Command, work_folder: Path) -> None:
     summary = run("song.wav --progress json --json")
     lines = [json.loads(line) for line in run.err.splitlines()]
     names = [line["event"] for line in lines]
@@ -542,10 +569,12 @@ def test_progress_as_json(run: Command, here: Path) -> None:
         assert Path(path).is_file()
 
 
-def test_a_bar_of_eighty_columns(run: Command, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_fits_into_eighty_columns(
+    run: Command, work_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     name = "a song with a name that is much too long for a line of eighty columns.wav"
-    (here / "song.wav").rename(here / name)
+    (work_folder / "song.wav").rename(work_folder / name)
     run(f"'{name}' --progress bar")
     frames = [frame for frame in run.err.replace("\n", "\r").split("\r") if "%" in frame]
     assert "100%" in frames[-1] and "3/3 s" in frames[-1]
@@ -553,15 +582,15 @@ def test_a_bar_of_eighty_columns(run: Command, here: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("line", "lines"), [("", 1), ("-q", 0), ("--progress none", 0)])
-def test_how_much_is_said(run: Command, here: Path, line: str, lines: int) -> None:
+def test_number_of_lines_printed(run: Command, work_folder: Path, line: str, lines: int) -> None:
     run(f"song.wav {line}")
     assert (run.out, len(run.err.splitlines())) == ("", lines)
     run(f"gone.wav {line}", expect=3)
     assert run.err.splitlines()[-1].startswith("error: gone.wav")
 
 
-def test_debug_shows_where(run: Command, here: Path) -> None:
-    (here / "bad.wav").write_bytes(b"no sound")
+def test_only_debug_shows_traceback(run: Command, work_folder: Path) -> None:
+    (work_folder / "bad.wav").write_bytes(b"no sound")
     run("bad.wav -v", expect=3)
     assert "Traceback" not in run.err
     run("bad.wav --debug", expect=3)
@@ -570,11 +599,11 @@ def test_debug_shows_where(run: Command, here: Path) -> None:
     assert "Traceback" not in run.err
 
 
-def test_the_demo(run: Command, here: Path) -> None:
+def test_demo_writes_stems_and_scores(run: Command, work_folder: Path) -> None:
     rows = run("--demo --json")["tracks"]
     assert [row["track"] for row in rows] == ["demo"]
-    assert len(load(here / "separated/9d0a6f1c/demo/drums.wav")) == 20 * RATE
-    assert len(load(here / "separated/9d0a6f1c/demo/mixture.wav")) == 20 * 44_100
+    assert len(load(work_folder / "separated/9d0a6f1c/demo/drums.wav")) == 20 * RATE
+    assert len(load(work_folder / "separated/9d0a6f1c/demo/mixture.wav")) == 20 * 44_100
     assert "sdr" in run.err.lower()
 
 
@@ -588,21 +617,23 @@ def test_the_demo(run: Command, here: Path) -> None:
         "song.wav --two-stems drums --stems bass", "song.wav --rate 0", "song.wav --start -1",
     ],
 )  # fmt: skip
-def test_wrong_usage(run: Command, here: Path, line: str) -> None:
-    with pytest.raises(SystemExit) as left:
+def test_invalid_flags_are_usage_errors(run: Command, work_folder: Path, line: str) -> None:
+    with pytest.raises(SystemExit) as caught:
         run(line)
-    assert left.value.code == 2
+    assert caught.value.code == 2
     err = run._capsys.readouterr().err
     assert "error: " in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("flag", ["-n htdemucs", "-s 9d0a6f1c"])  # the default, said aloud, too
-def test_a_known_network_and_one_of_your_own_exclude_each_other(
+@pytest.mark.parametrize(
+    "flag", ["-n htdemucs", "-s 9d0a6f1c"]
+)  # the default, given explicitly, too
+def test_named_and_custom_models_exclude_each_other(
     flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as caught:
         main(["song.wav", *flag.split(), "--config", "a.json", "--checkpoint", "a.th"])
-    assert left.value.code == 2
+    assert caught.value.code == 2
     assert "--config: not allowed with argument -" in capsys.readouterr().err
 
 
@@ -616,7 +647,9 @@ def test_a_known_network_and_one_of_your_own_exclude_each_other(
         "song.wav --rate 99999999",
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(run: Command, here: Path, line: str) -> None:
+def test_impossible_settings_are_one_line_errors(
+    run: Command, work_folder: Path, line: str
+) -> None:
     try:
         code: object = main(["--repo", str(run.repo), "-n", "9d0a6f1c", *shlex.split(line)])
     except SystemExit as wrong_usage:
@@ -625,31 +658,33 @@ def test_what_cannot_be_done_is_said_in_a_line(run: Command, here: Path, line: s
     assert code in (2, 4) and "error: " in err and "Traceback" not in err
 
 
-def test_more_memory_than_there_is_is_told_with_a_way_out(
-    here: Path, capsys: pytest.CaptureFixture[str]
+def test_out_of_memory_error_suggests_shorter_segment(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kwargs = TINY["HTDemucs"] | {"use_train_segment": False}  # it pads to whatever it is told
+    kwargs = TINY["HTDemucs"] | {
+        "use_train_segment": False
+    }  # it pads to the length that is requested
     network = HTDemucs(**kwargs)
     package = {"klass": HTDemucs, "args": (), "kwargs": kwargs, "state": network.state_dict()}
-    torch.save(package, here / "free.th")
-    assert main(["song.wav", "--repo", str(here), "-n", "free", "--segment", "1e9"]) == 1
+    torch.save(package, work_folder / "free.th")
+    assert main(["song.wav", "--repo", str(work_folder), "-n", "free", "--segment", "1e9"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: song.wav: out of memory: a shorter") and err.count("\n") == 1
-    assert not tree(here / "separated")
+    assert not tree(work_folder / "separated")
 
 
 @pytest.mark.parametrize("out", ["taken", "taken/below"])
-def test_an_output_folder_that_is_a_file_is_refused_before_any_work(
-    run: Command, here: Path, out: str
+def test_out_below_a_file_is_refused_before_any_work(
+    run: Command, work_folder: Path, out: str
 ) -> None:
-    (here / "taken").write_text("not a folder")
+    (work_folder / "taken").write_text("not a folder")
     run(f"song.wav -o {out}", expect=2)
-    assert "--out names a folder" in run.err
-    assert (here / "taken").read_text() == "not a folder"
+    assert "must be a folder, but taken is a file" in run.err
+    assert (work_folder / "taken").read_text() == "not a folder"
 
 
-def test_a_disk_without_room_is_told_with_the_folder_and_the_way_out(
-    run: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+def test_full_disk_error_names_files_and_suggests_freeing_space(
+    run: Command, work_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def append(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -657,32 +692,30 @@ def test_a_disk_without_room_is_told_with_the_folder_and_the_way_out(
     monkeypatch.setattr(Spool, "append", append)  # a full disk needs a mount, and that needs root
     run("song.wav -o out", expect=1)
     assert "song/drums.wav and 3 more: No space left on device; free some space" in run.err
-    assert not list((here / "out").rglob("*.wav"))
+    assert not list((work_folder / "out").rglob("*.wav"))
 
 
-def test_two_tracks_of_one_name_are_told_by_what_they_would_become(
-    run: Command, here: Path
-) -> None:
+def test_collision_error_names_the_shared_file(run: Command, work_folder: Path) -> None:
     for folder in ("a", "b"):
-        (here / folder).mkdir()
-        (here / folder / "song.wav").write_bytes((here / "song.wav").read_bytes())
+        (work_folder / folder).mkdir()
+        (work_folder / folder / "song.wav").write_bytes((work_folder / "song.wav").read_bytes())
     run("a/song.wav b/song.wav -o out", expect=2)
     assert "would both become out/9d0a6f1c/song/{stem}.wav" in run.err
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nothing can be made")
-def test_a_folder_that_cannot_be_made_is_told_as_what_it_is(run: Command, here: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that is not writable")
+def test_output_folder_that_cannot_be_created_is_an_error(run: Command, work_folder: Path) -> None:
     run("song.wav -o /proc/nowhere", expect=1)
     assert "cannot write /proc/nowhere/9d0a6f1c: No such file or directory" in run.err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are UTF-8")
-def test_a_name_that_is_not_utf_8_has_a_manifest_and_is_done_once(repo: Path, here: Path) -> None:
-    song = Path(os.fsdecode(os.fsencode(here) + b"/lat\xe9.wav"))
-    song.write_bytes((here / "song.wav").read_bytes())
+def test_file_name_that_is_not_utf_8_is_done_once(repo: Path, work_folder: Path) -> None:
+    song = Path(os.fsdecode(os.fsencode(work_folder) + b"/lat\xe9.wav"))
+    song.write_bytes((work_folder / "song.wav").read_bytes())
     words = [song, "--repo", repo, "-n", "9d0a6f1c", "-o", "out", "--json"]
     for outcome in ("done", "skipped"):
-        told = json.loads(shell(words, cwd=here).stdout)
-        assert told[outcome] == 1 and told["tracks"][0]["track"] == str(song)
-    manifest = next((here / "out").rglob("stems.json"))
+        summary = json.loads(run_process(words, cwd=work_folder).stdout)
+        assert summary[outcome] == 1 and summary["tracks"][0]["track"] == str(song)
+    manifest = next((work_folder / "out").rglob("stems.json"))
     assert json.loads(manifest.read_text("utf-8"))["input"] == str(song)

@@ -1,4 +1,4 @@
-"""The bar of the command line: what is left is told from the work of this run alone."""
+"""Test the progress bar: remaining time is estimated from the work of this run only."""
 
 import io
 
@@ -6,10 +6,10 @@ from demucs_infer.cli.progress import BarReporter
 from demucs_infer.events import ChunkProcessed
 
 
-def test_a_bar_that_resumes_counts_no_work_that_it_did_not_time() -> None:
+def test_resumed_bar_does_not_estimate_from_earlier_work() -> None:
     stream = io.StringIO()
-    report = BarReporter(stream)
-    report.event("song", ChunkProcessed(81, 100, fraction=0.81, seconds_total=200.0))
+    reporter = BarReporter(stream)
+    reporter.show_event("song", ChunkProcessed(81, 100, fraction=0.81, seconds_total=200.0))
     assert "81%" in stream.getvalue() and "162/200 s" in stream.getvalue()
     assert stream.getvalue().rstrip().endswith("<?]")  # nothing has been timed yet
-    report.close()
+    reporter.close()

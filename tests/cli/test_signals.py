@@ -1,4 +1,4 @@
-"""Ctrl-C does not wait for what the network, or a huge file, is in the middle of."""
+"""Test that Ctrl-C waits neither for a long call of a network nor for a huge file."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from tests.helpers.cli_process import RATE, environment, tree, write_song
 from tests.helpers.networks import ScaleModel
 from tests.helpers.requests import make_request
 
-# Its sixth window takes an hour, in a call that no signal cuts short: the thread that makes it has
-# them blocked, so another one gets them, as happens during a long kernel.
+# The sixth window takes an hour, in a call that no signal interrupts: its thread blocks signals, so
+# another thread gets them, as happens during a long kernel.
 NETWORK = """
 import ctypes, os, signal
 from dataclasses import dataclass
@@ -53,12 +53,12 @@ CONFIG = {
 }
 
 
-def start(folder: Path, *words: str, **more: str) -> "subprocess.Popen[bytes]":
-    own = "--config slow.json --checkpoint slow.pt --module slow --class Slow -d cpu -q"
+def start_process(folder: Path, *words: str, **more: str) -> "subprocess.Popen[bytes]":
+    flags = "--config slow.json --checkpoint slow.pt --module slow --class Slow -d cpu -q"
     env = environment()
     env = {**env, "PYTHONPATH": f"{env['PYTHONPATH']}{os.pathsep}{folder}", **more}
     return subprocess.Popen(
-        [sys.executable, "-m", "demucs_infer", *own.split(), *words],
+        [sys.executable, "-m", "demucs_infer", *flags.split(), *words],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         # A shell's background jobs ignore the interrupt, and what they start inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -66,41 +66,41 @@ def start(folder: Path, *words: str, **more: str) -> "subprocess.Popen[bytes]":
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent as POSIX signals here")
-@pytest.mark.parametrize("jobs", ["0", "1"])  # in the main thread, and in one that is waited for
-def test_a_window_that_takes_an_hour_is_not_waited_for(jobs: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", ["0", "1"])  # in the main thread, and in one that is joined
+def test_interrupt_does_not_wait_for_running_window(jobs: str, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(NETWORK)
     (tmp_path / "slow.json").write_text(json.dumps(CONFIG))
     torch.save({"gain": torch.ones(1)}, tmp_path / "slow.pt")
     write_song(tmp_path / "song.wav", 12)
 
-    process = start(tmp_path, "song.wav", "-o", "a", "-j", jobs, SLOW="1")
+    process = start_process(tmp_path, "song.wav", "-o", "a", "-j", jobs, SLOW="1")
     assert process.stdout
     assert process.stdout.readline() == b"asleep\n"
     process.send_signal(signal.SIGINT)
     try:
-        _, said = process.communicate(timeout=120)  # a crowded machine's minutes, not the hour
+        _, errors = process.communicate(timeout=120)  # a crowded machine's minutes, not the hour
     finally:
         process.kill()
     assert process.returncode == 130
-    assert said.count(b"interrupted") == 1 and b"Traceback" not in said
+    assert errors.count(b"interrupted") == 1 and b"Traceback" not in errors
     assert tree(tmp_path / "a")
     assert all(".partial" in name for name in tree(tmp_path / "a"))
 
-    for out in ("a", "b"):  # goes on, and from the beginning
-        assert start(tmp_path, "song.wav", "-o", out).communicate(timeout=120)[1] == b""
+    for out in ("a", "b"):  # resumed, and from the beginning
+        assert start_process(tmp_path, "song.wav", "-o", out).communicate(timeout=120)[1] == b""
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     stems = [name for name in tree(tmp_path / "a") if name.endswith(".wav")]
     assert len(stems) == 2
     for name in stems:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    told = json.loads(next((tmp_path / "a").rglob("stems.json")).read_text())
-    assert told["resumed_seconds"] > 0
+    manifest = json.loads(next((tmp_path / "a").rglob("stems.json")).read_text())
+    assert manifest["resumed_seconds"] > 0
 
 
-def test_closing_a_run_does_not_wait_for_the_digest_of_a_huge_file(tmp_path: Path) -> None:
+def test_closing_run_does_not_wait_for_digest_of_huge_file(tmp_path: Path) -> None:
     huge = tmp_path / "huge.wav"
     with huge.open("wb") as file:
-        file.truncate(1 << 42)  # of holes: an hour of reading, and no disk
+        file.truncate(1 << 42)  # sparse: an hour of reading, and no disk space
     small = write_song(tmp_path / "small.wav", 1)
     batch = BatchRunner(
         Separator.from_model(ScaleModel(samplerate=RATE)),
@@ -116,10 +116,10 @@ def test_closing_a_run_does_not_wait_for_the_digest_of_a_huge_file(tmp_path: Pat
         for path in (small, huge)
     ]
     run = batch.run(jobs)
-    next(run)  # the small one is at work, and the huge one is read meanwhile
+    next(run)  # the small track is separated while the huge one is read
     closing = threading.Thread(target=run.close, daemon=True)
     closing.start()
     closing.join(60)
     is_closed = not closing.is_alive()
-    os.truncate(huge, 0)  # whatever still reads it comes to its end
+    os.truncate(huge, 0)  # so that a reader reaches the end
     assert is_closed

@@ -16,7 +16,7 @@ from tests.helpers.cli_process import write_song
         (["--no-manifest"], "does not support --no-manifest"),
         (["--list-models"], "does not support --list-models"),
         (["--results", "list.jsonl"], "would replace the manifest"),
-        (["-o", "list.jsonl/deeper"], "--out names a folder"),
+        (["-o", "list.jsonl/deeper"], "must be a folder, but"),
         (["-o", "-"], "--out must be a folder"),
         (["-o", "nowhere://out", "--results", "t.jsonl"], "nowhere://out"),
         (["--plan", "--bench", "absent.json"], "absent.json"),

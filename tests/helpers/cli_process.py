@@ -1,4 +1,4 @@
-"""What the tests of the command line share: a folder of small models, songs, and ways to run it."""
+"""Help tests to run the command: a folder of small models, songs, and processes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ RATE = 8000  # of every model here
 
 
 def make_repo(folder: Path) -> Path:
-    """Make a folder of models as upstream writes them: two networks, and a bag of both."""
+    """Make a folder of models as upstream writes them: three networks, and a bag of two."""
     import demucs.demucs
     import demucs.htdemucs
     from demucs.states import save_with_checksum
@@ -55,7 +55,7 @@ def save(path: Path, wav: Tensor, rate: int = RATE, subtype: str = "PCM_16") -> 
 
 
 def load(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(T C), exactly as it is in the file."""
+    """Return the samples (T C) exactly as they are in the file."""
     return soundfile.read(path, always_2d=True)[0]
 
 
@@ -63,16 +63,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def shell(
-    words: Sequence[str | Path], *, cwd: Path, given: bytes | None = None
+def run_process(
+    words: Sequence[str | Path], *, cwd: Path, stdin: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """`python -m demucs_infer WORDS`, as people run it."""
+    """Run `python -m demucs_infer WORDS`."""
     command = [sys.executable, "-m", "demucs_infer", *map(str, words)]
     return subprocess.run(
-        command, cwd=cwd, input=given, capture_output=True, env=environment(), timeout=120
+        command, cwd=cwd, input=stdin, capture_output=True, env=environment(), timeout=120
     )
 
 
 def tree(folder: Path) -> list[str]:
-    """Every file below, hidden ones too."""
+    """Return the paths of all files below the folder, including hidden ones."""
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())

@@ -1,4 +1,4 @@
-"""Upstream's command and ours, on the same folder of models: the same files and samples."""
+"""Compare upstream's command with ours on the same folder of models: files and samples."""
 
 import subprocess
 import sys
@@ -11,8 +11,7 @@ from demucs_infer.cli.main import main
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
 
-# Everything that upstream's command takes and that decides what lies where. Shifts are off:
-# upstream's command has no seed.
+# Every flag of upstream's command that changes files. Shifts are off: upstream's has no seed.
 LINES = {
     "bag": "-n bag --shifts 0 a.wav b.b.flac",
     "two": "-n bag --shifts 0 --two-stems drums --overlap 0.5 a.wav",
@@ -28,8 +27,8 @@ LINES = {
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run every line with upstream, in one process, each into `theirs/LINE` of this folder."""
+def compared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run every line with upstream, in one process, in a folder, into `upstream/NAME`."""
     folder = tmp_path_factory.mktemp("dropin")
     make_repo(folder / "repo")
     write_song(folder / "a.wav", 3.3, seed=1)
@@ -37,7 +36,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "loud.wav", 30 * make_noise(2, 2 * RATE), subtype="FLOAT")
     code = "import sys, shlex\nfrom demucs.separate import main\n" \
         "for line in sys.argv[1:]: main(shlex.split(line))"  # fmt: skip
-    lines = [f"{line} --repo repo -d cpu -o theirs/{name}" for name, line in LINES.items()]
+    lines = [f"{line} --repo repo -d cpu -o upstream/{name}" for name, line in LINES.items()]
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *lines],
         cwd=folder, env=environment(), check=True, capture_output=True,
@@ -46,21 +45,21 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_the_same_line_gives_the_same_files(
-    name: str, both: Path, monkeypatch: pytest.MonkeyPatch
+def test_same_flags_give_same_files_and_samples(
+    name: str, compared_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(both)
+    monkeypatch.chdir(compared_folder)
     words = LINES[name].split()
     assert main([*words, "--repo", "repo", "-d", "cpu", "-o", f"ours/{name}", "-q"]) == 0
-    ours, theirs = both / "ours" / name, both / "theirs" / name
+    ours, upstream = compared_folder / "ours" / name, compared_folder / "upstream" / name
     files = [file for file in tree(ours) if not file.endswith(".json")]
-    assert files == tree(theirs) != []
+    assert files == tree(upstream) != []
     for file in files:
         if name == "mp3":  # upstream's lack the delay tag: they are 25 ms late, and longer
             continue
-        mine, his = load(ours / file), load(theirs / file)
-        assert mine.shape == his.shape
-        assert np.abs(mine - his).max() <= tolerance(name, his), file
+        samples, expected = load(ours / file), load(upstream / file)
+        assert samples.shape == expected.shape
+        assert np.abs(samples - expected).max() <= tolerance(name, expected), file
 
 
 def tolerance(name: str, wav: "np.ndarray[object, np.dtype[np.float64]]") -> float:
@@ -72,22 +71,24 @@ def tolerance(name: str, wav: "np.ndarray[object, np.dtype[np.float64]]") -> flo
     return 2 / 2**23 + 1e-6 if name == "minus" else 2 / 2**15
 
 
-def test_files_are_within_one_step_of_what_was_computed(
-    both: Path, monkeypatch: pytest.MonkeyPatch
+def test_16_bit_files_are_within_one_step_of_float_files(
+    compared_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step that upstream's files lose by truncation is upstream's, not ours."""
-    monkeypatch.chdir(both)
+    monkeypatch.chdir(compared_folder)
     line = ["a.wav", "-n", "bag", "--shifts", "0", "--repo", "repo", "-d", "cpu", "-q"]
     assert main([*line, "-o", "exact", "--float32"]) == 0
     assert main([*line, "-o", "rounded"]) == 0
-    for file in tree(both / "rounded"):
+    for file in tree(compared_folder / "rounded"):
         if file.endswith("wav"):
-            error = np.abs(load(both / "rounded" / file) - load(both / "exact" / file)).max()
+            error = np.abs(
+                load(compared_folder / "rounded" / file) - load(compared_folder / "exact" / file)
+            ).max()
             assert error <= 1.0001 / 2**15
 
 
-def test_sixteen_bits_are_upstreams_floats_rounded(
-    both: Path, monkeypatch: pytest.MonkeyPatch
+def test_16_bit_files_are_upstreams_floats_rounded(
+    compared_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against what upstream computes, and against what it writes: trunc(32767 x).
 
@@ -95,14 +96,14 @@ def test_sixteen_bits_are_upstreams_floats_rounded(
     fraction that upstream cuts off, a magnitude x is then floor(x + y + 1/2) steps larger here:
     never more than 2, and 2 only where x is beyond half of full scale.
     """
-    monkeypatch.chdir(both)
+    monkeypatch.chdir(compared_folder)
     for name in ("floats", "steps"):
         assert main([*LINES[name].split(), "--repo", "repo", "-d", "cpu", "-o", name, "-q"]) == 0
-    for file in (file for file in tree(both / "steps") if file.endswith(".wav")):
-        mine = np.round(load(both / "steps" / file) * 32768)
-        exact = load(both / "theirs" / "floats" / file) * 32768
-        written = np.round(load(both / "theirs" / "steps" / file) * 32768)
-        assert np.abs(mine - np.round(exact)).max() <= 1  # sums of floats in another order
-        apart = np.abs(mine - written)
-        assert apart.max() <= 2
-        assert (np.abs(exact[apart == 2]) >= 16384 - 1).all()
+    for file in (file for file in tree(compared_folder / "steps") if file.endswith(".wav")):
+        samples = np.round(load(compared_folder / "steps" / file) * 32768)
+        exact = load(compared_folder / "upstream" / "floats" / file) * 32768
+        written = np.round(load(compared_folder / "upstream" / "steps" / file) * 32768)
+        assert np.abs(samples - np.round(exact)).max() <= 1  # sums of floats in another order
+        difference = np.abs(samples - written)
+        assert difference.max() <= 2
+        assert (np.abs(exact[difference == 2]) >= 16384 - 1).all()

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import yaml
 
-from demucs_infer.cli.models import parser as models_parser
+from demucs_infer.cli.models import make_parser as models_parser
 from demucs_infer.cli.parser import COMMANDS
 from demucs_infer.server.settings import PREFIX, ServerSettings
 from tests.helpers.cli_process import ROOT

@@ -88,13 +88,13 @@ def test_invalid_variable_ends_command(
 )
 def test_invalid_flag_is_usage_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        serve.parser().parse_args(words)
+        serve.make_parser().parse_args(words)
     assert caught.value.code == 2
     assert words[0] in capsys.readouterr().err
 
 
 def test_every_setting_has_flag_with_help() -> None:
-    text = serve.parser().format_help()
+    text = serve.make_parser().format_help()
     from dataclasses import fields
 
     for one in fields(ServerSettings):

@@ -1,0 +1,74 @@
+"""Turn the command line into values: the model, the request, and settings of `--config`."""
+
+import argparse
+from collections.abc import Sequence
+
+from demucs_infer.batch.request import ModelSpec
+from demucs_infer.errors import ConfigError
+from demucs_infer.options import NAMES, Request, drop_inapplicable, list_options
+
+
+def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line, with settings of the `--config` file as defaults of its flags.
+
+    `custom_config` is that configuration, or None, and `config_settings` are its settings.
+    """
+    args = parser.parse_args(words)
+    dependent = {
+        "--checkpoint": args.checkpoint,
+        "--set": args.overrides,
+        "--module": args.module,
+        "--class": args.class_name,
+    }
+    if args.config is None:
+        if given := [flag for flag, value in dependent.items() if value]:
+            parser.error(f"{given[0]} needs --config")
+        args.custom_config, args.config_settings = None, {}
+        return args
+    if args.checkpoint is None or args.repo is not None:
+        parser.error("--config needs --checkpoint, and no --repo")
+    from demucs_infer.custom.config import Config
+
+    try:
+        config = Config.from_file(args.config, args.overrides)
+    except ConfigError as error:
+        parser.error(str(error))
+    settings = dict(config.settings)
+    for part in (config.input_options, config.output_options):
+        names = [option.name for option in list_options(type(part)) if option.is_in("config")]
+        settings |= {name: getattr(part, name) for name in names}
+    parser.set_defaults(**settings)
+    args = parser.parse_args(words)
+    args.custom_config, args.config_settings = config, settings
+    if args.two_stems is not None:  # it excludes --stems, which the file may choose
+        args.stems = None
+    return args
+
+
+def read_model(args: argparse.Namespace) -> ModelSpec:
+    """Return the model that the flags name."""
+    if args.custom_config is None:
+        return ModelSpec(
+            name=args.sig or args.name,
+            repo=args.repo,
+            cache_dir=args.cache_dir,
+            offline=args.offline,
+            trust=args.trust_checkpoint,
+        )
+    from demucs_infer.batch.custom_model import CustomModelSpec
+
+    config = args.custom_config
+    return CustomModelSpec(
+        name=config.identifier or config.model_type,
+        config=config,
+        checkpoint=args.checkpoint,
+        module=args.module,
+        class_name=args.class_name,
+    )
+
+
+def read_request(args: argparse.Namespace) -> Request:
+    """Return the request that the flags make, with settings of `--config` that have no flag."""
+    values = {name: getattr(args, name) for name in NAMES if hasattr(args, name)}
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Request().replace(drop_inapplicable({**args.config_settings, **values}))
