@@ -16,13 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demucs_infer.layers import BLSTM, DConv, DConvConfig, group_norm
+from demucs_infer import layers
+from demucs_infer.layers import BLSTM, DConvConfig, group_norm
+from demucs_infer.system.lazy import make_getattr
 from demucs_infer.utils import capture_init
 
 _ZERO_CROSSINGS = 24
 """Zero crossings on each side of the resampling filter."""
 _ROLLOFF = 0.945
 """Cut-off of the resampling filter, as a fraction of the lower of the two Nyquist frequencies."""
+
+
+_UPSTREAM = ("DConv", "LocalState")
+__getattr__ = make_getattr(__name__, dict.fromkeys(_UPSTREAM, "demucs_infer.upstream.demucs"))
 
 
 @lru_cache(maxsize=8)
@@ -104,7 +110,7 @@ class _WaveStage:
 
     def _make_dconv(self, config: DConvConfig | None) -> Iterator[nn.Module]:
         if config is not None:
-            yield DConv(self.inner_channels, config)
+            yield layers.DConv(self.inner_channels, config)
 
     def _make_rewrite(self, context: int) -> Iterator[nn.Module]:
         if self.gate is None:

@@ -26,8 +26,18 @@ from demucs_infer.layers import (
     LayerConfig,
 )
 from demucs_infer.spec import ispectro, pad_reflect, spectro
+from demucs_infer.system.lazy import make_getattr
 from demucs_infer.utils import capture_init
 from demucs_infer.wiener import wiener
+
+_UPSTREAM = ("HDecLayer", "HEncLayer", "MultiWrap", "ScaledEmbedding", "pad1d")
+__getattr__ = make_getattr(
+    __name__,
+    {
+        **dict.fromkeys(_UPSTREAM, "demucs_infer.upstream.hdemucs"),
+        "DConv": "demucs_infer.upstream.demucs",
+    },
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

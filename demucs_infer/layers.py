@@ -30,7 +30,7 @@ def group_norm(groups: int | None, channels: int) -> nn.Module:
 class LayerScale(nn.Module):
     """A learned gain per channel: (... C T), or (... T C) if `channel_last`."""
 
-    def __init__(self, channels: int, init: float, channel_last: bool = False) -> None:
+    def __init__(self, channels: int, init: float = 0.0, channel_last: bool = False) -> None:
         super().__init__()
         self.channel_last = channel_last
         self.scale = nn.Parameter(torch.full((channels,), float(init)))
@@ -48,13 +48,13 @@ class BLSTM(nn.Module):
     """
 
     def __init__(
-        self, channels: int, layers: int, max_steps: int | None = None, skip: bool = False
+        self, dim: int, layers: int = 1, max_steps: int | None = None, skip: bool = False
     ) -> None:
         super().__init__()
         self.max_steps = max_steps
         self.skip = skip
-        self.lstm = nn.LSTM(channels, channels, num_layers=layers, bidirectional=True)
-        self.linear = nn.Linear(2 * channels, channels)
+        self.lstm = nn.LSTM(dim, dim, num_layers=layers, bidirectional=True)
+        self.linear = nn.Linear(2 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the LSTM and the projection, plus the input if `skip`."""

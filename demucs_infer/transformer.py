@@ -19,8 +19,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demucs_infer.layers import LayerScale
+from demucs_infer.system.lazy import make_getattr
 
 _SCALE_INIT = 1e-4
+
+_UPSTREAM = (
+    "CrossTransformerEncoder",
+    "CrossTransformerEncoderLayer",
+    "MyGroupNorm",
+    "MyTransformerEncoderLayer",
+    "ScaledEmbedding",
+    "create_2d_sin_embedding",
+    "create_sin_embedding",
+    "create_sin_embedding_cape",
+    "get_causal_mask",
+)
+__getattr__ = make_getattr(__name__, dict.fromkeys(_UPSTREAM, "demucs_infer.upstream.transformer"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ LADDER = {
     "formats": "audio.formats audio.filenames",  # what options need to know of files
     "options": "options",
     "audio": "audio",
-    "networks": "demucs hdemucs htdemucs wdemucs transformer layers spec wiener",
+    "networks": "demucs hdemucs htdemucs wdemucs transformer layers spec wiener upstream",
     "engine": "engine devices",
     "optimized": "optimized",
     "checkpoints": "checkpoints states",
