@@ -178,9 +178,9 @@ def apply_model(
     )
     with closing(cast("Generator[Event | Block, None, None]", stream)):
         if callback is not None:
-            locked = _with_lock(callback, lock)
+            call_locked = _with_lock(callback, lock)
             members = len(ensemble.members)
-            stream = call_back(stream, locked, models=members, extra=callback_arg)
+            stream = call_back(stream, call_locked, models=members, extra=callback_arg)
         if progress:
             stream = with_bar(stream)
         return _collect(stream, mix, len(ensemble.sources))
@@ -207,11 +207,11 @@ def _with_arguments(ensemble: Ensemble, arguments: Mapping[str, object] | None) 
 def _with_lock(
     callback: Callable[[dict[str, object]], object], lock: AbstractContextManager[object] | None
 ) -> Callable[[dict[str, object]], object]:
-    def locked(state: dict[str, object]) -> None:
+    def call_locked(state: dict[str, object]) -> None:
         with lock or nullcontext():
             callback(state)
 
-    return locked
+    return call_locked
 
 
 def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:

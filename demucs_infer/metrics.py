@@ -112,7 +112,7 @@ class Score:
     frame_sdr: float | None = None
     """Median over windows of one second; None unless requested."""
 
-    def rounded(self) -> dict[str, str | float | None]:
+    def to_row(self) -> dict[str, str | float | None]:
         """Return a row for JSON and CSV, with None for infinities, which JSON does not have."""
         values = {name: _round_finite(getattr(self, name)) for name in METRICS}
         return {"track": self.track, "stem": self.stem, **values}
@@ -204,7 +204,7 @@ class Evaluation:
 
     def json(self) -> str:
         """Format the summary and the scores of every track as JSON."""
-        tracks = [score.rounded() for score in self.scores]
+        tracks = [score.to_row() for score in self.scores]
         return json.dumps({"summary": self.summary(), "tracks": tracks}, indent=1)
 
     def csv(self) -> str:
@@ -212,7 +212,7 @@ class Evaluation:
         text = io.StringIO()
         writer = csv.DictWriter(text, ["track", "stem", *METRICS], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(score.rounded() for score in self.scores)
+        writer.writerows(score.to_row() for score in self.scores)
         return text.getvalue()
 
 

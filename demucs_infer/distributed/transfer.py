@@ -234,7 +234,7 @@ class Transfer:
                     storage.download(self._location(path), copy)
                 else:
                     _link_or_copy(path.absolute(), copy)
-            scores = [score.rounded() for score in evaluate(truth, stems).scores]
+            scores = [score.to_row() for score in evaluate(truth, stems).scores]
         return {str(row["stem"]): float(row["sdr"]) for row in scores if row["sdr"] is not None}
 
     def upload(self, track: StagedTrack, result: TrackResult) -> TrackResult:

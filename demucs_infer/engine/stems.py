@@ -151,7 +151,7 @@ def choose_stems(
     outputs = _outputs(sources, names, stems, problems)
     if problems:
         raise ValueError("\n".join(problems))
-    return StemPlan(tuple(sources), outputs, tuple(_used(rules, outputs)))
+    return StemPlan(tuple(sources), outputs, tuple(_select_used(rules, outputs)))
 
 
 def plan_stems(sources: Sequence[str], options: StemOptions) -> StemPlan:
@@ -252,7 +252,7 @@ def _outputs(
     return (*stems, *names)
 
 
-def _used(rules: Sequence[Rule], outputs: Sequence[str]) -> list[Rule]:
+def _select_used(rules: Sequence[Rule], outputs: Sequence[str]) -> list[Rule]:
     wanted, used = set(outputs), []
     for rule in reversed(rules):
         if rule.name in wanted:

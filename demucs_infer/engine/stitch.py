@@ -122,7 +122,7 @@ class TrackBuffer:
         left, right = max(chunk.read, -pad), min(end, self.length + pad)
         if left >= right:  # entirely outside of the track
             return torch.zeros_like(self.read(0, 1)).repeat_interleave(chunk.window, dim=-1)
-        inside = self._padded(left, right, padding) if pad else self.read(left, right)
+        inside = self._pad(left, right, padding) if pad else self.read(left, right)
         if self._level is not None:
             inside = self._level.remove(inside)
         return F.pad(inside, (left - chunk.read, end - right))
@@ -132,7 +132,7 @@ class TrackBuffer:
         while self._pieces and self._begin + self._pieces[0].shape[-1] <= before:
             self._begin += self._pieces.popleft().shape[-1]
 
-    def _padded(self, start: int, stop: int, padding: str) -> Tensor:
+    def _pad(self, start: int, stop: int, padding: str) -> Tensor:
         index = source_index(torch.arange(start, stop), self.length, padding)
         first, last = int(index.min()), int(index.max())
         samples = self.read(first, last + 1)

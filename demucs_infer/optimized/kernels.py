@@ -36,8 +36,8 @@ def has_packed_kernels(dtype: torch.dtype = torch.float32) -> bool:
         flat = _pack_linear(weight)
         packed = _pack_conv(kernel, (0, 0), (1, 1), image.shape)
         geometry = ((0, 0), (1, 1), (1, 1))
-        results = [torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_then(gelu=False))]
-        for then in (_then(gelu=False), _then(gelu=True)):
+        results = [torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_post_op(gelu=False))]
+        for then in (_post_op(gelu=False), _post_op(gelu=True)):
             results += [
                 torch.ops.mkldnn._linear_pointwise(x, flat, bias, *then),
                 torch.ops.mkldnn._convolution_pointwise(image, packed, bias, *geometry, 1, *then),
@@ -65,12 +65,12 @@ def _pack_conv(weight: Tensor, padding: Pair, stride: Pair, size: torch.Size) ->
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(N C) times an unpacked (O C): for weights that are made on the way."""
     if has_packed_kernels(x.dtype):
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_then(gelu=False))
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_post_op(gelu=False))
         return y
     return F.linear(x, weight, bias)
 
 
-def _then(gelu: bool) -> tuple[str, list[Any], str]:
+def _post_op(gelu: bool) -> tuple[str, list[Any], str]:
     """Return the arguments for what a kernel does with its result: nothing, or the exact GELU."""
     return ("gelu", [], "none") if gelu else ("none", [], "")
 
@@ -91,7 +91,7 @@ class Linear:
         x = x.to(self.dtype)
         if self._packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._weight, self._bias, *_then(gelu)
+                x, self._weight, self._bias, *_post_op(gelu)
             )
             return y
         y = F.linear(x, self._weight, self._bias)
@@ -125,7 +125,7 @@ class Conv:
         if self._packed:
             geometry = (self._padding, self._stride, (1, 1))
             y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                x, self._weight, self._bias, *geometry, 1, *_then(gelu)
+                x, self._weight, self._bias, *geometry, 1, *_post_op(gelu)
             )
             return y
         y = F.conv2d(x, self._weight, self._bias, self._stride, self._padding)

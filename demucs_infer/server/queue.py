@@ -200,7 +200,7 @@ class JobQueue:
 
     def _recover(self) -> None:
         recovered = set()
-        for record in self._store.unfinished():
+        for record in self._store.list_unfinished():
             path = self.uploads / record.upload
             try:
                 request = parse_request(record.request)
@@ -526,7 +526,7 @@ class JobQueue:
         """Delete jobs and results that have expired, or exceed the space for results."""
         oldest = time.time() - self.settings.keep_seconds
         kept = set()
-        for record in self._store.finished():
+        for record in self._store.list_finished():
             if (record.finished or 0) >= oldest:
                 kept.add(record.entry)
             elif record.finished is not None:

@@ -106,7 +106,7 @@ class JobStore:
         row = self._database.execute("select record from jobs where id = ?", (id,)).fetchone()
         return None if row is None else _parse_record(row[0])
 
-    def unfinished(self) -> list[JobRecord]:
+    def list_unfinished(self) -> list[JobRecord]:
         """Return every job that has not finished, the oldest first."""
         marks = ",".join("?" * len(FINAL))
         rows = self._database.execute(
@@ -115,7 +115,7 @@ class JobStore:
         )
         return [_parse_record(text) for (text,) in rows]
 
-    def finished(self) -> list[JobRecord]:
+    def list_finished(self) -> list[JobRecord]:
         """Return every finished job."""
         rows = self._database.execute("select record from jobs where finished is not null")
         return [_parse_record(text) for (text,) in rows]
