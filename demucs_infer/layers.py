@@ -349,7 +349,7 @@ class DecoderLayer(nn.Module):
         return y
 
     def upsample(self, y: Tensor) -> Tensor:
-        """Apply the transposed convolution and its norm; the padding is still there."""
+        """Apply the transposed convolution and its norm, without removing the padding."""
         z: Tensor = self.norm2(self.conv_tr(y))
         return z
 

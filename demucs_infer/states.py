@@ -235,7 +235,7 @@ def _load_network(
         state = rename_weights(state)
     if architecture is None:
         raise CheckpointError(
-            "the file has weights but no class of a network: "
+            "the file has weights, but does not name their network class: "
             "pass its architecture to load_model, or use load_weights on an existing network"
         )
     model = build(architecture, strict=strict)

@@ -472,7 +472,7 @@ class TrackReader:
         in_pairs = has_extra and extra_channels == "pairs"
         self.num_groups = -(-file_channels // self.channels) if in_pairs else 1
         if not 0 <= group < self.num_groups:
-            raise ValueError(f"{group = } must be one of {self.num_groups}")
+            raise ValueError(f"{group = } must be 0 to {self.num_groups - 1}")
         self._first_channel = group * self.channels
         self._channel_warnings: tuple[str, ...] = ()
         if has_extra and not in_pairs:

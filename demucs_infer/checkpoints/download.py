@@ -155,7 +155,9 @@ def _attempt(url: str, part: Path, request: DownloadRequest, progress: Progress)
             done = 0
         elif _first_byte(response) != done:
             _discard(part)  # so that the next attempt starts from the beginning
-            raise ConnectionError(f"requested from byte {done}, it sent another part of the file")
+            raise ConnectionError(
+                f"the server sent another range than requested (from byte {done})"
+            )
         total = _total_bytes(response, done)
         if total is not None and total > request.max_bytes:
             raise _RejectedError(f"it is {total} bytes, more than the {request.max_bytes} allowed")

@@ -54,7 +54,7 @@ def read_torch_file(path: Path) -> object:
         return _read_zip(data)
     if bytes(data[:1]) == b"\x80":
         return _read_legacy(data)
-    raise CheckpointError("not a file of torch.save: neither a zip archive nor a pickle")
+    raise CheckpointError("not written by torch.save: neither a zip archive nor a pickle")
 
 
 def map_file(path: Path) -> memoryview:

@@ -88,10 +88,10 @@ class RunEstimate:
     """From the start of the first worker to the end of the last track, without crashes."""
 
     hours_at_worst: float
-    """The same if the longest track starts last."""
+    """`hours` if the longest track starts last."""
 
     cost: float
-    """Of all workers until the end."""
+    """Price of all workers until the end."""
 
     gigabytes: float
     """Read and written in total."""

@@ -43,7 +43,7 @@ class WorkerConfig:
     """As in `BatchRunner`: with an id, only crashes in this run count against a track."""
 
     conflicting: frozenset[int] = frozenset()
-    """As in `OutputConflicts`."""
+    """Digests of paths that several rows share (see `OutputConflicts`)."""
 
     max_tracks_per_batch: int = 0
     """Tracks whose windows share batches of the network; 0: a good number for the device."""

@@ -155,7 +155,7 @@ def choose_stems(
 
 
 def plan_stems(sources: Sequence[str], options: StemOptions) -> StemPlan:
-    """Decide what is returned, as `choose_stems` does, for one value."""
+    """Call `choose_stems` with the fields of `options`."""
     return choose_stems(
         sources,
         stems=options.stems,

@@ -36,8 +36,10 @@ def has_packed_kernels(dtype: torch.dtype = torch.float32) -> bool:
         flat = _pack_linear(weight)
         packed = _pack_conv(kernel, (0, 0), (1, 1), image.shape)
         geometry = ((0, 0), (1, 1), (1, 1))
-        results = [torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_post_op(gelu=False))]
-        for then in (_post_op(gelu=False), _post_op(gelu=True)):
+        results = [
+            torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_fused_activation(gelu=False))
+        ]
+        for then in (_fused_activation(gelu=False), _fused_activation(gelu=True)):
             results += [
                 torch.ops.mkldnn._linear_pointwise(x, flat, bias, *then),
                 torch.ops.mkldnn._convolution_pointwise(image, packed, bias, *geometry, 1, *then),
@@ -63,15 +65,17 @@ def _pack_conv(weight: Tensor, padding: Pair, stride: Pair, size: torch.Size) ->
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(N C) times an unpacked (O C): for weights that are made on the way."""
+    """Multiply (N C) by weights (O C) that are computed at run time, so not packed beforehand."""
     if has_packed_kernels(x.dtype):
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_post_op(gelu=False))
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, weight, bias, *_fused_activation(gelu=False)
+        )
         return y
     return F.linear(x, weight, bias)
 
 
-def _post_op(gelu: bool) -> tuple[str, list[Any], str]:
-    """Return the arguments for what a kernel does with its result: nothing, or the exact GELU."""
+def _fused_activation(gelu: bool) -> tuple[str, list[Any], str]:
+    """Return a kernel's arguments for the operation after the product: none, or the exact GELU."""
     return ("gelu", [], "none") if gelu else ("none", [], "")
 
 
@@ -91,7 +95,7 @@ class Linear:
         x = x.to(self.dtype)
         if self._packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._weight, self._bias, *_post_op(gelu)
+                x, self._weight, self._bias, *_fused_activation(gelu)
             )
             return y
         y = F.linear(x, self._weight, self._bias)
@@ -125,7 +129,7 @@ class Conv:
         if self._packed:
             geometry = (self._padding, self._stride, (1, 1))
             y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                x, self._weight, self._bias, *geometry, 1, *_post_op(gelu)
+                x, self._weight, self._bias, *geometry, 1, *_fused_activation(gelu)
             )
             return y
         y = F.conv2d(x, self._weight, self._bias, self._stride, self._padding)
@@ -164,7 +168,7 @@ class SplitGate:
 
 
 @lru_cache(maxsize=1)
-def halves_products() -> bool:
+def uses_half_width_vectors() -> bool:
     """Tell whether PyTorch's own float32 products use half of this CPU's vectors.
 
     Looked up, not timed, so that a machine always gives the same bits.
@@ -185,10 +189,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Compute softmax(q kᵀ) v: (B N heads C), (B M heads C) -> (B N heads C).
 
     `q` is already divided by the square root of C. PyTorch's own attention always multiplies in
-    float32, with the products that `halves_products` is about.
+    float32, with the products that `uses_half_width_vectors` is about.
     """
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    if has_packed_kernels(dtype) and (dtype != torch.float32 or halves_products()):
+    if has_packed_kernels(dtype) and (dtype != torch.float32 or uses_half_width_vectors()):
         return torch.stack([_attend_in_rows(*item) for item in zip(q, k, v, strict=True)])
     queries, keys, values = (each.transpose(1, 2) for each in (q, k, v))
     y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)

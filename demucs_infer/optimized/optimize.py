@@ -42,10 +42,10 @@ def choose_precision(precision: Precision, device: torch.device) -> Precision:
     if device.type != "cpu":
         return "fp16" if precision == "auto" else precision
     if precision == "auto":
-        return "bf16" if gains_from_bf16() else "fp32"
+        return "bf16" if is_bf16_faster() else "fp32"
     if precision == "fp16":
         raise ValueError("precision='fp16' needs a GPU; on a CPU choose 'bf16' or 'auto'")
-    if precision == "bf16" and not gains_from_bf16():
+    if precision == "bf16" and not is_bf16_faster():
         warnings.warn(
             "precision='bf16' is slower than 'fp32' on this processor, which has no instructions "
             "for it: 'auto' chooses the faster one",
@@ -54,7 +54,7 @@ def choose_precision(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def gains_from_bf16() -> bool:
+def is_bf16_faster() -> bool:
     """Return whether the processor multiplies in bf16, and oneDNN has kernels for it.
 
     oneDNN alone would accept AVX-512 without bf16, where it converts to float32 and back.

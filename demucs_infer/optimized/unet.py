@@ -270,7 +270,7 @@ class TransposedConv:
 
 
 class FastEncoder(nn.Module):
-    """An `EncoderLayer` of a hybrid."""
+    """Optimized replacement for a hybrid's `EncoderLayer`."""
 
     def __init__(self, layer: EncoderLayer, dtype: torch.dtype) -> None:
         super().__init__()

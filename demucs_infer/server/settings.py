@@ -58,7 +58,7 @@ class ServerSettings:
     host: str = setting("address to listen on (0.0.0.0: all)", "127.0.0.1")
     port: int = setting("port to listen on (0: any free one)", 8080, ge=0, lt=65536)
     base_path: str = setting("path of the server behind a proxy, such as /stems", "")
-    predict_route: str = setting("path of the predictions", "/predict")
+    predict_route: str = setting("path of the prediction endpoint", "/predict")
     health_route: str = setting("path that returns 200 once the first model is loaded", "/health")
     devices: tuple[str, ...] = setting(
         "devices with one worker each: auto, cpu, or a list such as cuda:0,cuda:1", ("auto",)
@@ -137,7 +137,9 @@ class ServerSettings:
         if self.predict_route == self.health_route:
             problems.append(f"predict_route and health_route are both {self.health_route!r}")
         if self.base_path and not (self.base_path[0] == "/" and self.base_path[-1] != "/"):
-            problems.append(f"base_path = {self.base_path!r} must begin and not end with /")
+            problems.append(
+                f"base_path = {self.base_path!r} must begin with /, and not end with it"
+            )
         return problems
 
     def _check_others(self) -> list[str]:

@@ -124,7 +124,7 @@ def attend_by_pytorch(*args: Tensor, dtype: torch.dtype) -> Tensor:
 
 def attend_in_rows(*args: Tensor, dtype: torch.dtype) -> Tensor:
     """Attend as on processors whose vectors PyTorch's products use only half."""
-    with mock.patch.object(kernels, "halves_products", lambda: True):
+    with mock.patch.object(kernels, "uses_half_width_vectors", lambda: True):
         return kernels.attend(*args, dtype=dtype)
 
 
@@ -160,7 +160,9 @@ STEPS: dict[str, list[Patch]] = {
 
 def list_steps(precision: str) -> list[str]:
     """List the steps that are taken in `precision` on this machine."""
-    in_rows = kernels.has_packed_kernels() and (precision != "fp32" or kernels.halves_products())
+    in_rows = kernels.has_packed_kernels() and (
+        precision != "fp32" or kernels.uses_half_width_vectors()
+    )
     other_attention = "attention by PyTorch" if in_rows else "attention in rows"
     absent = {other_attention} | ({"Winograd"} if precision != "fp32" else set())
     return [name for name in STEPS if name not in absent]

@@ -110,7 +110,7 @@ def attention(dtype: torch.dtype) -> Iterator[tuple[str, float]]:
     scores = torch.einsum("bnhc,bmhc->bhnm", q.double(), k.double())
     exact = torch.einsum("bhnm,bmhc->bnhc", scores.softmax(-1), v.double())
     for halved in (False, True):
-        with mock.patch.object(kernels, "halves_products", lambda halved=halved: halved):
+        with mock.patch.object(kernels, "uses_half_width_vectors", lambda halved=halved: halved):
             yield (
                 f"attention, halved={halved}",
                 decibels(exact, kernels.attend(q, k, v, dtype=dtype)),

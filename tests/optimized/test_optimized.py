@@ -212,7 +212,7 @@ def test_network_without_packed_kernels_matches(monkeypatch: pytest.MonkeyPatch)
 def test_attend_equals_softmax_attention_in_double(
     halved: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "halves_products", lambda: halved)
+    monkeypatch.setattr(kernels, "uses_half_width_vectors", lambda: halved)
     torch.manual_seed(0)
     # Longer than a run of rows, and no multiple of it.
     q, k, v = (torch.randn(2, length, 3, 8).to(dtype) for length in (450, 37, 37))

@@ -51,7 +51,7 @@ def test_network_without_a_step_matches_in_class_b(name: str, network: HTDemucs)
 
 def test_steps_depend_on_precision_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "has_packed_kernels", lambda *_: True)
-    monkeypatch.setattr(kernels, "halves_products", lambda: False)
+    monkeypatch.setattr(kernels, "uses_half_width_vectors", lambda: False)
     assert "attention by PyTorch" not in steps.list_steps("bf16")
     assert "attention in rows" not in steps.list_steps("fp32")
     assert "Winograd" in steps.list_steps("fp32")

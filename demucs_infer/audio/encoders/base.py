@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 PIECE = 65536
-"""Samples encoded at once, so that a long block costs no memory."""
+"""Samples encoded at once, so that a long block needs little extra memory."""
 
 
 class Encoder(Protocol):
