@@ -11,6 +11,7 @@ import enum
 import functools
 import inspect
 import json
+import os
 import re
 import sys
 import types
@@ -23,6 +24,7 @@ from typing import Any
 from tests.snapshot import DATA
 
 PACKAGE = "demucs_infer"
+ROOT = Path(__file__).parents[2]
 MODULES = (
     "demucs_infer",
     "demucs_infer.api",
@@ -287,4 +289,5 @@ def _shown(value: object) -> str:
     if inspect.isroutine(value) or isinstance(value, type):
         return f"<{value.__name__}>"
     text = _ADDRESS.sub("", repr(value))
+    text = text.replace(f"{ROOT}{os.sep}", "")  # a checkout lies in another folder everywhere
     return re.sub(rf"\b{PACKAGE}(?:\.\w+)*\.(?=\w)", "", text)
