@@ -6,7 +6,8 @@ derived from the fields below. To add a setting, add a field here, use it, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import Field as DataclassField
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
@@ -49,6 +50,12 @@ class Setting:
     """Flags without a value that stand for one: `--flac` for `--format flac`."""
 
     metavar: str | None = None
+    is_time: bool = False
+    """Whether text may also be m:ss or h:mm:ss."""
+
+    is_fraction: bool = False
+    """Whether text may also be a percentage."""
+
     excludes: str = ""
     """Flags with the same word here exclude each other."""
 
@@ -115,7 +122,11 @@ class SeparationOptions(_Options):
         "without an offset",
     )
     overlap: float = setting(
-        0.25, ge=0, lt=1, help="fraction of a segment that is shared with the next one"
+        0.25,
+        ge=0,
+        lt=1,
+        is_fraction=True,
+        help="fraction of a segment that is shared with the next one, 0.25 or 25%",
     )
     split: bool = setting(
         True,
@@ -158,7 +169,8 @@ class SeparationOptions(_Options):
         0,
         ge=0,
         flags=("-j", "--jobs"),
-        help="windows that run in the background, each with its own memory",
+        help="windows that run in the background, each with its own memory; 0: none, the main "
+        "thread runs one after the other",
         not_in={**_OPERATOR, "config": "it depends on the machine, not on the network"},
         changes_stems=False,
     )
@@ -232,10 +244,20 @@ class InputOptions(_Options):
     """Which part of the input is read, and how."""
 
     start: float = setting(
-        0.0, ge=0, limits={"http": {"le": 1e6}}, metavar="SECONDS", help="begin here in the track"
+        0.0,
+        ge=0,
+        limits={"http": {"le": 1e6}},
+        metavar="TIME",
+        is_time=True,
+        help="begin here in the track: seconds, m:ss or h:mm:ss",
     )
     duration: float | None = setting(
-        None, gt=0, limits={"http": {"le": 1e6}}, metavar="SECONDS", help="read no more than this"
+        None,
+        gt=0,
+        limits={"http": {"le": 1e6}},
+        metavar="TIME",
+        is_time=True,
+        help="read no more than this: seconds, m:ss or h:mm:ss",
     )
     strict: bool = setting(False, help="treat a damaged or truncated input as an error")
     resampler: Resampler = setting(
@@ -433,6 +455,11 @@ class Option:
         prefix = "--no-" if self.default is True else "--"
         return (prefix + self.name.replace("_", "-"),)
 
+    @property
+    def long_flag(self) -> str:
+        """Its name on the command line in messages."""
+        return next(flag for flag in self.flags if flag.startswith("--"))
+
     def is_in(self, front_end: str) -> bool:
         """Whether this front end ("python", "cli", "http" or "config") has it."""
         return front_end not in self.setting.not_in
@@ -484,12 +511,21 @@ class Option:
             if kind is tuple:
                 return tuple(name.strip() for name in text.split(",") if name.strip())
             try:
-                value = kind(text)
+                value = self._convert(text, kind)
             except ValueError:
                 continue
             if self._is_valid(value):
                 return value
-        raise ValueError(f"{text!r} must be {self.expectation}")
+        time = ", or a time as m:ss or h:mm:ss" if self.setting.is_time else ""
+        percentage = ", or a percentage" if self.setting.is_fraction else ""
+        raise ValueError(f"{text!r} must be {self.expectation}{time}{percentage}")
+
+    def _convert(self, text: str, kind: Callable[[Any], object]) -> object:
+        if self.setting.is_fraction and text.endswith("%"):
+            return float(text[:-1]) / 100
+        if self.setting.is_time and ":" in text:
+            return _parse_time(text)
+        return kind(text)
 
     @property
     def expectation(self) -> str:
@@ -512,6 +548,14 @@ class Option:
                 return f"{noun}, {limits.ge:g} or more"
             return f"{noun} above {limits.gt:g}" if limits.gt is not None else noun
         return {bool: "True or False", str: "a string", tuple: "a tuple of strings"}[kind]
+
+
+def _parse_time(text: str) -> float:
+    """Return the seconds of m:ss or h:mm:ss; only the last part may have a fraction."""
+    match = re.fullmatch(r"(?:(\d+):(?=\d\d:))?(\d+):([0-5]\d(?:\.\d+)?)", text)
+    if match is None or (match[1] and int(match[2]) > 59):
+        raise ValueError(f"{text!r} must be like 1:30 or 1:02:03")
+    return 3600 * int(match[1] or 0) + 60 * int(match[2]) + float(match[3])
 
 
 def _is_finite(value: Any) -> bool:

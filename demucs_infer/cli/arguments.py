@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
+from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.errors import ConfigError
-from demucs_infer.options import NAMES, Request, drop_inapplicable, list_options
+from demucs_infer.options import NAMES, OPTIONS, Request, drop_inapplicable, list_options
 
 
 def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -72,3 +73,22 @@ def read_request(args: argparse.Namespace) -> Request:
     values = {name: getattr(args, name) for name in NAMES if hasattr(args, name)}
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return Request().replace(drop_inapplicable({**args.config_settings, **values}))
+
+
+def describe_ineffective_flags(args: argparse.Namespace) -> str:
+    """Return a warning about flags that the format of the files ignores; "" if there are none."""
+    kind = FORMATS[args.format]
+    applies = {
+        "bits": not kind.is_lossy,
+        "bitrate": kind.bitrates,
+        "quality": kind.quality,
+        "preset": kind.preset,
+    }
+    flags = [
+        f"{OPTIONS[name].long_flag} {value}"
+        for name, is_used in applies.items()
+        if not is_used
+        and (value := getattr(args, name)) not in (None, args.config_settings.get(name))
+    ]
+    verb = "has" if len(flags) == 1 else "have"
+    return f"{' and '.join(flags)} {verb} no effect on {args.format} files" if flags else ""

@@ -17,10 +17,15 @@ from tqdm import tqdm
 
 from demucs_infer.batch.discovery import STDIN
 from demucs_infer.cli.argument_types import at_least, number
-from demucs_infer.cli.arguments import parse_arguments, read_model, read_request
+from demucs_infer.cli.arguments import (
+    describe_ineffective_flags,
+    parse_arguments,
+    read_model,
+    read_request,
+)
 from demucs_infer.cli.exit_codes import EXIT_CODE_HELP, ExitCode
 from demucs_infer.cli.models import download
-from demucs_infer.cli.parser import add_request_flags
+from demucs_infer.cli.parser import FlagParser, add_request_flags
 from demucs_infer.cli.separate import check_out_folder
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import ResultRow, TrackManifest
@@ -52,7 +57,7 @@ def run(words: Sequence[str]) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of `demucs-infer batch`."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         "demucs-infer batch",
         description="Separate all tracks of a manifest. Finished tracks are skipped, interrupted "
         "ones resume, and a track that crashed its process twice is quarantined.",
@@ -164,6 +169,8 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
     args.repo = args.repo and args.repo.absolute()
     model, out = read_model(args), _absolute(args.out)
     request = read_request(args)
+    if not args.quiet and (warning := describe_ineffective_flags(args)):
+        sys.stderr.write(f"warning: {warning}\n")
     outputs = OutputConflicts.from_request(model, request)
     conflicting, total = _find_conflicts(args, manifest, outputs, out)
     use_single_arena()

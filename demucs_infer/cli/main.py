@@ -5,6 +5,7 @@ It computes nothing, and imports torch as late as possible.
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from demucs_infer.errors import (
     format_error,
     is_out_of_memory,
 )
+from demucs_infer.options import OPTIONS
 
 _INTERRUPTED = "interrupted; the same command continues where this one stopped"
 _MODULES = {"eval": "evaluate"}  # `eval` is a function of Python
@@ -43,7 +45,8 @@ def main(opts: Sequence[str] | None = None) -> int:
         with _exit_on_signal(command) if is_process else nullcontext():
             if command is None:
                 return _separate(words)
-            module = import_module(f"demucs_infer.cli.{_MODULES.get(command, command)}")
+            name = _MODULES.get(command, command.replace("-", "_"))
+            module = import_module(f"demucs_infer.cli.{name}")
             return int(module.run(words[1:]))
     except KeyboardInterrupt as error:
         print(_INTERRUPTED, file=sys.stderr)
@@ -90,11 +93,20 @@ def _print_error(error: Exception) -> None:
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
     else:
-        text = format_error(error)
+        text = _use_flag_name(format_error(error))
         is_expected = isinstance(error, DemucsError | ValueError | OSError)
         if not is_expected and not is_out_of_memory(error):
             text += " (--debug shows the traceback; please report it)"
     print(f"error: {text}", file=sys.stderr)
+
+
+def _use_flag_name(text: str) -> str:
+    """Replace the name of a setting at the beginning of a message of the library by its flag."""
+    match = re.match(r"((?:invalid )?)(\w+) ?= ?", text)
+    option = OPTIONS.get(match[2]) if match else None
+    if match is None or option is None or not option.is_in("cli"):
+        return text
+    return f"{match[1]}{option.long_flag} {text[match.end() :]}"
 
 
 def _separate(words: Sequence[str]) -> int:

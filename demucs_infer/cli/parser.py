@@ -1,13 +1,16 @@
 """The parser of `demucs-infer TRACKS...`: the flags of upstream's command, and more."""
 
 import argparse
+import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from demucs_infer import __version__
+from demucs_infer.audio.formats import FORMATS
 from demucs_infer.cli.exit_codes import EXIT_CODE_HELP
 from demucs_infer.options import PARTS, Option, Request, list_options
+from demucs_infer.pretrained import DEFAULT_MODEL
 
 COMMANDS = {
     "models": "list, describe, download, remove and import models",
@@ -15,18 +18,64 @@ COMMANDS = {
     "eval": "score stems against the true ones",
     "serve": "separate over HTTP, with a web page to play the stems",
     "batch": "separate all tracks of a manifest, on one machine or many",
+    "config-schema": "print the JSON Schema of the files for --config",
 }
 """Commands, if they are the first word; a track of that name is written ./models."""
+
+_EXAMPLES = """\
+examples:
+  demucs-infer song.mp3                      all stems, into separated/htdemucs/song/
+  demucs-infer song.mp3 --two-stems vocals   vocals, and everything else
+  demucs-infer song.mp3 -n tiny --mp3        a small model, and small files
+"""
+_MODEL_NOTE = """\
+The default model htdemucs is downloaded at first use (see `demucs-infer models ls`); the small
+model tiny ships with the package.
+"""
+_SYNONYMS = {
+    **{f"--{name}": f"--format {name}" for name in FORMATS},
+    "--bit-depth": "--bits",
+    "--cpu": "--device cpu",
+    "--cuda": "--device cuda",
+    "--gpu": "--device cuda",
+    "--instrumental": "--two-stems vocals",
+    "--karaoke": "--two-stems vocals",
+    "--model": "--name",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--sample-rate": "--rate",
+    "--samplerate": "--rate",
+    "--threads": "--jobs",
+    "--vocals": "--stems vocals",
+    "--workers": "--jobs",
+}
+"""Flags that other programs have, and what they are called here."""
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser that suggests a flag for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with the message and suggestions."""
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        hints = [f"use {hint} instead of {flag}" for flag in flags if (hint := self._suggest(flag))]
+        super().error("; ".join([message, *hints]))
+
+    def _suggest(self, flag: str) -> str | None:
+        if flag in _SYNONYMS:
+            return _SYNONYMS[flag]
+        return next(iter(difflib.get_close_matches(flag, self._option_string_actions, 1)), None)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of `demucs-infer TRACKS...`; the other commands have their own."""
-    commands = "\n".join(f"  demucs-infer {name:7} {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    commands = "\n".join(f"  demucs-infer {name:13} {text}" for name, text in COMMANDS.items())
+    parser = FlagParser(
         "demucs-infer",
         usage="%(prog)s [options] TRACK [TRACK ...]",
         description="Separate music into stems with the Demucs networks.",
-        epilog=f"commands:\n{commands}\n"
+        epilog=f"{_EXAMPLES}\n{_MODEL_NOTE}\ncommands:\n{commands}\n"
         f"  (write ./{next(iter(COMMANDS))} for a track with the name of a command)\n\n"
         f"{EXIT_CODE_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -68,6 +117,7 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
 def _add_option(group: Any, option: Option, default: Any) -> None:
     setting = option.setting
     help_text = (setting.no_help or setting.help) if default is True else setting.help
+    help_text = help_text.replace("%", "%%")
     details: dict[str, Any] = {"dest": option.name, "default": default}
     if option.types == (bool,):
         action = "store_false" if default else "store_true"
@@ -110,7 +160,7 @@ def _make_type(option: Option) -> Callable[[str], object]:
 def _add_model_flags(group: Any) -> None:
     source = group.add_mutually_exclusive_group()
     source.add_argument(
-        "-n", "--name", default="htdemucs", help="name or signature of a model (%(default)s)"
+        "-n", "--name", default=DEFAULT_MODEL, help="name or signature of a model (%(default)s)"
     )
     source.add_argument("-s", "--sig", help="signature of a single network")
     source.add_argument(

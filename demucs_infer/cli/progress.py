@@ -49,6 +49,9 @@ class Reporter:
         elif isinstance(event, BatchSizeReduced):
             self.show_note(f"warning: {track}: out of memory, now {event.new} windows at a time")
 
+    def show_stage(self, text: str) -> None:
+        """Report what takes time before the first bar; only at a terminal, which would be blank."""
+
     def show_result(self, result: TrackResult) -> None:
         """Report the end of a track."""
         for warning in result.warnings:
@@ -103,6 +106,10 @@ class BarReporter(Reporter):
         self._bar.refresh()
         if event.fraction == 1:
             self.close()
+
+    def show_stage(self, text: str) -> None:
+        """Print a line, unless the run is quiet."""
+        self.show_note(text)
 
     def _write_line(self, text: str) -> None:
         if self._bar is None:

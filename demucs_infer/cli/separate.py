@@ -2,8 +2,10 @@
 
 import argparse
 import errno
+import glob
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +19,11 @@ from demucs_infer.batch.job import TrackJob, find_done_before
 from demucs_infer.batch.output_paths import OutputPaths, find_collisions, resolve_collisions
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult
-from demucs_infer.cli.arguments import read_model, read_request
+from demucs_infer.cli.arguments import (
+    describe_ineffective_flags,
+    read_model,
+    read_request,
+)
 from demucs_infer.cli.demo import save_and_score, write_song
 from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.cli.models import download
@@ -42,6 +48,8 @@ def separate_tracks(args: argparse.Namespace) -> int:
             from demucs_infer.cli.dry_run import print_dry_run
 
             return print_dry_run(args, model, request, jobs)
+        if warning := describe_ineffective_flags(args):
+            reporter.show_note(f"warning: {warning}")
         results = []
         for result in _run_jobs(args, model, request, jobs, reporter):
             reporter.show_result(result)
@@ -166,7 +174,11 @@ def _run_jobs(
 
 def _fail_missing(job: TrackJob, model: ModelSpec) -> TrackResult:
     error = f"cannot be read: {os.strerror(errno.ENOENT)}"
-    if commands := get_close_matches(job.track, COMMANDS, 1):
+    if re.match(r"[a-z][a-z0-9+.-]*://", job.track):
+        error = "is a URL: download it, and name the file"
+    elif glob.has_magic(job.track):
+        error += ", and no file matches it as a pattern"
+    elif commands := get_close_matches(job.track, COMMANDS, 1):
         error += f" (was the command `demucs-infer {commands[0]}` meant?)"
     return TrackResult(
         track=job.track, status="failed", model=model.name, error=error, fault="input"
@@ -181,12 +193,14 @@ def _separate(
     jobs: Sequence[TrackJob],
     reporter: Reporter,
 ) -> Iterator[TrackResult]:
+    reporter.show_stage(f"loading {model.name}")
     use_single_arena()
-    if model.is_remote:
-        download(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
     with exempt_imports_from_gc():
         from demucs_infer.batch.runner import BatchRunner, open_separator
-
+        from demucs_infer.devices import choose_device
+    choose_device(request.separation.device)  # an unknown one is reported before any download
+    if model.is_remote:
+        download(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
     separator = open_separator(model, request)
     if str(args.out) == STDIN and len(separator.stems) != 1:
         names = ", ".join(separator.stems)
@@ -201,6 +215,7 @@ def _separate(
         skip="nothing" if args.force else "existing" if args.skip_existing else "same",
         writes_manifest=args.manifest,
     )
+    reporter.show_stage(f"reading {jobs[0].track}")
     with separator, closing(runner.run(jobs)) as items:
         for job, item in items:
             if isinstance(item, TrackResult):

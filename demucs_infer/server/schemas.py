@@ -1,6 +1,7 @@
 """Requests and responses as data: validated here, described in /openapi.json."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -103,6 +104,14 @@ _LISTS = ("stems", "derive")
 """Fields that are lists in JSON, and text with commas in a form or a query."""
 
 
+_TIMES_AND_FRACTIONS = {
+    option.name
+    for option in OPTIONS.values()
+    if option.setting.is_time or option.setting.is_fraction
+}
+"""Fields that are numbers in JSON, and also take text such as `1:30` or `25%`."""
+
+
 def add_field(fields: dict[str, str], name: str, value: str) -> None:
     """Add a field of a form or a query; only lists may be given in several parts."""
     if name in fields and name not in _LISTS:
@@ -116,6 +125,10 @@ def parse_request(fields: Mapping[str, Any]) -> SeparateRequest:
     for name in _LISTS:
         if isinstance(values.get(name), str):
             values[name] = [part.strip() for part in values[name].split(",") if part.strip()]
+    for name in _TIMES_AND_FRACTIONS & values.keys():
+        if isinstance(values[name], str):
+            with suppress(ValueError):  # pydantic reports what is wrong
+                values[name] = OPTIONS[name].parse(values[name])
     bits = values.get("bits")
     if isinstance(bits, str) and bits.isdecimal():
         values["bits"] = int(bits)  # pydantic does not convert text for a Literal of numbers

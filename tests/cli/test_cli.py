@@ -401,7 +401,7 @@ def test_out_and_filename_place_files(run: Command, work_folder: Path) -> None:
     assert (work_folder / "elsewhere/9d0a6f1c/drums/song.wav.wav").exists()
     for bad in ("{track}.{ext}", "../{stem}.{ext}", "{stem}/{nope}"):
         run(f"song.wav --filename '{bad}'", expect=2)
-        assert run.err.startswith("error: invalid template=")
+        assert run.err.startswith("error: invalid --filename ")
 
 
 @pytest.mark.parametrize(

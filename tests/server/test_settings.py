@@ -122,3 +122,10 @@ def test_exposed_server_without_key_is_detected(settings: dict[str, Any], expose
 
 def test_repr_hides_api_keys() -> None:
     assert "12345678" not in repr(ServerSettings(api_keys=("12345678",)))
+
+
+def test_request_takes_times_and_percentages_as_text() -> None:
+    from demucs_infer.server.schemas import parse_request
+
+    settings = parse_request({"start": "1:30", "duration": "15", "overlap": "50%"}).settings
+    assert (settings["start"], settings["duration"], settings["overlap"]) == (90, 15, 0.5)

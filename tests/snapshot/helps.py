@@ -30,6 +30,7 @@ COMMANDS = {
     "eval": ["eval"],
     "serve": ["serve"],
     "batch": ["batch"],
+    "config-schema": ["config-schema"],
 }
 """The words before `--help`, by the name of the data file."""
 

@@ -1,0 +1,159 @@
+"""Test that mistakes get one line of advice, in the words of the flags that were typed."""
+
+import io
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from demucs_infer.cli.main import main
+from demucs_infer.cli.progress import make_reporter
+from demucs_infer.options import OPTIONS
+from tests.helpers.cli_process import write_song
+
+
+@pytest.fixture
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_song(tmp_path / "song.wav", 1)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ("song.wav --model htdemucs", "use --name instead of --model"),
+        ("song.wav --model=htdemucs", "use --name instead of --model"),
+        ("song.wav --ogg", "use --format ogg instead of --ogg"),
+        ("song.wav --twostems vocals", "use --two-stems instead of --twostems"),
+        ("song.wav --cuda", "use --device cuda instead of --cuda"),
+        ("batch list.txt --model htdemucs", "use --name instead of --model"),
+    ],
+)
+def test_unknown_flag_suggests_the_right_one(
+    line: str, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(shlex.split(line))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "advice"),
+    [
+        ("song.wav -n tiny -d nosuch", 2, "error: --device 'nosuch' is not a device; use"),
+        ("song.wav --filename {track}.{ext}", 2, "error: invalid --filename '{track}.{ext}'"),
+        ("https://host/song.mp3", 3, "is a URL: download it, and name the file"),
+        ("*.flac", 3, "No such file or directory, and no file matches it as a pattern"),
+        ("empty", 2, "no audio files in empty"),
+    ],
+)
+@pytest.mark.usefixtures("work_folder")
+def test_mistake_is_one_line_with_advice(
+    line: str, code: int, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    assert main(shlex.split(line)) == code
+    error = capsys.readouterr().err
+    assert advice in error and error.count("\n") == 1
+
+
+def test_unknown_device_is_an_error_before_any_download(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = str(work_folder / "cache")
+    assert main(["song.wav", "-d", "nosuch", "--cache-dir", cache, "--offline"]) == 2
+    assert "--device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "warning"),
+    [
+        ("--mp3 --bits 24", "warning: --bits 24 has no effect on mp3 files"),
+        ("--mp3-bitrate 128", "warning: --mp3-bitrate 128 has no effect on wav files"),
+        (
+            "--mp3-bitrate 128 --mp3-preset 3",
+            "warning: --mp3-bitrate 128 and --mp3-preset 3 have no effect on wav files",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("work_folder")
+def test_flags_without_effect_are_one_warning(
+    line: str, warning: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["song.wav", "-n", "tiny", "-d", "cpu", *shlex.split(line)]) == 0
+    assert capsys.readouterr().err.splitlines()[0] == warning
+    assert main(["song.wav", "-n", "tiny", "-d", "cpu", "-q", *shlex.split(line)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("work_folder")
+def test_bar_is_preceded_by_what_takes_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["song.wav", "-n", "tiny", "-d", "cpu", "--progress", "bar"]) == 0
+    assert capsys.readouterr().err.splitlines()[:2] == ["loading tiny", "reading song.wav"]
+
+
+@pytest.mark.parametrize(
+    ("progress", "quiet"), [("bar", True), ("auto", False), ("json", False), ("none", False)]
+)
+def test_stages_are_not_printed_without_a_bar(progress: str, quiet: bool) -> None:
+    stream = io.StringIO()
+    make_reporter(progress, quiet=quiet, stream=stream).show_stage("loading tiny")
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("start", "1:30", 90),
+        ("start", "1:02:03.5", 3723.5),
+        ("duration", "0:15", 15),
+        ("duration", "90", 90),
+        ("overlap", "25%", 0.25),
+        ("overlap", "0.1", 0.1),
+    ],
+)
+def test_times_and_percentages_are_parsed(name: str, text: str, value: float) -> None:
+    assert OPTIONS[name].parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("start", "1:60"),
+        ("start", "-1:30"),
+        ("start", "1:2:3:4"),
+        ("start", "1:"),
+        ("start", "1:nan"),
+        ("duration", "0:00"),
+        ("overlap", "100%"),
+        ("overlap", "%"),
+        ("segment", "1:30"),
+    ],
+)
+def test_invalid_times_and_percentages_are_refused(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=r"must be"):
+        OPTIONS[name].parse(text)
+
+
+def test_help_has_examples_and_says_what_is_downloaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert text.count("\n  demucs-infer song.mp3") == 3
+    assert "htdemucs is downloaded at first use" in text and "tiny" in text
+
+
+def test_models_ls_marks_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "ls"]) == 0
+    marked = [line for line in capsys.readouterr().out.splitlines() if "(default)" in line]
+    assert [line.split()[0] for line in marked] == ["htdemucs"]
+
+
+def test_config_schema_is_that_of_config(capsys: pytest.CaptureFixture[str]) -> None:
+    from demucs_infer.custom.config import Config
+
+    assert main(["config-schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == Config.json_schema()
