@@ -146,7 +146,14 @@ __all__ = [
     "stitch_chunks",
 ]
 
-__getattr__ = make_getattr(__name__, _LAZY_IMPORTS)
+_TRAINING = "train with demucs, and load the checkpoint here by its path"
+_LEFT_OUT = {
+    **dict.fromkeys(("distrib", "ema", "solver", "svd", "train", "wav"), _TRAINING),
+    **dict.fromkeys(("augment", "repitch"), "it augments data for training; use demucs for that"),
+    "evaluate": "demucs_infer.metrics, and the command `demucs-infer eval`, measure stems",
+}
+
+__getattr__ = make_getattr(__name__, _LAZY_IMPORTS, _LEFT_OUT)
 
 
 def __dir__() -> list[str]:

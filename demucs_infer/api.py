@@ -82,6 +82,7 @@ from demucs_infer.sources import (
     ReadFormat,
     open_audio,
 )
+from demucs_infer.system.lazy import make_getattr
 from demucs_infer.system.threads import limit_to_one_thread
 
 if TYPE_CHECKING:
@@ -98,6 +99,21 @@ __all__ = [
     "list_models",
     "save_audio",
 ]
+
+__getattr__ = make_getattr(  # what upstream's module imports is imported from it
+    __name__,
+    {
+        "AudioFile": "demucs_infer.audio.upstream",
+        "BagOnlyRepo": "demucs_infer.repo",
+        "LocalRepo": "demucs_infer.repo",
+        "ModelOnlyRepo": "demucs_infer.repo",
+        "REMOTE_ROOT": "demucs_infer.pretrained",
+        "RemoteRepo": "demucs_infer.repo",
+        "apply_model": "demucs_infer.apply",
+        "convert_audio": "demucs_infer.audio.channels",
+        "fatal": "demucs_infer.utils",
+    },
+)
 
 Callback: TypeAlias = "Callable[[dict[str, object]], object]"
 Device: TypeAlias = "str | torch.device | None"

@@ -23,11 +23,14 @@ from demucs_infer.events import BatchSizeReduced, ChunkProcessed, Event, Warning
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.options import SeparationOptions
+from demucs_infer.system.lazy import make_getattr
 from demucs_infer.utils import DummyPoolExecutor
 
 _logger = logging.getLogger(__name__)
 
 Model: TypeAlias = Demucs | HDemucs | HTDemucs
+
+__getattr__ = make_getattr(__name__, {"center_trim": "demucs_infer.utils"})
 
 
 class BagOfModels(nn.Module):
@@ -69,6 +72,9 @@ class BagOfModels(nn.Module):
     def forward(self, mix: Tensor) -> Tensor:
         """Raise `NotImplementedError`: a bag has no output for a single window."""
         raise NotImplementedError("a bag runs window by window: call apply_model(bag, mix)")
+
+
+AnyModel: TypeAlias = Model | BagOfModels
 
 
 def _at_segment(model: nn.Module, segment: float | None) -> nn.Module:

@@ -28,7 +28,20 @@ _ROLLOFF = 0.945
 
 
 _UPSTREAM = ("DConv", "LocalState")
-__getattr__ = make_getattr(__name__, dict.fromkeys(_UPSTREAM, "demucs_infer.upstream.demucs"))
+LEFT_OUT = dict.fromkeys(
+    ("rescale_conv", "rescale_module"), "it is only for training, for the weights of a new network"
+)
+"""Names of upstream that are not here, and why."""
+
+__getattr__ = make_getattr(
+    __name__,
+    {
+        **dict.fromkeys(_UPSTREAM, "demucs_infer.upstream.demucs"),
+        **dict.fromkeys(("center_trim", "unfold"), "demucs_infer.utils"),
+        "LayerScale": "demucs_infer.layers",
+    },
+    LEFT_OUT,
+)
 
 
 @lru_cache(maxsize=8)

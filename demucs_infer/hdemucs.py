@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from demucs_infer.demucs import LEFT_OUT as _LEFT_OUT_OF_DEMUCS
 from demucs_infer.layers import (
     BandDecoder,
     BandEncoder,
@@ -37,6 +38,7 @@ __getattr__ = make_getattr(
         **dict.fromkeys(_UPSTREAM, "demucs_infer.upstream.hdemucs"),
         "DConv": "demucs_infer.upstream.demucs",
     },
+    {"rescale_module": _LEFT_OUT_OF_DEMUCS["rescale_module"]},
 )
 
 

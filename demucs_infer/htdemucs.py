@@ -12,8 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demucs_infer.hdemucs import Hybrid, HybridConfig
+from demucs_infer.system.lazy import make_getattr
 from demucs_infer.transformer import CrossTransformer, TransformerConfig
 from demucs_infer.utils import capture_init
+
+_UPSTREAM = {
+    "CrossTransformerEncoder": "demucs_infer.upstream.transformer",
+    "ispectro": "demucs_infer.spec",
+    "spectro": "demucs_infer.spec",
+    "wiener": "demucs_infer.wiener",
+    **dict.fromkeys(
+        ("HDecLayer", "HEncLayer", "MultiWrap", "ScaledEmbedding", "pad1d"),
+        "demucs_infer.upstream.hdemucs",
+    ),
+}
+__getattr__ = make_getattr(__name__, _UPSTREAM)
 
 
 class HTDemucs(Hybrid):

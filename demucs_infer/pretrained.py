@@ -31,12 +31,17 @@ from demucs_infer.repo import (
 )
 from demucs_infer.repo import ModelOnlyRepo as ModelOnlyRepo
 from demucs_infer.system.checksum import sha256_file
+from demucs_infer.system.lazy import make_getattr
 
 if TYPE_CHECKING:
     from torch import nn
 
     from demucs_infer.apply import BagOfModels
     from demucs_infer.hdemucs import HDemucs
+
+__getattr__ = make_getattr(
+    __name__, {"HDemucs": "demucs_infer.hdemucs", "fatal": "demucs_infer.utils"}
+)
 
 ROOT_URL = "https://dl.fbaipublicfiles.com/demucs/"
 REMOTE_ROOT = Path(__file__).with_name("remote")

@@ -22,6 +22,7 @@ from demucs_infer.errors import (
     ModelNotFound,
 )
 from demucs_infer.system.checksum import sha256_file
+from demucs_infer.system.lazy import make_getattr
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +40,14 @@ __all__ = [
     "RemoteRepo",
     "check_checksum",
 ]
+
+__getattr__ = make_getattr(
+    __name__,
+    {
+        **dict.fromkeys(("AnyModel", "BagOfModels", "Model"), "demucs_infer.apply"),
+        "load_model": "demucs_infer.states",
+    },
+)
 
 Places = Mapping[str, "str | Path"]
 

@@ -37,7 +37,7 @@ __getattr__ = make_getattr(
         "ModelLoadingError": "demucs_infer.errors",
         "Separator": "demucs_infer.api",
         "add_model_flags": "demucs_infer.pretrained",
-        "fatal": "demucs_infer.log",
+        "fatal": "demucs_infer.utils",
         "list_models": "demucs_infer.pretrained",
         "save_audio": "demucs_infer.audio.writer",
     },

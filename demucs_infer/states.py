@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,8 @@ from demucs_infer.demucs import Demucs
 from demucs_infer.errors import CheckpointError, DemucsError
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
+from demucs_infer.system.lazy import make_getattr
 from demucs_infer.utils import capture_init as capture_init
-from demucs_infer.utils import refuse_training_only
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -61,8 +61,12 @@ MAX_TEXT = 200
 MAX_SOURCES = 64
 
 
-TRAINING_ONLY = {"get_quantizer": "load_model reads quantized checkpoints without a quantizer"}
-"""Names of upstream that only its training uses, and what to use instead."""
+LEFT_OUT = {
+    "get_quantizer": "it is only for training; load_model reads quantized checkpoints without it"
+}
+"""Names of upstream that are not here, and why."""
+
+__getattr__ = make_getattr(__name__, {}, LEFT_OUT)
 
 
 def load_model(
@@ -181,10 +185,6 @@ def swap_state(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         model.load_state_dict(before)
-
-
-def __getattr__(name: str) -> NoReturn:
-    refuse_training_only(__name__, name, TRAINING_ONLY)
 
 
 def load_weights(

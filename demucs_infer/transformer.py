@@ -34,7 +34,22 @@ _UPSTREAM = (
     "create_sin_embedding_cape",
     "get_causal_mask",
 )
-__getattr__ = make_getattr(__name__, dict.fromkeys(_UPSTREAM, "demucs_infer.upstream.transformer"))
+LEFT_OUT = dict.fromkeys(
+    (
+        "MultiheadAttention",
+        "dynamic_sparse_attention",
+        "get_elementary_mask",
+        "get_mask",
+        "scaled_dot_product_attention",
+        "scaled_query_key_softmax",
+    ),
+    "it is for sparse attention, which needs xformers and which no released network uses",
+)
+"""Names of upstream that are not here, and why."""
+
+__getattr__ = make_getattr(
+    __name__, dict.fromkeys(_UPSTREAM, "demucs_infer.upstream.transformer"), LEFT_OUT
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Offer the helpers of upstream's `demucs.utils` that inference programs import."""
 
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import CancelledError
@@ -14,16 +15,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
-from demucs_infer.log import fatal as fatal
+from demucs_infer.system.lazy import make_getattr
 
 P = ParamSpec("P")
 Data = TypeVar("Data", bound=Sized)
 
-TRAINING_ONLY = {
-    "EMA": "average your metrics with torch or numpy",
-    "pull_metric": "read your list of metrics with a list comprehension",
+LEFT_OUT = {
+    "EMA": "it is only for training; average metrics with numpy or torch",
+    "pull_metric": "it is only for training; read your metrics with a list comprehension",
 }
-"""Names of upstream that only its training uses, and what to use instead."""
+"""Names of upstream that are not here, and why."""
+
+__getattr__ = make_getattr(__name__, {}, LEFT_OUT)
+
+
+def fatal(*args: object) -> NoReturn:
+    """Write a message to the error stream, and exit with code 1."""
+    sys.stderr.write(" ".join(map(str, args)) + "\n")
+    raise SystemExit(1)
 
 
 def unfold(a: Tensor, kernel_size: int, stride: int) -> Tensor:
@@ -135,19 +144,3 @@ def capture_init(init: Callable[Concatenate[Any, P], None]) -> Callable[Concaten
 
     update_wrapper(__init__, init)
     return __init__
-
-
-def refuse_training_only(module: str, name: str, names: dict[str, str]) -> NoReturn:
-    """Raise what a module's `__getattr__` raises for a name that it does not have.
-
-    An `ImportError`, because `from module import name` would hide the text of an `AttributeError`.
-    """
-    if name in names:
-        raise ImportError(
-            f"{module}.{name} is only for training, and demucs-infer does not train: {names[name]}"
-        )
-    raise AttributeError(f"module {module!r} has no attribute {name!r}")
-
-
-def __getattr__(name: str) -> NoReturn:
-    refuse_training_only(__name__, name, TRAINING_ONLY)

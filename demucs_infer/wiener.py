@@ -12,6 +12,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from demucs_infer.system.lazy import make_getattr
+
+LEFT_OUT = dict.fromkeys(
+    ("atan2", "expectation_maximization"),
+    "it is a part of Open-Unmix (package openunmix); `wiener` here is the whole filter",
+)
+"""Names of upstream that are not here, and why."""
+
+__getattr__ = make_getattr(__name__, {}, LEFT_OUT)
+
 _WINDOW_FRAMES = 300
 """Frames that share one estimate of a source's spatial covariance."""
 

@@ -397,10 +397,31 @@ def test_safetensors_of_the_package_load_by_path() -> None:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("utils", "EMA"), ("utils", "pull_metric"), ("states", "get_quantizer")],
+    [
+        ("utils", "EMA"),
+        ("utils", "pull_metric"),
+        ("states", "get_quantizer"),
+        ("demucs", "rescale_module"),
+        ("hdemucs", "rescale_module"),
+        ("transformer", "get_mask"),
+        ("wiener", "atan2"),
+    ],
 )
-def test_training_only_name_says_what_to_use(module: str, name: str) -> None:
-    with pytest.raises(ImportError, match=f"{module}.{name} is only for training.*: "):
+def test_name_that_is_left_out_says_why(module: str, name: str) -> None:
+    with pytest.raises(ImportError, match=f"{module}.{name} is left out: .*it is"):
         exec(f"from demucs_infer.{module} import {name}")
     with pytest.raises(ImportError, match="cannot import name"):
         exec(f"from demucs_infer.{module} import nonsense")
+
+
+@pytest.mark.parametrize("module", ["train", "solver", "evaluate", "augment"])
+def test_module_that_is_left_out_says_what_to_use(module: str) -> None:
+    with pytest.raises(ImportError, match=f"demucs_infer.{module} is left out: .*(demucs|metrics)"):
+        exec(f"from demucs_infer import {module}")
+
+
+def test_fatal_writes_and_exits(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        demucs_infer.utils.fatal("no", 3)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "no 3\n"
