@@ -24,6 +24,7 @@ from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_dept
 from demucs_infer.audio.gain import check_block, peak_of, prevent_clip, translate_os_errors
 from demucs_infer.audio.tags import Cover, parse_cover
 from demucs_infer.errors import AudioWriteError
+from demucs_infer.system.durability import make_folder, rename_file, sync_file
 
 __all__ = [
     "FORMATS",
@@ -88,7 +89,7 @@ class AtomicFile:
             raise AudioWriteError(f"{self.name} already exists: remove it, or allow overwriting")
 
     def commit(self) -> None:
-        """Give the file its final name, atomically.
+        """Give the file its final name, atomically, so that it survives a power loss.
 
         Raises:
             AudioWriteError: It cannot be completed or renamed; nothing is left behind.
@@ -98,11 +99,13 @@ class AtomicFile:
                 if self._sink is not None:
                     self.file.seek(0)
                     shutil.copyfileobj(self.file, self._sink)
+                if self._temporary and self.final:
+                    sync_file(self.file)
                 self.file.close()
                 if self._temporary and self.final:
                     self._check_target()
-                    self.final.parent.mkdir(parents=True, exist_ok=True)
-                    self._temporary.replace(self.final)
+                    make_folder(self.final.parent)
+                    rename_file(self._temporary, self.final)
                     self._temporary = None
         finally:
             self.discard()

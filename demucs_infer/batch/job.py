@@ -1,6 +1,5 @@
 """Describe a track of a run, and find its stems of an earlier run; without importing torch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +28,14 @@ class TrackJob:
     """Expected digest of the file, if given."""
 
 
-def find_done(job: TrackJob, recipe: Recipe) -> TrackResult | None:
+def find_done(job: TrackJob, recipe: Recipe, *, verify: bool = False) -> TrackResult | None:
     """Return the result of an earlier run that made the same stems, or None.
 
     A track is done if its manifest has the same recipe, and all files in it exist with their
-    sizes. Temporary files of a run that crashed after its last rename are removed.
+    sizes; with `verify`, they must also have their digests. Temporary files of a run that crashed
+    after its last rename are removed.
     """
-    manifest = find_match(job.target.manifest, recipe)
+    manifest = find_match(job.target.manifest, recipe, verify=verify)
     if manifest is None:
         return None
     WorkDir(job.target.folder, job.target.manifest).remove_stale()
@@ -47,9 +47,11 @@ def find_done_before(
     request: Request,
     model: ModelSpec,
     weights: tuple[str, ...],
-    check: Callable[[], None] = lambda: None,
+    *,
+    verify: bool = False,
 ) -> TrackResult | None:
     """Do the same for a request; the input is read only if there is a manifest."""
     if read_manifest(job.target.manifest) is None or not job.source.is_file():
         return None
-    return find_done(job, make_recipe(request, sha256_file(job.source, check), model, weights))
+    recipe = make_recipe(request, sha256_file(job.source), model, weights)
+    return find_done(job, recipe, verify=verify)

@@ -6,13 +6,13 @@ matches the current input, model and settings is skipped.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from demucs_infer.system.checksum import sha256_file
+from demucs_infer.system.durability import make_folder, rename_file, sync_file
 
 SCHEMA = 1
 
@@ -84,15 +84,18 @@ class Manifest:
         values = {"schema": SCHEMA, "key": self.recipe.key, **_to_json_value(asdict(self))}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
-    def write(self, path: Path) -> None:
-        """Write the file atomically."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            # Names that are not UTF-8 are written as JSON escapes.
-            partial.write_text(self.to_json(), encoding="utf-8", errors="backslashreplace")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    def write(self, path: Path, temp_folder: Path) -> None:
+        """Write the file atomically, so that it survives a power loss.
+
+        Until it is complete it is in `temp_folder`, where a crash leaves it for removal.
+        """
+        temporary = temp_folder / "manifest"
+        # Names that are not UTF-8 are written as JSON escapes.
+        with temporary.open("wb") as file:
+            file.write(self.to_json().encode(errors="backslashreplace"))
+            sync_file(file)
+        make_folder(path.parent)
+        rename_file(temporary, path)
 
 
 def _to_json_value(value: Any) -> Any:
@@ -116,14 +119,19 @@ def parse_manifest(value: Any) -> dict[str, Any] | None:
     return value if {field.name for field in fields(Manifest)} <= value.keys() else None
 
 
-def find_match(path: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """Return the manifest if it matches `recipe` and all its files have their sizes."""
+def find_match(path: Path, recipe: Recipe, *, verify: bool = False) -> dict[str, Any] | None:
+    """Return the manifest if it matches `recipe` and all its files have their sizes.
+
+    With `verify`, the files are also read, and must have their digests.
+    """
     manifest = read_manifest(path)
     if manifest is None or manifest.get("key") != recipe.key:
         return None
     try:
-        sizes = {path.parent / stem["file"]: stem["bytes"] for stem in manifest["stems"].values()}
-        is_complete = all(file.stat().st_size == size for file, size in sizes.items())
+        stems = {path.parent / stem["file"]: stem for stem in manifest["stems"].values()}
+        is_complete = all(file.stat().st_size == stem["bytes"] for file, stem in stems.items())
+        if is_complete and verify:
+            is_complete = all(sha256_file(file) == stem["sha256"] for file, stem in stems.items())
     except (OSError, KeyError, TypeError, AttributeError):
         return None
     return manifest if is_complete else None

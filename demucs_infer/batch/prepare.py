@@ -106,6 +106,9 @@ class Preparer:
     request: Request
     weights: tuple[str, ...]
     skip: Skip
+    verify: bool
+    """Whether finished tracks are recognized by the digests of their files, not just the sizes."""
+
     max_crashes: int | None
     run_id: str
     keeps_when_full: bool
@@ -191,7 +194,7 @@ class Preparer:
         return recipe
 
     def _check_done(self, job: TrackJob, recipe: Recipe) -> None:
-        result = find_done(job, recipe) if self.skip == "same" else None
+        result = find_done(job, recipe, verify=self.verify) if self.skip == "same" else None
         if result:
             raise AlreadyDone(result)
 

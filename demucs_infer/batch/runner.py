@@ -66,7 +66,8 @@ class BatchRunner:
 
     `weights` are the digests from `ModelSpec.weights`. `skip` decides which tracks are done: those
     with a manifest of the same recipe ("same"), those whose files exist ("existing"), or none
-    ("nothing"). A track in which the process crashed `max_crashes` times at the same position ends
+    ("nothing"). With `verify`, the files of a manifest must have their digests, and not just their
+    sizes. A track in which the process crashed `max_crashes` times at the same position ends
     as `quarantined`; None: no limit. With a `run_id`, only crashes in the run of that id count, so
     that a new id tries quarantined tracks again. Tracks that were in progress at a crash come after
     all others, each alone, as only one of them is the cause.
@@ -85,6 +86,7 @@ class BatchRunner:
         *,
         weights: tuple[str, ...] = (),
         skip: Skip = "same",
+        verify: bool = False,
         writes_manifest: bool = True,
         max_crashes: int | None = None,
         run_id: str = "",
@@ -100,6 +102,7 @@ class BatchRunner:
             request=request,
             weights=weights,
             skip=skip,
+            verify=verify,
             max_crashes=max_crashes,
             run_id=run_id,
             keeps_when_full=keeps_when_full,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from demucs_infer.batch.attempts import complete, register, withdraw
 from demucs_infer.batch.manifest import Manifest
+from demucs_infer.system.durability import make_folder, sync_folder
 from demucs_infer.system.process_lock import ProcessLock
 
 PARTIAL = ".partial"
@@ -51,6 +52,7 @@ class WorkDir:
             above = self.folder.parents[1:]
             self._made.update(takewhile(lambda folder: not folder.exists(), above))
             try:
+                make_folder(self.folder.parents[1])
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if not self._lock.acquire():
                     return False
@@ -169,11 +171,12 @@ class WorkDir:
         The manifest is written last, so that stems with one are complete; an old one is removed
         first.
         """
-        path.unlink(missing_ok=True)
+        if path.exists():
+            path.unlink()
+            sync_folder(path.parent)  # after a power loss it must not list the new files
         name_files()
         if manifest:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            manifest.write(path)
+            manifest.write(path, self.data_folder)
         self.remove()
 
     def remove_stale(self) -> None:

@@ -31,7 +31,7 @@ def print_dry_run(
     args: argparse.Namespace, model: ModelSpec, request: Request, jobs: Sequence[TrackJob]
 ) -> int:
     """Print what would be done with these jobs, whose outputs are known not to collide."""
-    tracks = [_describe_track(job, model, request, is_forced=args.force) for job in jobs]
+    tracks = [_describe_track(job, model, request, args) for job in jobs]
     durations = [track["seconds"] for track in tracks if track["state"] == "to do"]
     report: dict[str, Any] = {
         "model": model.name,
@@ -52,7 +52,7 @@ def print_dry_run(
 
 
 def _describe_track(
-    job: TrackJob, model: ModelSpec, request: Request, *, is_forced: bool
+    job: TrackJob, model: ModelSpec, request: Request, args: argparse.Namespace
 ) -> dict[str, Any]:
     from demucs_infer.audio.reader import probe
 
@@ -67,7 +67,9 @@ def _describe_track(
         return {**row, "state": "cannot be read", "error": str(error)}
     seconds = max(seconds - request.input.start, 0.0)
     row["seconds"] = round(min(seconds, request.input.duration or seconds), 3)
-    is_done = not is_forced and find_done_before(job, request, model, model.weights() or ())
+    is_done = not args.force and find_done_before(
+        job, request, model, model.weights() or (), verify=args.verify
+    )
     return {**row, "state": "done before" if is_done else "to do"}
 
 

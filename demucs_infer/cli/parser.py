@@ -229,6 +229,12 @@ def _add_run_flags(group: Any) -> None:
         action="store_true",
         help="skip tracks whose files exist, whatever their settings were",
     )
+    repeated.add_argument(
+        "--verify",
+        action="store_true",
+        help="read the stems of finished tracks, and separate those again whose sha256 differs "
+        "from stems.json; otherwise only their sizes are compared",
+    )
     group.add_argument(
         "--collisions",
         choices=("error", "number"),

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from demucs_infer.batch.discovery import STDIN, DiscoveredTrack, find_tracks
@@ -161,10 +162,11 @@ def _run_jobs(
     """Yield a result per job, first those that need neither the model nor torch."""
     weights = model.weights() or ()
     remaining = []
+    find_done = partial(find_done_before, verify=args.verify)
     for job in jobs:
         if not os.path.lexists(job.source):
             yield _fail_missing(job, model)
-        elif not args.force and (result := find_done_before(job, request, model, weights)):
+        elif not args.force and (result := find_done(job, request, model, weights)):
             yield result
         else:
             remaining.append(job)
@@ -213,6 +215,7 @@ def _separate(
         request,
         weights=weights or model.weights() or (),
         skip="nothing" if args.force else "existing" if args.skip_existing else "same",
+        verify=args.verify,
         writes_manifest=args.manifest,
     )
     reporter.show_stage(f"reading {jobs[0].track}")

@@ -99,6 +99,61 @@ def test_corrupt_tracks_fail_alone_and_finished_ones_are_skipped(workspace: Work
     assert [result.status for result in redone].count("done") == 97
 
 
+def test_damaged_stem_is_redone_only_with_verify(workspace: Workspace) -> None:
+    path = write_song(workspace.folder / "song.wav", 1)
+    result = workspace.runner().run_one(workspace.make_job(path))
+    stem = result.stems["drums"]
+    expected = stem.read_bytes()
+    assert workspace.runner(verify=True).run_one(workspace.make_job(path)).status == "skipped"
+    stem.write_bytes(expected[:-1] + bytes([expected[-1] ^ 1]))
+    assert workspace.runner().run_one(workspace.make_job(path)).status == "skipped"
+    assert workspace.runner(verify=True).run_one(workspace.make_job(path)).status == "done"
+    assert stem.read_bytes() == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to name descriptors")
+def test_track_is_done_after_its_files_are_on_the_disk(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_song(workspace.folder / "song.wav", 1)
+    workspace.runner().run_one(workspace.make_job(path))
+    calls: list[tuple[str, str]] = []
+    fsync, replace, unlink = os.fsync, Path.replace, Path.unlink
+
+    def record_fsync(descriptor: int) -> None:
+        target = Path(f"/proc/self/fd/{descriptor}").readlink()
+        calls.append(("fsync folder" if target.is_dir() else "fsync file", target.name))
+        fsync(descriptor)
+
+    def record_replace(source: Path, target: Path) -> Path:
+        assert calls[-1] == ("fsync file", source.name), "renamed before its content was stored"
+        calls.append(("rename", target.name))
+        return replace(source, target)
+
+    def record_unlink(file: Path, missing_ok: bool = False) -> None:
+        if file.name == "stems.json":
+            calls.append(("unlink", file.name))
+        unlink(file, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "replace", record_replace)
+    monkeypatch.setattr(Path, "unlink", record_unlink)
+    for _, item in workspace.runner(skip="nothing").run([workspace.make_job(path)]):
+        calls += [("result", item.status)] if isinstance(item, TrackResult) else []
+    names = [(call, name) for call, name in calls if call != "fsync file"]
+    assert names == [
+        ("unlink", "stems.json"),
+        ("fsync folder", "song"),
+        ("rename", "drums.wav"),
+        ("fsync folder", "song"),
+        ("rename", "bass.wav"),
+        ("fsync folder", "song"),
+        ("rename", "stems.json"),
+        ("fsync folder", "song"),
+        ("result", "done"),
+    ]
+
+
 def test_order_of_tracks_does_not_change_the_stems(workspace: Workspace) -> None:
     paths = [write_song(workspace.folder / f"in/{n}.wav", 1.5, seed=n) for n in range(4)]
     workspace.run(workspace.runner(), paths)
@@ -671,6 +726,28 @@ def test_files_left_by_a_crash_after_the_last_rename_are_removed(
     (stale / "draft.part").touch()
     start(repo, tmp_path).communicate()
     assert tree(tmp_path / "separated") == expected
+
+
+def test_crash_before_the_manifest_is_renamed_leaves_no_file(repo: Path, tmp_path: Path) -> None:
+    write_song(tmp_path / "in/song.wav", 3)
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from demucs_infer.cli.main import main\n"
+        "replace = Path.replace\n"
+        "def crash(source, target):\n"
+        "    os._exit(9) if target.name == 'stems.json' else replace(source, target)\n"
+        "Path.replace = crash\n"
+        "main(sys.argv[1:])"
+    )
+    words = ["in", "--repo", str(repo), "-n", "9d0a6f1c", "-q"]
+    process = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, env=environment(), check=False
+    )
+    assert process.returncode == 9
+    folder = tmp_path / "separated/9d0a6f1c/song"
+    assert {path.suffix for path in folder.iterdir()} == {".wav"}
+    start(repo, tmp_path).communicate()
+    assert len(tree(tmp_path / "separated")) == 4 + 1
 
 
 @pytest.mark.slow
