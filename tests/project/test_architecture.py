@@ -1,4 +1,4 @@
-"""Imports point down the layers, never up, never sideways inside braces."""
+"""Check that every import points up the ladder of rooms, and that no room but the last prints."""
 
 import ast
 import subprocess
@@ -39,7 +39,7 @@ APART = [{"audio", "networks"}, {"audio", "checkpoints"}, {"server", "distribute
 ROOMS = {module: room for room, modules in LADDER.items() for module in modules.split()}
 
 
-def owner(module: str) -> str | None:
+def room_of(module: str) -> str | None:
     """Return the room of a module: `demucs_infer.audio.reader` -> `audio`; the root has none."""
     parts = module.split(".")[1:]
     names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
@@ -51,29 +51,29 @@ def module_name(path: Path) -> str:
     return dotted.removesuffix(".__init__")
 
 
-def edges() -> list[tuple[str, str]]:
-    found = []
+def list_imports() -> list[tuple[str, str]]:
+    imports = []
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 assert node.level == 0, f"relative import in {path}"
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
-                found += [(module_name(path), name) for name in names]
+                imports += [(module_name(path), name) for name in names]
             elif isinstance(node, ast.Import):
-                found += [(module_name(path), alias.name) for alias in node.names]
-    ours = {edge for edge in found if edge[1].startswith("demucs_infer")}
-    return sorted(ours)
+                imports += [(module_name(path), alias.name) for alias in node.names]
+    own = {pair for pair in imports if pair[1].startswith("demucs_infer")}
+    return sorted(own)
 
 
 def test_every_module_has_a_room() -> None:
     roots = {"demucs_infer", "demucs_infer.__main__"}
     modules = {module_name(path) for path in ROOT.rglob("*.py")} - roots
-    assert [name for name in sorted(modules) if owner(name) is None] == []
+    assert [name for name in sorted(modules) if room_of(name) is None] == []
 
 
-@pytest.mark.parametrize(("importer", "imported"), edges())
-def test_imports_point_down(importer: str, imported: str) -> None:
-    above, below = owner(importer), owner(imported)
+@pytest.mark.parametrize(("importer", "imported"), list_imports())
+def test_imports_point_up_the_ladder(importer: str, imported: str) -> None:
+    above, below = room_of(importer), room_of(imported)
     if above is None or below is None or above == below:
         return
     assert RANK[below] <= RANK[above]
@@ -88,12 +88,12 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize("module", ["errors", "log", "events", "options", "engine.plan"])
-def test_integers_and_words_need_no_torch(module: str) -> None:
+def test_module_does_not_import_torch(module: str) -> None:
     code = f"import sys, demucs_infer.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent).returncode == 0
 
 
-def test_nobody_prints_but_the_command_line() -> None:
+def test_only_the_command_line_prints() -> None:
     talkers = {ROOT / "log.py", *(ROOT / "cli").glob("*.py")}
     for path in ROOT.rglob("*.py"):
         calls = [

@@ -1,4 +1,4 @@
-"""The example packages, installed into an environment of their own and used as strangers would."""
+"""Install the example packages into an environment of their own, and use them as users would."""
 
 import importlib
 import importlib.util
@@ -45,11 +45,11 @@ SLOW = 8000
 """Of the networks that are only to be run: sizes are small, and so is the work."""
 
 
-# ── as strangers would: a fresh environment, from the shell and from Python ──
+# ── in a fresh environment, from the shell and from Python ──
 
 
-class Home:
-    """An environment with the example packages in it, and a folder to work in."""
+class Environment:
+    """An environment with the example packages, and a folder to work in."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,7 +78,7 @@ def tone_and_clicks(seconds: float = 4.0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     if importlib.util.find_spec("hatchling") is None:
         skip_or_fail("hatchling, which builds the examples, is not installed")
     folder = tmp_path_factory.mktemp("home")
@@ -94,7 +94,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     alone = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     both = [folder / "examples/ext_project", folder / "examples/open_unmix"]
     subprocess.run([*pip, *alone, *both], cwd=folder, check=True)
-    made = Home(folder)
+    made = Environment(folder)
     made.run("examples/ext_project/make_weights.py", "weights.safetensors")
     save(folder / "song.wav", sum(tone_and_clicks(), torch.zeros(())), RATE)
     return made
@@ -107,7 +107,7 @@ def loudness(wav: Any) -> float:
     return float((wav**2).mean())
 
 
-def test_from_the_shell_by_configuration(home: Home) -> None:
+def test_command_separates_with_a_configuration(home: Environment) -> None:
     home.separate(
         *CONFIG, "-o", "a", "--set", "inference.batch_size=2", "--float32", "--format", "wav"
     )
@@ -126,7 +126,7 @@ def test_from_the_shell_by_configuration(home: Home) -> None:
     )
 
 
-def test_from_the_shell_by_the_name_that_its_package_gives(home: Home) -> None:
+def test_command_separates_with_the_name_of_a_registered_model(home: Environment) -> None:
     home.separate("-n", "hpss-plain", "-o", "c", "--stems", "percussive")
     assert tree(home.folder / "c") == [
         "hpss-plain/song/percussive.wav",
@@ -136,8 +136,8 @@ def test_from_the_shell_by_the_name_that_its_package_gives(home: Home) -> None:
     assert "hpss-plain" in home.run("-m", "demucs_infer", "--list-models")
 
 
-def test_flags_go_before_the_configuration(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_flags_take_precedence_over_the_configuration(
+    home: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home.folder)
     module = ["--module", "hpss_example.network", "--class", "Hpss", "--set", "model_type=mine"]
@@ -147,10 +147,12 @@ def test_flags_go_before_the_configuration(
     assert tree(tmp_path) == [f"me/song/{name}" for name in names]
 
 
-def test_another_class_or_other_code_is_another_network(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_track_is_separated_again_when_class_or_code_changes(
+    home: Environment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Stems of the first are not taken for stems of the second."""
     monkeypatch.chdir(home.folder)
     monkeypatch.syspath_prepend(tmp_path)
     same = (
@@ -192,14 +194,14 @@ def test_another_class_or_other_code_is_another_network(
         (("-n", "hpss"), 4, "'hpss' is a type of network without weights"),
     ],
 )
-def test_what_goes_wrong_in_the_shell(
+def test_invalid_command_gives_exit_code_and_message(
     words: Sequence[str],
     code: int,
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    home: Home,
+    home: Environment,
 ) -> None:
     from hpss_example.network import METADATA  # type: ignore[import-not-found]  # from the fixture
 
@@ -214,7 +216,7 @@ def test_what_goes_wrong_in_the_shell(
     assert tree(tmp_path) == []
 
 
-def test_the_examples_readme_runs(home: Home) -> None:
+def test_snippet_of_the_example_runs(home: Environment) -> None:
     text = (EXAMPLES / "ext_project/README.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
     folder = home.folder / "examples/ext_project"
@@ -224,7 +226,7 @@ def test_the_examples_readme_runs(home: Home) -> None:
     home.run("-c", code)
 
 
-def test_the_readme_brings_its_own_network(tmp_path: Path) -> None:
+def test_custom_network_of_the_readme_runs(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text("utf-8").partition("## Bring your own network")[2]
     code = text.partition("```py\n")[2].partition("```")[0]
     assert len(code.strip().splitlines()) <= 30
@@ -309,7 +311,7 @@ def targets(reference: Any, *, causal: bool = False) -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_open_unmix_is_the_reference(reference: Any, tmp_path: Path, causal: bool) -> None:
+def test_open_unmix_equals_its_reference(reference: Any, tmp_path: Path, causal: bool) -> None:
     from open_unmix_example.join import join  # type: ignore[import-not-found]  # from the fixture
     from open_unmix_example.network import METADATA  # type: ignore[import-not-found]  # so too
 
@@ -336,7 +338,7 @@ def test_open_unmix_is_the_reference(reference: Any, tmp_path: Path, causal: boo
     assert float((expected[0, 0] - expected[0, 1]).abs().max()) > 1e-3  # the stems are not alike
 
 
-def test_open_unmix_has_the_published_sizes() -> None:
+def test_open_unmix_has_the_sizes_of_the_published_weights() -> None:
     from open_unmix_example.network import METADATA
 
     config = Config.from_file(UMX)
@@ -393,7 +395,7 @@ class LongTrack:
             yield make_noise(2, SLOW // 2, seed)
 
 
-def streams(network: nn.Module, tmp_path: Path) -> None:
+def check_streaming(network: nn.Module, tmp_path: Path) -> None:
     """Check that a few windows at most are read ahead, however long the track is."""
     track, done, most = LongTrack(), 0, 0
     separator = Separator.from_model(network, device="cpu", shifts=0)
@@ -406,7 +408,7 @@ def streams(network: nn.Module, tmp_path: Path) -> None:
     assert most <= 2 * 8192 + PIECE + SLOW // 2
 
 
-def derives(network: nn.Module, tmp_path: Path) -> None:
+def check_derived_stems(network: nn.Module, tmp_path: Path) -> None:
     """Check that a derived stem is the sum that its rule says."""
     mix = make_noise(2, SLOW)
     first: str = network.sources[0]  # type: ignore[index,assignment]  # every network has them
@@ -417,7 +419,7 @@ def derives(network: nn.Module, tmp_path: Path) -> None:
     torch.testing.assert_close(stems["rest"], mix - stems[first], rtol=0, atol=1e-6)
 
 
-def forms_bags(network: nn.Module, tmp_path: Path) -> None:
+def check_bags(network: nn.Module, tmp_path: Path) -> None:
     """Two networks weighed 1 to 3 answer the weighed mean of their answers."""
     import copy
 
@@ -435,7 +437,7 @@ def forms_bags(network: nn.Module, tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], expected, rtol=0, atol=2e-6)
 
 
-def survives_full_memory(network: nn.Module, tmp_path: Path) -> None:
+def check_out_of_memory(network: nn.Module, tmp_path: Path) -> None:
     """Check that a batch that does not fit is halved until it does, with the same stems."""
 
     def refuse(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -454,7 +456,7 @@ def survives_full_memory(network: nn.Module, tmp_path: Path) -> None:
         assert torch.equal(found[name], expected[name])  # type: ignore[index]  # the last is the output
 
 
-def tells(network: nn.Module, tmp_path: Path) -> None:
+def check_events(network: nn.Module, tmp_path: Path) -> None:
     """Each batch is told once, in order, between the stages before and after."""
     *events, _ = Separator.from_model(network, device="cpu", shifts=0).stream(
         make_noise(2, 2 * SLOW)
@@ -465,7 +467,7 @@ def tells(network: nn.Module, tmp_path: Path) -> None:
     assert ends[-2:] == ["stitch", "collect_outputs"]
 
 
-def has_a_command_line(network: nn.Module, tmp_path: Path) -> None:
+def check_command(network: nn.Module, tmp_path: Path) -> None:
     """By the name it is registered under, with skipping of what is done."""
     register_model(lambda: network, "mine")
     save(tmp_path / "song.wav", make_noise(2, SLOW), SLOW)
@@ -475,7 +477,7 @@ def has_a_command_line(network: nn.Module, tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == sorted([*stems, "mine/song/stems.json"])
 
 
-def has_a_server(network: nn.Module, tmp_path: Path) -> None:
+def check_server(network: nn.Module, tmp_path: Path) -> None:
     """Stems over HTTP, by the same name."""
     from tests.helpers.server_process import client, song
 
@@ -490,8 +492,16 @@ def has_a_server(network: nn.Module, tmp_path: Path) -> None:
 @pytest.mark.parametrize("network", [four_attributes, hpss, umx], ids=lambda make: make.__name__)
 @pytest.mark.parametrize(
     "feature",
-    [streams, derives, forms_bags, survives_full_memory, tells, has_a_command_line, has_a_server],
-    ids=lambda feature: feature.__name__,
+    [
+        check_streaming,
+        check_derived_stems,
+        check_bags,
+        check_out_of_memory,
+        check_events,
+        check_command,
+        check_server,
+    ],
+    ids=lambda feature: feature.__name__.removeprefix("check_"),
 )
-def test_for_free(feature: Any, network: Any, tmp_path: Path) -> None:
+def test_feature_works_with_any_network(feature: Any, network: Any, tmp_path: Path) -> None:
     feature(network(), tmp_path)

@@ -1,4 +1,4 @@
-"""What the README says is so: its commands and snippets run, its tables are those of the code."""
+"""Run the commands and snippets of the README, and compare its tables with the code."""
 
 import argparse
 import re
@@ -29,7 +29,7 @@ SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a folder with all files that the README names, and small models of these names."""
     folder = tmp_path_factory.mktemp("readme")
     repo = make_repo(folder / "models")
@@ -56,21 +56,21 @@ def find_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     return ask_for_help([*words])[0]
 
 
-def test_the_set_up_commands_come_first() -> None:
+def test_set_up_and_test_commands_come_first() -> None:
     assert "demucs-infer song.wav -n tiny" in LINES[0] and "pytest" in LINES[1]
     assert LINES[1].split("&&")[0] in LINES[0] and "pip install -c constraints.txt" in LINES[1]
     assert "pip install" in (ROOT / ".ci/run").read_text()  # where they are run
 
 
 @pytest.mark.parametrize("line", LINES[2:])
-def test_commands(line: str, studio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(studio)
+def test_command_succeeds(line: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
     words = shlex.split(line)
     if "|" in words or ">" in words:
-        path = f"{studio / 'bin'}:{environment()['PATH']}"
+        path = f"{workspace / 'bin'}:{environment()['PATH']}"
         done = subprocess.run(
             ["bash", "-ec", line],
-            cwd=studio,
+            cwd=workspace,
             env={**environment(), "PATH": path},
             capture_output=True,
         )
@@ -89,18 +89,23 @@ def test_commands(line: str, studio: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert main([*words[1:], *own]) == 0
 
 
-def test_what_the_first_command_leaves(studio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(studio)
+def test_first_command_writes_stems_and_manifest(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
     assert main(["song.mp3", "--repo", "models"]) == 0
     found = {path.name for path in Path("separated/htdemucs/song").iterdir()}
     assert {"drums.wav", "bass.wav", "other.wav", "vocals.wav", "stems.json"} <= found
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
-def test_snippets(
-    snippet: str, studio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_snippet_runs(
+    snippet: str,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(studio)
+    monkeypatch.chdir(workspace)
     small = snippet.replace('Separator("htdemucs"', 'Separator("htdemucs", "models"')
     assert small != snippet
     names: dict[str, object] = {}
@@ -115,7 +120,7 @@ def rows(head: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
 
 
-def test_the_table_of_models(tmp_path: Path) -> None:
+def test_table_of_models_equals_the_catalog(tmp_path: Path) -> None:
     table = rows("model")
     assert len(table) > 8
     for name, count, stems, size, license in table:
@@ -126,7 +131,7 @@ def test_the_table_of_models(tmp_path: Path) -> None:
         assert info.license.startswith(license)
 
 
-def test_the_table_of_packages() -> None:
+def test_table_of_packages_equals_the_dependencies() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     needed = project[project.index("\ndependencies = [") :].split("]\n")[0]
     used = {name for name, answer, _ in rows("package") if answer == "yes"}
@@ -136,7 +141,7 @@ def test_the_table_of_packages() -> None:
     assert {"torchaudio", "julius", "einops", "openunmix", "diffq"} <= unused
 
 
-def test_exit_codes_and_flags() -> None:
+def test_exit_codes_and_flags_exist() -> None:
     codes = {int(code) for cell, _ in rows("exit code") for code in cell.split(",")}
     assert codes == set(ExitCode)
     parsers = [find_parser(words) for words in COMMANDS.values()]

@@ -1,4 +1,4 @@
-"""What is public stays as `tests/snapshot/data` has it, down to the last byte of a stem."""
+"""Compare everything that is public with `tests/snapshot/data`, to the last byte of a stem."""
 
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,18 @@ Measured = dict[int, roads.Measured]
 
 
 @pytest.mark.parametrize("module", signatures.MODULES)
-def test_public_names_and_signatures_stay(module: str) -> None:
+def test_public_names_and_signatures_are_unchanged(module: str) -> None:
     assert signatures.collect_signatures(module) == read_json(signatures.file_of(module)), ADVICE
 
 
-def test_every_data_file_of_names_and_helps_has_its_source() -> None:
+def test_every_data_file_belongs_to_a_module_or_command() -> None:
     kept = {str(path.relative_to(DATA)) for kind in ("names", "help") for path in
             (DATA / kind).iterdir()}  # fmt: skip
     modules = {signatures.file_of(module) for module in signatures.MODULES}
     assert kept == modules | {f"help/{name}.txt" for name in helps.COMMANDS}
 
 
-def test_an_annotation_reads_the_same_as_an_object_and_as_text() -> None:
+def test_annotations_as_objects_and_as_text_are_equal() -> None:
     """A module may begin or cease to have `from __future__ import annotations`."""
 
     def objects(a: "dict[str, Path] | None", *, b: "list[roads.Digests]") -> None: ...
@@ -47,28 +47,28 @@ def test_an_annotation_reads_the_same_as_an_object_and_as_text() -> None:
 
 
 @pytest.mark.parametrize("name", helps.COMMANDS)
-def test_every_help_says_the_same(name: str) -> None:
+def test_help_is_unchanged(name: str) -> None:
     found = helps.describe(*helps.ask_for_help(helps.COMMANDS[name]))
     assert found == (DATA / f"help/{name}.txt").read_text("utf-8"), ADVICE
 
 
-def test_every_command_has_its_help_here() -> None:
+def test_every_command_has_a_data_file() -> None:
     from demucs_infer.cli.parser import COMMANDS
 
     assert {words[0] for words in helps.COMMANDS.values() if words} == set(COMMANDS)
 
 
-def test_the_server_offers_the_same(tmp_path: Path) -> None:
+def test_http_api_is_unchanged(tmp_path: Path) -> None:
     assert openapi.collect_openapi(tmp_path) == read_json("openapi.json"), ADVICE
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_every_command_ends_with_its_exit_code(tmp_path: Path) -> None:
+def test_exit_codes_are_unchanged(tmp_path: Path) -> None:
     assert commands.collect_exit_codes(tmp_path) == read_json("exit_codes.json"), ADVICE
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_manifest_of_a_track_has_the_same_keys_and_settings(tmp_path: Path) -> None:
+def test_manifest_has_the_same_keys_and_settings(tmp_path: Path) -> None:
     assert commands.collect_manifest(tmp_path) == read_json("stems_json.json"), ADVICE
 
 
@@ -90,41 +90,34 @@ def unknown() -> str:
     return f"no digests are stored for: {roads.fingerprint()}; `python -m tests.snapshot` adds them"
 
 
-def assert_one(found: dict[str, roads.Digests], *ways: str) -> None:
-    """Fail where ways do not lead to the same bytes."""
-    first, *others = ways
-    assert set(found[first]) == set(roads.STEMS)
+def assert_equal_digests(digests: dict[str, roads.Digests], *names: str) -> None:
+    """Fail if files of some front ends differ."""
+    first, *others = names
+    assert set(digests[first]) == set(roads.STEMS)
     for other in others:
-        assert found[other] == found[first], f"{other} and {first} differ; {hint()}"
-
-
-@pytest.mark.parametrize("threads", roads.THREADS)
-def test_all_roads_lead_to_the_same_bytes(measured: Measured, threads: int) -> None:
-    found = measured[threads]["plain"]["roads"]
-    assert_one(found, "command", "server", "batch", "run", "separate_to")
-
-
-@pytest.mark.parametrize("threads", roads.THREADS)
-def test_where_stems_would_clip_the_library_and_the_command_are_a_step_apart_at_most(
-    measured: Measured, threads: int
-) -> None:
-    """The gain is applied to doubles by the one, and to floats by the other."""
-    found = measured[threads]["loud"]
-    assert_one(found["roads"], "command", "server", "batch")
-    assert_one(found["roads"], "run", "separate_to")
-    assert found["steps"] <= 1, hint()
+        assert digests[other] == digests[first], f"{other} and {first} differ; {hint()}"
 
 
 @pytest.mark.parametrize("threads", roads.THREADS)
 @pytest.mark.parametrize("song", ["plain", "loud"])
-def test_tensors_and_files_of_floats_hold_the_same_samples(
-    measured: Measured, song: str, threads: int
-) -> None:
-    assert_one(measured[threads][song]["floats"], "run", "separate_audio_file", "separate_to")
+def test_all_front_ends_write_the_same_bytes(measured: Measured, song: str, threads: int) -> None:
+    """A loud song gets one gain for all stems."""
+    digests = measured[threads][song]["roads"]
+    assert_equal_digests(digests, "command", "server", "batch", "run", "separate_to")
 
 
 @pytest.mark.parametrize("threads", roads.THREADS)
-def test_stems_are_as_loud_as_they_were_at_every_moment(measured: Measured, threads: int) -> None:
+@pytest.mark.parametrize("song", ["plain", "loud"])
+def test_tensors_and_float_files_have_the_same_samples(
+    measured: Measured, song: str, threads: int
+) -> None:
+    assert_equal_digests(
+        measured[threads][song]["floats"], "run", "separate_audio_file", "separate_to"
+    )
+
+
+@pytest.mark.parametrize("threads", roads.THREADS)
+def test_loudness_over_time_is_unchanged(measured: Measured, threads: int) -> None:
     expected = read_json("loudness.json")
     found: dict[str, list[float]] = measured[threads]["plain"]["loudness"]
     assert set(found) == set(expected)
@@ -132,7 +125,7 @@ def test_stems_are_as_loud_as_they_were_at_every_moment(measured: Measured, thre
         assert row == pytest.approx(expected[stem], abs=roads.TOLERANCE), f"{stem}; {hint()}"
 
 
-def test_stems_are_the_same_bytes_as_ever(
+def test_bytes_of_stems_are_unchanged(
     measured: Measured, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a machine that is not known the tests above are all that can be said."""

@@ -16,11 +16,11 @@ from tools.studio.midi import Note, Part, variable_length, write_midi
     ("value", "expected"),  # the examples of the MIDI file specification
     [(0, "00"), (0x7F, "7f"), (0x80, "8100"), (0x2000, "c000"), (0x0FFFFFFF, "ffffff7f")],
 )
-def test_lengths_are_written_as_the_specification_shows(value: int, expected: str) -> None:
+def test_variable_lengths_equal_the_specification(value: int, expected: str) -> None:
     assert variable_length(value).hex() == expected
 
 
-def test_a_note_in_a_midi_file(tmp_path: Path) -> None:
+def test_midi_file_has_the_bytes_of_its_notes(tmp_path: Path) -> None:
     path = tmp_path / "a.mid"
     notes = [Note(0.1, 9.0, 60, 100), Note(3.0, 4.0, 62, 100)]
     write_midi(path, [Part(program=5, notes=notes)], seconds=2.0)
@@ -35,7 +35,7 @@ def test_a_note_in_a_midi_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_seed_is_a_song_whose_sections_follow_each_other(seed: int) -> None:
+def test_seed_gives_one_song_with_adjoining_sections(seed: int) -> None:
     song = compose(np.random.default_rng(seed), 40.0)
     assert song == compose(np.random.default_rng(seed), 40.0)
     assert song != compose(np.random.default_rng(seed + 100), 40.0)

@@ -135,13 +135,12 @@ def _take_roads(separator: "Separator", file: Path) -> Measured:
     """Give the digests of the files, by road and stem, and of the samples before them."""
     folder = file.parent
     output = separator.run(file)
-    saved = output.save(folder / "run")
     streamed = separator.separate_to(file, folder / "separate_to").paths
     roads = {
         "command": by_command(file, folder / "command"),
         "server": by_server(file, folder / "server"),
         "batch": by_batch(file, folder / "batch"),
-        "run": saved,
+        "run": output.save(folder / "run"),
         "separate_to": {name: path for name, path in streamed.items() if path is not None},
     }
     tensors = separator.separate_audio_file(file)[1]
@@ -150,7 +149,6 @@ def _take_roads(separator: "Separator", file: Path) -> Measured:
         "song": hashlib.sha256(file.read_bytes()).hexdigest(),
         "gain": output.gain,
         "roads": {name: _digests(files) for name, files in roads.items()},
-        "steps": max(_steps(saved[name], roads["command"][name]) for name in STEMS),
         "floats": {
             "run": {name: _digest(stem) for name, stem in output.outputs.items()},
             "separate_audio_file": {name: _digest(stem) for name, stem in tensors.items()},
@@ -202,14 +200,6 @@ def _files(paths: Iterable[Path]) -> Files:
 
 def _digests(files: Files) -> Digests:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-
-
-def _steps(one: Path, other: Path) -> int:
-    """Count the steps of 16 bits that two files are apart, at most."""
-    import soundfile
-
-    a, b = (soundfile.read(path, dtype="int16")[0].astype("int32") for path in (one, other))
-    return int(abs(a - b).max())
 
 
 def _digest(stem: "Tensor") -> str:
