@@ -1,4 +1,4 @@
-"""What a separation returns: stems in memory, or the files that they were written to.
+"""Represent the results of a separation: stems in memory, or the files they were written to.
 
 Shapes: C channels, T samples of the track.
 """
@@ -34,7 +34,7 @@ def stem_targets(
     options: OutputOptions,
     track: str = "track",
 ) -> dict[str, Target]:
-    """Return where each stem goes: into a folder by the template, or as the mapping says."""
+    """Return the target of each stem: a path in a folder by the template, or as mapped."""
     if not isinstance(out, Mapping):
         extension = options.extension
         paths = stem_paths(Path(out), stems, options.template, track=track, extension=extension)
@@ -55,16 +55,16 @@ def file_layout(
 ) -> Layout:
     """Return the layout of the files, for a model and a source of (sample rate, channels).
 
-    Files at the rate of the source have as many samples as the source, `frames`.
+    Files at the sample rate of the source have exactly its number of samples, `frames`.
     """
-    known = {"model": model, "source": source}
-    rate = known[options.rate][0] if isinstance(options.rate, str) else options.rate
-    named = options.channels
-    channels = known[named][1] if isinstance(named, str) else named
+    formats = {"model": model, "source": source}
+    rate = formats[options.rate][0] if isinstance(options.rate, str) else options.rate
+    requested = options.channels
+    channels = formats[requested][1] if isinstance(requested, str) else requested
     if 1 < model[1] < channels:
         raise ValueError(
-            f"channels = {named}: stems of {model[1]} channels cannot be written with {channels}; "
-            "choose 'model' or fewer"
+            f"channels = {requested}: stems of {model[1]} channels cannot be written with "
+            f"{channels}; choose 'model' or fewer"
         )
     return Layout(
         spool_rate=model[0],
@@ -76,9 +76,10 @@ def file_layout(
 
 @contextmanager
 def make_folders(targets: Mapping[str, Target], source: Path | None = None) -> Iterator[None]:
-    """The folders that the files will lie in; those that had to be made go with a failure.
+    """Make the folders of the files; after an error in the block, remove the new ones.
 
-    None of the files may be the `source` itself.
+    Raises:
+        ValueError: A file would replace `source`.
     """
     paths = [Path(target) for target in targets.values() if isinstance(target, str | os.PathLike)]
     for path in paths:
@@ -88,37 +89,38 @@ def make_folders(targets: Mapping[str, Target], source: Path | None = None) -> I
     try:
         for folder in {path.parent for path in paths}:
             with translate_os_errors(str(folder)):
-                made.update(one for one in (folder, *folder.parents) if not one.exists())
+                missing = (path for path in (folder, *folder.parents) if not path.exists())
+                made.update(missing)
                 folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for folder in sorted(made, key=lambda one: len(one.parts), reverse=True):
-            with suppress(OSError):  # what somebody else put there keeps it
+        for folder in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # another program has put files there
                 folder.rmdir()
         raise
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq: tensors do not compare to a bool
 class InferenceOutput:
-    """The stems of one track: `out["vocals"]` is (C T), on the same scale as the mix."""
+    """The stems of one track: `out["vocals"]` is (C T), on the scale of the mixture."""
 
     outputs: dict[str, Tensor]
-    """Every stem (C T): those of the model in its order, then derived ones."""
+    """Stems (C T) by name: those of the model in its order, then derived ones."""
 
     sample_rate: int
-    """Samples per second, of the model."""
+    """Sample rate of the model."""
 
     mixture: Tensor | None = field(default=None, repr=False)
-    """The track (C T) as the model heard it: at its rate, with its channels."""
+    """The track (C T) at the sample rate and with the channels of the model."""
 
     @property
     def stems(self) -> dict[str, Tensor]:
-        """Another name of `outputs`."""
+        """The same as `outputs`."""
         return self.outputs
 
     @property
     def gain(self) -> float:
-        """The one gain that `save` applies to all stems: 1.0 unless one would clip."""
+        """The gain that `save` applies to all stems: 1.0 unless one would clip."""
         peaks = {name: peak_of(stem, name) for name, stem in self.outputs.items()}
         return track_gain(peaks, Encoding())
 
@@ -135,7 +137,7 @@ class InferenceOutput:
         return len(self.outputs)
 
     def to(self, device: str | torch.device) -> InferenceOutput:
-        """The same on another device."""
+        """Return a copy on another device."""
         stems = {name: stem.to(device) for name, stem in self.outputs.items()}
         mixture = None if self.mixture is None else self.mixture.to(device)
         return replace(self, outputs=stems, mixture=mixture)
@@ -149,11 +151,11 @@ class InferenceOutput:
         options: OutputOptions | None = None,
         **changes: Unpack[OutputChanges],
     ) -> dict[str, Path]:
-        """Write one file a stem, all or none, and return their paths.
+        """Write one file per stem, all or none, and return their paths.
 
-        `options` and `changes` are the settings of `OutputOptions`; files have the rate and the
-        channels of the stems. `track` is the name for `{track}` in the template. Should a stem
-        clip, all get one common `gain`; `clip="rescale"` gives each its own, as upstream does.
+        `options` and `changes` are the settings of `OutputOptions`; the files have the sample rate
+        and the channels of the stems. `track` replaces `{track}` in the template. If a stem would
+        clip, all get the same `gain`; `clip="rescale"` gives each its own, as upstream does.
         """
         options = change_output(options or OutputOptions(), format, changes)
         paths = stem_paths(
@@ -183,29 +185,29 @@ class InferenceOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeparatedFiles:
-    """The files of one track, all of them complete."""
+    """The complete files of one track."""
 
     paths: Mapping[str, Path | None]
-    """Where each stem lies; None for one that went to a file object."""
+    """Paths by stem; None for a file object."""
 
     sample_rate: int
     channels: int
     frames: int
-    """Samples of each file, as they went to its encoder."""
+    """Samples of each file, as passed to its encoder."""
 
     gains: Mapping[str, float]
-    """What each stem was multiplied by so that it would not clip."""
+    """Gains by stem, which prevent clipping."""
 
     peaks: Mapping[str, float]
-    """The largest absolute sample of each stem before that."""
+    """The largest absolute sample of each stem before its gain."""
 
     warnings: tuple[str, ...] = ()
-    """What was wrong with the input without being an error."""
+    """Problems of the input that are not errors."""
 
     seconds: float = 0.0
-    """How long it took."""
+    """Processing time."""
 
     @property
     def gain(self) -> float:
-        """The gain of the most attenuated stem; with `clip="track"` that of all."""
+        """The gain of the most attenuated stem; with `clip="track"`, that of all stems."""
         return min(self.gains.values(), default=1.0)

@@ -1,4 +1,4 @@
-"""What a caller may hand in, as a track that the engine can read at the rate of a model.
+"""Convert the inputs that callers pass into tracks at the sample rate of a model.
 
 Shapes: C channels, T samples of the track.
 """
@@ -23,27 +23,31 @@ from demucs_infer.options import InputOptions
 Samples: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 MAX_CHANNELS = 64
-"""No axis longer than this is taken for channels, which tells (T, C) from (C, T)."""
+"""A longer axis is not an axis of channels; distinguishes (T, C) from (C, T)."""
 
-# Integers are fractions of the full scale of their own type, unsigned bytes around 128.
+# Integers are fractions of the full scale of their type; unsigned bytes are centered at 128.
 _FULL_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31, torch.uint8: 2.0**7}
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq: tensors do not compare to a bool
 class Audio:
-    """Samples that never travel without their rate."""
+    """Samples together with their sample rate."""
 
     data: Samples
-    """(C T), (T,), or (T C) where the shape leaves no doubt."""
+    """(C T), (T,), or (T C) if the shape is unambiguous."""
     sample_rate: int
-    """Samples per second."""
+    """Samples per second, a whole number."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sample_rate", valid_rate(self.sample_rate))
+        object.__setattr__(self, "sample_rate", parse_sample_rate(self.sample_rate))
 
 
-def valid_rate(sample_rate: float) -> int:
-    """A rate in whole hertz, whatever number type it comes in."""
+def parse_sample_rate(sample_rate: float) -> int:
+    """Return a sample rate of any number type as an integer.
+
+    Raises:
+        AudioInputError: It is not a whole number in the supported range.
+    """
     try:
         whole = int(sample_rate)
     except (TypeError, ValueError, OverflowError):
@@ -58,19 +62,23 @@ def valid_rate(sample_rate: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadFormat:
-    """The rate, the channels and the device that a model reads a track at."""
+    """The sample rate, channels and device of the input of a model."""
 
     sample_rate: int
     channels: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def channels_from(self, channels: int) -> int:
-        """How many channels to ask for: the engine itself mixes down for a model of one."""
+        """Return the channels to read: all for a mono model, as the engine mixes them down."""
         return channels if self.channels == 1 else self.channels
 
 
 def cut_part(wav: Tensor, sample_rate: int, options: InputOptions) -> Tensor:
-    """Return the samples (C T) between start and end."""
+    """Return the requested part of the samples (C T).
+
+    Raises:
+        AudioInputError: It begins after the end of the audio.
+    """
     start, stop = round(options.start * sample_rate), wav.shape[-1]
     if options.duration is not None:
         stop = min(stop, start + max(round(options.duration * sample_rate), 1))
@@ -83,7 +91,7 @@ def cut_part(wav: Tensor, sample_rate: int, options: InputOptions) -> Tensor:
 
 
 class ArraySource:
-    """An array as a track: converted as a whole, in memory of its own."""
+    """A track from an array, which is copied and converted as a whole."""
 
     name = "track"
     path = None
@@ -111,19 +119,19 @@ class ArraySource:
         self.length = wav.shape[-1]
 
     def blocks(self) -> Iterator[Tensor]:
-        """All of it, as one block."""
+        """Yield all samples as one block."""
         yield self._wav
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Channels that are left out."""
+        """A warning about channels that are not used."""
         if self.num_channels <= self.channels:
             return ()
         return (f"the audio has {self.num_channels} channels: the first {self.channels} are used",)
 
 
 class FileSource:
-    """A file as a track: decoded anew every time it is read, and never held whole."""
+    """A track from a file, which is decoded each time it is read, never as a whole."""
 
     def __init__(self, source: Source, read_format: ReadFormat, options: InputOptions) -> None:
         self.read_format = read_format
@@ -143,41 +151,45 @@ class FileSource:
 
     @property
     def channels(self) -> int:
+        """Channels that the engine reads."""
         return self._track.channels
 
     @property
     def length(self) -> int | None:
+        """Samples at the sample rate of the model; None if unknown."""
         return self._track.frames
 
     @property
     def frames(self) -> int | None:
+        """Samples of the file; None if unknown."""
         return self._track.reader.frames
 
     @property
     def warnings(self) -> tuple[str, ...]:
+        """Problems of the file that are not errors."""
         return self._track.warnings
 
     def blocks(self) -> Iterator[Tensor]:
-        """From the first sample on."""
+        """Yield blocks (C T) of samples, from the first one."""
         for block in self._track.blocks():
             yield block.to(self._device)
 
 
 AudioSource: TypeAlias = ArraySource | FileSource
-"""A track for the engine, at the rate and with the channels of a model, and where it is from.
+"""A track for the engine, at the sample rate and with the channels of a model.
 
-`channels` and `length` are as the engine reads it, `num_channels`, `sample_rate` and `frames` as
-it came in. Lengths and `warnings` are complete when it has been read once.
+`channels` and `length` are those that the engine reads; `num_channels`, `sample_rate` and `frames`
+those of the input. Lengths and `warnings` are complete after it has been read once.
 """
 
 AudioInput: TypeAlias = Audio | Samples | Source | AudioSource
-"""A path, the bytes of a file, an open file, an array, an array with its rate, or a recording."""
+"""A path, the bytes of a file, an open file, an array, `Audio`, or an opened source."""
 
 
 def open_track(
     source: Source, sample_rate: int, channels: int | None, options: InputOptions
 ) -> TrackReader:
-    """Open a file as a track at the rate, and with the channels, of a model."""
+    """Open a file as a track at the sample rate, and with the channels, of a model."""
     return TrackReader(
         source,
         sample_rate=sample_rate,
@@ -197,46 +209,56 @@ def open_audio(
     read_format: ReadFormat,
     options: InputOptions,
 ) -> AudioSource:
-    """Return the audio, ready to be read at the rate of a model; arrays are checked and copied."""
+    """Open any input as a track for a model; arrays are checked and copied.
+
+    Raises:
+        AudioInputError: It is not valid audio, or `sample_rate` contradicts it.
+    """
     if isinstance(audio, ArraySource | FileSource):
         if sample_rate is not None:
-            raise AudioInputError(f"{sample_rate=} is for arrays; an opened source has its own")
-        opened, wanted = (
-            f"{form.channels} channels at {form.sample_rate} Hz"
-            for form in (audio.read_format, read_format)
-        )
-        if opened != wanted:
             raise AudioInputError(
-                f"the audio was opened for a model of {opened}, and this one takes {wanted}"
+                f"{sample_rate=} is only for arrays; an opened source has its own"
+            )
+        opened, required = (
+            f"{model.channels} channels at {model.sample_rate} Hz"
+            for model in (audio.read_format, read_format)
+        )
+        if opened != required:
+            raise AudioInputError(
+                f"the audio was opened for a model of {opened}; this model needs {required}"
             )
         return audio
     if isinstance(audio, Audio):
         if sample_rate is not None and sample_rate != audio.sample_rate:
             raise AudioInputError(f"{sample_rate=}, but the audio is at {audio.sample_rate} Hz")
-        return ArraySource(samples(audio.data), audio.sample_rate, read_format, options)
+        return ArraySource(to_samples(audio.data), audio.sample_rate, read_format, options)
     if isinstance(audio, Tensor | np.ndarray) or not is_file(audio):
-        rate = read_format.sample_rate if sample_rate is None else valid_rate(sample_rate)
-        return ArraySource(samples(audio), rate, read_format, options)
+        rate = read_format.sample_rate if sample_rate is None else parse_sample_rate(sample_rate)
+        return ArraySource(to_samples(audio), rate, read_format, options)
     if sample_rate is not None:
-        raise AudioInputError(f"{sample_rate=} is for arrays; a file has its own")
+        raise AudioInputError(f"{sample_rate=} is only for arrays; a file has its own")
     return FileSource(audio, read_format, options)
 
 
 def is_file(audio: object) -> TypeGuard[Source]:
-    """Whether `audio` is for a decoder: a path, the bytes of a file, or an open one."""
+    """Return whether `audio` is a file to decode: a path, the bytes of a file, or an open file."""
     kinds = (str, os.PathLike, bytes, bytearray, memoryview)
     return isinstance(audio, kinds) or hasattr(audio, "read")
 
 
-def samples(data: object) -> Tensor:
-    """Any array of sound as float32 in memory of its own: -> (C T)."""
+def to_samples(data: object) -> Tensor:
+    """Convert an array of any type to a new float32 tensor (C T).
+
+    Raises:
+        AudioInputError: It is empty, not finite, or of an unsupported type or shape.
+    """
     wav = _tensor(data)
     if wav.numel() == 0:
         raise AudioInputError("the audio is empty; pass at least one sample")
     wav = _float32(_channels_first(wav))
     if not torch.isfinite(torch.stack(torch.aminmax(wav))).all():
         raise AudioInputError(
-            "the audio holds NaN or infinite samples; repair it first, "
+            "the audio has NaN or infinite samples; repair it first, "
             "for example with torch.nan_to_num(audio)"
         )
     return wav
@@ -247,17 +269,19 @@ def _tensor(data: object) -> Tensor:
         return data.detach()
     if isinstance(data, np.ndarray):
         if data.dtype.kind not in "fiu":
-            raise AudioInputError(f"{data.dtype} samples; pass float, int16, int32 or uint8")
-        # torch takes neither foreign byte orders, nor negative strides, nor read-only memory
+            raise AudioInputError(
+                f"unsupported sample type {data.dtype}: pass float, int16, int32 or uint8"
+            )
+        # torch supports neither other byte orders, nor negative strides, nor read-only memory
         return torch.from_numpy(np.require(data, data.dtype.newbyteorder("="), ["C", "W"]))
     raise AudioInputError(
-        f"cannot read audio from {type(data).__name__}; pass a path, bytes, a binary file "
+        f"cannot read audio from {type(data).__name__}: pass a path, bytes, a binary file "
         "object, a numpy array, a torch tensor or Audio(data, sample_rate)"
     )
 
 
 def _channels_first(wav: Tensor) -> Tensor:
-    """(C T), (T,) or (T C) -> (C T)."""
+    """Arrange (C T), (T,) or (T C) as (C T)."""
     if wav.ndim == 1:
         return wav[None]
     shape = tuple(wav.shape)
@@ -277,14 +301,12 @@ def _channels_first(wav: Tensor) -> Tensor:
 
 
 def _float32(wav: Tensor) -> Tensor:
-    """Full scale at ±1, in memory that nobody else holds."""
+    """Convert to float32 with full scale at ±1, in new memory."""
     if wav.is_floating_point():
         return wav.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     scale = _FULL_SCALE.get(wav.dtype)
     if scale is None:
         kind = str(wav.dtype).removeprefix("torch.")
-        raise AudioInputError(
-            f"{kind} samples have no agreed full scale; pass float, int16 or int32"
-        )
-    centre = scale if wav.dtype is torch.uint8 else 0.0
-    return (wav.to(torch.float32).contiguous() - centre) / scale
+        raise AudioInputError(f"unsupported sample type {kind}: pass float, int16, int32 or uint8")
+    center = scale if wav.dtype is torch.uint8 else 0.0
+    return (wav.to(torch.float32).contiguous() - center) / scale

@@ -1,4 +1,4 @@
-"""Whatever array a caller has becomes (C T) float32 of its own; what cannot says why."""
+"""Test the conversion of arrays to float32 (C T), and the errors of invalid ones."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from demucs_infer.errors import DemucsError
-from demucs_infer.sources import Audio, is_file, samples, valid_rate
+from demucs_infer.sources import Audio, is_file, parse_sample_rate, to_samples
 
 RAMP = np.linspace(-0.9, 0.9, 200, dtype=np.float32).reshape(2, 100)
 
@@ -18,7 +18,7 @@ RAMP = np.linspace(-0.9, 0.9, 200, dtype=np.float32).reshape(2, 100)
     ("data", "tolerance"),
     [
         (RAMP, 0.0),
-        (RAMP.T, 0.0),  # 100 channels do not exist: (T, C)
+        (RAMP.T, 0.0),  # 100 is too many for channels: (T, C)
         (np.asfortranarray(RAMP), 0.0),
         (RAMP[:, ::-1][:, ::-1], 0.0),
         (RAMP.astype(">f4"), 0.0),
@@ -33,8 +33,8 @@ RAMP = np.linspace(-0.9, 0.9, 200, dtype=np.float32).reshape(2, 100)
         (np.round(RAMP * 2**7 + 128).astype(np.uint8), 2.0**-8),
     ],
 )
-def test_every_kind_of_array_is_the_same_sound(data: Any, tolerance: float) -> None:
-    wav = samples(data)
+def test_arrays_of_any_type_give_the_same_samples(data: Any, tolerance: float) -> None:
+    wav = to_samples(data)
     assert wav.dtype is torch.float32
     assert wav.is_contiguous()
     assert not wav.requires_grad
@@ -42,23 +42,23 @@ def test_every_kind_of_array_is_the_same_sound(data: Any, tolerance: float) -> N
 
 
 def test_one_axis_is_mono() -> None:
-    assert samples(RAMP[0]).shape == (1, 100)
+    assert to_samples(RAMP[0]).shape == (1, 100)
 
 
 def test_full_scale_of_integers_is_one() -> None:
-    assert samples(np.array([-(2**15), 2**14], dtype=np.int16)).tolist() == [[-1.0, 0.5]]
-    assert samples(np.array([0, 128, 192], dtype=np.uint8)).tolist() == [[-1.0, 0.0, 0.5]]
+    assert to_samples(np.array([-(2**15), 2**14], dtype=np.int16)).tolist() == [[-1.0, 0.5]]
+    assert to_samples(np.array([0, 128, 192], dtype=np.uint8)).tolist() == [[-1.0, 0.0, 0.5]]
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int16])
-def test_the_memory_is_not_the_callers(kind: Any) -> None:
+def test_samples_are_copied(kind: Any) -> None:
     data = (RAMP * 100).astype(kind)
     before = data.copy()
     data.flags.writeable = False
-    samples(data).zero_()
+    to_samples(data).zero_()
     np.testing.assert_array_equal(data, before)
     tensor = torch.from_numpy(before.copy())
-    samples(tensor).zero_()
+    to_samples(tensor).zero_()
     assert torch.equal(tensor, torch.from_numpy(before))
 
 
@@ -81,25 +81,25 @@ def test_the_memory_is_not_the_callers(kind: Any) -> None:
         (None, "numpy array"),
     ],
 )
-def test_what_is_no_sound_is_refused_with_the_way_out(data: Any, message: str) -> None:
+def test_invalid_arrays_are_errors(data: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        samples(data)
-    assert isinstance(caught.value, DemucsError), "one family for all that a song can do"
+        to_samples(data)
+    assert isinstance(caught.value, DemucsError), "not an error of this package"
 
 
 @pytest.mark.parametrize(
     "rate", [0, -1, 1, 10**9, 44100.5, "44100 Hz", None, float("nan"), float("inf")]
 )
-def test_a_rate_is_a_whole_number_that_something_records_at(rate: Any) -> None:
+def test_invalid_sample_rates_are_errors(rate: Any) -> None:
     with pytest.raises(ValueError, match="samples per second"):
-        valid_rate(rate)
+        parse_sample_rate(rate)
 
 
-def test_a_rate_may_be_any_type_of_number() -> None:
-    assert valid_rate(np.int64(8000)) == valid_rate(8000.0) == 8000
+def test_sample_rate_may_have_any_number_type() -> None:
+    assert parse_sample_rate(np.int64(8000)) == parse_sample_rate(8000.0) == 8000
     assert Audio(RAMP, 8000.0).sample_rate == 8000  # type: ignore[arg-type]  # what is tested
 
 
-def test_files_are_told_from_samples() -> None:
+def test_files_are_distinguished_from_arrays() -> None:
     assert all(is_file(x) for x in ("a.wav", Path("a.wav"), b"RIFF", io.BytesIO(b"RIFF")))
     assert not any(is_file(x) for x in (RAMP, torch.zeros(3), Audio(RAMP, 8000), None, 3))

@@ -25,7 +25,7 @@ LADDER = {
     "custom": "custom extension",
     "pretrained": "pretrained repo hf",
     "metrics": "metrics",
-    "api": "api sources results",
+    "api": "api separator_state track_separation sources results",
     "demo": "demo",
     "batch": "batch",
     "server": "server",

@@ -1,0 +1,119 @@
+"""Resolve the settings of a `Separator`, and make the runner of its networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import nn
+
+from demucs_infer.devices import choose_device
+from demucs_infer.engine.network import Network
+from demucs_infer.engine.runner import Runner
+from demucs_infer.engine.stems import StemPlan, choose_stems
+from demucs_infer.optimized.compiled import compile_network
+from demucs_infer.optimized.optimize import choose_precision, optimize
+from demucs_infer.options import Precision, SeparationOptions, StemOptions, list_options
+
+Callback: TypeAlias = "Callable[[dict[str, object]], object]"
+Device: TypeAlias = "str | torch.device | None"
+
+_PYTHON_ONLY = {"progress", "callback", "callback_arg"}
+_STEM_NAMES = {option.name for option in list_options(StemOptions)}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SeparatorState:
+    """The settings of a `Separator`, resolved for this machine."""
+
+    options: SeparationOptions
+    plan: StemPlan
+    device: torch.device
+    """The device of the networks."""
+    track_device: torch.device
+    """The device of the track and the stems."""
+    progress: bool = False
+    callback: Callback | None = None
+    callback_arg: Mapping[str, object] | None = None
+
+    @classmethod
+    def resolve(cls, sources: Sequence[str] | None, values: Mapping[str, object]) -> SeparatorState:
+        """Check all values by name; `sources` are the model's stems, None before it is loaded."""
+        settings: dict[str, Any] = {
+            name: value for name, value in values.items() if name not in _STEM_NAMES
+        }
+        own = {name: settings.pop(name) for name in _PYTHON_ONLY & settings.keys()}
+        device = choose_device(settings.pop("device", "auto"))
+        track_device = choose_device(settings.pop("io_device", "cpu"))
+        options = SeparationOptions(device=str(device), io_device=str(track_device), **settings)
+        precision = choose_precision(options.precision, device)
+        plan = StemPlan((), ()) if sources is None else cls.choose_plan(sources, values)
+        return cls(
+            options=replace(options, precision=precision),
+            plan=plan,
+            device=device,
+            track_device=track_device,
+            **own,
+        )
+
+    @staticmethod
+    def choose_plan(sources: Sequence[str], values: Mapping[str, object]) -> StemPlan:
+        """Return the requested stems of a model with these `sources`."""
+        stems = {name: value for name, value in values.items() if name in _STEM_NAMES}
+        if isinstance(stems.get("stems"), StemPlan):
+            return cast(StemPlan, stems["stems"])
+        return choose_stems(sources, **cast("dict[str, Any]", stems))
+
+
+def values_of(options: SeparationOptions | StemOptions | None) -> dict[str, object]:
+    """Return the settings by name."""
+    if options is None:
+        return {}
+    return {option.name: getattr(options, option.name) for option in list_options(type(options))}
+
+
+def merge_values(
+    options: SeparationOptions | None,
+    stem_options: StemOptions | None,
+    changes: Mapping[str, object],
+) -> dict[str, object]:
+    """Return all settings by name; keywords at their default do not override `options`."""
+    defaults = values_of(SeparationOptions()) if options is not None else {}
+    given = {
+        name: value
+        for name, value in changes.items()
+        if name not in defaults or value != defaults[name]
+    }
+    return {**values_of(options), **values_of(stem_options), **given}
+
+
+def find_preferences(members: Sequence[object]) -> dict[str, object]:
+    """Return the settings that the networks use by default.
+
+    Raises:
+        ValueError: The networks of a bag disagree.
+    """
+    preferences = [dict(getattr(member, "preferences", {})) for member in members]
+    if any(each != preferences[0] for each in preferences):
+        raise ValueError(f"the networks of a bag have different default settings: {preferences}")
+    return preferences[0]
+
+
+def make_runner(
+    device: torch.device, *, compile: bool | str, consume_weights: bool = False
+) -> Runner:
+    """Return a runner that optimizes networks and runs them on `device`."""
+
+    def prepare(network: Network, precision: str) -> Network:
+        fast = optimize(
+            cast(nn.Module, network),
+            cast(Precision, precision),
+            device=device,
+            consume_weights=consume_weights,
+        )
+        backend = "inductor" if compile is True else compile
+        return cast(Network, compile_network(fast, backend) if backend else fast)
+
+    return Runner(device, prepare=prepare)
