@@ -28,26 +28,26 @@ Clip = Literal["track", "rescale", "clamp", "tanh", "none"]
 Format = Literal["wav", "flac", "mp3", "ogg", "opus", "m4a", "stem.mp4", "alac", "aiff", "caf"]
 
 TRACK_TEMPLATE = "{track}/{stem}.{ext}"
-"""Where the command line puts the stems of a track below the model's folder."""
+"""The default template of the command line, below the folder of the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What is known of a setting besides its type and its default."""
+    """The properties of a setting besides its type and default."""
 
     help: str
     no_help: str = ""
-    """Of the flag that turns it off, where it is on by default."""
+    """The help of the flag that turns it off, if it is on by default."""
 
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
     flags: tuple[str, ...] = ()
-    """Names on the command line; by default the field's own."""
+    """Names on the command line; by default made from the name of the field."""
 
     shortcuts: Mapping[str, object] = field(default_factory=dict)
-    """Flags without a value that stand for one: `--flac` for `--format flac`."""
+    """Flags that set a value: `--flac` for `--format flac`."""
 
     metavar: str | None = None
     is_time: bool = False
@@ -57,19 +57,19 @@ class Setting:
     """Whether text may also be a percentage."""
 
     excludes: str = ""
-    """Flags with the same word here exclude each other."""
+    """Flags with the same group name exclude each other."""
 
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Closer limits of a front end: `{"http": {"le": 1000}}` for requests of strangers."""
+    """Stricter limits of a front end: `{"http": {"le": 1000}}` for untrusted requests."""
 
     excluded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Choices that a front end does not have."""
+    """Choices that a front end does not offer."""
 
     not_in: Mapping[str, str] = field(default_factory=dict)
-    """Front ends ("python", "cli", "http", "config") without this setting, and why."""
+    """Front ends ("python", "cli", "http", "config") without this setting, with the reason."""
 
     changes_stems: bool = True
-    """Whether the bytes of the stems depend on it: then it is part of the manifest's key."""
+    """Whether the stems depend on it, so that it is part of the key of the manifest."""
 
 
 def setting(default: Any, **details: Any) -> Any:
@@ -82,7 +82,7 @@ _SERVER_NAMES = {"http": "the server names its own files"}
 
 
 class _Options:
-    """What the classes of settings have in common."""
+    """Base class of the settings, which validates them."""
 
     __slots__ = ()
 
@@ -96,7 +96,7 @@ _Class = TypeVar("_Class", bound=_Options)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeparationOptions(_Options):
-    """How a track is cut into windows, and how the networks run them."""
+    """Settings of how a track is cut into windows, and how the networks process them."""
 
     device: str = setting(
         "auto",
@@ -211,7 +211,7 @@ class SeparationOptions(_Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StemOptions(_Options):
-    """Which stems are returned."""
+    """Settings of which stems are returned."""
 
     stems: tuple[str, ...] | None = setting(
         None,
@@ -241,7 +241,7 @@ class StemOptions(_Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputOptions(_Options):
-    """Which part of the input is read, and how."""
+    """Settings of which part of the input is read, and how."""
 
     start: float = setting(
         0.0,
@@ -273,7 +273,7 @@ class InputOptions(_Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions(_Options):
-    """How stems become files."""
+    """Settings of the files of the stems."""
 
     format: Format = setting(
         "wav",
@@ -368,7 +368,7 @@ class OutputOptions(_Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """All that is asked of a track."""
+    """All settings for a track."""
 
     separation: SeparationOptions = field(default_factory=SeparationOptions)
     stems: StemOptions = field(default_factory=StemOptions)
@@ -388,13 +388,13 @@ class Request:
         return replace(self, **parts)
 
     def stem_settings(self) -> dict[str, Any]:
-        """Return every setting that the bytes of the stems depend on, by name."""
+        """Return the settings that the stems depend on, by name."""
         values = {name: value for part in asdict(self).values() for name, value in part.items()}
         return {name: values[name] for name in NAMES if OPTIONS[name].setting.changes_stems}
 
 
 def drop_inapplicable(values: Mapping[str, object]) -> dict[str, object]:
-    """Leave out encoder settings that the format does not have.
+    """Remove encoder settings that the format does not support.
 
     Upstream's command takes `--mp3-bitrate` for any format, and scripts rely on it.
     """
@@ -414,7 +414,7 @@ PARTS: Mapping[str, type[_Options]] = {
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One field of one of the classes above, as front ends need it."""
+    """A field of one of the classes above, as front ends need it."""
 
     name: str
     hint: Any
@@ -425,7 +425,7 @@ class Option:
 
     @property
     def choices(self) -> tuple[object, ...]:
-        """The words, or numbers, that a `Literal` in its type allows."""
+        """The values that a `Literal` in its type allows."""
         return tuple(
             value
             for hint in _alternatives(self.hint)
@@ -444,7 +444,7 @@ class Option:
 
     @property
     def is_optional(self) -> bool:
-        """Whether None is allowed."""
+        """Whether None is a valid value."""
         return NoneType in _alternatives(self.hint)
 
     @property
@@ -465,7 +465,7 @@ class Option:
         return front_end not in self.setting.not_in
 
     def check(self, value: object) -> None:
-        """Raise a `ValueError` that says what was expected."""
+        """Raise a `ValueError` with the expectation if the value is invalid."""
         if not self._is_valid(value):
             raise ValueError(f"{self.name} = {value!r} must be {self.expectation}")
 
@@ -503,7 +503,7 @@ class Option:
         return replace(self, setting=replace(self.setting, **limits))
 
     def parse(self, text: str) -> object:
-        """Read a value that was typed; a `ValueError` says what was expected."""
+        """Parse text from the command line; raise a `ValueError` with the expectation."""
         for choice in self.choices:
             if text == str(choice):
                 return choice
@@ -529,7 +529,7 @@ class Option:
 
     @property
     def expectation(self) -> str:
-        """What a valid value is, for messages: "an integer, 0 or more"."""
+        """The valid values, for messages: "an integer, 0 or more"."""
         words = [repr(choice) if self.types else str(choice) for choice in self.choices]
         words += [self._describe(kind) for kind in self.types]
         if not self.types:
@@ -588,7 +588,7 @@ def list_options(part: type[_Options]) -> tuple[Option, ...]:
 OPTIONS: Mapping[str, Option] = {
     option.name: option for part in PARTS.values() for option in list_options(part)
 }
-"""Every setting by its name, which stands once in all parts."""
+"""All settings by name; no two parts share one."""
 
 NAMES = tuple(OPTIONS)
 
@@ -623,7 +623,7 @@ class OutputChanges(TypedDict, total=False):
 def change_output(
     options: OutputOptions, format: Format | None, changes: OutputChanges
 ) -> OutputOptions:
-    """Return the options with some changed; another format begins with its own defaults."""
+    """Return the options with changes; a new format starts with its own defaults."""
     if format is not None and format != options.format:
         options = replace(
             options, format=format, bits=None, bitrate=None, quality=None, preset=None

@@ -148,23 +148,23 @@ def translate_os_errors(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """What was done to the level of each file of a track."""
+    """Peaks and gains of the files of a track."""
 
     peaks: Mapping[str, float]
-    """The largest absolute sample that came in."""
+    """The largest absolute sample before the gain."""
 
     gains: Mapping[str, float]
-    """What every sample was multiplied by; 1.0 where the curve of `clip` is no gain."""
+    """Factors of the samples; 1.0 if `clip` is not a gain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shaper:
-    """What is done to samples on their way to the encoders, besides a gain."""
+    """Applies gains, clip modes and rounding to samples before they are encoded."""
 
     encoding: Encoding
     clip: Clip = "track"
     exact_sum: bool = True
-    """Round the stems together; of use where they have one gain, and integers are written."""
+    """Round the stems together, if they have one gain and integers are written."""
 
     def __post_init__(self) -> None:
         if self.clip not in CLIP_MODES:
@@ -172,7 +172,7 @@ class Shaper:
 
     def shape(self, blocks: Mapping[str, Tensor], gains: Mapping[str, float]) -> dict[str, Tensor]:
         """Return the blocks (C T) as float32, ready to be encoded."""
-        # In double precision where there is something to do, so that the sum stays exact.
+        # In double precision where samples change, so that the sum stays exact.
         shaped = {
             name: block if gains[name] == 1 else block.double() * gains[name]
             for name, block in blocks.items()

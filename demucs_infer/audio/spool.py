@@ -1,7 +1,9 @@
-"""Final samples on disk between the network and the encoders, so that neither waits for the other.
+"""Buffer separated samples on disk between the network and the encoders, so that neither waits.
 
-Every block is entered in a journal with its checksum: what was interrupted, even by a power cut,
-is verified and continued. Memory does not grow with the track; disk does, by 4 bytes a sample.
+A journal has the length and checksum of each block, so that an interrupted track, even by a power
+loss, is verified and continued. Uses 4 bytes of disk per sample; memory does not grow with the
+track. Hand-written, as array formats (npy, zarr) can neither be read while they are written nor be
+continued after a crash.
 
 Shapes: S stems, C channels, t samples of a block.
 """
@@ -16,18 +18,18 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-_PIECE = 65_536  # frames that are read at a time
+_READ_FRAMES = 65_536
 
 
 class SpoolAbandoned(Exception):
-    """Raised for those who read a spool that will not be completed."""
+    """Raised for readers of a spool that will not be completed."""
 
 
 class Spool:
-    """Filled by one thread, followed by others: `append` blocks, then `finish`.
+    """A file that one thread appends blocks to, until `finish`, while other threads read them.
 
-    `Spool(folder, stems, channels)` takes up what lies in `folder` already; `frames` tells how
-    much that is.
+    `Spool(folder, stems, channels)` continues the files in `folder`; `frames` is the number of
+    samples that they have.
     """
 
     def __init__(self, folder: Path, stems: int, channels: int) -> None:
@@ -37,7 +39,7 @@ class Spool:
         self._changed = threading.Condition()
         self._is_finished = False
         self._error: Exception | None = None
-        self.frames, end_of_journal = self._verified()
+        self.frames, end_of_journal = self._verify()
         self._data_file = self._data.open("ab")
         self._data_file.truncate(self.frames * self._frame_bytes)
         self._journal_file = self._journal.open("a", encoding="ascii")
@@ -45,15 +47,15 @@ class Spool:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing more will come, for better or worse."""
+        """Whether the spool was finished, failed or abandoned."""
         return self._is_finished
 
     @property
     def _frame_bytes(self) -> int:
         return 4 * self.shape[0] * self.shape[1]
 
-    def _verified(self) -> tuple[int, int]:
-        """How many frames are whole, and how much of the journal tells of them."""
+    def _verify(self) -> tuple[int, int]:
+        """Return the number of valid frames, and the bytes of the journal about them."""
         frames = end = 0
         if not self._journal.exists() or not self._data.exists():
             return 0, 0
@@ -63,25 +65,27 @@ class Spool:
                     count, checksum = (int(word) for word in line.split())
                 except ValueError:
                     break
-                # A line that was cut short may still read as two numbers.
-                if not line.endswith(b"\n") or not self._is_whole(data, count, checksum):
+                # A truncated line may still be two numbers.
+                if not line.endswith(b"\n") or not self._is_valid(data, count, checksum):
                     break
                 frames, end = frames + count, end + len(line)
         return frames, end
 
-    def _is_whole(self, data: BinaryIO, count: int, checksum: int) -> bool:
-        left, found = count * self._frame_bytes, 0
-        while left > 0:
-            piece = data.read(min(left, 1 << 20))
+    def _is_valid(self, data: BinaryIO, count: int, checksum: int) -> bool:
+        remaining, actual = count * self._frame_bytes, 0
+        while remaining > 0:
+            piece = data.read(min(remaining, 1 << 20))
             if not piece:
                 return False
-            left, found = left - len(piece), zlib.crc32(piece, found)
-        return left == 0 and found == checksum
+            remaining, actual = remaining - len(piece), zlib.crc32(piece, actual)
+        return remaining == 0 and actual == checksum
 
     def append(self, block: Tensor) -> None:
         """Add the next samples of all stems: (S C t)."""
         if tuple(block.shape[:-1]) != self.shape:
-            raise ValueError(f"a block of shape {tuple(block.shape)} in a spool of {self.shape}")
+            raise ValueError(
+                f"invalid block of shape {tuple(block.shape)}: expected {self.shape} and a length"
+            )
         frames = block.detach().to("cpu", torch.float32).flatten(0, 1).T.contiguous().numpy()
         data = frames.data
         self._data_file.write(data)
@@ -93,19 +97,19 @@ class Spool:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Nothing more will come: those who follow reach the end."""
+        """Mark the spool as complete: readers reach the end."""
         self._end(None)
 
     def fail(self, error: Exception) -> None:
-        """Nothing more will come: those who follow get this error. The files stay."""
+        """Mark the spool as failed: readers get this error. The files stay."""
         self._end(error)
 
     def abandon(self) -> None:
-        """As `fail`, with `SpoolAbandoned`; also those who only read what is there have to stop."""
+        """Fail with `SpoolAbandoned`, also for readers that have not reached the end."""
         self._end(SpoolAbandoned())
 
     def abandon_unless_finished(self) -> None:
-        """As `abandon`, if nobody said yet how it ended."""
+        """Abandon the spool, if it is not closed."""
         if not self._is_finished:
             self.abandon()
 
@@ -118,28 +122,28 @@ class Spool:
 
     def _close(self) -> None:
         for file in (self._data_file, self._journal_file):
-            with suppress(OSError):  # of a full disk, which is told already
+            with suppress(OSError):  # of a full disk, which was reported before
                 file.close()
 
     def blocks(self) -> Iterator[Tensor]:
-        """All samples from the first, in blocks (S C t), waiting for those still to come."""
-        at = 0
+        """Yield all samples from the first in blocks (S C t), waiting for those to come."""
+        position = 0
         with self._data.open("rb") as data:
             while True:
-                stop = self._wait_for_more(at)
-                if stop == at:
+                stop = self._wait_for_more(position)
+                if stop == position:
                     return
-                while at < stop and self._error is None:
-                    count = min(_PIECE, stop - at)
+                while position < stop and self._error is None:
+                    count = min(_READ_FRAMES, stop - position)
                     piece = bytearray(data.read(count * self._frame_bytes))
                     frames = torch.frombuffer(piece, dtype=torch.float32)
                     yield frames.view(count, *self.shape).permute(1, 2, 0).contiguous()
-                    at += count
+                    position += count
 
-    def _wait_for_more(self, at: int) -> int:
-        """How many frames there are; `at` itself where there will be no more."""
+    def _wait_for_more(self, position: int) -> int:
+        """Wait for frames after `position`; return their end, or `position` at the end."""
         with self._changed:
-            while self.frames == at and not self._is_finished:
+            while self.frames == position and not self._is_finished:
                 self._changed.wait()
             if self._error is not None:
                 raise self._error

@@ -25,7 +25,7 @@ class Sink(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call the files."""
+        """The name of the files in messages."""
 
     def write(self, blocks: Mapping[str, Tensor]) -> None:
         """Encode the next samples of every stem."""
@@ -34,21 +34,20 @@ class Sink(Protocol):
         """Complete the files, still under temporary names."""
 
     def temp_path(self, stem: str) -> Path:
-        """Where the file of a stem is until `commit`."""
+        """Return the path of a stem's file until `commit`."""
 
     def commit(self) -> None:
         """Give the files their names."""
 
     def abort(self) -> None:
-        """Remove what was written."""
+        """Remove the files."""
 
 
 class StemFiles:
-    """One file a stem: `with StemFiles({"vocals": "v.flac", ...}, 44100, 2, Encoding("flac"))`.
+    """One file per stem: `with StemFiles({"vocals": "v.flac", ...}, 44100, 2, Encoding("flac"))`.
 
-    Samples are encoded as they come: what to do about those beyond full scale is decided before,
-    by `StemWriter`. Until `commit` the files have temporary names in `temp_folder`, by default the
-    folder that they go to.
+    Samples are encoded unchanged: `StemWriter` prevents clipping before. Until `commit` the files
+    have temporary names in `temp_folder`, by default their final folder.
     """
 
     def __init__(
@@ -88,12 +87,12 @@ class StemFiles:
 
     @property
     def name(self) -> str:
-        """What messages call the files."""
+        """The name of the files in messages."""
         first, *others = (thread.writer.name for thread in self._threads.values())
         return f"{first} and {len(others)} more" if others else first
 
     def temp_path(self, stem: str) -> Path:
-        """Where the file of a stem is until `commit`."""
+        """Return the path of a stem's file until `commit`."""
         return self._threads[stem].writer.temp_path
 
     def write(self, blocks: Mapping[str, Tensor]) -> None:
@@ -118,7 +117,7 @@ class StemFiles:
             thread.writer.close()
 
     def abort(self) -> None:
-        """Remove what was written."""
+        """Remove the files."""
         for thread in self._threads.values():
             thread.abort()
 
@@ -142,7 +141,7 @@ class StemFiles:
 
 
 class _EncoderThread:
-    """A writer and the one thread that feeds it."""
+    """A writer and its thread."""
 
     def __init__(self, writer: AudioWriter) -> None:
         self.writer = writer
@@ -151,19 +150,19 @@ class _EncoderThread:
         self._is_finishing = False
 
     def write(self, piece: Tensor) -> None:
-        """Hand on a copy of (C T), once there is room; raises what went wrong before."""
+        """Queue a copy of (C T), waiting for room; raise an error of the encoder."""
         while len(self._waiting) >= _MAX_WAITING:
             self._waiting.popleft().result()
         self._waiting.append(self._thread.submit(self.writer.write, piece.clone()))
 
     def start_finish(self) -> None:
-        """Let the encoder complete its file after what still waits."""
+        """Queue the completion of the file."""
         if not self._is_finishing:
             self._is_finishing = True
             self._waiting.append(self._thread.submit(self.writer.finish))
 
     def wait(self) -> None:
-        """Wait until all is encoded; raises what went wrong."""
+        """Wait until everything is encoded; raise an error of the encoder."""
         while self._waiting:
             self._waiting.popleft().result()
         self._thread.shutdown()

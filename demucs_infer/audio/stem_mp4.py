@@ -1,7 +1,8 @@
-"""One `.stem.mp4` for DJ software: the mix and four stems in a file, as Native Instruments do.
+"""Write `.stem.mp4` files for DJ software: the mixture and four stems in one file.
 
-An MP4 with five audio tracks; a player that knows nothing of stems plays the first, the mix.
-Names and colors are JSON in the box moov/udta/stem.
+The format of Native Instruments is an MP4 with five audio tracks; ordinary players play the first
+one, the mixture. Names and colors of the stems are JSON in the box moov/udta/stem, which is
+inserted here, as FFmpeg cannot write it.
 
 Shapes: C channels, T samples of a block.
 """
@@ -27,9 +28,9 @@ from demucs_infer.errors import AudioWriteError
 MIX = "mix"
 """The name of the first track in `StemMp4.write`."""
 
-NUM_STEMS = 4  # what the format, and every player of it, expects
+NUM_STEMS = 4  # required by the format and its players
 _COLORS = {"drums": "#009E73", "bass": "#D55E00", "other": "#CC79A7", "vocals": "#56B4E9"}
-_MASTERING = {  # players apply this to the sum of the stems; all of it is switched off
+_MASTERING = {  # effects that players apply to the sum of the stems; all are disabled
     "compressor": {
         "enabled": False,
         "ratio": 3,
@@ -48,9 +49,9 @@ _MASTERING = {  # players apply this to the sum of the stems; all of it is switc
 class StemMp4:
     """A `.stem.mp4`: `with StemMp4("song.stem.mp4", 44100, 2, ["drums", ...]) as file`.
 
-    `write({"mix": block, "drums": block, ...})` takes the next samples of all five. AAC unless
-    `Encoding("alac")` is asked for, which some players refuse. `colors` are `#RRGGBB` by stem,
-    where the usual ones are not wanted.
+    `write({"mix": block, "drums": block, ...})` takes the next samples of all five tracks. They
+    are AAC by default; some players do not support `Encoding("alac")`. `colors` are `#RRGGBB` by
+    stem, for other than the usual colors.
     """
 
     def __init__(
@@ -93,17 +94,17 @@ class StemMp4:
 
     @property
     def name(self) -> str:
-        """What messages call the file."""
+        """The name of the file in messages."""
         return self._file.name
 
     def temp_path(self, stem: str) -> Path:  # noqa: ARG002 (as other sinks have it)
-        """Where the file is until `commit`; all stems share it."""
+        """Return the path of the file until `commit`, the same for all stems."""
         return self._file.temp_path
 
     def write(self, blocks: Mapping[str, Tensor]) -> None:
         """Encode the next samples of the mix and of every stem."""
         stems = {name: blocks[name] for name in self._stems}
-        if self._encoding.is_integer:  # of the stems alone; the mix is not one of the summands
+        if self._encoding.is_integer:  # only the stems: the mixture is their sum
             stems = round_together(stems, self._encoding.depth)
         for moment in zip(pieces(blocks[MIX]), *map(pieces, stems.values()), strict=True):
             for track, piece in enumerate(moment):
@@ -123,7 +124,7 @@ class StemMp4:
         self._file.commit()
 
     def abort(self) -> None:
-        """Remove what was written."""
+        """Remove the file."""
         if not self._is_finished:
             self._muxer.abort()
         self._file.discard()
@@ -149,7 +150,12 @@ class StemMp4:
 
 
 def check_stem_mp4(encoding: Encoding, sample_rate: int, stems: Sequence[str]) -> None:
-    """Raise an error for what a stem file cannot contain."""
+    """Check that a stem file supports the encoding, sample rate and stems.
+
+    Raises:
+        ValueError: It does not support the format, or needs other stems.
+        AudioWriteError: It does not support the sample rate.
+    """
     if encoding.format not in ("m4a", "alac"):
         raise ValueError(f"unsupported format {encoding.format} in a stem file: use m4a or alac")
     if len(set(stems) - {MIX}) != NUM_STEMS or len(stems) != NUM_STEMS:
@@ -189,7 +195,7 @@ def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[_Box]:
         file.seek(start)
         size, kind = struct.unpack(">I4s", file.read(8))
         body = start + 8
-        if size == 1:  # longer than 32 bits can say
+        if size == 1:  # more than 32 bits
             (size,) = struct.unpack(">Q", file.read(8))
             body += 8
         elif size == 0:  # up to the end
@@ -199,9 +205,9 @@ def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[_Box]:
 
 
 def insert_stem_box(file: BinaryIO, content: bytes) -> None:
-    """Put a `stem` box into moov/udta of a finished MP4.
+    """Insert a `stem` box into moov/udta of a complete MP4.
 
-    FFmpeg writes moov after the samples, so that what grows there moves none of them.
+    FFmpeg writes moov after the samples, so their positions do not change.
     """
     end = file.seek(0, 2)
     moov = next(box for box in _boxes(file, 0, end) if box.kind == b"moov")
@@ -210,10 +216,10 @@ def insert_stem_box(file: BinaryIO, content: bytes) -> None:
     udta = next((box for box in _boxes(file, moov.body, end) if box.kind == b"udta"), None)
     if udta is None:
         stem = struct.pack(">I4s", 8 + len(stem), b"udta") + stem
-    place = udta.stop if udta else end
-    file.seek(place)
+    position = udta.stop if udta else end
+    file.seek(position)
     rest = file.read()
-    file.seek(place)
+    file.seek(position)
     file.write(stem + rest)
     for grown in (moov, udta):
         if grown:

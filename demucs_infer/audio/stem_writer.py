@@ -1,4 +1,4 @@
-"""The road to disk: stems from a spool to files, at their level, rate and channels.
+"""Write stems from a spool to files, at their level, sample rate and channels.
 
 Shapes: S stems, C channels, t samples of a block.
 """
@@ -31,11 +31,11 @@ class Layout:
     rate: int
     channels: int
     frames: int | None = None
-    """Exactly this many samples, where the files are to be as long as their source."""
+    """Exact number of samples, if the files must be as long as their source."""
 
 
 class SourceDetails(Protocol):
-    """What is known of the file, or the array, that was separated."""
+    """The metadata of the file, or array, that was separated."""
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -43,11 +43,11 @@ class SourceDetails(Protocol):
 
     @property
     def cover(self) -> bytes | None:
-        """The picture."""
+        """The cover art."""
 
     @property
     def bits(self) -> int | None:
-        """Bits of a sample; None if it has no depth to keep."""
+        """Bits of a sample; None for formats without a fixed number."""
 
     @property
     def is_float(self) -> bool:
@@ -59,12 +59,12 @@ class _NeedsGain(Exception):
 
 
 class StemWriter:
-    """Encodes the stems in a spool, while it is still being filled; `commit` names the files.
+    """Encodes the stems of a spool while it is being filled; `commit` names the files.
 
-    Files are encoded at full level, as nearly all tracks fit. Once a stem clips, encoding stops
-    until the peaks of the whole track are known, and begins anew with the gain that they need.
-    `open_sink` makes the files; the first are made at once, so that a folder that cannot be
-    written to is found before any work.
+    Files are encoded without a gain first, as few tracks clip. If a stem clips, encoding restarts
+    when the peaks of the whole track are known, with the gain that prevents it. `open_sink` makes
+    the files; the first ones are made at once, so that an error about their folder comes before any
+    work.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class StemWriter:
         *,
         mix_name: str | None = None,
     ) -> None:
-        """With a `mix_name`, the files also get the sum of the stems, under that name."""
+        """Open the files; with a `mix_name`, they also get the sum of the stems by that name."""
         self.spool = spool
         self.layout = layout
         self._stems = stems
@@ -89,7 +89,7 @@ class StemWriter:
         """The files, complete after `encode`."""
 
         self.frames = 0
-        """Samples of each file, as they went to its encoder."""
+        """Samples of each file, as passed to its encoder."""
 
     @classmethod
     def open(
@@ -144,7 +144,7 @@ class StemWriter:
 
     @property
     def file_rate(self) -> int:
-        """The sample rate of the files: that of the layout, or the nearest the format has."""
+        """The sample rate of the files: the nearest to the layout's that the format supports."""
         return self.encoding.kind.rate_for(self.layout.rate)
 
     def encode(self) -> Levels:
@@ -169,7 +169,7 @@ class StemWriter:
             self.sink.commit()
 
     def abort(self) -> None:
-        """Remove what was written."""
+        """Remove the files."""
         self.sink.abort()
 
     def __enter__(self) -> "StemWriter":
@@ -185,7 +185,7 @@ class StemWriter:
             self.abort()
 
     def _levels(self, peaks: Mapping[str, float], gains: Mapping[str, float]) -> Levels:
-        """Return what was done to the stems, without the mix."""
+        """Return the peaks and gains of the stems, without those of the mixture."""
         return Levels(
             {stem: peaks[stem] for stem in self._stems}, {stem: gains[stem] for stem in self._stems}
         )
@@ -208,7 +208,7 @@ class StemWriter:
     def _measured_blocks(
         self, peaks: dict[str, float], *, stop_at_clipping: bool
     ) -> Iterator[dict[str, Tensor]]:
-        """Yield the blocks, after their peaks have been entered in `peaks`."""
+        """Yield the blocks after updating `peaks`."""
         for block in self._blocks():
             for stem, samples in block.items():
                 peaks[stem] = max(peaks[stem], peak_of(samples, f"{self.sink.name} ({stem})"))
@@ -217,20 +217,20 @@ class StemWriter:
             yield block
 
     def _blocks(self) -> Iterator[dict[str, Tensor]]:
-        """Yield what the files hold: (C t) for each stem, at their rate and with their channels."""
+        """Yield the blocks (C t) of each file, at its sample rate and with its channels."""
         layout, stems = self.layout, len(self._stems)
-        left = layout.frames
+        remaining = layout.frames
         for block in self._resampled_blocks():
-            if left is not None:
-                block = block[..., :left]
-                left -= block.shape[-1]
+            if remaining is not None:
+                block = block[..., :remaining]
+                remaining -= block.shape[-1]
             if block.shape[-1]:
                 yield self._name(block.reshape(stems, layout.channels, -1))
-        if left:  # resampling there and back may lose a sample
-            yield self._name(torch.zeros(stems, layout.channels, left))
+        if remaining:  # resampling twice may lose a sample
+            yield self._name(torch.zeros(stems, layout.channels, remaining))
 
     def _name(self, block: Tensor) -> dict[str, Tensor]:
-        """Return the stems (S C t) by name, and the mix if the files need it."""
+        """Return the stems (S C t) by name, and the mixture if the files include it."""
         named = dict(zip(self._stems, block))
         return named if self._mix_name is None else {**named, self._mix_name: block.sum(0)}
 
