@@ -158,7 +158,7 @@ class Changes(OwnChanges, total=False):
     overlap: float
     split: bool
     segment: float | None
-    jobs: int
+    jobs: int | Literal["auto"]
     progress: bool
     callback: Callback | None
     callback_arg: Mapping[str, object] | None
@@ -185,7 +185,7 @@ class Separator:
         overlap: float = 0.25,
         split: bool = True,
         segment: float | None = None,
-        jobs: int = 0,
+        jobs: int | Literal["auto"] = 0,
         progress: bool = False,
         callback: Callback | None = None,
         callback_arg: Mapping[str, object] | None = None,
@@ -324,7 +324,7 @@ class Separator:
         return self._state.device
 
     @property
-    def jobs(self) -> int:
+    def jobs(self) -> int | Literal["auto"]:
         """Number of background forward passes (0: none)."""
         return self._state.options.jobs
 
@@ -345,7 +345,7 @@ class Separator:
         overlap: float | _NotProvided = NotProvided,
         split: bool | _NotProvided = NotProvided,
         segment: float | _NotProvided | None = NotProvided,
-        jobs: int | _NotProvided = NotProvided,
+        jobs: int | Literal["auto"] | _NotProvided = NotProvided,
         progress: bool | _NotProvided = NotProvided,
         callback: Callback | _NotProvided | None = NotProvided,
         callback_arg: Mapping[str, object] | _NotProvided | None = NotProvided,

@@ -165,12 +165,13 @@ class SeparationOptions(_Options):
         help="windows that run together; auto: 1 on a CPU, from the free memory on a GPU",
         not_in=_OPERATOR,
     )
-    jobs: int = setting(
+    jobs: int | Literal["auto"] = setting(
         0,
         ge=0,
         flags=("-j", "--jobs"),
-        help="windows that run in the background, each with its own memory; 0: none, the main "
-        "thread runs one after the other",
+        help="windows that run at a time, each on one thread and with its own memory; 0: one after "
+        "the other, with all threads; auto: one per core if there is memory for it, which pays "
+        "beside other busy programs",
         not_in={**_OPERATOR, "config": "it depends on the machine, not on the network"},
         changes_stems=False,
     )

@@ -36,7 +36,7 @@ from demucs_infer.engine.pipeline import Block, Track, TrackEvent
 from demucs_infer.errors import format_error
 from demucs_infer.events import Event, TrackFailed, TrackFinished
 from demucs_infer.options import Request
-from demucs_infer.system.threads import limit_to_one_thread
+from demucs_infer.system.threads import count_cores, limit_to_one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,9 @@ class BatchRunner:
                     yield SpoolAbandoned()
 
         # One thread for each track that may be in progress, so that a complete one never waits.
-        threads = _MAX_UNWRITTEN + self._max_tracks_per_batch + self._separator.jobs
+        in_flight = self._separator.jobs
+        background = in_flight if isinstance(in_flight, int) else count_cores()
+        threads = _MAX_UNWRITTEN + self._max_tracks_per_batch + background
         with (
             ThreadPoolExecutor(1, "demucs-read", limit_to_one_thread) as reader,
             ThreadPoolExecutor(threads, "demucs-write", limit_to_one_thread) as writers,

@@ -44,6 +44,7 @@ def print_dry_run(
 
         separator = open_separator(model, request)
         report["stems"] = list(separator.stems)
+        report["parallelism"] = _describe_parallelism(separator, request)
         report |= _estimate_cost(separator, request, durations)
     report["disk_free_bytes"] = free_disk_bytes(args.out)
     text = json.dumps(report, indent=2) if args.json else _format_report(report)
@@ -123,6 +124,15 @@ def _estimate_disk_bytes(
     return int(decoded + len(separator.stems) * (bits / 8 * ratio * sum(durations) + spool))
 
 
+def _describe_parallelism(separator: "Separator", request: Request) -> str:
+    """Return how many windows run at a time, and why."""
+    from demucs_infer.engine.network import Ensemble
+    from demucs_infer.engine.parallel import choose_parallelism
+
+    members = Ensemble.from_model(separator.model).members
+    return str(choose_parallelism(members, request.separation, separator.device))
+
+
 def _format_report(report: dict[str, Any]) -> str:
     lines = [f"model {report['model']}"]
     for file in report["to_download"]:
@@ -134,6 +144,7 @@ def _format_report(report: dict[str, Any]) -> str:
     lines.append(f"{report['audio_seconds']:.0f} s of audio to separate")
     if "run_seconds" in report:
         lines.append(f"stems: {', '.join(report['stems'])}")
+        lines.append(f"runs: {report['parallelism']}")
         lines.append(f"time: about {report['run_seconds']:.0f} s, estimated from a few windows")
         if report["memory_bytes"]:
             lines.append(f"memory: about {report['memory_bytes'] / 1e9:.1f} GB")

@@ -11,7 +11,7 @@ recordings that are separated side by side.
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol, TypeAlias
@@ -39,6 +39,7 @@ from demucs_infer.events import (
 )
 from demucs_infer.options import SeparationOptions
 from demucs_infer.system.malloc import keep_large_allocations
+from demucs_infer.system.threads import limit_to_one_thread
 
 
 class Track(Protocol):
@@ -115,7 +116,8 @@ def separate(
 
     `model` is a network, or a bag of them (`models` and `weights`). Closing the generator stops
     within a batch and restores the networks. `announce` adds a `ChunkStarted` before each batch.
-    `pool` runs the forwards if `options.jobs` is not 0.
+    `pool` runs the forwards if `options.jobs` is not 0; otherwise threads do that end with the
+    stream, see `choose_parallelism`.
     """
     stream = separate_many(
         [track],
@@ -165,15 +167,17 @@ def separate_many(
     # Left in reverse order, also when the consumer closes this generator or drops it: forwards in
     # flight are over before the networks are restored, and those before the pool is shut down.
     with ExitStack() as stack:
-        if options.jobs and pool is None:
-            pool = stack.enter_context(ThreadPoolExecutor(options.jobs))
+        if not options.jobs or pool is None:
+            pool = stack.enter_context(_open_pool(config))
         members = [ensemble.members[index] for index in config.members]
         stack.enter_context(runner.lease(members))
         if runner.should_keep_allocations(members, options):
             stack.enter_context(keep_large_allocations())
         requests = stack.enter_context(closing(_requests(tracks, config)))
         groups = stack.enter_context(closing(_batch_across_tracks(requests, max_tracks_per_batch)))
-        for item in stack.enter_context(closing(_run_groups(groups, config, pool))):
+        background = options.jobs if isinstance(options.jobs, int) else 0
+        max_tracks = max_tracks_per_batch + background
+        for item in stack.enter_context(closing(_run_groups(groups, config, pool, max_tracks))):
             if isinstance(item, tuple):
                 yield item
                 continue
@@ -275,33 +279,75 @@ def _add_to_group(
         yield waiting.pop(request.key)
 
 
+@contextmanager
+def _open_pool(config: RunConfig) -> Iterator[Executor | None]:
+    """Open the threads that run the windows; None if the calling thread does as well."""
+    windows = config.parallelism.windows
+    if not windows or (windows == torch.get_num_threads() == 1 and config.options.jobs == "auto"):
+        yield None
+        return
+    begin = limit_to_one_thread if config.device.type == "cpu" else None
+    with ThreadPoolExecutor(windows, "demucs-window", begin) as pool:
+        yield pool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _InFlight:
+    """Requests that run as one batch, and the events that announce them."""
+
+    announced: list[_Indexed]
+    future: Future[list[_WindowResponse]]
+    index: int
+
+
 def _run_groups(
     groups: Iterable[_Indexed | list[_WindowRequest]],
     config: RunConfig,
     pool: Executor | None,
+    max_tracks: int,
 ) -> Generator[_Indexed | list[_WindowResponse], None, None]:
-    """Run the groups, up to `options.jobs` in flight, and yield the responses in order."""
-    in_flight: deque[Future[list[_WindowResponse]]] = deque()
+    """Run the groups, as many at a time as was decided, and yield the responses in order.
+
+    A batch is announced when it is waited for, after the one before it has been reported. Windows
+    of at most `max_tracks` tracks are in flight.
+    """
+    in_flight: deque[_InFlight] = deque()
+    announced: list[_Indexed] = []
+
+    def finish_first() -> Iterator[_Indexed | list[_WindowResponse]]:
+        # First in, first out, not as they complete: chunks are stitched in order, and so the bytes
+        # do not depend on the timing of the threads.
+        yield from in_flight[0].announced
+        responses = in_flight[0].future.result()
+        in_flight.popleft()
+        yield responses
+
     try:
         for item in groups:
+            index = item[0] if isinstance(item, tuple) else item[0].track.index
+            while in_flight and in_flight[0].index <= index - max_tracks:
+                yield from finish_first()
             if isinstance(item, tuple):
-                yield item
-            elif pool is None or not config.options.jobs:
+                if pool is not None and isinstance(item[1], ChunkStarted):
+                    announced.append(item)
+                else:
+                    yield item
+            elif pool is None:
                 yield _run_batch(item, config)
             else:
-                in_flight.append(pool.submit(_run_batch, item, config))
-                # First in, first out, not as they complete: chunks are stitched in order, and so
-                # the bytes do not depend on the timing of the threads.
-                if len(in_flight) > config.options.jobs:
-                    yield in_flight.popleft().result()
+                in_flight.append(_InFlight(announced, pool.submit(_run_batch, item, config), index))
+                announced = []
+                if len(in_flight) > config.parallelism.windows:
+                    yield from finish_first()
         while in_flight:
-            yield in_flight.popleft().result()
+            yield from finish_first()
     finally:
         # The pool may belong to the caller, who goes on using it: drop what has not begun, and
         # wait for the rest, which still uses the networks.
-        for future in in_flight:
+        futures = [batch.future for batch in in_flight]
+        for future in futures:
             future.cancel()
-        wait(in_flight)
+        wait(futures)
 
 
 def _run_batch(group: list[_WindowRequest], config: RunConfig) -> list[_WindowResponse]:

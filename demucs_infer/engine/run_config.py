@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from demucs_infer.engine.network import Ensemble, Network, window_rule
+from demucs_infer.engine.parallel import choose_parallelism
 from demucs_infer.engine.plan import (
     Chunk,
     Pass,
@@ -43,6 +44,8 @@ class RunConfig:
         """Per member, the stems it must compute."""
         self.members = [i for i, selected in enumerate(self.select) if selected]
         """Members that run: those without a weight in any requested stem are skipped."""
+        self.device = runner.device_for(ensemble.members[0])
+        self.parallelism = choose_parallelism(ensemble.members, options, self.device)
         self.rules = [window_rule(net, options.segment) for net in ensemble.members]
         """Per member, the input length for a chunk."""
         self.segments = [self._segment(network) for network in ensemble.members]

@@ -12,10 +12,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
+
+from demucs_infer.system.cgroups import cgroup_folders
 
 # Constants of malloc.h, and the values that glibc settles on after it has seen large allocations.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
@@ -87,6 +89,30 @@ def peak_memory() -> int | None:
         return None
     match = re.search(r"VmHWM:\s*(\d+)", status)
     return 1024 * int(match[1]) if match else None
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Return how many bytes this process can still take without swapping, or None if unknown."""
+    limits: list[int] = []
+    with suppress(OSError):
+        match = re.search(r"^MemAvailable:\s*(\d+)", (root / "proc/meminfo").read_text(), re.M)
+        limits += [1024 * int(match[1])] if match else []
+    for folder in cgroup_folders(root, "memory"):
+        for limit, usage in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            # A limit of "max" is no number; files in the cache count as used, but can be dropped.
+            with suppress(OSError, ValueError):
+                used = int((folder / usage).read_text())
+                stat = (folder / "memory.stat").read_text()
+                match = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.M)
+                used -= int(match[1]) if match else 0
+                limits.append(max(0, int((folder / limit).read_text()) - used))
+    if not limits and hasattr(os, "sysconf"):
+        with suppress(ValueError, OSError):  # macOS: half of what is built in
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return min(limits, default=None)
 
 
 def _acquire() -> None:

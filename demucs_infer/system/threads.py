@@ -1,4 +1,4 @@
-"""Limit the threads that compute beside a network.
+"""Find how many cores a process may use, and limit threads of ours to one of them.
 
 The threads of OpenMP wait actively for their next step, as long as there are no more of them than
 processors. Another Python thread that computes in parallel starts a team of its own; from then on
@@ -6,11 +6,16 @@ all threads sleep and are woken at every step. A network has thousands of steps 
 takes a tenth longer, however little the other thread computes.
 """
 
-import threading
+import math
+import os
+from pathlib import Path
+from threading import Lock, Thread
 
 import torch
 
-_lock = threading.Lock()
+from demucs_infer.system.cgroups import cgroup_folders
+
+_lock = Lock()
 
 
 def limit_to_one_thread() -> None:
@@ -20,6 +25,35 @@ def limit_to_one_thread() -> None:
         torch.set_num_threads(1)
         # This also set the number with which later threads begin. Only another thread can restore
         # that without changing the number of this one.
-        restorer = threading.Thread(target=torch.set_num_threads, args=(count,))
+        restorer = Thread(target=torch.set_num_threads, args=(count,))
         restorer.start()
         restorer.join()
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use: by its affinity, and by the quota of cgroups."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    count = getattr(os, "process_cpu_count", None)  # also knows PYTHON_CPU_COUNT
+    cores = min(cores, (count() if count else None) or cores)
+    quota = read_cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def read_cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return how many cores the cgroups of this process may use on average, or None for all."""
+    quotas: list[float] = []
+    for folder in cgroup_folders(root, "cpu"):
+        try:
+            if (folder / "cpu.max").exists():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+                period = (folder / "cpu.cfs_period_us").read_text()
+            if quota not in ("max", "-1"):
+                quotas.append(int(quota) / int(period))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return min(quotas, default=None)

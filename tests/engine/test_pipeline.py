@@ -323,6 +323,7 @@ def test_rules_are_applied_to_final_samples() -> None:
         list(separate(track, network, stems=choose_stems(["a"])))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_closing_stops_within_a_batch_and_restores_the_network() -> None:
     network = RecordingModel()
     network.train()

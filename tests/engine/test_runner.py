@@ -73,6 +73,7 @@ def test_original_error_is_raised_if_retries_fail(oom: Any) -> None:
     assert caught.traceback[-1].name == "forward", "the traceback leads to where it happened"
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("a shape"), SystemExit])
 def test_other_errors_are_raised_at_once(error: Any) -> None:
     class BrokenModel(ScaleModel):
