@@ -37,7 +37,7 @@ class Setting:
 
     help: str
     no_help: str = ""
-    """The help of the flag that turns it off, if it is on by default."""
+    """Help of the `--no-` flag, for settings that are on by default."""
 
     ge: float | None = None
     gt: float | None = None
@@ -157,7 +157,7 @@ class SeparationOptions(_Options):
     )
     precision: Precision = setting(
         "fp32",
-        help="arithmetic of the networks: fp32 is exact, auto is the fastest that pays here",
+        help="arithmetic of the networks: fp32 is exact, auto is the fastest on this device",
     )
     batch_size: int | Literal["auto"] = setting(
         "auto",
@@ -266,7 +266,7 @@ class InputOptions(_Options):
     )
     extra_channels: ExtraChannels = setting(
         "first",
-        help="of more channels than the model takes: use the first, one of the pairs (--group), "
+        help="if the input has more channels than the model: use the first, a pair (--group), "
         "or fail",
     )
     group: int = setting(0, ge=0, help="which pair of channels, with extra_channels = pairs")
@@ -589,7 +589,7 @@ def list_options(part: type[_Options]) -> tuple[Option, ...]:
 OPTIONS: Mapping[str, Option] = {
     option.name: option for part in PARTS.values() for option in list_options(part)
 }
-"""All settings by name; no two parts share one."""
+"""Every setting by its name; names are unique across the parts."""
 
 NAMES = tuple(OPTIONS)
 

@@ -105,7 +105,7 @@ class Spool:
         self._end(error)
 
     def abandon(self) -> None:
-        """Fail with `SpoolAbandoned`, also for readers that have not reached the end."""
+        """Fail with `SpoolAbandoned`: readers stop, even if there is data left to read."""
         self._end(SpoolAbandoned())
 
     def abandon_unless_finished(self) -> None:

@@ -25,7 +25,7 @@ class Sink(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the files in messages."""
+        """Name of the files in messages."""
 
     def write(self, blocks: Mapping[str, Tensor]) -> None:
         """Encode the next samples of every stem."""
@@ -37,7 +37,7 @@ class Sink(Protocol):
         """Return the path of a stem's file until `commit`."""
 
     def commit(self) -> None:
-        """Give the files their names."""
+        """Rename the temporary files to their final names."""
 
     def abort(self) -> None:
         """Remove the files."""
@@ -87,7 +87,7 @@ class StemFiles:
 
     @property
     def name(self) -> str:
-        """The name of the files in messages."""
+        """Name of the files in messages."""
         first, *others = (thread.writer.name for thread in self._threads.values())
         return f"{first} and {len(others)} more" if others else first
 
@@ -111,7 +111,7 @@ class StemFiles:
             thread.wait()
 
     def commit(self) -> None:
-        """Give the files their names, once all of them are complete."""
+        """Complete all files, then rename them to their final names."""
         self.finish()
         for thread in self._threads.values():
             thread.writer.close()

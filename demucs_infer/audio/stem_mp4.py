@@ -94,7 +94,7 @@ class StemMp4:
 
     @property
     def name(self) -> str:
-        """The name of the file in messages."""
+        """Name of the file in messages."""
         return self._file.name
 
     def temp_path(self, stem: str) -> Path:  # noqa: ARG002 (as other sinks have it)
@@ -119,7 +119,7 @@ class StemMp4:
             self._file.file.flush()
 
     def commit(self) -> None:
-        """Give the file its name, once it is complete."""
+        """Complete the file, then rename it to its final name."""
         self.finish()
         self._file.commit()
 

@@ -164,7 +164,7 @@ class StemWriter:
         return self._levels(peaks, unity)
 
     def commit(self) -> None:
-        """Give the files their names."""
+        """Rename the temporary files to their final names."""
         with translate_os_errors(self.sink.name):
             self.sink.commit()
 

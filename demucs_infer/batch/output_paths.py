@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demucs_infer.audio.filenames import stem_path, stem_paths, valid_template
-
-DEFAULT_TEMPLATE = "{track}/{stem}.{ext}"
+from demucs_infer.options import TRACK_TEMPLATE
 
 
 def model_folder(model: str) -> str:
@@ -32,7 +31,7 @@ class OutputPaths:
     extension: str = "wav"
     """The suffix of the files, without the dot."""
 
-    template: str = DEFAULT_TEMPLATE
+    template: str = TRACK_TEMPLATE
 
     def __post_init__(self) -> None:
         valid_template(self.template)

@@ -138,7 +138,7 @@ class BatchRunner:
         """Yield the jobs in which no process crashed; put the others into `crashed_jobs`."""
         for job in jobs:
             is_counted = self._preparer.max_crashes is not None and job.result is None
-            if is_counted and self._preparer.workdir(job).has_stale_attempt:
+            if is_counted and self._preparer.workdir(job).has_open_attempt:
                 crashed_jobs.append(job)
             else:
                 yield job

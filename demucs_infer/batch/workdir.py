@@ -119,7 +119,7 @@ class WorkDir:
         self._attempts.write_text(f"{crash_count} {frames} {self._run_id}".rstrip(), "ascii")
 
     @property
-    def has_stale_attempt(self) -> bool:
+    def has_open_attempt(self) -> bool:
         """Whether an attempt is counted: a process crashed, or is at work now."""
         return self._attempts.exists()
 

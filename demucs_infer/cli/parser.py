@@ -1,4 +1,7 @@
-"""The parser of `demucs-infer TRACKS...`: the flags of upstream's command, and more."""
+"""The parser of `demucs-infer TRACKS...`: the flags of upstream's command, and more.
+
+The flags of all settings (`--overlap` and so on) are made from the fields in `options.py`.
+"""
 
 import argparse
 import difflib
@@ -207,7 +210,7 @@ def _add_output_flags(group: Any) -> None:
         "--no-manifest",
         dest="manifest",
         action="store_false",
-        help="do not write stems.json beside the stems, without which a later run skips nothing",
+        help="do not write stems.json; later runs then cannot skip finished tracks",
     )
     group.add_argument(
         "--page",
