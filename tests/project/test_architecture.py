@@ -101,3 +101,16 @@ def test_only_the_command_line_prints() -> None:
         ]
         names = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
         assert path in talkers or "print" not in names, path
+
+
+def test_class_names_stand_for_one_thing_each() -> None:
+    """Underscores are ignored; `upstream` repeats names that upstream's modules dictate."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        if "upstream" in path.relative_to(ROOT).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                place = f"{path.relative_to(ROOT)}:{node.lineno}"
+                places.setdefault(node.name.lstrip("_"), []).append(place)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
