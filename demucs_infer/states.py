@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -126,9 +125,9 @@ def serialize_model(
         )
     args, kwargs = cast("tuple[Any, Any]", model._init_args_kwargs)
     if not isinstance(training_args, Mapping):
-        training_args = import_module("omegaconf").OmegaConf.to_container(
-            training_args, resolve=True
-        )
+        from omegaconf import OmegaConf  # training code that has such arguments has it
+
+        training_args = OmegaConf.to_container(training_args, resolve=True)
     return {
         "klass": type(model),
         "args": args,

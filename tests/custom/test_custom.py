@@ -557,7 +557,7 @@ def test_compiled_network_returns_the_same(
         used_backends.append(backend)
         return compile_network(network, backend)
 
-    monkeypatch.setattr("demucs_infer.api.compile_network", record_backend)
+    monkeypatch.setattr("demucs_infer.separator_state.compile_network", record_backend)
     separator = Separator.from_pretrained(
         config=CONFIG,
         checkpoint=checkpoint,
@@ -874,5 +874,5 @@ def test_members_of_a_bag_must_have_the_same_options(checkpoint: Path) -> None:
 
     hann = load_network(Config.from_dict(CONFIG), checkpoint, GAIN)
     ones = load_network(Config.from_dict(CONFIG, ["chunking.window=ones"]), checkpoint, GAIN)
-    with pytest.raises(ValueError, match="want different settings"):
+    with pytest.raises(ValueError, match="have different default settings"):
         Separator.from_model(BagOfModels([hann, ones]), device="cpu")
