@@ -27,6 +27,7 @@ PUBLIC = (
     "as_dtype_pcm",
     "convert_audio",
     "convert_audio_channels",
+    "encode_ffmpeg",
     "encode_mp3",
     "encode_wav",
     "f32_pcm",

@@ -248,7 +248,7 @@ def test_startup_failure_is_one_line(
     words = [sys.executable, "-m", "demucs_infer", "serve", "--repo", repo, "--port"]
     wrong = {
         "is another server running there": ["--data-dir", data],
-        "device=cuda:9 is not available": ["--data-dir", tmp_path, "--devices", "cuda:9"],
+        "cuda:9 is not available here": ["--data-dir", tmp_path, "--devices", "cuda:9"],
     }
     for message, flags in wrong.items():
         process = subprocess.run(
