@@ -162,10 +162,10 @@ def test_bench_measures_the_memory_of_the_command() -> None:
     bench = """
 import sys
 from pathlib import Path
-from tests.bench.pairs import timed
+from tests.bench.pairs import time_commands
 held = b"x" * (400 << 20)
 # The command holds 100 MiB, and its interpreter some ten; the bench, four times that.
-took = timed([[sys.executable, "-c", "held = b'x' * (100 << 20)"]], "ours", Path())
+took = time_commands([[sys.executable, "-c", "held = b'x' * (100 << 20)"]], "ours", Path())
 assert 100 < took["peak"] < 200 and 0 < took["cpu"] and 0 < took["seconds"], took
 """
     subprocess.run([sys.executable, "-c", bench], check=True)
