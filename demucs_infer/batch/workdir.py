@@ -76,7 +76,7 @@ class WorkDir:
             if path.is_dir():  # of a process without locks
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name != "lock":
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process may remove what it made for a moment
 
     @property
     def is_resumable(self) -> bool:

@@ -491,6 +491,18 @@ def test_workdir_is_exclusive_while_others_remove_it(tmp_path: Path) -> None:
     assert most_active == 1 and acquired >= 100
 
 
+def test_workdir_is_cleared_though_a_file_vanishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another process asks for the lock: its lock library makes a file for a moment."""
+    workdir = WorkDir(tmp_path / "out", tmp_path / "out/song/stems.json")
+    list_files = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: [*list_files(path), path / ".probe"])
+    assert workdir.acquire("key")
+    workdir.remove()
+    assert not (tmp_path / "out").exists()
+
+
 def test_track_that_crashes_its_process_is_quarantined(workspace: Workspace) -> None:
     path = write_song(workspace.folder / "song.wav")
     job = workspace.make_job(path)
