@@ -172,7 +172,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
     if not args.quiet and (warning := describe_ineffective_flags(args)):
         sys.stderr.write(f"warning: {warning}\n")
     outputs = OutputConflicts.from_request(model, request)
-    conflicting, total = _find_conflicts(args, manifest, outputs, out)
+    shared_path_digests, total = _find_conflicts(args, manifest, outputs, out)
     use_single_arena()
     with exempt_imports_from_gc():
         from demucs_infer.distributed.worker import WorkerConfig
@@ -180,7 +180,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
         model=model,
         request=request,
         out=out,
-        conflicting=conflicting,
+        shared_path_digests=shared_path_digests,
         skip="nothing" if args.force else "same",
         run_id=uuid4().hex if args.force else "",
         max_tracks_per_batch=args.together or 0,
@@ -230,7 +230,7 @@ def _check_flags(args: argparse.Namespace, manifest: TrackManifest) -> None:
 def _find_conflicts(
     args: argparse.Namespace, manifest: TrackManifest, outputs: OutputConflicts, out: str
 ) -> tuple[frozenset[int], int]:
-    """Return the conflicting outputs and the number of rows of the shard.
+    """Return the shared_path_digests outputs and the number of rows of the shard.
 
     Every shard looks at the whole manifest, so that all of them agree.
 
@@ -238,21 +238,21 @@ def _find_conflicts(
         ValueError: if a file would be lost.
     """
     whole = replace(manifest, shard=(0, 1))
-    conflicting, rows = outputs.find(whole)
+    shared_path_digests, rows = outputs.find(whole)
     lost = list(islice(outputs.find_overwritten_inputs(whole, out), _MAX_EXAMPLES))
     if lost:
         raise ValueError(
             "stems could overwrite these inputs; use another --out or --filename:"
             + "".join(f"\n  {path}" for path in lost)
         )
-    if conflicting and (args.collisions == "error" or "{track}" not in outputs.template):
+    if shared_path_digests and (args.collisions == "error" or "{track}" not in outputs.template):
         raise ValueError(
-            f"several tracks would write the same files, {len(conflicting)} in total; "
+            f"several tracks would write the same files, {len(shared_path_digests)} in total; "
             "use --collisions digest, and {track} in --filename:"
-            + "".join(f"\n  {text}" for text in outputs.describe(whole, conflicting))
+            + "".join(f"\n  {text}" for text in outputs.describe(whole, shared_path_digests))
         )
     index, count = manifest.shard
-    return conflicting, len(range(index, rows, count))
+    return shared_path_digests, len(range(index, rows, count))
 
 
 def _results_table(args: argparse.Namespace, manifest: TrackManifest) -> str:

@@ -36,7 +36,7 @@ class OutputConflicts:
     stems: tuple[str, ...] = _STEMS
     """Possible stems: the model is not loaded yet. Only some templates depend on them."""
 
-    conflicting: frozenset[int] = frozenset()
+    shared_path_digests: frozenset[int] = frozenset()
     """Digests of paths that several rows share: the names of those rows get a suffix."""
 
     @classmethod
@@ -55,7 +55,9 @@ class OutputConflicts:
     def output_paths(self, row: TrackRow, top: Path = Path()) -> OutputPaths:
         """Return the output paths of a row below `top`, with a suffix if it is in conflict."""
         outputs = self._plain_output_paths(row, top)
-        if self.conflicting and self.conflicting & {_hash(path) for path in self._keys(row)}:
+        if self.shared_path_digests and self.shared_path_digests & {
+            _hash(path) for path in self._keys(row)
+        }:
             return outputs.with_track_suffix(
                 f"~{hashlib.sha256(_encode(row.path)).hexdigest()[:12]}"
             )
@@ -79,7 +81,7 @@ class OutputConflicts:
         return [outputs.stems([_STEM])[_STEM].as_posix()]
 
     def find(self, rows: Iterable[TrackRow]) -> tuple[frozenset[int], int]:
-        """Return the value for `conflicting`, and the number of rows."""
+        """Return the value for `shared_path_digests`, and the number of rows."""
         keys, sources = array("Q"), array("Q")
         count = 0
         for row in rows:
@@ -94,9 +96,9 @@ class OutputConflicts:
         differ = (key_of[1:] == key_of[:-1]) & (source_of[1:] != source_of[:-1])
         return frozenset(np.unique(key_of[1:][differ]).tolist()), count
 
-    def describe(self, rows: Iterable[TrackRow], conflicting: frozenset[int]) -> list[str]:
+    def describe(self, rows: Iterable[TrackRow], shared_path_digests: frozenset[int]) -> list[str]:
         """Return one line for each of the first few conflicts, with the paths of its rows."""
-        examples = set(sorted(conflicting)[:_MAX_EXAMPLES])
+        examples = set(sorted(shared_path_digests)[:_MAX_EXAMPLES])
         paths_of: dict[str, list[str]] = {}
         for row in rows:
             for key in self._keys(row):

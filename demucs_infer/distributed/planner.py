@@ -80,7 +80,7 @@ class RunEstimate:
 
     tracks: int
     sound_hours: float
-    unknown: int
+    unknown_durations: int
     """Tracks without a duration in the manifest; assumed to be average."""
 
     workers: int
@@ -96,8 +96,8 @@ class RunEstimate:
     gigabytes: float
     """Read and written in total."""
 
-    dominates: str
-    """The bottleneck."""
+    bottleneck: str
+    """What limits the run: the network, storage, the longest track, ..."""
 
     worker: str
     """Name of the benchmark."""
@@ -107,7 +107,7 @@ class RunEstimate:
 
     def to_text(self) -> str:
         """Return the estimate as lines of text."""
-        unknown = f" ({self.unknown} of unknown length)" if self.unknown else ""
+        unknown = f" ({self.unknown_durations} of unknown length)" if self.unknown_durations else ""
         lines = [
             f"{self.tracks} tracks{unknown}, {self.sound_hours:.1f} h of sound, "
             f"{self.gigabytes:.1f} GB in and out",
@@ -116,7 +116,7 @@ class RunEstimate:
         if self.cost:
             lines.append(f"cost: {self.cost:.2f}")
         lines.append(f"a worker: {self.times_real_time:.2f} x real time ({self.worker})")
-        return "\n".join([*lines, f"bottleneck: {self.dominates}"])
+        return "\n".join([*lines, f"bottleneck: {self.bottleneck}"])
 
 
 def plan(
@@ -166,13 +166,13 @@ def plan(
     return RunEstimate(
         tracks=tracks,
         sound_hours=sound / 3600,
-        unknown=unknown,
+        unknown_durations=unknown,
         workers=workers,
         hours=hours,
         hours_at_worst=max(hours, worst),
         cost=hours * workers * price,
         gigabytes=num_bytes / 1e9,
-        dominates=max(bounds, key=lambda name: bounds[name]),
+        bottleneck=max(bounds, key=lambda name: bounds[name]),
         worker=benchmark.name or "unnamed",
         times_real_time=1 / per_second,
     )

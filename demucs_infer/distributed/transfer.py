@@ -66,7 +66,7 @@ class Transfer:
     run_id: str = ""
     """As in `BatchRunner`."""
 
-    conflicting: frozenset[int] = frozenset()
+    shared_path_digests: frozenset[int] = frozenset()
     """As in `OutputConflicts`."""
 
     @cached_property
@@ -77,7 +77,7 @@ class Transfer:
     @cached_property
     def _outputs(self) -> OutputConflicts:
         outputs = OutputConflicts.from_request(self.model, self.request)
-        return replace(outputs, conflicting=self.conflicting)
+        return replace(outputs, shared_path_digests=self.shared_path_digests)
 
     def download(self, row: TrackRow, *, is_alone: bool = False) -> StagedTrack:
         """Return the row as a job, never raising: a job may carry its result already.

@@ -42,7 +42,7 @@ class WorkerConfig:
     run_id: str = ""
     """As in `BatchRunner`: with an id, only crashes in this run count against a track."""
 
-    conflicting: frozenset[int] = frozenset()
+    shared_path_digests: frozenset[int] = frozenset()
     """Digests of paths that several rows share (see `OutputConflicts`)."""
 
     max_tracks_per_batch: int = 0
@@ -89,7 +89,7 @@ class TrackWorker:
                 skip=config.skip,
                 max_crashes=config.max_crashes,
                 run_id=config.run_id,
-                conflicting=config.conflicting,
+                shared_path_digests=config.shared_path_digests,
             )
             default_tracks = _MAX_TRACKS_PER_BATCH.get(separator.device.type, 1)
             self._batch = BatchRunner(

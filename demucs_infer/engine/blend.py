@@ -87,7 +87,7 @@ class Blend:
         """Add the stems that `member` computes, each times its weight."""
         config = self._config
         assert config.ensemble.weights is not None
-        computed, select = config.stems.computed, config.select[member]
+        computed, select = config.stems.computed, config.member_stems[member]
         if result is None:
             shape = (*mean.shape[:-3], len(computed), *mean.shape[-2:])
             result = torch.zeros(shape, device=mean.device)
@@ -105,7 +105,7 @@ class Blend:
         weights = self._weights.get((member, device))
         if weights is None or len(weights) < length:
             # Not for the whole segment: it may be far longer than the track, and than memory.
-            segment, _ = self._config.segments[member]
+            segment, _ = self._config.grids[member]
             weights = make_window(
                 options.window, segment, power=options.transition_power, stop=length
             )

@@ -353,7 +353,7 @@ def _run_groups(
 def _run_batch(group: list[_WindowRequest], config: RunConfig) -> list[_WindowResponse]:
     """Run requests as one batch; on failure, run each one alone to find whose fault it is."""
     member = group[0].batch.member
-    network, select = config.ensemble.members[member], config.select[member]
+    network, select = config.ensemble.members[member], config.member_stems[member]
     windows = torch.cat([request.windows for request in group])
     try:
         output, events = config.runner.infer(network, windows, select, config.options)
@@ -407,7 +407,7 @@ class _TrackState:
         # Batches before `first` count as done, so that progress is that of the whole track.
         self._num_done = self._plan.num_before(first)
         done = self._plan.batches[: self._num_done]
-        self._samples_done = sum(len(chunk) for batch in done for _, chunk in batch.steps)
+        self._samples_done = sum(len(chunk) for batch in done for _, chunk in batch.indexed_chunks)
         self._buffer = TrackBuffer(
             blocks, length, level=self._level, start=self._plan.reads_from(first)
         )
@@ -417,16 +417,19 @@ class _TrackState:
         """Yield the batches of this track; windows are cut when they are pulled."""
         config, plan = self._config, self._plan
         batches, first = plan.batches[self._num_done :], self._num_done + 1
-        reads = [min(chunk.read for _, chunk in batch.steps) for batch in batches]
+        reads = [min(chunk.read for _, chunk in batch.indexed_chunks) for batch in batches]
         # A short chunk at the end reads further back than the one before it.
         keep = [*accumulate(reversed(reads), min)][::-1] + [plan.length]
         for number, (batch, needed) in enumerate(zip(batches, keep[1:]), start=first):
             if self.is_over:  # an earlier window failed
                 return
-            segment, stride = config.segments[batch.member]
+            segment, stride = config.grids[batch.member]
             pad = segment - stride
             windows = torch.stack(
-                [self._buffer.cut(chunk, config.options.padding, pad) for _, chunk in batch.steps]
+                [
+                    self._buffer.cut(chunk, config.options.padding, pad)
+                    for _, chunk in batch.indexed_chunks
+                ]
             )
             network = config.ensemble.members[batch.member]
             limit = config.runner.batch_size(network, batch.window, config.options)
@@ -451,10 +454,10 @@ class _TrackState:
             self.is_over = True
             yield TrackFailed(output)
             return
-        for (index, chunk), window in zip(batch.steps, output, strict=True):
+        for (index, chunk), window in zip(batch.indexed_chunks, output, strict=True):
             self._blend.add(index, chunk, window)
         self._num_done += 1
-        self._samples_done += sum(len(chunk) for _, chunk in batch.steps)
+        self._samples_done += sum(len(chunk) for _, chunk in batch.indexed_chunks)
         yield ChunkProcessed(
             self._num_done,
             len(self._plan.batches),
@@ -489,7 +492,7 @@ class _TrackState:
 
     def _positions(self, batch: ChunkBatch) -> tuple[Position, ...]:
         passes = self._plan.passes
-        return tuple(passes[index].position(chunk) for index, chunk in batch.steps)
+        return tuple(passes[index].position(chunk) for index, chunk in batch.indexed_chunks)
 
 
 def _with_channels(block: Tensor, channels: int) -> Tensor:

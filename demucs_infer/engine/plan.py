@@ -137,13 +137,13 @@ class ChunkBatch:
 
     member: int
     window: int
-    steps: tuple[tuple[int, Chunk], ...]
+    indexed_chunks: tuple[tuple[int, Chunk], ...]
     """(index of the pass, chunk)."""
 
     @property
     def start(self) -> int:
         """First sample that the batch owns."""
-        return self.steps[0][1].start
+        return self.indexed_chunks[0][1].start
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Plan:
     def num_before(self, start: int) -> int:
         """Return the number of leading batches that no sample from `start` on depends on."""
         for number, batch in enumerate(self.batches):
-            if any(chunk.stop > start for _, chunk in batch.steps):
+            if any(chunk.stop > start for _, chunk in batch.indexed_chunks):
                 return number
         return len(self.batches)
 
@@ -175,30 +175,34 @@ class Plan:
         """Return how many chunks of each pass are in the batches after those."""
         left = [0] * len(self.passes)
         for batch in self.batches[self.num_before(start) :]:
-            for index, _ in batch.steps:
+            for index, _ in batch.indexed_chunks:
                 left[index] += 1
         return left
 
     def reads_from(self, start: int) -> int:
         """Return a sample before which nothing is read, even reflected, from `start` on."""
         chunks = [
-            chunk for batch in self.batches[self.num_before(start) :] for _, chunk in batch.steps
+            chunk
+            for batch in self.batches[self.num_before(start) :]
+            for _, chunk in batch.indexed_chunks
         ]
         return max(0, min([start, *(chunk.read - chunk.window for chunk in chunks)]))
 
 
-def plan_batches(passes: Sequence[Pass], size: Callable[[int, int], int]) -> tuple[ChunkBatch, ...]:
+def plan_batches(
+    passes: Sequence[Pass], max_batch_size: Callable[[int, int], int]
+) -> tuple[ChunkBatch, ...]:
     """Merge `passes` by start, and cut the chunks of each member into batches.
 
-    `size` returns the maximum batch size for a member and a window length.
+    `max_batch_size` returns the maximum batch size for a member and a window length.
     """
     members = sorted({pass_.member for pass_ in passes})
-    queues = [_member_batches(passes, member, size) for member in members]
+    queues = [_member_batches(passes, member, max_batch_size) for member in members]
     return tuple(merge(*queues, key=lambda batch: (batch.start, batch.member)))
 
 
 def _member_batches(
-    passes: Sequence[Pass], member: int, size: Callable[[int, int], int]
+    passes: Sequence[Pass], member: int, max_batch_size: Callable[[int, int], int]
 ) -> Iterator[ChunkBatch]:
     steps: Iterable[tuple[int, int, Chunk]] = merge(
         *(
@@ -210,6 +214,6 @@ def _member_batches(
     )
     for window, same in groupby(steps, key=lambda step: step[2].window):
         run = [(index, chunk) for _, index, chunk in same]
-        count = size(member, window)
+        count = max_batch_size(member, window)
         for at in range(0, len(run), count):
             yield ChunkBatch(member, window, tuple(run[at : at + count]))

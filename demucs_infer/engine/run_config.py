@@ -40,18 +40,18 @@ class RunConfig:
         self.runner = runner
         self.announce = announce
         weights = ensemble.weights or ([1.0] * len(ensemble.sources),)
-        self.select = needed_members(weights, stems.computed)
+        self.member_stems = needed_members(weights, stems.computed)
         """Per member, the stems it must compute."""
-        self.members = [i for i, selected in enumerate(self.select) if selected]
+        self.members = [i for i, selected in enumerate(self.member_stems) if selected]
         """Members that run: those without a weight in any requested stem are skipped."""
         self.device = runner.device_for(ensemble.members[0])
         self.parallelism = choose_parallelism(ensemble.members, options, self.device)
-        self.rules = [window_rule(net, options.segment) for net in ensemble.members]
+        self.window_rules = [window_rule(net, options.segment) for net in ensemble.members]
         """Per member, the input length for a chunk."""
-        self.segments = [self._segment(network) for network in ensemble.members]
+        self.grids = [self._grid(network) for network in ensemble.members]
         """Per member, (segment, stride) in samples."""
 
-    def _segment(self, network: Network) -> tuple[int, int]:
+    def _grid(self, network: Network) -> tuple[int, int]:
         """Return (segment, stride) in samples, each truncated as upstream truncates them."""
         seconds = self.options.segment
         segment = int(network.samplerate * (network.segment if seconds is None else seconds))
@@ -75,14 +75,14 @@ class RunConfig:
             for shift, origin in enumerate(origins[member])
         )
 
-        def size(member: int, window: int) -> int:
+        def max_batch_size(member: int, window: int) -> int:
             return self.runner.batch_size(ensemble.members[member], window, options)
 
-        return Plan(length, passes, plan_batches(passes, size))
+        return Plan(length, passes, plan_batches(passes, max_batch_size))
 
     def _draws(self, member: int, length: int) -> Callable[[int], int]:
         """Return how many random numbers upstream's network draws in a pass from an origin."""
-        _, stride = self.segments[member]
+        _, stride = self.grids[member]
         if not consumes_rng(self.ensemble.members[member]):
             return lambda _origin: 0
         if not self.options.split:
@@ -90,10 +90,10 @@ class RunConfig:
         return lambda origin: -(-(length - origin) // stride)
 
     def _chunks(self, member: int, length: int, origin: int) -> tuple[Chunk, ...]:
-        segment, stride = self.segments[member]
+        segment, stride = self.grids[member]
         if self.options.profile == "padded" and self.options.split:
             return plan_padded(length, segment=segment, stride=stride, origin=origin)
-        rule = self.rules[member]
+        rule = self.window_rules[member]
         if not self.options.split:
             segment = stride = length - origin
             if rule(segment) < segment:

@@ -37,26 +37,26 @@ CONFLICTS = [
 @pytest.mark.parametrize("paths", CONFLICTS, ids=ascii)
 def test_rows_with_the_same_outputs_are_in_conflict(paths: list[str]) -> None:
     rows = [row(path) for path in [*paths, "another.wav", "another.wav"]]
-    conflicting, count = OUTPUTS.find(rows)
-    assert len(conflicting) == 1 and count == len(rows)
-    [text] = OUTPUTS.describe(rows, conflicting)
+    shared_path_digests, count = OUTPUTS.find(rows)
+    assert len(shared_path_digests) == 1 and count == len(rows)
+    [text] = OUTPUTS.describe(rows, shared_path_digests)
     assert all(path in text for path in paths) and "another" not in text
 
 
 def test_track_and_stem_in_one_name_may_be_in_conflict() -> None:
     outputs = replace(OUTPUTS, template="{track}_{stem}.{ext}", stems=("vocals", "no_vocals"))
     rows = [row("tone.wav"), row("tone_no.wav"), row("calm.wav")]
-    conflicting, _ = outputs.find(rows)
-    assert outputs.describe(rows, conflicting) == [
+    shared_path_digests, _ = outputs.find(rows)
+    assert outputs.describe(rows, shared_path_digests) == [
         "tone.wav and tone_no.wav would all become m/tone_no_vocals.wav"
     ]
 
 
 def test_only_some_of_many_conflicts_are_described() -> None:
     rows = [row(f"{folder}{n}.wav") for folder in ("a/", "a:") for n in range(50)]
-    conflicting, _ = OUTPUTS.find(rows)
-    texts = OUTPUTS.describe(rows, conflicting)
-    assert len(conflicting) == 50 and len(texts) == 10
+    shared_path_digests, _ = OUTPUTS.find(rows)
+    texts = OUTPUTS.describe(rows, shared_path_digests)
+    assert len(shared_path_digests) == 50 and len(texts) == 10
     assert all(" and " in text for text in texts)
 
 
@@ -83,8 +83,8 @@ NAMES = st.text("aAäé.:/\\_~-0\x01\ud800", min_size=1, max_size=6)
 @example([".", "..", "...", "/"])
 def test_digests_in_names_resolve_all_conflicts(paths: list[str]) -> None:
     rows = [row(path) for path in paths]
-    conflicting, _ = OUTPUTS.find(rows)
-    outputs = replace(OUTPUTS, conflicting=conflicting)
+    shared_path_digests, _ = OUTPUTS.find(rows)
+    outputs = replace(OUTPUTS, shared_path_digests=shared_path_digests)
     owners: dict[Path, set[str]] = {}
     for track in rows:
         for file in outputs.output_paths(track).stems(STEMS).values():

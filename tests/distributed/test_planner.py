@@ -46,7 +46,7 @@ def test_plan_finds_the_bottleneck(
 ) -> None:
     estimate = plan(rows, Benchmark(**benchmark), workers, price=2.0)  # type: ignore[arg-type]
     assert estimate.hours == pytest.approx(hours, rel=1e-3)
-    assert estimate.dominates == bottleneck
+    assert estimate.bottleneck == bottleneck
     assert estimate.cost == pytest.approx(2 * workers * estimate.hours)
     assert estimate.hours_at_worst >= estimate.hours
 

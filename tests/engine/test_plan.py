@@ -155,15 +155,15 @@ def test_batches_contain_every_chunk_once_in_the_order_of_its_pass(
     passes = make_passes(length, *grid, starts, fixed)
     batches = plan_batches(passes, lambda member, window: size)
     for index, pass_ in enumerate(passes):
-        seen = [chunk for batch in batches for at, chunk in batch.steps if at == index]
+        seen = [chunk for batch in batches for at, chunk in batch.indexed_chunks if at == index]
         assert seen == list(pass_.chunks)
     for batch in batches:
-        assert 1 <= len(batch.steps) <= size
-        assert {chunk.window for _, chunk in batch.steps} == {batch.window}
-        assert {passes[at].member for at, _ in batch.steps} == {batch.member}
+        assert 1 <= len(batch.indexed_chunks) <= size
+        assert {chunk.window for _, chunk in batch.indexed_chunks} == {batch.window}
+        assert {passes[at].member for at, _ in batch.indexed_chunks} == {batch.member}
     assert [batch.start for batch in batches] == sorted(batch.start for batch in batches)
     plan = Plan(length, passes, batches)
-    assert plan.num_chunks == sum(len(batch.steps) for batch in batches)
+    assert plan.num_chunks == sum(len(batch.indexed_chunks) for batch in batches)
     if fixed:  # equal windows: only the end of a member is not a full batch
         for member in {member for member, _ in starts}:
             chunks = sum(len(p.chunks) for p in passes if p.member == member)
@@ -175,7 +175,7 @@ def test_passes_reach_a_sample_at_the_same_time() -> None:
     batches = plan_batches(passes, lambda member, window: 4)
     reached = dict.fromkeys(range(3), 0)
     for batch in batches:
-        reached[batch.member] = batch.steps[-1][1].stop
+        reached[batch.member] = batch.indexed_chunks[-1][1].stop
         # Merged by start: no pass is more than a batch and a segment ahead of another.
         assert max(reached.values()) - min(reached.values()) <= 2 * 4 * 75 + 100
 
