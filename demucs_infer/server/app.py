@@ -16,7 +16,12 @@ from demucs_infer import __version__
 from demucs_infer.errors import ConfigError, is_disk_full
 from demucs_infer.server.errors import ApiError, from_exception
 from demucs_infer.server.metrics import Metrics
-from demucs_infer.server.middleware import ApiKeys, SecurityMiddleware
+from demucs_infer.server.middleware import (
+    AccessMiddleware,
+    AllowedHosts,
+    ApiKeys,
+    RecordMiddleware,
+)
 from demucs_infer.server.queue import JobQueue
 from demucs_infer.server.responses import error_response
 from demucs_infer.server.routes import STATIC, Routes
@@ -62,20 +67,30 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     _add_routes(app, Routes(jobs, metrics), settings)
     _check_route_conflicts(app, settings)
     _add_error_handlers(app)
+    keys = ApiKeys(settings.api_keys)
+    app.add_middleware(
+        AccessMiddleware,
+        needs_key=bool(keys),
+        protected_paths=("/v1", "/metrics", settings.predict_route),
+        health_paths=("/livez", "/readyz", settings.health_route),
+        allowed_hosts=AllowedHosts.make(settings.allowed_host_names, settings.host),
+        allowed_origins=settings.cors_origins,
+        max_requests=max(4 * settings.max_queue, 256),
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-File-Name", "Range"],
-            expose_headers=["Content-Disposition", "Retry-After", "Location"],
-        )
+            allow_headers=[
+                "Authorization", "X-API-Key", "X-Client-Id", "Content-Type", "X-File-Name", "Range",
+            ],
+            expose_headers=["Content-Disposition", "Retry-After", "Location", "X-Request-Id"],
+        )  # fmt: skip
     app.add_middleware(
-        SecurityMiddleware,
-        keys=ApiKeys(settings.api_keys),
-        protected_paths=("/v1", "/metrics", settings.predict_route),
+        RecordMiddleware,
+        keys=keys,
         metrics=metrics,
-        allowed_origins=settings.cors_origins,
         base_path=settings.base_path,
         is_logging=settings.access_log,
     )

@@ -39,6 +39,7 @@ STATUS = {
     "too_long": 413,
     "too_many_instances": 413,
     "bad_range": 416,
+    "unknown_host": 421,
     "bad_base64": 422,
     "cannot_separate": 422,
     "empty_audio": 422,

@@ -1,11 +1,20 @@
-"""What every request passes through: API keys, security headers, metrics and the access log."""
+"""What every request passes through: metrics and log, security headers, hosts, keys and limits.
+
+`RecordMiddleware` is the outermost layer, `AccessMiddleware` comes after that for CORS, so that the
+pages of allowed sites can read why a request was refused.
+"""
 
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
+import re
+import socket
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
+from secrets import token_hex
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -32,10 +41,14 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+_CLIENT = "demucs_infer.client"
+_REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_CLIENT_ID = re.compile(r"[\w-]{16,64}", re.ASCII)
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _NO_KEY = ApiError(
     "no_key", "API key required: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
 )
+_BUSY = ApiError("busy", "the server has too many requests: try again later", 1)
 _CROSS_ORIGIN = ApiError(
     "foreign_origin", "request from a page of another site: its origin must be in cors_origins"
 )
@@ -67,42 +80,81 @@ def get_api_key(headers: Headers) -> str:
     return headers.get("x-api-key", "")
 
 
-def identify_client(scope: Scope) -> str:
-    """Return what identifies the client: a digest of its key, or its address."""
-    key = get_api_key(Headers(scope=scope))
-    if key:
-        return hashlib.sha256(key.encode(errors="replace")).hexdigest()[:16]
-    return str((scope.get("client") or ("unknown",))[0])
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who sends a request."""
+
+    name: str
+    """For limits and the log: a digest of a valid API key, or the address."""
+
+    owner: str
+    """For jobs: the same digest; without API keys, that of the secret in `X-Client-Id`."""
+
+    has_key: bool
+    """Whether a valid API key was sent."""
 
 
-class SecurityMiddleware:
-    """The outermost layer of the application."""
+def get_client(scope: Scope) -> Client:
+    """Return the client that `AccessMiddleware` has identified."""
+    client: Client = scope[_CLIENT]
+    return client
+
+
+def _identify_client(scope: Scope, keys: ApiKeys) -> Client:
+    headers = Headers(scope=scope)
+    key = get_api_key(headers)
+    if keys and keys.is_valid(key):
+        digest = _digest(key)
+        return Client(digest, digest, has_key=True)
+    secret = headers.get("x-client-id", "")
+    owner = _digest(secret) if _CLIENT_ID.fullmatch(secret) and not keys else ""
+    return Client(_get_network(scope), owner, has_key=False)
+
+
+def _get_network(scope: Scope) -> str:
+    """Return the address of a client; of IPv6, its network, as each client has one to itself."""
+    address = str((scope.get("client") or ("unknown",))[0])
+    try:
+        version = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if version.version == 4 or version.is_loopback:
+        return address
+    return str(ipaddress.ip_network((int(version) >> 64 << 64, 64)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32]
+
+
+class RecordMiddleware:
+    """The outermost layer: identifies, counts and logs requests, and adds headers to responses."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         keys: ApiKeys,
-        protected_paths: Iterable[str],
         metrics: Metrics,
-        allowed_origins: Iterable[str] = (),
         base_path: str = "",
         is_logging: bool = True,
     ) -> None:
         self._app = app
         self._keys = keys
-        self._protected_paths = tuple(protected_paths)
         self._metrics = metrics
-        self._allowed_origins = frozenset(allowed_origins)
         self._base_path = base_path
         self._is_logging = is_logging
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Authorize a request, pass it on, and record the response."""
+        """Pass a request on, and record the response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started_at, status, bytes_sent = time.perf_counter(), 500, 0
+        request_id = Headers(scope=scope).get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = token_hex(8)
+        scope[_CLIENT] = _identify_client(scope, self._keys)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status, bytes_sent
@@ -112,36 +164,32 @@ class SecurityMiddleware:
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
+                headers["X-Request-Id"] = request_id
             bytes_sent += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self._authorize(scope, receive, send_with_headers)
+            if not await self._redirect_to_page(scope, receive, send_with_headers):
+                await self._app(scope, receive, send_with_headers)
         finally:
-            self._record(scope, status, bytes_sent, time.perf_counter() - started_at)
+            seconds = time.perf_counter() - started_at
+            self._record(scope, request_id, status, bytes_sent, seconds)
 
-    async def _authorize(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _redirect_to_page(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Complete the path, or redirect the base path itself and return True."""
         path: str = scope["path"]
         if self._base_path and path == self._base_path:
             await RedirectResponse(f"{self._base_path}/")(scope, receive, send)
-            return
+            return True
         if self._base_path and path.startswith(f"{self._base_path}/"):
             path = path[len(self._base_path) :]
         # The application expects the full path, whether the proxy removed the base path or not.
         scope["root_path"], scope["path"] = self._base_path, self._base_path + path
-        headers, method = Headers(scope=scope), scope["method"]
-        if any(path == root or path.startswith(f"{root}/") for root in self._protected_paths):
-            # A browser's preflight request carries no key.
-            needs_key = bool(self._keys) and method != "OPTIONS"
-            if needs_key and not self._keys.is_valid(get_api_key(headers)):
-                await error_response(_NO_KEY)(scope, receive, send)
-                return
-            if method not in _SAFE_METHODS and _is_cross_origin(headers, self._allowed_origins):
-                await error_response(_CROSS_ORIGIN)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        return False
 
-    def _record(self, scope: Scope, status: int, bytes_sent: int, seconds: float) -> None:
+    def _record(
+        self, scope: Scope, request_id: str, status: int, bytes_sent: int, seconds: float
+    ) -> None:
         # The template of the route: the path itself may contain the id of a job, which is secret.
         route = getattr(scope.get("route"), "path", None) or "other"
         method = scope["method"] if route != "other" else "any"
@@ -149,7 +197,8 @@ class SecurityMiddleware:
         if self._is_logging:
             line = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "client": identify_client(scope),
+                "request": request_id,
+                "client": get_client(scope).name,
                 "method": scope["method"],
                 "route": route,
                 "status": status,
@@ -159,16 +208,114 @@ class SecurityMiddleware:
             access_log.info(json.dumps(line))
 
 
+class AccessMiddleware:
+    """Refuses requests for other hosts, of other sites, without a key, and above the limit."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        needs_key: bool,
+        protected_paths: Iterable[str],
+        health_paths: Iterable[str],
+        allowed_hosts: "AllowedHosts",
+        allowed_origins: Iterable[str] = (),
+        max_requests: int = 256,
+    ) -> None:
+        self._app = app
+        self._needs_key = needs_key
+        self._protected_paths = tuple(protected_paths)
+        self._health_paths = frozenset(health_paths)
+        self._allowed_hosts = allowed_hosts
+        self._allowed_origins = frozenset(allowed_origins)
+        self._max_requests = max_requests
+        self._requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on if it is allowed; health checks always are."""
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if "path" in scope else ""
+        if scope["type"] != "http" or path in self._health_paths:
+            await self._app(scope, receive, send)
+            return
+        error = self._find_error(scope, path)
+        if error is not None:
+            await error_response(error)(scope, receive, send)
+            return
+        self._requests += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._requests -= 1
+
+    def _find_error(self, scope: Scope, path: str) -> ApiError | None:
+        headers, method = Headers(scope=scope), scope["method"]
+        host = headers.get("host", "")
+        if not self._allowed_hosts.contains(host):
+            return ApiError(
+                "unknown_host",
+                f"the server is not called {host[:100]!r}: add the name to allowed_hosts",
+            )
+        if any(path == root or path.startswith(f"{root}/") for root in self._protected_paths):
+            # A browser's preflight request carries no key.
+            if self._needs_key and method != "OPTIONS" and not get_client(scope).has_key:
+                return _NO_KEY
+            if method not in _SAFE_METHODS and _is_cross_origin(headers, self._allowed_origins):
+                return _CROSS_ORIGIN
+        return _BUSY if self._requests >= self._max_requests else None
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedHosts:
+    """The names under which a server may be addressed.
+
+    A page of another site can make its own name resolve to this server (DNS rebinding), and its
+    requests are then of the same origin for the browser. Their `Host` is that name.
+    """
+
+    names: frozenset[str]
+    has_addresses: bool
+    """Whether IP addresses are allowed: a page cannot rebind one."""
+
+    @classmethod
+    def make(cls, names: Iterable[str], host: str) -> "AllowedHosts":
+        """Return `names`, or by default those of a server that listens on `host`."""
+        listed = frozenset(_strip_port(name).lower() for name in names)
+        if listed:
+            return cls(listed, has_addresses=False)
+        return cls(frozenset({"localhost", host.lower(), socket.gethostname().lower()}), True)
+
+    def contains(self, host: str) -> bool:
+        """Return whether a `Host` header is allowed."""
+        name = _strip_port(host).lower().removesuffix(".")
+        return "*" in self.names or name in self.names or (self.has_addresses and _is_address(name))
+
+
+def _strip_port(host: str) -> str:
+    """Return the name in a `Host` header, or the address without brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host if host.count(":") > 1 else host.partition(":")[0]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_cross_origin(headers: Headers, allowed_origins: frozenset[str]) -> bool:
-    """Return whether a browser sends this for a page of another site that is not allowed.
+    """Return whether a browser sends this for a page of another origin that is not allowed.
 
     Browsers let forms cross sites without asking, so that any page could use a server on the
-    visitor's own machine. Browsers declare the origin; other clients send neither header.
+    visitor's own machine; so could a page of another port. Browsers declare the origin; other
+    clients send neither header.
     """
     origin = headers.get("origin")
     if origin in allowed_origins:
         return False
     site = headers.get("sec-fetch-site")
     if site is not None:
-        return site == "cross-site"
+        return site not in ("same-origin", "none")
     return origin is not None and urlsplit(origin).netloc != headers.get("host")

@@ -23,13 +23,13 @@ from demucs_infer.engine.stems import plan_stems
 from demucs_infer.errors import ConfigError, ModelNotFound
 from demucs_infer.events import ChunkProcessed, Event, Stage, event_to_json
 from demucs_infer.pretrained import list_models, model_info
+from demucs_infer.server.admission import Admission, Slot
 from demucs_infer.server.cache import CachedStems, ResultCache
 from demucs_infer.server.errors import (
     ApiError,
     disk_full,
     from_exception,
     model_unavailable,
-    stopping,
 )
 from demucs_infer.server.model_pool import ModelPool
 from demucs_infer.server.schemas import SeparateRequest, parse_request
@@ -62,7 +62,7 @@ class Job:
     is_persistent: bool
     """Whether it outlives the request that created it, and the process."""
 
-    slot: "Slot | None" = None
+    slot: Slot | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
     fraction: float = 0.0
     stage: str = ""
@@ -87,21 +87,6 @@ class Job:
         return (time.monotonic() - self.started_at) * (1 - self.fraction) / self.fraction
 
 
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A reserved place in the queue."""
-
-    client: str
-    on_release: Callable[["Slot"], None]
-    is_held: bool = True
-
-    def release(self) -> None:
-        """Free the place; do nothing the second time."""
-        if self.is_held:
-            self.is_held = False
-            self.on_release(self)
-
-
 class JobQueue:
     """The queue, its workers and its results."""
 
@@ -116,6 +101,13 @@ class JobQueue:
         self.results = ResultCache(
             settings.data_dir / "results", settings.max_store_bytes, settings.keep_seconds
         )
+        self.admission = Admission(
+            max_queue=settings.max_queue,
+            max_per_client=settings.max_per_client,
+            min_upload_rate=settings.min_upload_rate,
+            max_upload_seconds=settings.upload_seconds,
+            estimate_wait=self._estimate_wait,
+        )
         self.is_ready = False
         self.is_stopping = False
         self.load_error = ""
@@ -126,7 +118,6 @@ class JobQueue:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._waiting: deque[Job] = deque()
         self._running: dict[ModelWorker, Job] = {}
-        self._slots: Counter[str] = Counter()
         self._weights: dict[str, tuple[str, ...]] = {}
         self._recent_seconds: deque[float] = deque([30.0], maxlen=20)
         self._workers: list[ModelWorker] = []
@@ -167,7 +158,7 @@ class JobQueue:
 
     def drain(self) -> None:
         """Accept no more jobs and end the event streams."""
-        self.is_stopping = True
+        self.is_stopping = self.admission.is_closed = True
         for job in self._jobs.values():
             job.notify()
 
@@ -218,7 +209,7 @@ class JobQueue:
                 continue
             recovered.add(path)
             job.item.weights = self._get_weights(job.item.model)
-            job.slot = self._take_slot("recovered")
+            job.slot = self.admission.take_slot("recovered")
             self._save(job)
             self._enqueue(job)
         for path in self.uploads.iterdir():
@@ -226,29 +217,6 @@ class JobQueue:
                 path.unlink()
 
     # ── submit ──
-
-    def reserve(self, client: str) -> Slot:
-        """Reserve a place before the body is read; raise `ApiError` if the queue is full."""
-        if self.is_stopping:
-            raise stopping()
-        if self._slots.total() >= self.settings.max_queue:
-            raise ApiError("busy", "the queue is full: try again later", self._estimate_wait())
-        limit = self.settings.max_per_client
-        if limit and self._slots[client] >= limit:
-            raise ApiError(
-                "too_many",
-                f"too many requests from this client (limit {limit})",
-                self._estimate_wait(),
-            )
-        return self._take_slot(client)
-
-    def _take_slot(self, client: str) -> Slot:
-        self._slots[client] += 1
-        return Slot(client, self._on_slot_released)
-
-    def _on_slot_released(self, slot: Slot) -> None:
-        self._slots[slot.client] -= 1
-        self._slots += Counter()  # drops clients without a slot
 
     def _estimate_wait(self) -> int:
         """Return the seconds until a place may be free."""

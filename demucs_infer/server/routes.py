@@ -5,8 +5,9 @@ import io
 import json
 import wave
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import lru_cache
+from math import inf
 from pathlib import Path
 
 from fastapi import Query, Request, Response
@@ -16,11 +17,12 @@ from pydantic import ValidationError
 from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.demo import song
+from demucs_infer.server.admission import MemoryBudget, Slot, UploadPlace
 from demucs_infer.server.cache import CachedStem, CachedStems
 from demucs_infer.server.errors import ApiError, describe_invalid_fields, stopping
 from demucs_infer.server.metrics import Metrics
-from demucs_infer.server.middleware import identify_client
-from demucs_infer.server.queue import Job, JobQueue, Slot
+from demucs_infer.server.middleware import get_client
+from demucs_infer.server.queue import Job, JobQueue
 from demucs_infer.server.responses import (
     StemResponse,
     StreamedFile,
@@ -58,6 +60,7 @@ class Routes:
         self._jobs = jobs
         self._settings = jobs.settings
         self._metrics = metrics
+        self._memory = MemoryBudget(jobs.settings.json_memory_bytes)
 
     # ── operation ──
 
@@ -106,15 +109,19 @@ class Routes:
         flat: bool = Query(False, description="For one instance: return its stems alone."),
     ) -> Response:
         """Return the stems of each instance in base64, or its error, in the order received."""
-        with _release_at_end(self._jobs.reserve(identify_client(request.scope))):
-            body = await self._read_prediction(request)
-            if flat and len(body.instances) > 1:
-                raise ApiError("several_instances", "flat=1 requires exactly one instance")
-            parameters = parse_request({"format": "mp3", **body.parameters})
-            texts = [instance.b64 for instance in body.instances]
-            del body  # megabytes of base64, which are not needed while the jobs run
-            results = [await self._submit_instance(text, parameters) for text in texts]
-            del texts
+        with self._jobs.admission.begin_upload(get_client(request.scope).name) as place:
+            async with self._hold_memory(request):
+                body = await self._read_prediction(request, place)
+                slot = self._jobs.admission.reserve(place)
+                with _release_on_error(slot):
+                    if flat and len(body.instances) > 1:
+                        raise ApiError("several_instances", "flat=1 requires exactly one instance")
+                    parameters = parse_request({"format": "mp3", **body.parameters})
+                    texts = [instance.b64 for instance in body.instances]
+                    del body  # megabytes of base64, which are not needed while the jobs run
+                    results = [await self._submit_instance(text, parameters) for text in texts]
+                    del texts
+        with _release_at_end(slot):
             jobs = [result for result in results if isinstance(result, Job)]
             await self._wait_for(request, jobs)
         outcomes = [self._get_outcome(result) for result in results]
@@ -128,15 +135,22 @@ class Routes:
         )
         return StreamedFile(content, "application/json", after=lambda: self._delete_uncached(jobs))
 
-    async def _read_prediction(self, request: Request) -> PredictRequest:
+    def _hold_memory(self, request: Request) -> AbstractAsyncContextManager[None]:
+        """Return a context that waits for, and holds, the memory of a prediction's body."""
+        length = request.headers.get("content-length", "")
+        size = int(length) if length.isdecimal() and len(length) < 16 else inf
+        size = min(size, self._settings.max_json_bytes)
+        # The bytes, their text, and the strings of the parsed JSON.
+        return self._memory.hold(3 * int(size), self._settings.upload_seconds)
+
+    async def _read_prediction(self, request: Request, place: UploadPlace) -> PredictRequest:
         settings = self._settings
-        data = await receive_body(
-            request, max_bytes=settings.max_json_bytes, seconds=settings.upload_seconds
-        )
+        data = await receive_body(request, max_bytes=settings.max_json_bytes, place=place)
         try:
             value = await asyncio.to_thread(json.loads, data)
         except (ValueError, RecursionError) as error:
             raise ApiError("not_json", "the body is not valid JSON") from error
+        del data
         try:
             body = PredictRequest.model_validate(value)
         except ValidationError as error:
@@ -174,8 +188,9 @@ class Routes:
         Send the audio as the body with parameters in the query, or as a form.
         """
         accept = request.headers.get("accept", "")
-        with _release_at_end(self._jobs.reserve(identify_client(request.scope))):
-            upload, parameters = await self._read_upload(request, accept)
+        with self._jobs.admission.begin_upload(get_client(request.scope).name) as place:
+            upload, parameters, slot = await self._read_upload(request, accept, place)
+        with _release_at_end(slot):
             job = await self._jobs.submit(upload, parameters)
             await self._wait_for(request, [job])
         if job.error:
@@ -197,8 +212,10 @@ class Routes:
             content, media_type, headers=headers, after=lambda: self._delete_uncached([job])
         )
 
-    async def _read_upload(self, request: Request, accept: str) -> tuple[Upload, SeparateRequest]:
-        """Return the audio and the parameters; delete the audio if the parameters are invalid."""
+    async def _read_upload(
+        self, request: Request, accept: str, place: UploadPlace
+    ) -> tuple[Upload, SeparateRequest, Slot]:
+        """Return the audio, the parameters and a place in the queue; delete the audio on errors."""
         query: dict[str, str] = {}
         for name, value in request.query_params.multi_items():
             add_field(query, name, value)
@@ -207,14 +224,14 @@ class Routes:
             request,
             self._jobs.uploads,
             max_bytes=self._settings.max_bytes,
-            seconds=self._settings.upload_seconds,
+            place=place,
         )
         try:
             parameters = parse_request(_add_format({**query, **fields}, accept))
             stems = self._jobs.output_stems(parameters) if _accepts_audio(accept) else None
             if stems and len(stems) != 1:
                 raise _several_stems(stems)
-            return upload, parameters
+            return upload, parameters, self._jobs.admission.reserve(place)
         except BaseException:
             upload.path.unlink(missing_ok=True)
             raise
@@ -250,13 +267,10 @@ class Routes:
 
     async def create_job(self, request: Request) -> JSONResponse:
         """Create a job; `Location` is its address."""
-        slot = self._jobs.reserve(identify_client(request.scope))
-        try:
-            upload, parameters = await self._read_upload(request, "")
+        with self._jobs.admission.begin_upload(get_client(request.scope).name) as place:
+            upload, parameters, slot = await self._read_upload(request, "", place)
+        with _release_on_error(slot):
             job = await self._jobs.submit(upload, parameters, slot=slot)
-        except BaseException:
-            slot.release()
-            raise
         location = f"{request.scope.get('root_path', '')}/v1/jobs/{job.record.id}"
         return JSONResponse(self._view(job.record).model_dump(), 202, {"Location": location})
 
@@ -368,6 +382,15 @@ def _release_at_end(slot: Slot) -> Iterator[None]:
         yield
     finally:
         slot.release()
+
+
+@contextmanager
+def _release_on_error(slot: Slot) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        slot.release()
+        raise
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ import uvicorn
 
 from demucs_infer.devices import choose_device
 from demucs_infer.server.app import create_app
+from demucs_infer.server.connections import make_protocol
 from demucs_infer.server.queue import JobQueue
 from demucs_infer.server.settings import ServerSettings
 
@@ -47,7 +48,9 @@ def serve(settings: ServerSettings) -> bool:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=max(round(settings.shutdown_seconds), 1),
-        limit_concurrency=max(4 * settings.max_queue, 256),
+        http=make_protocol(settings.header_seconds, settings.stall_seconds),
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         h11_max_incomplete_event_size=1 << 16,
     )
     server = _Server(config, app.state.jobs)

@@ -78,16 +78,24 @@ class ServerSettings:
         "maximum body size of a prediction, which is kept in memory", 64 * _MIB
     )
     max_duration_seconds: float = setting("maximum duration of a track", 3600.0)
+    json_memory_bytes: int = setting(
+        "maximum memory for the bodies of predictions, in all; more of them wait", 512 * _MIB
+    )
     max_instances: int = setting("maximum number of tracks per prediction", 8)
     max_queue: int = setting("maximum number of waiting and running requests", 64)
     max_per_client: int = setting(
-        "maximum number of these per API key or address (0: no limit)", 0, ge=0
+        "maximum number of these per API key, or per address without keys (0: no limit)", 0, ge=0
     )
     max_passes: float = setting(
         "maximum number of passes over a track: shifts / (1 - overlap)", 20.0
     )
     job_seconds: float = setting("maximum processing time of a track", 3600.0)
     upload_seconds: float = setting("maximum duration of an upload", 600.0)
+    min_upload_rate: float = setting("minimum bytes per second of an upload", 1000.0)
+    header_seconds: float = setting(
+        "how long a connection may take to send the headers of a request", 10.0
+    )
+    stall_seconds: float = setting("how long a client may read nothing of a response", 60.0)
     keep_seconds: float = setting("how long results are kept", 3600.0)
     max_store_bytes: int = setting(
         "maximum total size of results; the oldest are deleted first", 20480 * _MIB
@@ -102,6 +110,14 @@ class ServerSettings:
         "accepted API keys (default: no authentication)", (), is_secret=True
     )
     public: bool = setting("do not warn of a missing API key: a proxy authenticates clients", False)
+    allowed_hosts: tuple[str, ...] = setting(
+        "host names under which clients may address the server, * for all (default: addresses, "
+        "localhost and the name of the machine; all with API keys or behind a proxy)",
+        (),
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        "addresses or networks of proxies whose X-Forwarded-For states the client's address", ()
+    )
     cors_origins: tuple[str, ...] = setting(
         "sites whose pages may use this server, such as https://example.org", ()
     )
@@ -160,6 +176,17 @@ class ServerSettings:
             if any(os.path.isfile(part) for part in parts):  # noqa: PTH113 (Path's raises more)
                 problems.append(f"{name} = {str(folder)!r} is a file, or below one: give a folder")
         return problems
+
+    @property
+    def allowed_host_names(self) -> tuple[str, ...]:
+        """The host names to accept; empty: those that the server listens on.
+
+        What a page of another site could reach under a name of its own, it could not use if an API
+        key or a proxy stands before it.
+        """
+        if self.allowed_hosts:
+            return self.allowed_hosts
+        return ("*",) if self.api_keys or self.public else ()
 
     @property
     def is_exposed(self) -> bool:

@@ -7,18 +7,18 @@ import binascii
 import hashlib
 import re
 from base64 import b64decode
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 from uuid import uuid4
 
-import anyio
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from demucs_infer.server.admission import UploadPlace
 from demucs_infer.server.errors import ApiError, from_exception, too_large
 from demucs_infer.server.schemas import add_field, display_name
 
@@ -80,7 +80,7 @@ class UploadWriter:
 
 
 async def receive_upload(
-    request: Request, folder: Path, *, max_bytes: int, seconds: float
+    request: Request, folder: Path, *, max_bytes: int, place: UploadPlace
 ) -> tuple[Upload, dict[str, str]]:
     """Return the audio of a form or of a raw body, and the other fields of the form."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
@@ -89,40 +89,37 @@ async def receive_upload(
         raise too_large(max_bytes)
     writer = UploadWriter(folder, max_bytes)
     try:
-        async with _limit_upload(seconds):
-            if kind == b"multipart/form-data":
-                form = _FormReader(writer, options.get(b"boundary", b""))
-                async for data in request.stream():
-                    form.write(data)
-                return form.finish(), form.fields
-            async for data in request.stream():
-                writer.write(data)
-            return writer.finish(_get_file_name(request.headers)), {}
+        if kind == b"multipart/form-data":
+            form = _FormReader(writer, options.get(b"boundary", b""))
+            await _receive(request, place, form.write)
+            return form.finish(), form.fields
+        await _receive(request, place, writer.write)
+        return writer.finish(_get_file_name(request.headers)), {}
     except BaseException:
         writer.discard()
         raise
 
 
-async def receive_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
+async def receive_body(request: Request, *, max_bytes: int, place: UploadPlace) -> bytearray:
     """Return a body that has to be in memory, such as JSON; raise `ApiError` above the limit."""
     body = bytearray()
-    async with _limit_upload(seconds):
-        async for data in request.stream():
-            body += data
-            if len(body) > max_bytes:
-                raise too_large(max_bytes)
-    return bytes(body)
+
+    def write(data: bytes) -> None:
+        body.extend(data)
+        if len(body) > max_bytes:
+            raise too_large(max_bytes)
+
+    await _receive(request, place, write)
+    return body
 
 
-@asynccontextmanager
-async def _limit_upload(seconds: float) -> AsyncIterator[None]:
-    """Raise `ApiError` if the upload takes longer than `seconds`, or the client disconnects."""
+async def _receive(request: Request, place: UploadPlace, write: Callable[[bytes], None]) -> None:
+    """Pass a body on as it arrives; raise `ApiError` if it is too slow or the client leaves."""
     try:
-        with anyio.fail_after(seconds):
-            yield
-    except TimeoutError as error:
-        message = f"the upload took longer than {seconds:g} s"
-        raise from_exception(error, message) from error
+        with place.limit_time():
+            async for data in request.stream():
+                place.receive(len(data))
+                write(data)
     except ClientDisconnect as error:
         raise from_exception(error, "the client disconnected during the upload") from error
 

@@ -154,7 +154,7 @@ def test_server_reaches_scores(song_file: Path, tmp_path: Path) -> None:
     from demucs_infer.server import ServerSettings, create_app
 
     settings = ServerSettings(data_dir=tmp_path / "data", models=("tiny",), devices=("cpu",))
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
         headers = {"accept": "audio/flac"}
         answer = client.post(
             "/v1/separate?stems=vocals&model=tiny", content=song_file.read_bytes(), headers=headers

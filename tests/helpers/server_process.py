@@ -42,6 +42,7 @@ def decode_wav(data: bytes) -> Any:
 
 def make_settings(repo: Path, data: Path, **more: Any) -> ServerSettings:
     values = {"repo": repo, "models": (FAST, "bag"), "devices": ("cpu",), "access_log": False}
+    values["allowed_hosts"] = ("testserver",)
     return ServerSettings(data_dir=data, **{**values, **more})
 
 

@@ -21,6 +21,8 @@ from fastapi.testclient import TestClient
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.cli.main import main
 from demucs_infer.errors import ConfigError
+from demucs_infer.server import ServerSettings
+from demucs_infer.server.middleware import AllowedHosts
 from demucs_infer.server.schemas import MIME_TYPES, RequestSchema
 from demucs_infer.server.store import JobRecord, JobStore
 from tests.helpers.cli_process import make_repo
@@ -632,23 +634,108 @@ def test_full_disk_returns_507_and_server_recovers(
     assert list((tmp_path / "uploads").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8080", "localhost.evil.example", ""]
+)
+def test_other_host_names_are_refused(web: TestClient, host: str) -> None:
+    """A page can make its own name resolve to this server (DNS rebinding)."""
+    for path in ("/", "/v1/models", "/static/app.js", "/docs"):
+        assert web.get(path, headers={"Host": host}).status_code == 421
+    refused = web.post("/v1/separate", content=SONG, headers={"Host": host})
+    assert read_error(refused) == (421, "unknown_host")
+    assert web.get("/livez", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "is_allowed"),
+    [
+        ({}, "localhost:8080", True),
+        ({}, "LOCALHOST.", True),
+        ({}, "127.0.0.1:1", True),
+        ({}, "[::1]:8080", True),
+        ({}, "192.168.1.20", True),
+        ({}, "evil.example", False),
+        ({"host": "my.host"}, "my.host:8080", True),
+        ({"allowed_hosts": ("stems.example",)}, "stems.example", True),
+        ({"allowed_hosts": ("stems.example",)}, "127.0.0.1", False),
+        ({"allowed_hosts": ("*",)}, "evil.example", True),
+        ({"api_keys": ("a long key",)}, "stems.example", True),
+        ({"public": True}, "stems.example", True),
+        ({"public": True, "allowed_hosts": ("a",)}, "stems.example", False),
+    ],
+)
+def test_allowed_hosts(settings: dict[str, Any], host: str, is_allowed: bool) -> None:
+    made = ServerSettings(**settings)
+    hosts = AllowedHosts.make(made.allowed_host_names, made.host)
+    assert hosts.contains(host) is is_allowed
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://testserver:3000", "Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://testserver:3000"},
+        {"Origin": "null"},
+    ],
+    ids=["same site", "no fetch metadata", "sandboxed page"],
+)
+def test_page_of_other_port_cannot_send_requests(web: TestClient, headers: dict[str, str]) -> None:
+    refused = web.post("/v1/separate", content=SONG, headers=headers)
+    assert read_error(refused) == (403, "foreign_origin")
+
+
+def test_refusal_can_be_read_by_pages_of_allowed_sites(repo: Path, tmp_path: Path) -> None:
+    settings = {"cors_origins": ("https://a.example",), "api_keys": ("a long key",)}
+    with client(repo, tmp_path, **settings) as web:
+        refused = web.get("/v1/models", headers={"Origin": "https://a.example"})
+        assert read_error(refused) == (401, "no_key")
+        assert refused.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_every_response_has_request_id(web: TestClient) -> None:
+    first, second = (web.get(path).headers["x-request-id"] for path in ("/livez", "/nowhere"))
+    assert first != second
+    sent = {"X-Request-Id": "trace-0.1:a"}
+    assert web.get("/livez", headers=sent).headers["x-request-id"] == "trace-0.1:a"
+    for bad in ("a b", "x" * 65, "<script>"):
+        assert web.get("/livez", headers={"X-Request-Id": bad}).headers["x-request-id"] != bad
+
+
+def test_requests_above_limit_are_refused_but_health_is_answered(
+    repo: Path, tmp_path: Path
+) -> None:
+    with client(repo, tmp_path) as web:
+        job = web.post("/v1/jobs", params={"model": "bag", "shifts": "9"}, content=song(9.0))
+        layer = web.app.middleware_stack  # type: ignore[attr-defined]  # our app
+        while type(layer).__name__ != "AccessMiddleware":
+            layer = getattr(layer, "_app", None) or layer.app
+        layer._requests = layer._max_requests
+        refused = web.get("/v1/models")
+        assert read_error(refused) == (503, "busy") and "retry-after" in refused.headers
+        assert web.get("/livez").status_code == web.get("/readyz").status_code == 200
+        layer._requests = 0
+        web.delete(f"/v1/jobs/{job.json()['id']}")
+
+
 def test_full_queue_returns_retry_after(repo: Path, tmp_path: Path) -> None:
     long = {"model": "bag", "shifts": "15"}
-    with client(repo, tmp_path, max_queue=3, max_per_client=2) as web:
+    keys = ("the first key", "the second key", "the third key")
+    headers = {number: {"X-API-Key": key} for number, key in enumerate(keys, 1)}
+    with client(repo, tmp_path, max_queue=3, max_per_client=2, api_keys=keys) as web:
         jobs = [
-            web.post("/v1/jobs", params=long, content=song(5.0, seed), headers={"X-API-Key": key})
-            for seed, key in enumerate(["one", "one", "two"])
+            web.post("/v1/jobs", params=long, content=song(5.0, seed), headers=headers[key])
+            for seed, key in enumerate([1, 1, 2])
         ]
         assert [job.status_code for job in jobs] == [202] * 3
         assert jobs[2].json()["position"] is not None
-        for key in ("one", "three"):
-            full = web.post("/v1/separate", content=SONG, headers={"X-API-Key": key})
+        for key in (1, 3):
+            full = web.post("/v1/separate", content=SONG, headers=headers[key])
             assert read_error(full) == (503, "busy") and int(full.headers["retry-after"]) >= 1
-        web.delete(f"/v1/jobs/{jobs[2].json()['id']}")
-        mine = web.post("/v1/jobs", content=SONG, headers={"X-API-Key": "one"})
+        web.delete(f"/v1/jobs/{jobs[2].json()['id']}", headers=headers[2])
+        mine = web.post("/v1/jobs", content=SONG, headers=headers[1])
         assert read_error(mine) == (429, "too_many") and "retry-after" in mine.headers
         for job in jobs:
-            web.delete(f"/v1/jobs/{job.json()['id']}")
+            web.delete(f"/v1/jobs/{job.json()['id']}", headers=headers[1])
 
 
 def test_job_time_limit(repo: Path, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def by_server(file: Path, data: Path) -> Files:
     from demucs_infer.server import ServerSettings, create_app
 
     settings = ServerSettings(data_dir=data, models=("tiny",), devices=("cpu",), access_log=False)
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
         answer = client.post("/v1/separate", content=file.read_bytes())
     assert answer.status_code == 200, answer.text
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:

@@ -1,0 +1,196 @@
+"""Admission: who may upload now, and who gets a place in the queue; free of HTTP.
+
+A body counts against the queue only while it arrives, at a minimum rate: uploads that stall take no
+place from others, and give way when places for uploads run out.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+import anyio
+
+from demucs_infer.server.errors import ApiError, from_exception, stopping
+
+_GRACE_SECONDS = 10.0
+"""How long an upload may fall behind the minimum rate."""
+
+_MAX_AHEAD_SECONDS = 5.0
+"""For how long, at most, bytes that have arrived let an upload count as arriving."""
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A reserved place in the queue."""
+
+    client: str
+    on_release: Callable[["Slot"], None]
+    is_held: bool = True
+
+    def release(self) -> None:
+        """Free the place; do nothing the second time."""
+        if self.is_held:
+            self.is_held = False
+            self.on_release(self)
+
+
+@dataclass(slots=True, eq=False)
+class UploadPlace:
+    """A body that is being received, with its time limits."""
+
+    client: str
+    min_rate: float
+    max_seconds: float
+    started_at: float = field(default_factory=anyio.current_time)
+    size: int = 0
+    has_given_way: bool = False
+    _ahead_until: float = 0.0
+    _scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+    def receive(self, size: int) -> None:
+        """Count bytes that have arrived."""
+        now = anyio.current_time()
+        self.size += size
+        ahead = max(self._ahead_until, now) + size / self.min_rate
+        self._ahead_until = min(ahead, now + _MAX_AHEAD_SECONDS)
+        self._update_deadline()
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether bytes arrive at the minimum rate."""
+        return anyio.current_time() < self._ahead_until
+
+    @contextmanager
+    def limit_time(self) -> Iterator[None]:
+        """Raise `ApiError` in the block if the upload is too slow, or has to give way."""
+        self.started_at = anyio.current_time()
+        self._update_deadline()
+        with self._scope:
+            yield
+        if not self._scope.cancelled_caught:
+            return
+        elapsed = anyio.current_time() - self.started_at
+        if self.has_given_way:
+            message = "the upload stalled, and its place was needed"
+        elif elapsed >= self.max_seconds:
+            message = f"the upload took longer than {self.max_seconds:g} s"
+        else:
+            message = f"the upload was slower than {self.min_rate:g} bytes per second"
+        raise from_exception(TimeoutError(), message)
+
+    def give_way(self) -> None:
+        """Cancel the upload: another one needs its place."""
+        self.has_given_way = True
+        self._scope.cancel()
+
+    def _update_deadline(self) -> None:
+        last_progress = max(self._ahead_until, self.started_at)
+        at_minimum_rate = self.started_at + self.size / self.min_rate
+        deadline = min(last_progress, at_minimum_rate) + _GRACE_SECONDS
+        self._scope.deadline = min(deadline, self.started_at + self.max_seconds)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Admission:
+    """The places of the queue and of uploads, in all and per client."""
+
+    max_queue: int
+    max_per_client: int
+    """0: no limit."""
+
+    min_upload_rate: float
+    max_upload_seconds: float
+    estimate_wait: Callable[[], int]
+    """Return the seconds until a place may be free."""
+
+    is_closed: bool = False
+    _slots: Counter[str] = field(default_factory=Counter)
+    _uploads: list[UploadPlace] = field(default_factory=list)
+
+    @contextmanager
+    def begin_upload(self, client: str) -> Iterator[UploadPlace]:
+        """Yield a place for an upload before its body is read; raise `ApiError` if there is none.
+
+        `reserve` turns it into a place in the queue.
+        """
+        self._check(client)
+        if len(self._uploads) >= 2 * self.max_queue:
+            stalled = [place for place in self._uploads if not place.is_arriving]
+            if not stalled:
+                raise self._busy()
+            self._remove(min(stalled, key=lambda place: place.started_at)).give_way()
+        place = UploadPlace(client, self.min_upload_rate, self.max_upload_seconds)
+        self._uploads.append(place)
+        try:
+            yield place
+        finally:
+            if place in self._uploads:
+                self._uploads.remove(place)
+
+    def reserve(self, place: UploadPlace) -> Slot:
+        """Reserve a place in the queue for a body that has arrived; raise `ApiError` if full."""
+        if place in self._uploads:
+            self._uploads.remove(place)
+        if self._slots.total() >= self.max_queue:
+            raise self._busy()
+        return self.take_slot(place.client)
+
+    def take_slot(self, client: str) -> Slot:
+        """Take a place in the queue, whether there is one or not."""
+        self._slots[client] += 1
+        return Slot(client, self._on_release)
+
+    def _check(self, client: str) -> None:
+        if self.is_closed:
+            raise stopping()
+        arriving = sum(place.is_arriving for place in self._uploads)
+        if self._slots.total() + arriving >= self.max_queue:
+            raise self._busy()
+        uploading = sum(place.client == client for place in self._uploads)
+        if self.max_per_client and self._slots[client] + uploading >= self.max_per_client:
+            raise ApiError(
+                "too_many",
+                f"too many requests from this client (limit {self.max_per_client})",
+                self.estimate_wait(),
+            )
+
+    def _busy(self) -> ApiError:
+        return ApiError("busy", "the queue is full: try again later", self.estimate_wait())
+
+    def _remove(self, place: UploadPlace) -> UploadPlace:
+        self._uploads.remove(place)
+        return place
+
+    def _on_release(self, slot: Slot) -> None:
+        self._slots[slot.client] -= 1
+        self._slots += Counter()  # drops clients without a slot
+
+
+@dataclass(slots=True, eq=False)
+class MemoryBudget:
+    """Bytes of bodies that are in memory at a time; the next waits, first come, first served."""
+
+    max_bytes: int
+    _held: int = 0
+    _turn: anyio.Lock = field(default_factory=anyio.Lock)
+    _freed: anyio.Event = field(default_factory=anyio.Event)
+
+    @asynccontextmanager
+    async def hold(self, size: int, seconds: float) -> AsyncIterator[None]:
+        """Wait until `size` bytes are free, and hold them; raise `ApiError` after `seconds`."""
+        size = min(size, self.max_bytes)
+        try:
+            with anyio.fail_after(seconds):
+                async with self._turn:
+                    while self._held + size > self.max_bytes:
+                        await self._freed.wait()
+                    self._held += size
+        except TimeoutError as error:
+            raise ApiError("busy", "too many large bodies: try again later", 60) from error
+        try:
+            yield
+        finally:
+            self._held -= size
+            self._freed.set()
+            self._freed = anyio.Event()
