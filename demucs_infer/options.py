@@ -23,7 +23,7 @@ Window = Literal["triangle", "hann", "hamming", "linear_fade", "ones"]
 Padding = Literal["constant", "reflect", "replicate"]
 OtherMethod = Literal["add", "minus", "none"]
 Resampler = Literal["julius", "soxr"]
-ExtraChannels = Literal["first", "pairs", "error"]
+ExtraChannels = Literal["mix", "first", "pairs", "error"]
 Clip = Literal["track", "rescale", "clamp", "tanh", "none"]
 Format = Literal["wav", "flac", "mp3", "ogg", "opus", "m4a", "stem.mp4", "alac", "aiff", "caf"]
 
@@ -265,9 +265,9 @@ class InputOptions(_Options):
         "julius", help="how another sample rate is converted to the model's; soxr is an extra"
     )
     extra_channels: ExtraChannels = setting(
-        "first",
-        help="if the input has more channels than the model: use the first, a pair (--group), "
-        "or fail",
+        "mix",
+        help="if the input has more channels than the model: mix surround sound down to stereo, "
+        "use the first (upstream's way), a pair (--group), or fail",
     )
     group: int = setting(0, ge=0, help="which pair of channels, with extra_channels = pairs")
 

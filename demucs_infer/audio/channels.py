@@ -3,13 +3,37 @@
 Shapes: C channels, T samples.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from demucs_infer.audio.resample import StreamResampler as StreamResampler
 from demucs_infer.audio.resample import resample as resample
 from demucs_infer.options import ExtraChannels as ExtraChannels
 
-"""What to do with more channels than a network takes: drop, refuse, or separate them in groups."""
+"""What to do with more channels than a network takes: mix, drop, refuse, or take a group."""
+
+_HALF_POWER = 0.5**0.5
+_STEREO_WEIGHTS = {
+    "FL": (1.0, 0.0),
+    "FR": (0.0, 1.0),
+    "FC": (_HALF_POWER, _HALF_POWER),
+    "LFE": (0.0, 0.0),
+    "BL": (_HALF_POWER, 0.0),
+    "BR": (0.0, _HALF_POWER),
+    "SL": (_HALF_POWER, 0.0),
+    "SR": (0.0, _HALF_POWER),
+    "BC": (0.5, 0.5),
+}
+"""Weights of a surround channel in left and right, by ITU-R BS.775; the LFE channel is dropped."""
+
+
+def downmix_weights(layout: Sequence[str]) -> Tensor | None:
+    """Return the weights (2 C) of the channels of a layout in stereo; None for unknown channels."""
+    if not layout or any(name not in _STEREO_WEIGHTS for name in layout):
+        return None
+    return torch.tensor([_STEREO_WEIGHTS[name] for name in layout]).T
 
 
 def convert_channels(block: Tensor, channels: int) -> Tensor:

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from av.audio.layout import AudioLayout
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from torch import Tensor
 
 from demucs_infer.audio import container_headers
 from demucs_infer.audio.blocks import reblock
-from demucs_infer.audio.channels import ExtraChannels, convert_channels
+from demucs_infer.audio.channels import ExtraChannels, convert_channels, downmix_weights
 from demucs_infer.audio.decode import (
     Damage,
     Decoder,
@@ -36,6 +37,8 @@ BLOCK = 65536
 """Default length of a block in samples."""
 _MAX_PACKET = 8192
 """Samples; no packet of Vorbis, Opus or ALAC is longer."""
+_MP3_FRAME = 1152
+"""Samples; the decoder needs the frame before, which a cut without re-encoding has removed."""
 _MAX_COVER_BYTES = 1 << 24
 _MAX_TAG_LENGTH = 1 << 16
 _WITH_SAMPLE_COUNT = {"wav", "w64", "aiff", "au", "flac", "tta", "wv", "mp3", "mov", "caf"}
@@ -60,6 +63,8 @@ class AudioInfo:
     is_float: bool
     codec: str
     container: str
+    layout: tuple[str, ...] = ()
+    """Channels by FFmpeg's names, FL and FR and so on; empty if the file does not name them."""
     num_streams: int = 1
     """Audio streams in the file, of which one is read."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -266,13 +271,14 @@ def _read_sample_count(
     width = _sample_bytes(stream.codec_context.name)
     if size is not None and width:
         frames = max(frames, size // (width * stream.codec_context.channels))
-    tolerance = 0
+    tolerance = _MP3_FRAME if kind == "mp3" else 0  # a cut between frames loses half of one
     if kind in _FOR_PCM and not width:
         tolerance = _MAX_PACKET  # compressed packets are counted whole
     elif kind == "w64":
         # Some writers count the padding to eight bytes.
         tolerance = 7 // (width * stream.codec_context.channels)
-    return _DeclaredLength(frames, tolerance, frames / rate, is_exact=not tolerance)
+    is_exact = kind == "mp3" or not tolerance
+    return _DeclaredLength(frames, tolerance, frames / rate, is_exact=is_exact)
 
 
 def _read_ogg_length(
@@ -326,11 +332,19 @@ def _read_info(
         is_float=context.name.startswith("pcm_f"),
         codec=context.name,
         container=container.format.name.partition(",")[0],
+        layout=_read_layout(context.layout),
         num_streams=len(container.streams.audio),
         tags={name.lower(): text for name, text in tags.items() if len(text) <= _MAX_TAG_LENGTH},
         cover=cover,
         cover_mime=_mime_type(cover),
     )
+
+
+def _read_layout(layout: AudioLayout) -> tuple[str, ...]:
+    """Return the names of the channels; none for layouts that are only a number of channels."""
+    if re.fullmatch(r"\d+ channels", layout.name):
+        return ()
+    return tuple(channel.name for channel in layout.channels)
 
 
 def _mime_type(picture: bytes | None) -> str | None:
@@ -435,7 +449,8 @@ class TrackReader:
     """Reads a track at the sample rate and with the channels that a network takes.
 
     `sample_rate` and `channels` of None are those of the file. `extra_channels` decides what
-    happens to channels beyond `channels`: "first" drops them with a warning, "error" refuses the
+    happens to channels beyond `channels`: "mix" mixes surround sound down to stereo (of unknown
+    layouts, it uses the first channels), "first" drops them with a warning, "error" refuses the
     file, "pairs" makes groups of `channels` of them, each a track of its own, of which `group`
     chooses one of `num_groups`.
     """
@@ -449,7 +464,7 @@ class TrackReader:
         start_seconds: float = 0.0,
         duration_seconds: float | None = None,
         resampler: Resampler = "julius",
-        extra_channels: ExtraChannels = "first",
+        extra_channels: ExtraChannels = "mix",
         group: int = 0,
         strict: bool = False,
     ) -> None:
@@ -467,19 +482,21 @@ class TrackReader:
                 f"{self.reader.name} has {file_channels} channels, expected at most "
                 f"{self.channels}: mix it down first, or choose what to do with extra channels"
             )
-        if extra_channels not in ("first", "error", "pairs"):
-            raise ValueError(f"{extra_channels = } must be 'first', 'error' or 'pairs'")
+        if extra_channels not in ("mix", "first", "error", "pairs"):
+            raise ValueError(f"{extra_channels = } must be 'mix', 'first', 'error' or 'pairs'")
         in_pairs = has_extra and extra_channels == "pairs"
         self.num_groups = -(-file_channels // self.channels) if in_pairs else 1
         if not 0 <= group < self.num_groups:
             raise ValueError(f"{group = } must be 0 to {self.num_groups - 1}")
         self._first_channel = group * self.channels
+        can_mix = has_extra and extra_channels == "mix" and self.channels == 2
+        self._downmix = downmix_weights(self.info.layout) if can_mix else None
         self._channel_warnings: tuple[str, ...] = ()
         if has_extra and not in_pairs:
-            self._channel_warnings = (
-                f"{self.reader.name} has {file_channels} channels: "
-                f"the first {self.channels} are used",
-            )
+            use = f"the first {self.channels} are used"
+            if self._downmix is not None:
+                use = f"mixed down to {self.channels}"
+            self._channel_warnings = (f"{self.reader.name} has {file_channels} channels: {use}",)
         self._convert_channels(torch.zeros(file_channels, 1))  # so that it fails here if it must
         self.frames: int | None = None
 
@@ -489,6 +506,8 @@ class TrackReader:
         return (*self._channel_warnings, *self.reader.warnings)
 
     def _convert_channels(self, block: Tensor) -> Tensor:
+        if self._downmix is not None:
+            return self._downmix @ block
         if self.num_groups > 1:
             block = block[self._first_channel : self._first_channel + self.channels]
         return convert_channels(block, self.channels)

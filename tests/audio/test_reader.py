@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -17,8 +18,11 @@ from torch import Tensor
 from demucs_infer.audio import AudioFile
 from demucs_infer.audio.channels import convert_audio, resample
 from demucs_infer.audio.reader import AudioReader, TrackReader, load_track, probe
+from demucs_infer.audio.writer import save_audio
 from demucs_infer.errors import AudioReadError
 from tests.helpers.audio_corpus import KINDS, LOSSLESS, LOSSY, Clip, Corpus, cases, corpus, signal
+from tests.helpers.audio_signals import make_noise
+from tests.helpers.oracles import require_tool
 
 __all__ = ["corpus"]  # a fixture
 
@@ -321,9 +325,9 @@ def test_track_reader_equals_upstreams_conversion(corpus: Corpus) -> None:
 def test_extra_channels_are_dropped_with_a_warning_refused_or_grouped(corpus: Corpus) -> None:
     path = corpus.clip("wav-24", 6, 44100).path
     expected = read_all(AudioReader(path))
-    first = TrackReader(path, channels=2)
+    first = TrackReader(path, channels=2, extra_channels="first")
     assert torch.equal(read_all(first), expected[:2])
-    assert "has 6 channels: the first 2" in first.warnings[0]
+    assert "has 6 channels: the first 2 are used" in first.warnings[0]
     with pytest.raises(AudioReadError, match="6 channels, expected at most 2"):
         TrackReader(path, channels=2, extra_channels="error")
     pairs = [
@@ -334,6 +338,36 @@ def test_extra_channels_are_dropped_with_a_warning_refused_or_grouped(corpus: Co
     with pytest.raises(ValueError, match="group = 3 must be 0 to 2"):
         TrackReader(path, channels=2, extra_channels="pairs", group=3)
     assert torch.equal(read_all(TrackReader(path, channels=1)), expected.mean(dim=0, keepdim=True))
+
+
+@pytest.mark.parametrize("layout", ["5.1", "5.1(side)", "5.0", "quad", "4.0", "6.1"])
+def test_surround_sound_is_mixed_down_as_ffmpeg_does(layout: str, tmp_path: Path) -> None:
+    path, count = tmp_path / "surround.wav", av.AudioLayout(layout).nb_channels
+    samples = 0.1 * make_noise(count, 4000)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_f32le", rate=44100, layout=layout)
+        frame = av.AudioFrame.from_ndarray(samples.T.reshape(1, -1).numpy(), "flt", layout)
+        frame.sample_rate = 44100
+        container.mux([*stream.encode(frame), *stream.encode()])
+    track = TrackReader(path, channels=2)
+    mixed = read_all(track)
+    assert track.warnings == (f"{path} has {count} channels: mixed down to 2",)
+    frame = av.AudioFrame.from_ndarray(samples.numpy(), "fltp", layout)
+    frame.sample_rate = 44100
+    (oracle,) = av.AudioResampler("fltp", "stereo", 44100).resample(frame)
+    # FFmpeg's factors are rounded to 24 bits in another order.
+    torch.testing.assert_close(mixed, torch.from_numpy(oracle.to_ndarray()), rtol=0, atol=1e-6)
+
+
+def test_mp3_that_was_cut_between_frames_is_not_called_damaged(tmp_path: Path) -> None:
+    """The decoder loses half a frame at the cut, which the new header counts."""
+    whole, cut = tmp_path / "whole.mp3", tmp_path / "cut.mp3"
+    save_audio(0.1 * make_noise(2, 3 * 44100), whole, 44100)
+    words = ["-v", "error", "-i", whole, "-ss", "0.31", "-t", "1", "-c", "copy", cut]
+    subprocess.run([require_tool("ffmpeg"), *words], check=True)
+    reader = AudioReader(cut)
+    read_all(reader)
+    assert reader.warnings == ()
 
 
 MEMORY = """
