@@ -113,7 +113,7 @@ class _SoxrStream:
             import soxr
         except ImportError as error:
             raise ImportError(
-                "resampling with soxr needs the soxr package: pip install 'demucs-infer[soxr]', "
+                "resampling with soxr needs the soxr package: pip install soxr, "
                 "or resample with the default method"
             ) from error
         self._channels = channels

@@ -91,7 +91,7 @@ def _list_codecs() -> dict[str, Any]:
     encoders = {codec.encoder for kind in FORMATS.values() for codec in kind.codecs.values()}
     missing = [name for name in sorted(encoders - {"libsndfile"}) if not _has_encoder(name)]
     if "libsndfile" in encoders and _find_version("soundfile") is None:
-        missing.append("libsndfile (pip install 'demucs-infer[vorbis]')")
+        missing.append("libsndfile, for ogg (pip install soundfile)")
     return {"libavcodec": av.library_versions.get("libavcodec"), "missing_encoders": missing}
 
 

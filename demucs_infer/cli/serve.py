@@ -50,7 +50,8 @@ def run(words: Sequence[str]) -> int:
         from demucs_infer.server.run import serve
     except ImportError as error:
         raise ConfigError(
-            f"{error.name} is not installed: pip install 'demucs-infer[serve]'"
+            f"{error.name} is not installed: pip install fastapi uvicorn python-multipart "
+            "prometheus-client"
         ) from error
     use_single_arena()
     _configure_logging(is_debug)

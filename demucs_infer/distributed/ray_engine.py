@@ -88,7 +88,7 @@ def _import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise ValueError("the Ray engine needs Ray: pip install 'demucs-infer[ray]'") from error
+        raise ValueError("the Ray engine needs Ray: pip install 'ray[data]'") from error
     return ray
 
 

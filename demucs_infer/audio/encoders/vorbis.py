@@ -59,7 +59,7 @@ class SndfileEncoder:
         except ImportError as error:
             raise AudioWriteError(
                 "writing ogg vorbis needs the package soundfile, which is not installed: "
-                "pip install 'demucs-infer[vorbis]', or choose opus"
+                "pip install soundfile, or choose opus"
             ) from error
         # libsndfile does not reorder channels.
         self._order = _CHANNEL_ORDER[channels]
