@@ -19,7 +19,7 @@ from demucs_infer.custom.registry import (
     list_registered_models,
     load_registered_network,
 )
-from demucs_infer.errors import CheckpointError, ModelLoadingError
+from demucs_infer.errors import CheckpointError, DownloadError, ModelLoadingError
 from demucs_infer.repo import (
     AnyModelRepo,
     BagOnlyRepo,
@@ -138,8 +138,7 @@ def get_model(
     if text not in load_catalog().bags and text not in load_catalog().checkpoints:
         return load_registered_network(text)
     store = CheckpointStore.from_environment(cache_dir, offline, progress)
-    for checkpoint in load_catalog().files(text):  # download all before building the first
-        store.obtain(checkpoint)
+    _obtain_files(text, store)  # all before building the first
     single = RemoteRepo(store=store, trust=trust)
     return AnyModelRepo(single, BagOnlyRepo(load_catalog(), single)).get_model(text)
 
@@ -234,10 +233,40 @@ def pull(
     store = CheckpointStore.from_environment(cache_dir, offline, progress)
     if name.startswith("hf://"):
         return _copy_files(HubRepo(name, store).fetch(), to)
-    paths = [store.obtain(checkpoint) for checkpoint in load_catalog().files(name)]
+    paths = _obtain_files(name, store)
     if to is not None and name in load_catalog().bags:
         _write_bag(name, Path(to))
     return _copy_files(paths, to)
+
+
+def _obtain_files(name: str, store: CheckpointStore) -> list[Path]:
+    """Return the files of a model of the catalog, downloading missing ones.
+
+    Raises:
+        DownloadError: Some cannot be had; the message names the model, and what to do.
+    """
+    checkpoints = load_catalog().files(name)
+    missing = [checkpoint for checkpoint in checkpoints if not store.path(checkpoint).is_file()]
+    try:
+        if missing and store.offline:
+            raise DownloadError(_describe_missing(missing, len(checkpoints)))
+        return [store.obtain(checkpoint) for checkpoint in checkpoints]
+    except DownloadError as error:
+        catalog = load_catalog().checkpoints.items()
+        bundled = [other for other, checkpoint in catalog if checkpoint.is_bundled]
+        instead = f"use the bundled model {bundled[0]!r}, or " if bundled else ""
+        raise DownloadError(
+            f"{name}: {error}; {instead}run `demucs-infer models pull {name} --to FOLDER` on a "
+            "machine with internet access, and use that folder as the repo here "
+            f"(`demucs-infer models info {name}` lists URLs and digests)"
+        ) from error
+
+
+def _describe_missing(missing: list[Checkpoint], count: int) -> str:
+    files = f"{len(missing)} of {count} files are" if count > 1 else "its file is"
+    sizes = [checkpoint.size for checkpoint in missing]
+    size = "" if None in sizes else f" ({sum(filter(None, sizes)) / 1e6:.0f} MB)"
+    return f"{files} not in the cache{size}, and downloads are disabled"
 
 
 def paths(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:

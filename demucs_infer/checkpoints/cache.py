@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from demucs_infer.checkpoints.catalog import Checkpoint, load_catalog
+from demucs_infer.checkpoints.catalog import Checkpoint
 from demucs_infer.checkpoints.download import (
     MAX_BYTES,
     DownloadRequest,
@@ -157,13 +157,10 @@ def _mirror_urls(file: str) -> tuple[str, ...]:
 
 
 def _describe_missing(path: Path, urls: tuple[str, ...], sha256: str | None) -> str:
-    checkpoints = load_catalog().checkpoints.items()
-    bundled = [name for name, checkpoint in checkpoints if checkpoint.is_bundled]
-    instead = f", or use the bundled model {bundled[0]!r}" if bundled else ""
     return (
         f"{path.name}{f' (sha256 {sha256})' if sha256 else ''} is not in the cache, and downloads "
         f"are disabled: download it from {urls[0] if urls else 'its author'} on another machine "
-        f"and copy it to {path}{instead}"
+        f"and copy it to {path}"
     )
 
 

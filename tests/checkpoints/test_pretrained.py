@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -158,12 +159,12 @@ assert "torch" not in sys.modules and "yaml" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     typo, missing, first, single, hub = done.stdout.splitlines()
     assert "Did you mean 'htdemucs'" in typo
-    checkpoint = load_catalog().checkpoints["955717e8"]
-    for message in (missing, single):
-        assert all(part in message for part in (checkpoint.file, checkpoint.sha256))
-        assert checkpoint.urls[0] in message
-        assert os.environ["DEMUCS_INFER_CACHE"] in message
-    assert "f7e0c4bc" in first
+    for name, message in (("htdemucs", missing), ("htdemucs_ft", first), ("955717e8", single)):
+        assert message.startswith(f"{name}: "), "the name that was given, and not that of a file"
+        assert f"models pull {name} --to" in message and f"models info {name}" in message
+        assert "'tiny'" in message and os.environ["DEMUCS_INFER_CACHE"] not in message
+    assert "its file is not in the cache (84 MB)" in missing
+    assert "4 of 4 files are not in the cache (337 MB)" in first
     assert "huggingface.co/adefossez/HTDemucs/resolve/main/htdemucs.yaml" in hub
 
 
@@ -411,10 +412,17 @@ def test_error_of_missing_file_offers_the_bundled_model(
     text += f"file = 'x.th'\nsha256 = '{'0' * 64}'\n"
     (tmp_path / "one.toml").write_text(text)
     catalog = read_catalog(tmp_path / "one.toml")
-    monkeypatch.setattr("demucs_infer.checkpoints.cache.load_catalog", lambda: catalog)
+    shipped = load_catalog()
+    bags = {"htdemucs_ft": shipped.bags["htdemucs_ft"]}
+    checkpoints = {**catalog.checkpoints, **{c.signature: c for c in shipped.files("htdemucs_ft")}}
+    catalog = replace(catalog, bags=bags, checkpoints=checkpoints)
+    monkeypatch.setattr("demucs_infer.pretrained.load_catalog", lambda: catalog)
     with pytest.raises(DownloadError) as caught:
-        get_model("955717e8", offline=True, cache_dir=tmp_path)
-    assert ("bundled model 'small'" in str(caught.value)) is is_bundled
+        get_model("htdemucs_ft", offline=True, cache_dir=tmp_path)
+    message = str(caught.value)
+    assert ("bundled model 'small'" in message) is is_bundled
+    assert message.startswith("htdemucs_ft: 4 of 4 files are not in the cache (337 MB)")
+    assert "models pull htdemucs_ft --to FOLDER" in message and str(tmp_path) not in message
 
 
 def test_read_only_cache_is_used(models: ModelServer) -> None:
