@@ -25,7 +25,7 @@ from demucs_infer.errors import ConfigError
 DELTA = 1e-7
 """Added to both energies of `sdr`, as in the Music Demixing Challenge, to keep it finite."""
 
-METRICS = ("sdr", "si_sdr", "snr", "frame_sdr")
+METRICS = ("sdr", "si_sdr", "snr", "fullness", "bleedless", "frame_sdr")
 _MIXTURE_NAMES = {"mix", "mixture"}
 _AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".aif", ".aiff", ".wv"}
 
@@ -100,6 +100,58 @@ def frame_sdr(
     return scores.masked_fill(silent, torch.nan)
 
 
+_FFT_SIZE, _HOP, _BANDS = 4096, 1024, 512
+_FLOOR_DECIBELS = -80.0
+"""Below the loudest point of the true stem, which nobody hears."""
+
+
+def fullness_bleedless(
+    reference: Tensor, estimate: Tensor, sample_rate: int = 44100
+) -> tuple[float, float] | None:
+    """Return how much of the stem is there, and how free it is from others, 0 to 100 each.
+
+    Levels of 512 bands of the mel scale are compared in decibels: fullness is 100 / (1 + mean of
+    what is missing), bleedless 100 / (1 + mean of what is too much). The idea is that of MVSEP's
+    leaderboard; its numbers are slightly different, as its filters are. None for a
+    silent true stem.
+    """
+    _check_same_shape(reference, estimate)
+    if not _energy(reference):
+        return None
+    filters = _mel_filters(sample_rate)
+    truth, guess = (filters @ _power(signal.mean(0)) for signal in (reference, estimate))
+    floor = float(truth.max()) * 10 ** (_FLOOR_DECIBELS / 10)
+    difference = 10 * torch.log10(guess.clamp(min=floor) / truth.clamp(min=floor))
+    missing, surplus = (
+        float(part.mean()) if part.numel() else 0.0
+        for part in (-difference[difference < 0], difference[difference > 0])
+    )
+    return 100 / (1 + missing), 100 / (1 + surplus)
+
+
+def _power(signal: Tensor) -> Tensor:
+    """Return the power of every bin and frame: (T) -> (F N)."""
+    signal = torch.nn.functional.pad(signal.float(), (0, max(0, _FFT_SIZE - len(signal))))
+    window = torch.hann_window(_FFT_SIZE)
+    spectrum = torch.stft(signal, _FFT_SIZE, _HOP, window=window, center=False, return_complex=True)
+    return spectrum.abs().square()
+
+
+def _mel_filters(sample_rate: int) -> Tensor:
+    """Return triangles (bands F) that are equally wide on the mel scale."""
+    highest = 2595 * math.log10(1 + sample_rate / 2 / 700)
+    mels = torch.linspace(0, highest, _BANDS + 2)
+    edges = (700 * (10 ** (mels / 2595) - 1)) / sample_rate * _FFT_SIZE
+    bins = torch.arange(_FFT_SIZE // 2 + 1)
+    low, center, high = (edges[start : start + _BANDS, None] for start in range(3))
+    filters = torch.minimum((bins - low) / (center - low), (high - bins) / (high - center))
+    filters = filters.clamp(min=0)
+    # Narrow bands at the bottom may lie between two bins: they take the nearest.
+    nearest = center.round().long().clamp(max=len(bins) - 1)
+    empty = filters.sum(1, keepdim=True) == 0
+    return torch.where(empty & (bins == nearest), torch.ones(()), filters)
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """The scores of one stem of one track in decibels; None where undefined."""
@@ -111,6 +163,10 @@ class Score:
     snr: float | None
     frame_sdr: float | None = None
     """Median over windows of one second; None unless requested."""
+    fullness: float | None = None
+    """0 to 100: how much of the stem is there."""
+    bleedless: float | None = None
+    """0 to 100: how free it is from other stems."""
 
     def to_row(self) -> dict[str, str | float | None]:
         """Return a row for JSON and CSV, with None for infinities, which JSON does not have."""
@@ -128,6 +184,7 @@ def score(
     estimates: Mapping[str, Tensor],
     *,
     frames: int | None = None,
+    sample_rate: int = 44100,
 ) -> list[Score]:
     """Score all stems (C T) of one track, in the order of `references`.
 
@@ -149,10 +206,30 @@ def score(
         )
         medians = [_compute_median(row) for row in values]
     return [
-        Score(track, stem, sdr(truth, guess), si_sdr(truth, guess), snr(truth, guess), median_sdr)
+        _score_stem(track, stem, truth, estimates[stem], median_sdr, sample_rate)
         for (stem, truth), median_sdr in zip(references.items(), medians, strict=True)
-        for guess in (estimates[stem],)
     ]
+
+
+def _score_stem(
+    track: str,
+    stem: str,
+    truth: Tensor,
+    guess: Tensor,
+    median_sdr: float | None,
+    sample_rate: int,
+) -> Score:
+    fullness, bleedless = fullness_bleedless(truth, guess, sample_rate) or (None, None)
+    return Score(
+        track,
+        stem,
+        sdr(truth, guess),
+        si_sdr(truth, guess),
+        snr(truth, guess),
+        median_sdr,
+        fullness,
+        bleedless,
+    )
 
 
 def _compute_median(values: Tensor) -> float | None:
@@ -207,6 +284,25 @@ class Evaluation:
         tracks = [score.to_row() for score in self.scores]
         return json.dumps({"summary": self.summary(), "tracks": tracks}, indent=1)
 
+    def html(self) -> str:
+        """Format the scores as a page: a boxplot of the SDR per stem, and all numbers."""
+        from demucs_infer.pictures import draw_boxplot, make_page, make_table
+
+        titles = {
+            "sdr": "SDR in dB, one dot per track",
+            "fullness": "Fullness, 0 to 100",
+            "bleedless": "Bleedless, 0 to 100",
+        }
+        parts = [
+            draw_boxplot({stem: self.values(stem, metric) for stem in self.stems}, title)
+            for metric, title in titles.items()
+        ]
+        rows = [
+            [score.track, score.stem, *(_format_cell(score.to_row()[m]) for m in METRICS)]
+            for score in self.scores
+        ]
+        return make_page("Scores", [*parts, make_table(["track", "stem", *METRICS], rows)])
+
     def csv(self) -> str:
         """Format the scores of every track as CSV."""
         text = io.StringIO()
@@ -226,8 +322,8 @@ def _aggregate(values: Sequence[float]) -> dict[str, float | int | None]:
     }
 
 
-def _format_cell(value: float | int | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _format_cell(value: float | str | None) -> str:
+    return f"{value:.2f}" if isinstance(value, int | float) else value or "-"
 
 
 def evaluate(
@@ -263,7 +359,7 @@ def evaluate(
                     f"{tuple(truth[stem].shape)}, the estimate {tuple(guess[stem].shape)}; "
                     "write the estimates in a lossless format, without padding."
                 )
-        scores += score(name, truth, guess, frames=rate if framewise else None)
+        scores += score(name, truth, guess, frames=rate if framewise else None, sample_rate=rate)
     return Evaluation(tuple(scores))
 
 

@@ -5,7 +5,10 @@ Shapes: C channels, T samples of the track.
 
 from __future__ import annotations
 
+import html
+import io
 import os
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +24,7 @@ from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.gain import Shaper, clip_gains, peak_of, track_gain, translate_os_errors
 from demucs_infer.audio.stem_files import StemFiles
 from demucs_infer.audio.stem_writer import Layout
-from demucs_infer.audio.writer import Target
+from demucs_infer.audio.writer import AudioWriter, Target
 from demucs_infer.options import Format, OutputChanges, OutputOptions, change_output
 
 if TYPE_CHECKING:
@@ -100,9 +103,18 @@ def make_folders(targets: Mapping[str, Target], source: Path | None = None) -> I
         raise
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # eq: tensors do not compare to a bool
+_PREVIEW_SECONDS = 60
+"""Length of the players in a notebook, which are stored in it."""
+
+_PREVIEW_KILOBITS = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)  # eq: tensors do not compare to a bool
 class InferenceOutput:
-    """The stems of one track: `out["vocals"]` is (C T), on the scale of the mixture."""
+    """The stems of one track: `out["vocals"]` is (C T), on the scale of the mixture.
+
+    A notebook shows it as waveforms and players.
+    """
 
     outputs: dict[str, Tensor]
     """Stems (C T) by name: those of the model in its order, then derived ones."""
@@ -123,6 +135,32 @@ class InferenceOutput:
         """The gain that `save` applies to all stems: 1.0 unless one would clip."""
         peaks = {name: peak_of(stem, name) for name, stem in self.outputs.items()}
         return track_gain(peaks, Encoding())
+
+    def __repr__(self) -> str:
+        channels, length = next(iter(self.outputs.values())).shape
+        return (
+            f"InferenceOutput({', '.join(self.outputs)}: {channels} channels, "
+            f"{length / self.sample_rate:.1f} s at {self.sample_rate} Hz)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return a waveform and a player for each stem; they play the first minute."""
+        from demucs_infer.pictures import draw_waveform, find_hue
+
+        frames = _PREVIEW_SECONDS * self.sample_rate
+        stems = {name: stem[:, :frames].cpu() for name, stem in self.outputs.items()}
+        peaks = {name: peak_of(stem, name) for name, stem in stems.items()}
+        gain, top = track_gain(peaks, Encoding("mp3")), max(*peaks.values(), 0.05)
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td>{draw_waveform(stem, hue=find_hue(name, index), width=400, top=top)}</td>"
+            f"<td><audio controls preload='none' src='data:audio/mpeg;base64,"
+            f"{_encode_preview(stem * gain, self.sample_rate)}'></audio></td></tr>"
+            for index, (name, stem) in enumerate(stems.items())
+        )
+        length = next(iter(self.outputs.values())).shape[-1]
+        note = f"<p>The first {_PREVIEW_SECONDS} seconds.</p>" if length > frames else ""
+        return f"<table>{rows}</table>{note}"
 
     def __getitem__(self, stem: str) -> Tensor:
         try:
@@ -181,6 +219,16 @@ class InferenceOutput:
                 block = {name: x[:, start : start + PIECE] for name, x in self.outputs.items()}
                 files.write(shaper.shape({n: x.cpu() for n, x in block.items()}, gains))
         return paths
+
+
+def _encode_preview(stem: Tensor, sample_rate: int) -> str:
+    """Encode a stem (C T) to mp3, in base64."""
+    file = io.BytesIO()
+    with AudioWriter(
+        file, sample_rate, len(stem), format="mp3", bitrate=_PREVIEW_KILOBITS
+    ) as writer:
+        writer.write(stem)
+    return b64encode(file.getvalue()).decode("ascii")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

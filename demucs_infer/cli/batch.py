@@ -80,6 +80,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", help="base of relative paths (the folder of the manifest)")
     parser.add_argument("--results", help="results table, .jsonl or .parquet (OUT/results.jsonl)")
     parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write a page: counts, failures, speed over time",
+    )
+    parser.add_argument(
         "--collisions",
         choices=("error", "digest"),
         default="error",
@@ -162,6 +168,7 @@ def _absolute(location: str) -> str:
 
 
 def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
+    from demucs_infer.distributed.report import RunReport
     from demucs_infer.distributed.results_table import Summary, check_table, open_table
 
     _check_flags(args, manifest)
@@ -185,7 +192,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
         run_id=uuid4().hex if args.force else "",
         max_tracks_per_batch=args.together or 0,
     )
-    summary = Summary()
+    summary, report = Summary(), RunReport()
     with ExitStack() as stack:
         rows = stack.enter_context(closing(_run_engine(args, manifest, config)))
         table = stack.enter_context(open_table(_results_table(args, manifest)))
@@ -195,7 +202,10 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
             if row["fault"] == "model":  # so all other rows would fail too
                 raise ModelLoadingError(row["error"])
             table.add(row)
+            report.add(row)
             progress.update(row)
+    if args.report:
+        args.report.write_text(report.to_html(summary.to_text()), "utf-8")
     if not args.quiet:
         sys.stderr.write(f"{summary.to_text()}\n")
     if args.json:

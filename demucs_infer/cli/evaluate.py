@@ -17,7 +17,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "demucs-infer eval",
         description="Compare stems with the true ones, both as FOLDER/track/stem.wav: SDR, SI-SDR "
-        "and SNR in decibels.",
+        "and SNR in decibels, fullness and bleedless from 0 to 100.",
     )
     parser.add_argument("references", type=Path, help="folder of the true stems")
     compared = parser.add_mutually_exclusive_group(required=True)
@@ -32,6 +32,9 @@ def make_parser() -> argparse.ArgumentParser:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON on standard output")
     form.add_argument("--csv", action="store_true", help="print a table for a spreadsheet")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a page with boxplots and all scores"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -47,6 +50,8 @@ def run(words: Sequence[str]) -> int:
         stems=args.stems.split(",") if args.stems else None,
         framewise=args.frames,
     )
+    if args.html:
+        args.html.write_text(report.html(), "utf-8")
     text = report.json() if args.json else report.csv() if args.csv else report.table()
     sys.stdout.write(f"{text.rstrip()}\n")
     return ExitCode.OK

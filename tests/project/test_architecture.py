@@ -24,6 +24,7 @@ LADDER = {
     "apply": "apply",
     "custom": "custom extension",
     "pretrained": "pretrained repo hf",
+    "pictures": "pictures",
     "metrics": "metrics",
     "api": "api separator_state track_separation sources results",
     "demo": "demo",
