@@ -1,14 +1,28 @@
-"""Write the player of the page and the stems into one HTML file that needs no server."""
+"""Write the player of the page and the stems into one HTML file that needs no server.
+
+Uncompressed stems are encoded to Opus for it: four stems of four minutes are 20 MB, not 210 MB.
+"""
 
 import html
 import os
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from demucs_infer.audio.reader import AudioReader
+from demucs_infer.audio.writer import AudioWriter
 
 _STATIC = Path(__file__).parent / "page"
 _READ_BYTES = 3 << 18
 """Bytes per read; a multiple of three, so that the pieces of base64 can be joined."""
+
+_COMPRESSED = {".mp3", ".ogg", ".opus", ".m4a"}
+"""Suffixes of files that browsers play as they are; all others are encoded."""
+
+_KILOBITS = 128
+_BASE64_RATIO = 4 / 3
 
 _HTML_HEAD = """<!doctype html>
 <html lang="en">
@@ -23,8 +37,8 @@ _HTML_HEAD = """<!doctype html>
 <body>
 <header class="top"><div><h1>{title}</h1><p>{stems}</p></div></header>
 <main class="card">
-<div class="player"></div>
-<p class="notice" role="alert" hidden>This browser cannot play these files; use wav or mp3.</p>
+<div class="player"><p class="status" role="status">Loading {count} stems …</p></div>
+<p class="notice" role="alert" hidden>This browser cannot play these files: use --mp3.</p>
 </main>
 """
 
@@ -40,6 +54,7 @@ const stems = blocks.map((block) => {
 });
 mountPlayer(root, stems, { title: document.title }).catch(() => {
   document.querySelector(".notice").hidden = false;
+  root.replaceChildren();
 });
 """
 
@@ -50,12 +65,44 @@ def write_player(
     """Write a page that plays `stems` to `path`; the file appears complete or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(_iter_html({name: Path(stem) for name, stem in stems.items()}, title))
+        with (
+            _compress({name: Path(stem) for name, stem in stems.items()}) as files,
+            partial.open("w", encoding="utf-8") as page,
+        ):
+            page.writelines(_iter_html(files, title))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def estimate_size(stems: Mapping[str, str | os.PathLike[str]], seconds: float) -> int:
+    """Return about how many bytes the page of stems of that length has."""
+    paths = [Path(stem) for stem in stems.values()]
+    copied = sum(path.stat().st_size for path in paths if path.suffix in _COMPRESSED)
+    encoded = sum(path.suffix not in _COMPRESSED for path in paths)
+    return round((copied + encoded * seconds * _KILOBITS * 1000 / 8) * _BASE64_RATIO)
+
+
+@contextmanager
+def _compress(stems: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+    """Yield files that are small and that browsers play, by stem."""
+    with TemporaryDirectory(prefix="demucs-infer-") as folder:
+        files = {}
+        for name, path in stems.items():
+            files[name] = path
+            if path.suffix not in _COMPRESSED:
+                files[name] = Path(folder) / f"{path.stem}.opus"
+                _encode(path, files[name])
+        yield files
+
+
+def _encode(source: Path, target: Path) -> None:
+    reader = AudioReader(source)
+    info = reader.info
+    with AudioWriter(target, info.sample_rate, info.channels, bitrate=_KILOBITS) as writer:
+        for block in reader.blocks():
+            writer.write(block)
 
 
 def _iter_html(stems: Mapping[str, Path], title: str) -> Iterator[str]:
@@ -63,6 +110,7 @@ def _iter_html(stems: Mapping[str, Path], title: str) -> Iterator[str]:
         title=html.escape(title),
         style=(_STATIC / "style.css").read_text("utf-8"),
         stems=html.escape(", ".join(stems)),
+        count=len(stems),
     )
     for name, path in stems.items():
         attributes = f'data-stem="{html.escape(name)}" data-file="{html.escape(path.name)}"'
