@@ -25,6 +25,8 @@ class DiscoveredTrack:
     """A path, or `-` for standard input."""
 
     folder: Path = Path()
+    is_discovered: bool = False
+    """Whether a folder or a pattern was given, and not this track itself."""
 
     @property
     def name(self) -> str:
@@ -58,7 +60,10 @@ def _expand(argument: str, skipped_folders: Sequence[Path]) -> Iterator[Discover
         files = [match for match in matches if not Path(match).is_dir() and not is_stream(match)]
         if "**" in argument:
             files = [match for match in files if is_audio(match)]
-        yield from map(DiscoveredTrack, files or [argument])
+        if not files:
+            yield DiscoveredTrack(argument)
+        for match in files:
+            yield DiscoveredTrack(match, is_discovered=True)
     else:
         yield DiscoveredTrack(argument)
 
@@ -85,4 +90,5 @@ def _search(top: Path, skipped_folders: Sequence[Path]) -> Iterator[DiscoveredTr
         )
         for name in sorted(files):
             if not name.startswith(".") and is_audio(name) and not is_stream(folder / name):
-                yield DiscoveredTrack(str(folder / name), folder.relative_to(top))
+                relative = folder.relative_to(top)
+                yield DiscoveredTrack(str(folder / name), relative, is_discovered=True)

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +53,11 @@ class OutputPaths:
         return replace(self, track=".".join([f"{name}{suffix}", *extension]))
 
     @property
+    def track_name(self) -> str:
+        """The name that replaces `{track}` in the template."""
+        return self.track.rsplit(".", 1)[0]
+
+    @property
     def scores(self) -> Path:
         """The path of the cached scores of the stems."""
         return self._json("scores")
@@ -91,6 +96,37 @@ def find_collisions(
             elif owner != index:
                 problems.setdefault(index, f"{names[owner]} and {source} would both become {path}")
     return problems
+
+
+def excerpt_suffix(start: float, duration: float | None) -> str:
+    """Return what is added to the name of a track of which only a part is separated.
+
+    The stems of a part must not replace those of the whole track.
+    """
+    if not start and duration is None:
+        return ""
+    stop = "" if duration is None else f"{start + duration:g}"
+    return f" [{start:g}-{stop} s]"
+
+
+def add_types(
+    outputs: Mapping[str, OutputPaths], discovered: Container[str], stems: Iterable[str]
+) -> dict[str, OutputPaths]:
+    """Return new outputs for discovered tracks that share a name: `song-mp3` and `song-flac`.
+
+    Unlike numbers, these names stay when other tracks are added to a folder.
+    """
+    stems = tuple(stems)
+    sharing: dict[str, list[str]] = {}
+    for source, output in outputs.items():
+        for path in output.stems(stems).values():
+            sharing.setdefault(_path_key(path), []).append(source)
+    renamed = {source for sources in sharing.values() if len(sources) > 1 for source in sources}
+    return {
+        source: outputs[source].with_track_suffix(Path(source).suffix.lower().replace(".", "-"))
+        for source in outputs
+        if source in renamed and source in discovered
+    }
 
 
 def resolve_collisions(

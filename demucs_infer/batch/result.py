@@ -12,6 +12,9 @@ Status = Literal["done", "skipped", "failed", "quarantined"]
 Fault = Literal["", "input", "model", "disk", "other"]
 
 
+_IN_PROGRESS = "in progress elsewhere: another process is separating it"
+
+
 def fault_of(error: Exception) -> Fault:
     """Classify an error by its cause; a full disk counts as such, whatever was written."""
     if is_disk_full(error):
@@ -86,10 +89,20 @@ class TrackResult:
             warnings=tuple(manifest["warnings"]),
         )
 
+    @classmethod
+    def in_progress(cls, track: str, model: str) -> "TrackResult":
+        """Build the result of a track that another process separates at this moment."""
+        return cls(track=track, status="skipped", model=model, error=_IN_PROGRESS)
+
     @property
     def ok(self) -> bool:
         """Whether the stems exist."""
-        return self.status in ("done", "skipped")
+        return self.status in ("done", "skipped") and not self.error
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it counts as an error; a track in progress elsewhere does not."""
+        return self.status in ("failed", "quarantined")
 
     def row(self) -> dict[str, Any]:
         """Return the result as JSON values."""

@@ -74,7 +74,7 @@ class BatchRunner:
 
     Windows of up to `max_tracks_per_batch` tracks share batches of the network. A track that
     another process separates comes last too: with `waits_for_others` when that has ended, and it
-    may be done then; otherwise it ends as `failed`. With `keeps_when_full`, samples that were
+    may be done then; otherwise it is skipped. With `keeps_when_full`, samples that were
     computed before the disk was full are kept for the next attempt.
     """
 
@@ -226,11 +226,11 @@ class BatchRunner:
             return self._preparer.prepare(job, stop, start_time, wait_for_lock=may_wait)
         except AlreadyDone as done:
             result = done.result
-        except TrackLocked as error:
+        except TrackLocked:
             if locked_jobs is not None:
                 locked_jobs.append(job)
                 return None
-            result = self._failure(job, error, start_time)
+            result = TrackResult.in_progress(job.track, self._model.name)
         except Exception as error:  # noqa: BLE001 (a track never raises)
             result = self._failure(job, error, start_time)
         future: Future[TrackResult] = Future()

@@ -394,12 +394,13 @@ def test_repeated_track_is_separated_once(workspace: Workspace, max_tracks_per_b
     assert sum(shape[0] for shape in workspace.network.seen) == 2 * 4
 
 
-def test_track_locked_by_another_process_fails(workspace: Workspace) -> None:
+def test_track_locked_by_another_process_is_skipped(workspace: Workspace) -> None:
     path = write_song(workspace.folder / "song.wav")
     other = WorkDir(workspace.folder / "out", workspace.make_job(path).target.manifest)
     assert other.acquire("key")
     result = workspace.runner().run_one(workspace.make_job(path))
-    assert result.status == "failed" and "another process" in result.error
+    assert result.status == "skipped" and "another process" in result.error
+    assert not result.ok and not result.is_failure
     other.release()
     assert workspace.runner().run_one(workspace.make_job(path)).status == "done"
 
