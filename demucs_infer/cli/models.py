@@ -163,8 +163,12 @@ def _format_line(info: ModelInfo) -> str:
     size = "" if info.size is None else f"{info.size / 1e6:.1f} MB"
     state = "bundled" if info.is_bundled else "downloaded" if info.is_cached else "to download"
     stems = ", ".join(info.stems or ("stems unknown",))
-    default = " (default)" if info.name == pretrained.DEFAULT_MODEL else ""
-    return f"{info.name:24} {size:>10}  {state:12} {stems}{default}"
+    note = ""
+    if info.name == pretrained.DEFAULT_MODEL:
+        note = " (default: start here)"
+    elif info.is_bundled:
+        note = " (to try the program; trained on synthetic music)"
+    return f"{info.name:24} {size:>10}  {state:12} {stems}{note}"
 
 
 def _print(text: str) -> None:

@@ -21,6 +21,8 @@ COMMANDS = {
     "eval": "score stems against the true ones",
     "serve": "separate over HTTP, with a web page to play the stems",
     "batch": "separate all tracks of a manifest, on one machine or many",
+    "plot": "draw waveforms and spectrograms of stems",
+    "completion": "print a script that completes flags in bash, zsh or fish",
     "config-schema": "print the JSON Schema of the files for --config",
 }
 """Commands, if they are the first word; a track of that name is written ./models."""
@@ -239,11 +241,18 @@ def _add_run_flags(group: Any) -> None:
         "from stems.json; otherwise only their sizes are compared",
     )
     group.add_argument(
+        "--clean",
+        action="store_true",
+        help="remove files that an earlier run with other settings left beside the stems; "
+        "otherwise they stay, and are listed",
+    )
+    group.add_argument(
         "--collisions",
-        choices=("error", "number"),
-        default="error",
+        choices=("auto", "error", "number"),
+        default="auto",
         help="if two tracks have the same output: stop with an error, or add -2, -3, ... to their "
-        "names (%(default)s)",
+        "names; auto: add the type to names from folders and patterns, as in song-mp3 and "
+        "song-flac, and stop otherwise (%(default)s)",
     )
     group.add_argument(
         "--demo", action="store_true", help="separate a synthesized song, and score the stems"

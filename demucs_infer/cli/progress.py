@@ -57,7 +57,9 @@ class Reporter:
         for warning in result.warnings:
             if result.status != "skipped":  # those were printed when the track was done
                 self.show_note(f"warning: {result.track}: {warning}")
-        if not result.ok:
+        if result.status == "skipped" and result.error:
+            self.show_note(f"{result.track}: skipped: {result.error}")
+        elif not result.ok:
             self._write_line(f"error: {result.track}: {result.error}")
         elif result.status == "skipped":
             self.show_note(f"{result.track}: done before, skipped")
@@ -134,7 +136,7 @@ class JsonReporter(Reporter):
 
     def show_result(self, result: TrackResult) -> None:
         """Print the row of the summary."""
-        name = "InferenceOutput" if result.ok else "TrackFailed"
+        name = "TrackFailed" if result.is_failure else "InferenceOutput"
         self._write_json({"event": name, **result.row()})
 
     def show_note(self, text: str) -> None:

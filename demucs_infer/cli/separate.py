@@ -17,7 +17,14 @@ from pathlib import Path
 
 from demucs_infer.batch.discovery import STDIN, DiscoveredTrack, find_tracks
 from demucs_infer.batch.job import TrackJob, find_done_before
-from demucs_infer.batch.output_paths import OutputPaths, find_collisions, resolve_collisions
+from demucs_infer.batch.manifest import read_manifest
+from demucs_infer.batch.output_paths import (
+    OutputPaths,
+    add_types,
+    excerpt_suffix,
+    find_collisions,
+    resolve_collisions,
+)
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.cli.arguments import (
@@ -44,7 +51,7 @@ def separate_tracks(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stack.callback(reporter.close)
         out = _make_temp_folder(stack) if is_piped else args.out
-        jobs = _make_jobs(args, model, request, out, stack)
+        jobs = _make_jobs(args, model, request, out, stack, reporter)
         if args.dry_run:
             from demucs_infer.cli.dry_run import print_dry_run
 
@@ -52,11 +59,14 @@ def separate_tracks(args: argparse.Namespace) -> int:
         if warning := describe_ineffective_flags(args):
             reporter.show_note(f"warning: {warning}")
         results = []
+        older_files = {job.track: _list_older_files(job) for job in jobs}
         for result in _run_jobs(args, model, request, jobs, reporter):
             reporter.show_result(result)
             results.append(result)
+            if result.status == "done":
+                _clear_older_files(older_files[result.track], result, args, reporter)
             if args.page and result.ok:
-                _write_page(result, jobs)
+                _write_page(result, jobs, reporter)
             if args.demo and result.ok and result.track == "demo" and not args.quiet:
                 save_and_score(result, jobs[-1].source)
         if is_piped and results[0].ok:
@@ -71,7 +81,12 @@ def _make_temp_folder(stack: ExitStack) -> Path:
 
 
 def _make_jobs(
-    args: argparse.Namespace, model: ModelSpec, request: Request, out: Path, stack: ExitStack
+    args: argparse.Namespace,
+    model: ModelSpec,
+    request: Request,
+    out: Path,
+    stack: ExitStack,
+    reporter: Reporter,
 ) -> list[TrackJob]:
     """Return one job per track.
 
@@ -89,13 +104,14 @@ def _make_jobs(
     if str(args.out) == STDIN and sys.stdout is None:
         raise ValueError("--out - writes to standard output, which is closed")
     check_out_folder(out)
+    excerpt = excerpt_suffix(request.input.start, request.input.duration)
     targets = {
         track.source: OutputPaths(
             folder=out / model.folder / track.folder,
             track=track.name,
             extension=request.output.extension,
             template=request.output.template,
-        )
+        ).with_track_suffix(excerpt)
         for track in tracks
     }
     inputs = [track.source for track in tracks if track.source != STDIN]
@@ -104,6 +120,14 @@ def _make_jobs(
     if args.collisions == "number":
         targets = resolve_collisions(inputs, targets, ["{stem}"])
     else:
+        if args.collisions == "auto":
+            discovered = {track.source for track in tracks if track.is_discovered}
+            renamed = add_types(targets, discovered, ["{stem}"])
+            for source, target in renamed.items():
+                reporter.show_note(
+                    f"{source}: another track has this name, so it is {target.track_name}"
+                )
+            targets |= renamed
         _check_collisions(inputs, targets, ["{stem}"])
     return [
         TrackJob(
@@ -113,6 +137,45 @@ def _make_jobs(
         )
         for track in tracks
     ]
+
+
+def _list_older_files(job: TrackJob) -> list[Path]:
+    """Return the files of the stems that an earlier run made, and its page."""
+    manifest = read_manifest(job.target.manifest)
+    if manifest is None:
+        return []
+    folder = job.target.manifest.parent
+    files = [folder / str(stem.get("file", "")) for stem in manifest["stems"].values()]
+    top = job.target.folder.resolve()
+    inside = [file for file in files if file.resolve().is_relative_to(top)]
+    return [file for file in (*inside, _page_path(job)) if file.is_file()]
+
+
+def _page_path(job: TrackJob) -> Path:
+    return job.target.manifest.with_suffix(".html")
+
+
+def _clear_older_files(
+    older: Sequence[Path], result: TrackResult, args: argparse.Namespace, reporter: Reporter
+) -> None:
+    """Remove with --clean, or list, files of an earlier run that this one has not replaced."""
+    new = {path.resolve() for path in result.stems.values()}
+    left = [
+        file
+        for file in older
+        if file.is_file()
+        and file.resolve() not in new
+        and not (args.page and file.suffix == ".html")
+    ]
+    if not left:
+        return
+    if args.clean:
+        for file in left:
+            file.unlink(missing_ok=True)
+    names = ", ".join(file.name for file in left)
+    what = "removed" if args.clean else "left from an earlier run with other settings"
+    advice = "" if args.clean else " (--clean removes such files)"
+    reporter.show_note(f"{result.track}: {what}: {names}{advice}")
 
 
 def check_out_folder(out: Path) -> None:
@@ -204,6 +267,11 @@ def _separate(
     if model.is_remote:
         download(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
     separator = open_separator(model, request)
+    if model.name == "tiny" and any(job.track != "demo" for job in jobs):
+        reporter.show_note(
+            "note: tiny is a small model, trained on synthetic music: for real songs omit -n tiny, "
+            "and htdemucs is downloaded (84 MB)"
+        )
     if str(args.out) == STDIN and len(separator.stems) != 1:
         names = ", ".join(separator.stems)
         raise ValueError(f"--out - writes one stem: choose it with --stems from {names}")
@@ -227,12 +295,15 @@ def _separate(
                 reporter.show_event(job.track, item)
 
 
-def _write_page(result: TrackResult, jobs: Sequence[TrackJob]) -> None:
+def _write_page(result: TrackResult, jobs: Sequence[TrackJob], reporter: Reporter) -> None:
     """Write a player with the stems of a track beside them."""
-    from demucs_infer.server.player import write_player
+    from demucs_infer.server.player import estimate_size, write_player
 
-    target = next(job.target for job in jobs if job.track == result.track)
-    write_player(target.manifest.with_suffix(".html"), result.stems, Path(target.track).stem)
+    job = next(job for job in jobs if job.track == result.track)
+    size = estimate_size(result.stems, result.duration_seconds)
+    path = _page_path(job)
+    reporter.show_note(f"writing {path}, about {max(size / 1e6, 0.1):.1f} MB")
+    write_player(path, result.stems, job.target.track_name)
 
 
 def _copy_to_stdout(result: TrackResult) -> None:
@@ -245,7 +316,7 @@ def _print_summary(results: Sequence[TrackResult]) -> None:
     summary = {
         "done": sum(result.status == "done" for result in results),
         "skipped": sum(result.status == "skipped" for result in results),
-        "failed": sum(not result.ok for result in results),
+        "failed": sum(result.is_failure for result in results),
         "tracks": [result.row() for result in results],
     }
     text = json.dumps(summary, ensure_ascii=False, indent=2) + os.linesep
@@ -254,7 +325,7 @@ def _print_summary(results: Sequence[TrackResult]) -> None:
 
 
 def _exit_code(results: Sequence[TrackResult]) -> int:
-    failures = [result for result in results if not result.ok]
+    failures = [result for result in results if result.is_failure]
     if not failures:
         return ExitCode.OK
     if len(failures) == len(results) and all(result.fault == "input" for result in failures):

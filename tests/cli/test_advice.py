@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from demucs_infer.batch.workdir import WorkDir
 from demucs_infer.cli.main import main
 from demucs_infer.cli.progress import make_reporter
 from demucs_infer.options import OPTIONS
@@ -92,7 +93,23 @@ def test_flags_without_effect_are_one_warning(
 @pytest.mark.usefixtures("work_folder")
 def test_bar_is_preceded_by_what_takes_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["song.wav", "-n", "tiny", "-d", "cpu", "--progress", "bar"]) == 0
-    assert capsys.readouterr().err.splitlines()[:2] == ["loading tiny", "reading song.wav"]
+    first, note, second = capsys.readouterr().err.splitlines()[:3]
+    assert [first, second] == ["loading tiny", "reading song.wav"]
+    assert note.startswith("note: tiny is a small model, trained on synthetic music")
+
+
+def test_track_in_progress_elsewhere_is_skipped_without_an_error(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Path("separated/tiny/song/stems.json")
+    other = WorkDir(manifest.parents[1], manifest)
+    assert other.acquire("key")
+    assert main(["song.wav", "-n", "tiny", "-d", "cpu", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "song.wav: skipped: in progress elsewhere" in err and "error:" not in err
+    summary = json.loads(out)
+    assert (summary["skipped"], summary["failed"], summary["tracks"][0]["stems"]) == (1, 0, {})
+    other.release()
 
 
 @pytest.mark.parametrize(
@@ -148,8 +165,12 @@ def test_help_has_examples_and_says_what_is_downloaded(capsys: pytest.CaptureFix
 
 def test_models_ls_marks_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "ls"]) == 0
-    marked = [line for line in capsys.readouterr().out.splitlines() if "(default)" in line]
-    assert [line.split()[0] for line in marked] == ["htdemucs"]
+    lines = capsys.readouterr().out.splitlines()
+    marked = {line.split()[0]: line.partition("(")[2] for line in lines if "(" in line}
+    assert marked == {
+        "htdemucs": "default: start here)",
+        "tiny": "to try the program; trained on synthetic music)",
+    }
 
 
 def test_config_schema_is_that_of_config(capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,7 +174,7 @@ def test_unavailable_model_exits_with_4_and_one_line(
     assert main(shlex.split(line)) == 4
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1
-    assert "sha256" in err or "no model named" in err
+    assert "models pull htdemucs --to" in err or "no model named" in err
     assert not (work_folder / "separated").exists()
 
 
@@ -295,7 +295,41 @@ def test_unknown_stems_are_usage_error(run: Command, work_folder: Path) -> None:
 
 def test_start_and_duration_select_a_part(run: Command, work_folder: Path) -> None:
     run("song.wav --start 0.5 --duration 1.25")
-    assert len(load(work_folder / "separated/9d0a6f1c/song/drums.wav")) == 1.25 * RATE
+    part = work_folder / "separated/9d0a6f1c/song [0.5-1.75 s]"
+    assert len(load(part / "drums.wav")) == 1.25 * RATE
+    run("song.wav --start 0:01")
+    assert len(load(work_folder / "separated/9d0a6f1c/song [1- s]/drums.wav")) == 2 * RATE
+
+
+def test_stems_of_a_part_do_not_replace_those_of_the_track(run: Command, work_folder: Path) -> None:
+    run("song.wav")
+    whole = (work_folder / "separated/9d0a6f1c/song/drums.wav").read_bytes()
+    run("song.wav --duration 1")
+    assert (work_folder / "separated/9d0a6f1c/song/drums.wav").read_bytes() == whole
+
+
+def test_files_of_an_earlier_run_are_listed_and_removed_on_request(
+    run: Command, work_folder: Path
+) -> None:
+    folder = work_folder / "separated/9d0a6f1c/song"
+    run("song.wav --page")
+    (folder / "notes.txt").write_text("mine")
+    run("song.wav --stems vocals")
+    left = "bass.wav, other.wav, stems.html"
+    assert f"left from an earlier run with other settings: drums.wav, {left}" in run.err
+    assert len(list(folder.glob("*.wav"))) == 4
+    run("song.wav")
+    run("song.wav --stems vocals --clean")
+    assert "removed: drums.wav, bass.wav, other.wav, stems.html" in run.err
+    assert tree(folder) == ["notes.txt", "stems.json", "vocals.wav"]
+
+
+def test_manifest_cannot_make_clean_remove_files_elsewhere(run: Command, work_folder: Path) -> None:
+    run("song.wav")
+    manifest = work_folder / "separated/9d0a6f1c/song/stems.json"
+    manifest.write_text(manifest.read_text("utf-8").replace('"drums.wav"', '"../../../song.wav"'))
+    run("song.wav --stems vocals --clean")
+    assert (work_folder / "song.wav").exists()
 
 
 def test_strict_fails_truncated_track(run: Command, work_folder: Path) -> None:
@@ -532,6 +566,13 @@ def test_collisions_are_refused_or_numbered(run: Command, work_folder: Path) -> 
     run("a/song.wav b/song.wav", expect=2)
     assert "a/song.wav" in run.err and "b/song.wav" in run.err
     assert not (work_folder / "separated").exists()
+    write_song(work_folder / "c/song.wav", seed=3)
+    write_song(work_folder / "c/song.flac", seed=4)
+    run("c -o types --collisions error", expect=2)
+    run("c -o types")
+    folders = {path.parent.name for path in (work_folder / "types").glob("*/*/drums.wav")}
+    assert folders == {"song-flac", "song-wav"}
+    assert "c/song.flac: another track has this name, so it is song-flac" in run.err
     run("a/song.wav b/song.wav --collisions number")
     assert (work_folder / "separated/9d0a6f1c/song-2/drums.wav").exists()
     # Stems that would lie on top of a track.

@@ -30,6 +30,8 @@ COMMANDS = {
     "eval": ["eval"],
     "serve": ["serve"],
     "batch": ["batch"],
+    "plot": ["plot"],
+    "completion": ["completion"],
     "config-schema": ["config-schema"],
 }
 """The words before `--help`, by the name of the data file."""
