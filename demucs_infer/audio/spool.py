@@ -19,10 +19,27 @@ import torch
 from torch import Tensor
 
 _READ_FRAMES = 65_536
+_DATA = "samples.f32"
 
 
 class SpoolAbandoned(Exception):
     """Raised for readers of a spool that will not be completed."""
+
+
+def count_frames(folder: Path, shape: tuple[int, int]) -> int:
+    """Return how many samples a spool has now, which another thread may be filling."""
+    return (folder / _DATA).stat().st_size // (4 * shape[0] * shape[1])
+
+
+def read_frames(folder: Path, shape: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Return samples `start` to `stop` of a spool as (S C t), or those that it has of them."""
+    frame_bytes = 4 * shape[0] * shape[1]
+    with (folder / _DATA).open("rb") as data:
+        data.seek(start * frame_bytes)
+        piece = bytearray(data.read((stop - start) * frame_bytes))
+    count = len(piece) // frame_bytes
+    frames = torch.frombuffer(piece, dtype=torch.float32, count=count * shape[0] * shape[1])
+    return frames.view(count, *shape).permute(1, 2, 0)
 
 
 class Spool:
@@ -34,7 +51,7 @@ class Spool:
 
     def __init__(self, folder: Path, stems: int, channels: int) -> None:
         self.shape = (stems, channels)
-        self._data = folder / "samples.f32"
+        self._data = folder / _DATA
         self._journal = folder / "journal"
         self._changed = threading.Condition()
         self._is_finished = False

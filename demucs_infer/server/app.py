@@ -30,7 +30,9 @@ from demucs_infer.server.schemas import (
     PREDICTION,
     Capabilities,
     Health,
+    JobList,
     JobView,
+    Waveform,
     error_responses,
 )
 from demucs_infer.server.settings import ServerSettings
@@ -135,6 +137,12 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
     )
     job: dict[int | str, dict[str, Any]] = {202: {"model": JobView}}
     post("/v1/jobs", routes.create_job, AUDIO, status_code=202, responses=job)
+    get(
+        "/v1/jobs",
+        routes.list_jobs,
+        response_model=JobList,
+        responses=error_responses(400, 422),
+    )
     get("/v1/jobs/{id}", routes.get_job, response_model=JobView, responses=error_responses(404))
     get(
         "/v1/jobs/{id}/events",
@@ -155,6 +163,18 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
         responses=error_responses(404, 409, 410, 416)
         | {206: {"description": "The requested range."}}
         | _content("audio/*"),
+    )
+    get(
+        "/v1/jobs/{id}/stems/{name}/part",
+        routes.get_stem_part,
+        response_class=Response,
+        responses=error_responses(404, 409, 410, 422) | _content("audio/wav"),
+    )
+    get(
+        "/v1/jobs/{id}/stems/{name}/waveform",
+        routes.get_stem_waveform,
+        response_model=Waveform,
+        responses=error_responses(404, 409, 410),
     )
     app.add_api_route(
         "/v1/jobs/{id}",

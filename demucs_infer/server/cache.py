@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from demucs_infer.batch.manifest import Recipe, find_match, read_manifest
 from demucs_infer.batch.output_paths import OutputPaths
@@ -29,9 +30,9 @@ class CachedStems:
 
     folder: Path
     stems: tuple[CachedStem, ...]
-    manifest: dict[str, object]
+    manifest: dict[str, Any]
 
-    def public_manifest(self) -> dict[str, object]:
+    def public_manifest(self) -> dict[str, Any]:
         """Return the manifest without what describes this machine."""
         return {
             name: value for name, value in self.manifest.items() if name not in ("input", "device")

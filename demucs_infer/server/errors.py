@@ -21,6 +21,7 @@ STATUS = {
     "bad_form": 400,
     "bad_request": 400,
     "disconnected": 400,
+    "no_client": 400,
     "not_json": 400,
     "no_key": 401,
     "foreign_origin": 403,
@@ -161,6 +162,11 @@ def model_unavailable(model: ModelSpec, error: Exception) -> ApiError:
         for path in (folder, folder.resolve()) if folder else ():
             reason = reason.replace(f"{path}{os.sep}", "")
     return ApiError("model_unavailable", f"{message}: {reason}")
+
+
+def no_such_job() -> ApiError:
+    """Return the error for a job that does not exist, or belongs to another client."""
+    return ApiError("no_such_job", "no job has this id: it may have expired")
 
 
 def disk_full() -> ApiError:

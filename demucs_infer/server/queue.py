@@ -30,8 +30,10 @@ from demucs_infer.server.errors import (
     disk_full,
     from_exception,
     model_unavailable,
+    no_such_job,
 )
 from demucs_infer.server.model_pool import ModelPool
+from demucs_infer.server.preview import FilePreview, LivePreview, Preview
 from demucs_infer.server.schemas import SeparateRequest, parse_request
 from demucs_infer.server.settings import ServerSettings
 from demucs_infer.server.store import JobRecord, JobStore, Status
@@ -63,6 +65,9 @@ class Job:
     """Whether it outlives the request that created it, and the process."""
 
     slot: Slot | None = None
+    live: LivePreview | None = None
+    """The stems while they are made."""
+
     events: list[dict[str, Any]] = field(default_factory=list)
     fraction: float = 0.0
     stage: str = ""
@@ -224,7 +229,12 @@ class JobQueue:
         return min(max(round(average / len(self.settings.devices)), 1), 600)
 
     async def submit(
-        self, upload: Upload, request: SeparateRequest, *, slot: Slot | None = None
+        self,
+        upload: Upload,
+        request: SeparateRequest,
+        *,
+        slot: Slot | None = None,
+        owner: str = "",
     ) -> Job:
         """Create a job and take ownership of the upload; persistent if `slot` is given."""
         record = JobRecord(
@@ -236,6 +246,7 @@ class JobQueue:
             size=upload.size,
             upload=upload.path.name,
             request=request.model_dump(exclude_defaults=True),
+            owner=owner,
         )
         try:
             job = self._create_job(record, request, upload.path, is_persistent=slot is not None)
@@ -335,6 +346,7 @@ class JobQueue:
     def _start_job(self, worker: ModelWorker, job: Job) -> None:
         self._running[worker] = job
         job.started_at = time.monotonic()
+        job.stage = "load"
         job.record = job.record.replace(status="running", attempts=job.record.attempts + 1)
         self._save(job)
         job.notify()
@@ -342,10 +354,13 @@ class JobQueue:
         def on_event(event: Event) -> None:
             self._call_soon(lambda: self._on_event(job, event))
 
+        def on_start(preview: LivePreview) -> None:
+            self._call_soon(lambda: self._on_started(job, preview))
+
         def work(pool: ModelPool) -> None:
             outcome: TrackResult | Exception
             try:
-                outcome = separate(job.item, pool, on_event)
+                outcome = separate(job.item, pool, on_event, on_start)
             except Exception as error:  # noqa: BLE001 (reported to the client)
                 outcome = error
             if isinstance(outcome, ApiError | JobCancelled):
@@ -359,9 +374,17 @@ class JobQueue:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback)
 
+    def _on_started(self, job: Job, preview: LivePreview) -> None:
+        """Note that the model is loaded."""
+        job.live = preview
+        job.stage = "read"
+        job.notify()
+
     def _on_event(self, job: Job, event: Event) -> None:
         if isinstance(event, ChunkProcessed):
             job.fraction = event.fraction
+            if job.live:
+                job.live.length = round(event.seconds_total * job.live.sample_rate)
         elif isinstance(event, Stage.Started):
             job.stage = event.stage
         job.events.append(event_to_json(event))
@@ -387,7 +410,7 @@ class JobQueue:
         self._dispatch()
 
     def _set_final(self, job: Job, status: Status, error: ApiError | None = None) -> None:
-        job.error = error
+        job.error, job.live = error, None
         job.fraction = 1.0 if status == "done" else job.fraction
         details = None if error is None else error.to_json()["error"]
         job.record = job.record.replace(status=status, finished=time.time(), error=details)
@@ -419,8 +442,14 @@ class JobQueue:
         job = self._jobs.get(id)
         record = job.record if job else self._store.get(id)
         if record is None or (job and not job.is_persistent):
-            raise ApiError("no_such_job", "no job has this id: it may have expired")
+            raise no_such_job()
         return record
+
+    def list_records(self, owner: str, limit: int) -> list[JobRecord]:
+        """Return the jobs of a client, the newest first."""
+        records = self._store.list_by_owner(owner, limit)
+        live = (self._jobs.get(record.id) for record in records)
+        return [job.record if job else record for job, record in zip(live, records)]
 
     def get_job(self, id: str) -> Job | None:
         """Return the job itself, unless it has been dropped from memory."""
@@ -445,6 +474,16 @@ class JobQueue:
         if stems is None:
             raise ApiError("expired", "the stems of this job were deleted: send the track again")
         return stems
+
+    def get_preview(self, record: JobRecord) -> Preview:
+        """Return the stems to listen to; raise `ApiError` if there are none yet, or any more."""
+        job = self._jobs.get(record.id)
+        if job and job.live:
+            return job.live
+        entry = self.get_stems(record)
+        rate = int(entry.manifest["sample_rate"])
+        length = round(float(entry.manifest["duration_seconds"]) * rate)
+        return FilePreview({stem.stem: stem.path for stem in entry.stems}, rate, length)
 
     async def stream_events(
         self, job: Job, after: int = 0

@@ -4,12 +4,14 @@ import asyncio
 import io
 import json
 import wave
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import lru_cache
 from math import inf
 from pathlib import Path
+from typing import TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import ValidationError
@@ -19,9 +21,10 @@ from demucs_infer.audio.formats import FORMATS
 from demucs_infer.demo import song
 from demucs_infer.server.admission import MemoryBudget, Slot, UploadPlace
 from demucs_infer.server.cache import CachedStem, CachedStems
-from demucs_infer.server.errors import ApiError, describe_invalid_fields, stopping
+from demucs_infer.server.errors import ApiError, describe_invalid_fields, no_such_job, stopping
 from demucs_infer.server.metrics import Metrics
 from demucs_infer.server.middleware import get_client
+from demucs_infer.server.preview import Preview, encode_wav
 from demucs_infer.server.queue import Job, JobQueue
 from demucs_infer.server.responses import (
     StemResponse,
@@ -38,17 +41,22 @@ from demucs_infer.server.schemas import (
     ErrorDetail,
     FormatView,
     Health,
+    JobList,
     JobView,
     ModelView,
     PredictRequest,
+    PreviewView,
     RequestSchema,
     SeparateRequest,
     StemView,
+    Waveform,
     add_field,
     parse_request,
 )
 from demucs_infer.server.store import JobRecord
 from demucs_infer.server.uploads import Upload, decode_base64, receive_body, receive_upload
+
+_Value = TypeVar("_Value")
 
 STATIC = Path(__file__).parent / "page"
 
@@ -60,6 +68,7 @@ class Routes:
         self._jobs = jobs
         self._settings = jobs.settings
         self._metrics = metrics
+        self._decoders = CapacityLimiter(2)
         self._memory = MemoryBudget(jobs.settings.json_memory_bytes)
 
     # ── operation ──
@@ -270,17 +279,38 @@ class Routes:
         with self._jobs.admission.begin_upload(get_client(request.scope).name) as place:
             upload, parameters, slot = await self._read_upload(request, "", place)
         with _release_on_error(slot):
-            job = await self._jobs.submit(upload, parameters, slot=slot)
+            owner = get_client(request.scope).owner
+            job = await self._jobs.submit(upload, parameters, slot=slot, owner=owner)
         location = f"{request.scope.get('root_path', '')}/v1/jobs/{job.record.id}"
         return JSONResponse(self._view(job.record).model_dump(), 202, {"Location": location})
 
-    async def get_job(self, id: str) -> JobView:
+    async def list_jobs(self, request: Request, limit: int = Query(50, ge=1, le=200)) -> JobList:
+        """List the jobs of this client: of its API key, or of the secret in `X-Client-Id`."""
+        owner = get_client(request.scope).owner
+        if not owner:
+            raise ApiError(
+                "no_client",
+                "no client to list the jobs of: send the header X-Client-Id, a secret of 16 to 64 "
+                "letters, digits, - or _, here and with new jobs",
+            )
+        return JobList(
+            jobs=[self._view(record) for record in self._jobs.list_records(owner, limit)]
+        )
+
+    def _get_record(self, id: str, request: Request) -> JobRecord:
+        """Return the record of a job; raise `ApiError` if it belongs to another API key."""
+        record, client = self._jobs.get_record(id), get_client(request.scope)
+        if client.has_key and record.owner not in ("", client.owner):
+            raise no_such_job()
+        return record
+
+    async def get_job(self, id: str, request: Request) -> JobView:
         """Return the state of a job."""
-        return self._view(self._jobs.get_record(id))
+        return self._view(self._get_record(id, request))
 
     async def stream_job_events(self, id: str, request: Request) -> StreamingResponse:
         """Stream the events of a job (server-sent events); the last, `end`, is the job itself."""
-        self._jobs.get_record(id)
+        self._get_record(id, request)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdecimal() and len(last) < 9 else 0
         return StreamingResponse(
@@ -303,9 +333,9 @@ class Routes:
             if record.is_final:
                 yield f"event: end\ndata: {self._view(record).model_dump_json()}\n\n"
 
-    async def get_job_stem(self, id: str, name: str) -> StemResponse:
+    async def get_job_stem(self, id: str, name: str, request: Request) -> StemResponse:
         """Return a stem of a job, or parts of it (`Range`)."""
-        record = self._jobs.get_record(id)
+        record = self._get_record(id, request)
         entry = self._jobs.get_stems(record)
         for stem in entry.stems:
             if name in (stem.stem, stem.path.name):
@@ -314,19 +344,61 @@ class Routes:
                     media_type=MIME_TYPES[_get_format(record)],
                     headers={"Content-Disposition": _name_stem(record, stem)},
                 )
-        names = ", ".join(stem.stem for stem in entry.stems)
-        raise ApiError("no_such_stem", f"this job has no stem {name!r}: expected one of {names}")
+        raise _no_such_stem(name, [stem.stem for stem in entry.stems])
 
-    async def get_job_zip(self, id: str) -> StreamedFile:
+    async def get_stem_part(
+        self,
+        id: str,
+        name: str,
+        request: Request,
+        start: float = Query(0, ge=0, le=1e6, description="Seconds."),
+        duration: float = Query(5, gt=0, le=60, description="Seconds."),
+    ) -> Response:
+        """Return a part of a stem as wav, also while the job runs; empty if it is not there yet.
+
+        What a running job has so far may be louder than the final files: the gain against clipping
+        is known at the end only.
+        """
+        preview = self._get_preview(id, name, request)
+        rate = preview.sample_rate
+        first, last = round(start * rate), round((start + duration) * rate)
+        samples = await self._read_preview(preview.read, name, first, last)
+        return Response(await asyncio.to_thread(encode_wav, samples, rate), media_type="audio/wav")
+
+    async def get_stem_waveform(self, id: str, name: str, request: Request) -> Waveform:
+        """Return the waveform of a stem, also while the job runs."""
+        preview = self._get_preview(id, name, request)
+        available = preview.count_frames()
+        peaks = await self._read_preview(preview.measure, name)
+        return Waveform(
+            peaks=[round(float(peak), 4) for peak in peaks],
+            available_seconds=available / preview.sample_rate,
+            duration_seconds=max(preview.length, available) / preview.sample_rate,
+        )
+
+    def _get_preview(self, id: str, name: str, request: Request) -> Preview:
+        preview = self._jobs.get_preview(self._get_record(id, request))
+        if name not in preview.stems:
+            raise _no_such_stem(name, preview.stems)
+        return preview
+
+    async def _read_preview(self, read: Callable[..., _Value], *arguments: object) -> _Value:
+        """Read samples in a thread; few at a time, as decoding takes a core."""
+        try:
+            return await to_thread.run_sync(read, *arguments, limiter=self._decoders)
+        except FileNotFoundError as error:  # the job has just finished, or its stems were deleted
+            raise ApiError("not_done", "the job has just finished: try again") from error
+
+    async def get_job_zip(self, id: str, request: Request) -> StreamedFile:
         """Return all stems of a job as a zip."""
-        record = self._jobs.get_record(id)
+        record = self._get_record(id, request)
         headers = {"Content-Disposition": _name_zip(record)}
         content = iter_zip(self._jobs.get_stems(record))
         return StreamedFile(content, "application/zip", headers=headers)
 
-    async def cancel_job(self, id: str) -> Response:
+    async def cancel_job(self, id: str, request: Request) -> Response:
         """Cancel an unfinished job (202), or delete a finished one (204)."""
-        record = self._jobs.cancel(id)
+        record = self._jobs.cancel(self._get_record(id, request).id)
         if record is None:
             return Response(status_code=204)
         return JSONResponse(self._view(record).model_dump(), 202)
@@ -357,8 +429,22 @@ class Routes:
             seconds=record.seconds,
             is_cached=record.is_cached,
             stems=stems,
+            preview=self._view_preview(record),
             warnings=list(record.warnings),
             error=None if record.error is None else ErrorDetail(**record.error),
+        )
+
+    def _view_preview(self, record: JobRecord) -> PreviewView | None:
+        try:
+            preview = self._jobs.get_preview(record)
+        except ApiError:
+            return None
+        rate, length = preview.sample_rate, preview.length
+        return PreviewView(
+            stems=list(preview.stems),
+            sample_rate=rate,
+            available_seconds=preview.count_frames() / rate,
+            duration_seconds=length / rate if length else None,
         )
 
     # ── pages ──
@@ -402,6 +488,12 @@ def _make_sample() -> bytes:
         mono = (sample.mix.mean(0) * 32767).round().short()
         wav.writeframes(mono.numpy().astype("<i2").tobytes())
     return file.getvalue()
+
+
+def _no_such_stem(name: str, names: Sequence[str]) -> ApiError:
+    return ApiError(
+        "no_such_stem", f"this job has no stem {name!r}: expected one of {', '.join(names)}"
+    )
 
 
 def _health(status_code: int, status: str, message: str = "") -> JSONResponse:

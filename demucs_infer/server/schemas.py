@@ -197,6 +197,15 @@ class StemView(BaseModel):
     url: str = Field(description="Relative to /v1/jobs/.")
 
 
+class PreviewView(BaseModel):
+    """Stems that can be listened to, complete or not; see /v1/jobs/{id}/stems/{name}/part."""
+
+    stems: list[str]
+    sample_rate: int
+    available_seconds: float = Field(description="What can be read now.")
+    duration_seconds: float | None = Field(description="Of the track; None while it is read.")
+
+
 class JobView(BaseModel):
     """The state of a job."""
 
@@ -208,14 +217,29 @@ class JobView(BaseModel):
     created: float = Field(description="Seconds since 1970.")
     expires: float | None = None
     progress: float = Field(ge=0, le=1)
-    stage: str = ""
+    stage: str = Field("", description="Of a running job: load, read, separate, save.")
     seconds_left: float | None = None
     position: int | None = Field(None, description="Number of jobs ahead of this one.")
     seconds: float | None = Field(None, description="Processing time.")
     is_cached: bool = False
     stems: list[StemView] = []
+    preview: PreviewView | None = None
     warnings: list[str] = []
     error: ErrorDetail | None = None
+
+
+class JobList(BaseModel):
+    """The jobs of a client, the newest first."""
+
+    jobs: list[JobView]
+
+
+class Waveform(BaseModel):
+    """The peaks of a stem in columns of equal length, 0 to 1 and above where it would clip."""
+
+    peaks: list[float]
+    available_seconds: float
+    duration_seconds: float
 
 
 class ModelView(BaseModel):

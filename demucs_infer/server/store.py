@@ -3,8 +3,9 @@
 import json
 import logging
 import sqlite3
+import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,16 @@ logger = logging.getLogger(__name__)
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 FINAL: tuple[Status, ...] = ("done", "failed", "cancelled")
 
+_SCHEMA = 2
 _TABLE = """
 create table if not exists jobs (
     id text primary key, status text not null, created real not null, finished real,
-    record text not null
-)
+    record text not null, owner text not null default ''
+);
+create index if not exists jobs_by_owner on jobs (owner, created);
 """
+_MIGRATIONS = {1: "alter table jobs add column owner text not null default ''"}
+"""How a table of that version becomes one of the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,9 @@ class JobRecord:
 
     entry: str = ""
     """Name of the cache entry with the stems."""
+
+    owner: str = ""
+    """A digest of what identifies its client; empty if the client is not known."""
 
     attempts: int = 0
     """How often the job was started; more than once if the process ended meanwhile."""
@@ -72,29 +80,44 @@ class JobStore:
     """Job records by id; used from one thread."""
 
     def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(path, timeout=1, isolation_level=None)
+        """Open the file; one that is damaged is renamed, as the server works without it."""
         try:
-            # Locked until the process ends, however it ends: a second server fails here.
-            self._database.execute("pragma locking_mode = exclusive")
-            self._database.execute("pragma journal_mode = wal")
-            self._database.execute("pragma synchronous = normal")
-            self._database.execute(_TABLE)
-            self._database.execute("begin exclusive")
-            self._database.execute("commit")
-        except sqlite3.Error as error:
-            self._database.close()
+            self._database = self._open(path)
+        except sqlite3.OperationalError as error:
             raise ConfigError(
                 f"data_dir = {str(path.parent)!r} cannot be used ({error}): is another server "
                 "running there? Give each server its own data_dir"
             ) from error
+        except sqlite3.DatabaseError as error:
+            kept = _set_aside(path)
+            logger.error("%s is damaged (%s): jobs are lost; renamed to %s", path, error, kept.name)
+            self._database = self._open(path)
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        database = sqlite3.connect(path, timeout=1, isolation_level=None)
+        try:
+            # Locked until the process ends, however it ends: a second server fails here.
+            database.execute("pragma locking_mode = exclusive")
+            database.execute("pragma journal_mode = wal")
+            database.execute("pragma synchronous = normal")
+            database.execute("begin exclusive")
+            _migrate(database, path)
+            database.execute("commit")
+            if database.execute("pragma quick_check").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("quick_check failed")
+        except BaseException:
+            database.close()
+            raise
+        return database
 
     def put(self, record: JobRecord) -> bool:
         """Insert or replace a record; return False if the disk is full."""
         text = json.dumps({name: getattr(record, name) for name in JobRecord.__slots__})
         try:
             self._database.execute(
-                "insert or replace into jobs values (?, ?, ?, ?, ?)",
-                (record.id, record.status, record.created, record.finished, text),
+                "insert or replace into jobs (id, status, created, finished, record, owner) "
+                "values (?, ?, ?, ?, ?, ?)",
+                (record.id, record.status, record.created, record.finished, text, record.owner),
             )
         except sqlite3.OperationalError as error:
             logger.error("job %s cannot be saved: %s", record.id, error)
@@ -103,22 +126,32 @@ class JobStore:
 
     def get(self, id: str) -> JobRecord | None:
         """Return the record with this id."""
-        row = self._database.execute("select record from jobs where id = ?", (id,)).fetchone()
-        return None if row is None else _parse_record(row[0])
+        return next(iter(self._select("id = ?", id)), None)
 
     def list_unfinished(self) -> list[JobRecord]:
         """Return every job that has not finished, the oldest first."""
         marks = ",".join("?" * len(FINAL))
-        rows = self._database.execute(
-            f"select record from jobs where status not in ({marks}) order by created",
-            FINAL,
-        )
-        return [_parse_record(text) for (text,) in rows]
+        return self._select(f"status not in ({marks}) order by created", *FINAL)
 
     def list_finished(self) -> list[JobRecord]:
         """Return every finished job."""
-        rows = self._database.execute("select record from jobs where finished is not null")
-        return [_parse_record(text) for (text,) in rows]
+        return self._select("finished is not null")
+
+    def list_by_owner(self, owner: str, limit: int) -> list[JobRecord]:
+        """Return the jobs of a client, the newest first."""
+        return self._select("owner = ? order by created desc limit ?", owner, limit)
+
+    def _select(self, condition: str, *values: object) -> list[JobRecord]:
+        """Return the matching records; rows that cannot be read are deleted."""
+        sql = f"select id, record from jobs where {condition}"
+        records = []
+        for id, text in self._database.execute(sql, values).fetchall():
+            try:
+                records.append(_parse_record(text))
+            except (ValueError, TypeError, KeyError) as error:
+                logger.error("the record of job %s is damaged and is deleted: %s", id, error)
+                self.remove(id)
+        return records
 
     def remove(self, id: str) -> None:
         """Delete a record; on a full disk it stays until the next clean-up."""
@@ -130,6 +163,36 @@ class JobStore:
         self._database.close()
 
 
+def _migrate(database: sqlite3.Connection, path: Path) -> None:
+    """Bring the tables to this version; raise `ConfigError` if they are of a later one."""
+    (version,) = database.execute("pragma user_version").fetchone()
+    if version > _SCHEMA:
+        raise ConfigError(
+            f"{path} was made by a later version of demucs-infer: use that, or another data_dir"
+        )
+    has_table = database.execute("select 1 from sqlite_master where name = 'jobs'").fetchone()
+    if has_table:
+        for step in range(max(version, 1), _SCHEMA):  # the first version had no number
+            database.execute(_MIGRATIONS[step])
+    for statement in _TABLE.split(";")[:-1]:
+        database.execute(statement)
+    database.execute(f"pragma user_version = {_SCHEMA}")
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged file and those that belong to it; return the new path."""
+    ending = time.strftime(".damaged-%Y%m%dT%H%M%S")
+    for name in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            file = path.with_name(path.name + name)
+            file.rename(file.with_name(file.name + ending))
+    return path.with_name(path.name + ending)
+
+
 def _parse_record(text: str) -> JobRecord:
     values = json.loads(text)
-    return JobRecord(**values | {"warnings": tuple(values["warnings"])})
+    names = {field.name for field in fields(JobRecord)}
+    if not isinstance(values["request"], dict) or not isinstance(values["created"], int | float):
+        raise ValueError("fields of other types")
+    record = JobRecord(**{name: values[name] for name in names & values.keys()})
+    return record.replace(warnings=tuple(record.warnings))

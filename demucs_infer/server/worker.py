@@ -17,11 +17,13 @@ from demucs_infer.batch.output_paths import OutputPaths
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.batch.runner import BatchRunner
+from demucs_infer.batch.workdir import WorkDir
 from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError
 from demucs_infer.events import ChunkProcessed, Event
 from demucs_infer.options import Request
 from demucs_infer.server.errors import ApiError, disk_full, from_exception, model_unavailable
 from demucs_infer.server.model_pool import ModelPool
+from demucs_infer.server.preview import LivePreview
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +77,18 @@ def check_duration(source: Path, name: str, request: Request, max_duration_secon
         raise _too_long(max_duration_seconds)
 
 
-def separate(item: WorkItem, pool: ModelPool, on_event: Callable[[Event], None]) -> TrackResult:
+def separate(
+    item: WorkItem,
+    pool: ModelPool,
+    on_event: Callable[[Event], None],
+    on_start: Callable[[LivePreview], None],
+) -> TrackResult:
     """Write the stems of a track; raise `ApiError`, `JobCancelled` or `WorkerStopped`."""
     deadline = time.monotonic() + item.max_seconds
+    separator = _configure(item, pool)
+    on_start(_make_preview(item, separator))
     batch = BatchRunner(
-        _configure(item, pool),
+        separator,
         item.model,
         item.request,
         weights=item.weights,
@@ -94,6 +103,11 @@ def separate(item: WorkItem, pool: ModelPool, on_event: Callable[[Event], None])
             on_event(event)
             _check_limits(event, item, deadline)
     raise AssertionError("the events of a track end with its result")
+
+
+def _make_preview(item: WorkItem, separator: Separator) -> LivePreview:
+    folder = WorkDir(item.output.folder, item.output.manifest).data_folder
+    return LivePreview(folder, separator.stems, separator.audio_channels, separator.samplerate)
 
 
 def _configure(item: WorkItem, pool: ModelPool) -> Separator:

@@ -270,7 +270,7 @@ def test_silence_stays_silent(web: TestClient) -> None:
     ("path", "method", "expected"),
     [
         ("/v1/jobs/x", "PUT", "DELETE, GET, HEAD"),
-        ("/v1/jobs", "DELETE", "POST"),
+        ("/v1/jobs", "DELETE", "GET, HEAD, POST"),
         ("/health", "POST", "GET, HEAD"),
         ("/static/app.js", "POST", "GET, HEAD"),
     ],
@@ -481,6 +481,63 @@ def test_running_job_is_cancelled_within_one_batch(web: TestClient) -> None:
     assert after <= seen + 2 and after < live.events[-1].get("total_batches", 1e9)
 
 
+@pytest.mark.parametrize("format", ["wav", "flac", "mp3"])
+def test_parts_of_stem_join_to_the_whole(web: TestClient, format: str) -> None:
+    parameters = {**PLAIN, "format": format}
+    job = web.post("/v1/jobs", params=parameters, content=song(1.3, 61)).json()
+    view = wait_for_job(web, job)
+    preview = view["preview"]
+    assert preview["stems"] == STEMS and preview["sample_rate"] == RATE
+    assert preview["available_seconds"] == preview["duration_seconds"] == 1.3
+    whole = soundfile.read(
+        io.BytesIO(web.get(f"/v1/jobs/{view['stems'][1]['url']}").content), always_2d=True
+    )[0]
+    path = f"/v1/jobs/{job['id']}/stems/bass"
+    parts = [
+        decode_wav(web.get(f"{path}/part", params={"start": start, "duration": 0.5}).content)
+        for start in (0, 0.5, 1)
+    ]
+    assert sum(map(len, parts)) == len(whole) == 1.3 * RATE
+    assert abs(np.concatenate(parts) - whole.clip(-1, 1)).max() < 1e-3
+    waveform = web.get(f"{path}/waveform").json()
+    assert max(waveform["peaks"]) == pytest.approx(abs(whole).max(), abs=1e-3)
+    assert waveform["duration_seconds"] == 1.3 and 0 not in waveform["peaks"]
+    beyond = web.get(f"{path}/part", params={"start": 99})
+    assert beyond.status_code == 200 and len(decode_wav(beyond.content)) == 0
+    for bad in ({"start": "-1"}, {"start": "nan"}, {"duration": 0}, {"duration": 61}):
+        assert read_error(web.get(f"{path}/part", params=bad)) == (422, "invalid_request")
+    assert read_error(web.get(f"{path.replace('bass', 'kazoo')}/part")) == (404, "no_such_stem")
+
+
+def test_stems_can_be_heard_while_they_are_made(web: TestClient) -> None:
+    long = {"model": "bag", "shifts": "15", "overlap": "0.2", "bits": "32", "clip": "none"}
+    job = web.post("/v1/jobs", params=long, content=song(8.0, seed=62)).json()
+    where = f"/v1/jobs/{job['id']}"
+    wait_until(lambda: (web.get(where).json()["preview"] or {}).get("available_seconds", 0) > 1)
+    early = web.get(f"{where}/stems/bass/part", params={"duration": 1})
+    waveform = web.get(f"{where}/stems/bass/waveform").json()
+    assert web.get(where).json()["status"] == "running"
+    assert 1 < waveform["available_seconds"] < waveform["duration_seconds"] == 8
+    assert waveform["peaks"][0] > 0 and waveform["peaks"][-1] == 0
+    wait_for_job(web, job)
+    late = web.get(f"{where}/stems/bass/part", params={"duration": 1})
+    assert early.content == late.content and len(decode_wav(early.content)) == RATE
+
+
+def test_client_lists_its_own_jobs(web: TestClient) -> None:
+    mine, other = {"X-Client-Id": "a" * 20}, {"X-Client-Id": "b" * 20}
+    ids = [
+        web.post("/v1/jobs", params=PLAIN, content=song(0.2, seed), headers=mine).json()["id"]
+        for seed in (71, 72)
+    ]
+    listed = web.get("/v1/jobs", headers=mine).json()["jobs"]
+    assert [job["id"] for job in listed] == ids[::-1]
+    assert len(web.get("/v1/jobs?limit=1", headers=mine).json()["jobs"]) == 1
+    assert web.get("/v1/jobs", headers=other).json() == {"jobs": []}
+    assert read_error(web.get("/v1/jobs")) == (400, "no_client")
+    assert read_error(web.get("/v1/jobs", headers={"X-Client-Id": "short"})) == (400, "no_client")
+
+
 # ── cache ──
 
 
@@ -571,6 +628,23 @@ def test_api_key_is_required(repo: Path, tmp_path: Path) -> None:
         assert web.get("/v1/models", headers={"X-API-Key": "battery staple"}).status_code == 200
         bearer = {"Authorization": "Bearer correct horse"}
         assert web.get("/metrics", headers=bearer).status_code == 200
+
+
+def test_api_key_does_not_see_jobs_of_another(repo: Path, tmp_path: Path) -> None:
+    keys = ("correct horse", "battery staple")
+    mine, other = ({"X-API-Key": key, "X-Client-Id": "c" * 20} for key in keys)
+    with client(repo, tmp_path, api_keys=keys) as web:
+        job = web.post("/v1/jobs", params=PLAIN, content=SONG, headers=mine).json()["id"]
+        wait_until(lambda: web.get(f"/v1/jobs/{job}", headers=mine).json()["status"] == "done")
+        for path in ("", "/events", "/stems.zip", "/stems/bass", "/stems/bass/part",
+                     "/stems/bass/waveform"):  # fmt: skip
+            assert web.get(f"/v1/jobs/{job}{path}", headers=mine).status_code == 200
+            refused = web.get(f"/v1/jobs/{job}{path}", headers=other)
+            assert read_error(refused) == (404, "no_such_job")
+        refused = web.delete(f"/v1/jobs/{job}", headers=other)
+        assert read_error(refused) == (404, "no_such_job")
+        assert web.get("/v1/jobs", headers=other).json() == {"jobs": []}
+        assert len(web.get("/v1/jobs", headers=mine).json()["jobs"]) == 1
 
 
 def test_cors_allows_listed_origins_only(repo: Path, web: TestClient, tmp_path: Path) -> None:
