@@ -112,6 +112,7 @@ def make_runner(
             cast(Precision, precision),
             device=device,
             consume_weights=consume_weights,
+            for_compiler=bool(compile),
         )
         backend = "inductor" if compile is True else compile
         return cast(Network, compile_network(fast, backend) if backend else fast)

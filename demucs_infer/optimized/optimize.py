@@ -13,6 +13,10 @@ from demucs_infer.layers import DecoderLayer, EncoderLayer
 from demucs_infer.optimized import attention, istft, kernels, unet
 from demucs_infer.optimized.attention import FastTransformer
 from demucs_infer.optimized.autocast import AutocastNetwork
+from demucs_infer.optimized.gpu import spectra
+from demucs_infer.optimized.gpu.arithmetic import PRECISIONS as GPU_PRECISIONS
+from demucs_infer.optimized.gpu.build import optimize_for_gpu
+from demucs_infer.optimized.gpu.graphs import CudaGraphs
 from demucs_infer.optimized.istft import InverseStft
 from demucs_infer.optimized.unet import (
     FastDecoder,
@@ -22,6 +26,7 @@ from demucs_infer.optimized.unet import (
     FastWaveEncoder,
 )
 from demucs_infer.options import Precision
+from demucs_infer.spec import complex_device
 from demucs_infer.transformer import CrossTransformer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,11 +74,13 @@ def optimize(
     *,
     device: str | torch.device = "cpu",
     consume_weights: bool = False,
+    for_compiler: bool = False,
 ) -> Any:
     """Return an optimized copy of `network`, or `network` itself where there is nothing to gain.
 
     "fp32" changes only the order of sums. "bf16" and "fp16" compute products and convolutions in
-    reduced precision and keep norms, residual streams, softmax and spectra in float32.
+    reduced precision and keep norms, residual streams, softmax and spectra in float32. On a GPU,
+    the copy has no steps that stop PyTorch's compiler if `for_compiler`.
 
     `consume_weights` releases the weights of `network` that the copy has in its own layout, so that
     `network` cannot run any more. It is ignored in reduced precision, where `network` is still
@@ -84,11 +91,16 @@ def optimize(
         raise ValueError("this network's weights were released to an optimized copy: reload it")
     device = torch.device(device)
     precision = choose_precision(precision, device)
-    if device.type != "cpu" or not isinstance(network, Hybrid | Demucs):
-        return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])
-    return _optimize_for_cpu(
-        network, DTYPES[precision], consume_weights=consume_weights and precision == "fp32"
-    )
+    if isinstance(network, Hybrid | Demucs):
+        if device.type == "cpu":
+            consume_weights = consume_weights and precision == "fp32"
+            return _optimize_for_cpu(network, DTYPES[precision], consume_weights=consume_weights)
+        if device.type == "cuda" and precision in GPU_PRECISIONS and not for_compiler:
+            graphs = CudaGraphs(device)
+            return optimize_for_gpu(network, GPU_PRECISIONS[precision], device, graphs=graphs)
+    if isinstance(network, Hybrid) and complex_device(device) != device:
+        network = spectra.compute_without_complex(network, device)
+    return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])
 
 
 def _optimize_for_cpu(

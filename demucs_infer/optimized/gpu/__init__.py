@@ -1,0 +1,1 @@
+"""Run networks on a GPU: half-precision products, fused steps, captured graphs."""

@@ -1,0 +1,130 @@
+"""Capture the core of a network as a graph per batch size, so that one launch replaces hundreds.
+
+A GPU waits for the launches of small batches: a window of htdemucs has some 600 kernels. Batches
+are padded to the few sizes that are captured, and the outputs are cut back.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from demucs_infer.errors import is_out_of_memory
+
+Core: TypeAlias = Callable[..., Any]
+"""A function of tensors that returns one or several, all with the batch as their first axis."""
+
+CAPTURED_SIZES = (1, 2, 4, 8, 16)
+
+_MAX_GRAPHS = 8
+"""Graphs keep their memory: networks whose windows have any length would fill the device."""
+
+
+class Graphs(Protocol):
+    """What captures graphs: CUDA, or a counter in tests."""
+
+    def capture(self, core: Core, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
+        """Return a function that computes the outputs anew from the inputs, and the outputs."""
+
+
+class CudaGraphs:
+    """Graphs of one device, which share their memory: only one runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
+
+    def capture(self, core: Core, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
+        """Capture `core` on a stream of its own, after a run that fills its caches."""
+        current = torch.cuda.current_stream(self._device)
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            core(*inputs)
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on allocating and copying meanwhile.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode=mode):
+            outputs = core(*inputs)
+        self._pool = self._pool or graph.pool()
+        return graph.replay, outputs
+
+
+class _Captured:
+    """A graph with the tensors that it reads and writes."""
+
+    def __init__(
+        self, graphs: Graphs, core: Core, key: tuple[torch.Size, ...], inputs: Sequence[Tensor]
+    ) -> None:
+        self._inputs = tuple(x.new_zeros(shape) for x, shape in zip(inputs, key, strict=True))
+        self._fill(inputs)
+        self._replay, self._outputs = graphs.capture(core, self._inputs)
+
+    def _fill(self, inputs: Sequence[Tensor]) -> None:
+        for target, source in zip(self._inputs, inputs, strict=True):
+            target[: len(source)].copy_(source)  # what follows is left from earlier, and ignored
+
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        """Run the graph on `inputs`, of which the batch may be smaller."""
+        self._fill(inputs)
+        self._replay()
+        batch = len(inputs[0])
+        if isinstance(self._outputs, Tensor):
+            return self._outputs[:batch].clone()
+        return tuple(x[:batch].clone() for x in self._outputs)
+
+
+class GraphedCore:
+    """Run a core eagerly at first, and as a graph from the second batch of a size on.
+
+    The first batch warms up what a capture must not: libraries, kernels, tables. A core that cannot
+    be captured runs eagerly for good, with a warning.
+    """
+
+    def __init__(self, core: Core, graphs: Graphs, sizes: Sequence[int] = CAPTURED_SIZES) -> None:
+        self._core = core
+        self._graphs: Graphs | None = graphs
+        self._sizes = sorted(sizes)
+        self._seen: set[tuple[torch.Size, ...]] = set()
+        self._captured: dict[tuple[torch.Size, ...], _Captured] = {}
+        self._lock = Lock()
+        """Held while a graph runs: its inputs and outputs are always the same memory."""
+
+    def __call__(self, *inputs: Tensor | None) -> Any:
+        """Return what the core returns."""
+        tensors = [x for x in inputs if x is not None]
+        size = next((size for size in self._sizes if size >= len(tensors[0])), None)
+        if self._graphs is None or size is None or len(tensors) < len(inputs):
+            return self._core(*inputs)
+        key = tuple(torch.Size((size, *x.shape[1:])) for x in tensors)
+        with self._lock:
+            if key not in self._seen:
+                self._seen.add(key)
+                return self._core(*inputs)
+            if key not in self._captured and len(self._captured) < _MAX_GRAPHS:
+                self._capture(key, tensors)
+            if key in self._captured:
+                return self._captured[key].run(tensors)
+        return self._core(*inputs)
+
+    def _capture(self, key: tuple[torch.Size, ...], inputs: Sequence[Tensor]) -> None:
+        """Capture the core for inputs of these shapes, if that is possible."""
+        assert self._graphs is not None
+        try:
+            self._captured[key] = _Captured(self._graphs, self._core, key, inputs)
+        except RuntimeError as error:
+            self.release()
+            if is_out_of_memory(error):
+                raise  # the caller retries with a smaller batch
+            self._graphs = None
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"no graph could be captured, running without: {reason}", stacklevel=2)
+
+    def release(self) -> None:
+        """Free the memory of all graphs."""
+        self._captured.clear()
+        self._seen.clear()
