@@ -1,36 +1,56 @@
-"""Steps between the products of a network, each in one pass over its input.
+"""Steps between the products of a network, each in one or two passes over its input.
 
 On a GPU each is a kernel of `triton_kernels`, if Triton is there; the functions here give the same
-result in plain PyTorch, anywhere. All of them compute in float32 and store in the type of their
-input, rounded by `store` where half precision is emulated.
+result in plain PyTorch, anywhere. All of them compute in float32, and store as `out` does.
 
-Shapes: R rows that are normalized independently, T steps, C channels, N = any leading axes.
+Shapes: R rows that are normalized independently, T steps, C channels, F bins; `...` any axes.
 """
 
-from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Store = Callable[[Tensor], Tensor]
+from demucs_infer.optimized.gpu.arithmetic import Arithmetic
+
+
+@cache
+def load_kernels() -> Any:
+    """Return the module of the kernels, or None where there is no Triton (Windows, macOS)."""
+    try:
+        return import_module("demucs_infer.optimized.gpu.triton_kernels")
+    except ImportError:
+        return None
+
+
+def _find_kernels(x: Tensor) -> Any:
+    return load_kernels() if x.is_cuda else None
 
 
 def add_bias_and_gelu(
-    x: Tensor, bias: Tensor, store: Store, *, gelu: bool = True, inject: Tensor | None = None
+    x: Tensor, bias: Tensor, out: Arithmetic, *, gelu: bool = True, inject: Tensor | None = None
 ) -> Tensor:
-    """Return gelu(x + bias + inject) of (N C); `inject` has the shape of `x`."""
+    """Return gelu(x + bias + inject) of (... C); `inject` has the shape of `x`."""
+    if kernels := _find_kernels(x):
+        y: Tensor = kernels.add_bias_and_gelu(x, bias, out.dtype, gelu=gelu, inject=inject)
+        return y
     y = x.float() + bias
     if inject is not None:
         y = y + inject.float()
-    return store(F.gelu(y) if gelu else y)
+    return out.store(F.gelu(y) if gelu else y)
 
 
-def gate(x: Tensor, bias: Tensor, store: Store, offset: Tensor | None = None) -> Tensor:
-    """Return values * sigmoid(gates) + offset: (N 2C) -> (N C), `offset` broadcast."""
+def gate(x: Tensor, bias: Tensor, out: Arithmetic, offset: Tensor | None = None) -> Tensor:
+    """Return values * sigmoid(gates), (B F T 2C) -> (B F T C), plus an offset (F 1 C)."""
+    if kernels := _find_kernels(x):
+        y: Tensor = kernels.gate(x, bias, out.dtype, offset)
+        return y
     values, gates = (x.float() + bias).chunk(2, -1)
     y = values * gates.sigmoid()
-    return store(y if offset is None else y + offset)
+    return out.store(y if offset is None else y + offset)
 
 
 def normalize_and_gelu(
@@ -39,17 +59,20 @@ def normalize_and_gelu(
     gain: Tensor,
     shift: Tensor,
     epsilon: float,
-    store: Store,
+    out: Arithmetic,
     channels: int,
 ) -> Tensor:
     """Return gelu(norm(x + bias)) of (R T C); channels from `channels` on are padding, and stay 0.
 
     The norm is over all steps and channels of a row, with `gain` and `shift` per channel.
     """
+    if kernels := _find_kernels(x):
+        y: Tensor = kernels.normalize(x, bias, gain, shift, epsilon, out.dtype, channels, gelu=True)
+        return y
     y = x.float() + bias
     variance, mean = _measure_rows(y[..., :channels])
     y = (y - mean) * (torch.rsqrt(variance + epsilon) * gain) + shift
-    return store(F.gelu(y))
+    return out.store(F.gelu(y))
 
 
 def normalize_and_gate(
@@ -59,18 +82,28 @@ def normalize_and_gate(
     epsilon: float,
     scale: Tensor,
     stream: Tensor,
-    store: Store,
+    out: Arithmetic,
 ) -> Tensor:
     """Return stream + scale * glu(norm(x)): (R T 2C) and (R T C) -> (R T C)."""
+    if kernels := _find_kernels(x):
+        total: Tensor = kernels.normalize_and_gate(
+            x, gain, shift, epsilon, scale, stream, out.dtype
+        )
+        return total
     y = x.float()
     variance, mean = _measure_rows(y)
     y = (y - mean) * (torch.rsqrt(variance + epsilon) * gain) + shift
     values, gates = y.chunk(2, -1)
-    return store(stream.float() + scale * values * gates.sigmoid())
+    return out.store(stream.float() + scale * values * gates.sigmoid())
 
 
 def normalize_rows(x: Tensor, gain: Tensor, shift: Tensor, epsilon: float) -> Tensor:
     """Normalize (R T C) over all steps and channels of a row, in float32."""
+    if kernels := _find_kernels(x):
+        y: Tensor = kernels.normalize(
+            x, None, gain, shift, epsilon, torch.float32, x.shape[-1], gelu=False
+        )
+        return y
     variance, mean = _measure_rows(x)
     return (x - mean) * (torch.rsqrt(variance + epsilon) * gain) + shift
 
@@ -82,12 +115,15 @@ def add_and_normalize(
     gain: Tensor,
     shift: Tensor,
     epsilon: float,
-    store: Store,
+    out: Arithmetic,
 ) -> tuple[Tensor, Tensor]:
     """Return x + scale * branch, in float32, and its norm over the channels of each token."""
+    if kernels := _find_kernels(x):
+        total, y = kernels.add_and_normalize(x, branch, scale, gain, shift, epsilon, out.dtype)
+        return total, y
     if branch is not None:
         x = torch.addcmul(x, branch.float(), scale)
-    return x, store(F.layer_norm(x, x.shape[-1:], gain, shift, epsilon))
+    return x, out.store(F.layer_norm(x, x.shape[-1:], gain, shift, epsilon))
 
 
 def _measure_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ class GpuBranch:
             view_as_matrix(self._conv(y)),
             self._conv.bias,
             *self._norm,
-            self._arithmetic.store,
+            self._arithmetic,
             self._hidden,
         )
         wide = self._arithmetic.multiply(hidden, *self._mix)
@@ -105,7 +105,7 @@ class GpuBranch:
             self._mix_epsilon,
             self._scale,
             view_as_matrix(y),
-            stream.store,
+            stream,
         )
         return view_as_planes(rows, len(y))
 
@@ -155,19 +155,18 @@ class GpuDown:
 
     def apply(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
         """Encode (B C F T); `inject` (B C' F' T') is added before the activation."""
-        store = self._arithmetic.store
         y = self._conv(x)
         rows = fused.add_bias_and_gelu(
             view_as_matrix(y),
             self._conv.bias,
-            store,
+            self._arithmetic,
             inject=None if inject is None else view_as_matrix(inject.expand_as(y)),
         )
         y = self._dconv.apply(view_as_planes(rows, len(x)), self._arithmetic)
         wide = self._arithmetic.multiply(view_as_matrix(y), self._rewrite)
         offset = None if self.offset is None else self.offset[: y.shape[2], None]
         gated = fused.gate(
-            wide.unflatten(0, (len(x), -1)), self._rewrite_bias, store, offset
+            wide.unflatten(0, (len(x), -1)), self._rewrite_bias, self._arithmetic, offset
         ).flatten(0, 1)
         return view_as_planes(gated, len(x))
 
@@ -207,12 +206,12 @@ class GpuUp:
 
     def apply(self, x: Tensor) -> Tensor:
         """Decode (B C F T)."""
-        store, batch = self._arithmetic.store, len(x)
+        batch = len(x)
         wide = view_as_matrix(self._rewrite(x))
-        y = view_as_planes(fused.gate(wide, self._rewrite.bias, store), batch)
+        y = view_as_planes(fused.gate(wide, self._rewrite.bias, self._arithmetic), batch)
         z = self._up(self._dconv.apply(y, self._arithmetic))
-        keep: Any = (lambda x: x.float()) if self._last else store
-        rows = fused.add_bias_and_gelu(view_as_matrix(z), self._up.bias, keep, gelu=not self._last)
+        out = Arithmetic("float32") if self._last else self._arithmetic
+        rows = fused.add_bias_and_gelu(view_as_matrix(z), self._up.bias, out, gelu=not self._last)
         return view_as_planes(rows, batch)
 
 

@@ -82,16 +82,16 @@ class GpuLayer:
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Apply attention and perceptron to (B N C); a cross layer attends to `other`."""
-        store = self._attention_arithmetic.store
+        out = self._attention_arithmetic
         unscaled = self._scales[0]  # ignored without a branch
-        _, y = fused.add_and_normalize(x, None, unscaled, *self._norm, store)
+        _, y = fused.add_and_normalize(x, None, unscaled, *self._norm, out)
         memory = None
         if other is not None:
-            _, memory = fused.add_and_normalize(other, None, unscaled, *self._norm_other, store)
+            _, memory = fused.add_and_normalize(other, None, unscaled, *self._norm_other, out)
         branch = self._attention(y, memory)
-        store = self._arithmetic.store
-        x, y = fused.add_and_normalize(x, branch, self._scales[0], *self._norm_last, store)
-        hidden = store(F.gelu(self._arithmetic.multiply(y, *self._up)))
+        out = self._arithmetic
+        x, y = fused.add_and_normalize(x, branch, self._scales[0], *self._norm_last, out)
+        hidden = out.store(F.gelu(out.multiply(y, *self._up)))
         x = torch.addcmul(
             x, self._arithmetic.multiply(hidden, *self._down).float(), self._scales[1]
         )
