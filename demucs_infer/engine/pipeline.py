@@ -21,6 +21,12 @@ from torch import Tensor
 
 from demucs_infer.audio.channels import convert_channels
 from demucs_infer.engine.blend import Blend
+from demucs_infer.engine.device_track import (
+    DeviceTrack,
+    download,
+    runs_beside_cpu,
+    share_queue,
+)
 from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.network import Ensemble
 from demucs_infer.engine.plan import ChunkBatch
@@ -176,6 +182,8 @@ def separate_many(
         requests = stack.enter_context(closing(_requests(tracks, config)))
         groups = stack.enter_context(closing(_batch_across_tracks(requests, max_tracks_per_batch)))
         background = options.jobs if isinstance(options.jobs, int) else 0
+        if max_tracks_per_batch > 1 and runs_beside_cpu(config.device):
+            background = _count_in_flight(config)
         max_tracks = max_tracks_per_batch + background
         for item in stack.enter_context(closing(_run_groups(groups, config, pool, max_tracks))):
             if isinstance(item, tuple):
@@ -279,9 +287,21 @@ def _add_to_group(
         yield waiting.pop(request.key)
 
 
+def _count_in_flight(config: RunConfig) -> int:
+    """Return how many batches run or wait for their turn while earlier ones are stitched."""
+    windows = config.parallelism.windows
+    # A GPU has the next batch in its queue while the CPU deals with the one before.
+    return max(windows, 2) if runs_beside_cpu(config.device) else windows
+
+
 @contextmanager
 def _open_pool(config: RunConfig) -> Iterator[Executor | None]:
     """Open the threads that run the windows; None if the calling thread does as well."""
+    if runs_beside_cpu(config.device):
+        # One thread, because batches are queued in turn, and graphs run one at a time.
+        with ThreadPoolExecutor(1, "demucs-gpu", share_queue(config.device)) as pool:
+            yield pool
+        return
     windows = config.parallelism.windows
     if not windows or (windows == torch.get_num_threads() == 1 and config.options.jobs == "auto"):
         yield None
@@ -337,7 +357,7 @@ def _run_groups(
             else:
                 in_flight.append(_InFlight(announced, pool.submit(_run_batch, item, config), index))
                 announced = []
-                if len(in_flight) > config.parallelism.windows:
+                if len(in_flight) > _count_in_flight(config):
                     yield from finish_first()
         while in_flight:
             yield from finish_first()
@@ -381,7 +401,8 @@ class _TrackState:
     def __init__(self, index: int, track: Track, config: RunConfig) -> None:
         self.index = index
         self.is_over = False
-        self._track = track
+        on_device = runs_beside_cpu(config.device)
+        self._track = DeviceTrack.place(track, config.device) if on_device else track
         self._config = config
         self._level: Level | None = None  # the track is left at its own level
 
@@ -390,7 +411,10 @@ class _TrackState:
         config, track = self._config, self._track
         if config.options.normalize:
             yield Stage.Started("normalize")
-            self._level = getattr(track, "level", None) or measure(track.blocks())
+            if isinstance(track, DeviceTrack):
+                self._level = track.measure()
+            else:
+                self._level = getattr(track, "level", None) or measure(track.blocks())
             length = self._level.length
             yield Stage.Completed("normalize")
         else:
@@ -487,8 +511,14 @@ class _TrackState:
         if self._config.stems.needs_mixture:
             mixture = self._buffer.read(start, self._blend.start)
         stems = stems if self._level is None else self._level.restore(stems)
-        stems = stems.to(self._buffer.device)
-        yield Block(start, self._config.stems.derive(stems, mixture))
+        if not isinstance(self._track, DeviceTrack):
+            stems = stems.to(self._buffer.device)
+            yield Block(start, self._config.stems.derive(stems, mixture))
+            return
+        # Another device, if the network fell back to the CPU.
+        mixture = None if mixture is None else mixture.to(stems.device)
+        stems = self._config.stems.derive(stems, mixture)
+        yield Block(start, download(stems, self._track.home))
 
     def _positions(self, batch: ChunkBatch) -> tuple[Position, ...]:
         passes = self._plan.passes

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from demucs_infer.engine.device_track import free_device_memory, upload
 from demucs_infer.engine.network import Network, as_tensor
 from demucs_infer.engine.queries import QueryAdapter
 from demucs_infer.errors import SeparationError, is_out_of_memory
@@ -176,9 +177,9 @@ class Runner:
         if options.batch_size == "auto":
             device = self.device_for(network)
             if device.type == "cuda":
-                free, _ = torch.cuda.mem_get_info(device)
                 # Half of it, because the estimate is rough.
-                size = max(1, min(_MAX_AUTO_BATCH, free // 2 // (window * _BYTES_PER_SAMPLE)))
+                free = free_device_memory(device) // 2
+                size = max(1, min(_MAX_AUTO_BATCH, free // (window * _BYTES_PER_SAMPLE)))
         return min(size, self._limits.get(network, size))
 
     def infer(
@@ -226,6 +227,7 @@ class Runner:
             reason = str(error).partition("\n")[0]
         # Not inside `except`: the traceback keeps the frames of the failed forward, and with them
         # its tensors, until the exception is gone.
+        self._release_memory(network, options.precision)
         if self.device_for(network).type == "cuda":
             torch.cuda.empty_cache()
         return reason
@@ -271,14 +273,12 @@ class Runner:
         target = torch.device("cpu") if cpu_copy is not None else self.device_for(network)
         run = network if cpu_copy is None else cpu_copy
         flat = windows.flatten(0, -3)
-        if target.type == "cuda" and not flat.is_cuda:
-            flat = flat.pin_memory()  # without it, `non_blocking` has no effect
         selected = list(stems)
         is_all = selected == list(range(len(network.sources)))
         forward_stems = None if is_all else _find_forward_stems(run)
         # Entered here and not around the stream: a generator would leak it to the consumer.
         with torch.inference_mode():
-            flat = flat.to(target, non_blocking=True)
+            flat = upload(flat, target)
             if forward_stems is not None:
                 output, selected = forward_stems(flat, selected), list(range(len(selected)))
             else:
@@ -307,6 +307,12 @@ class Runner:
             if key not in self._prepared:
                 self._prepared[key] = self._prepare(network, precision)
             return self._prepared[key]
+
+    def _release_memory(self, network: Network, precision: str) -> None:
+        """Let the fast version of `network` free what it keeps between batches, such as graphs."""
+        release = getattr(self._prepared.get((network, precision)), "release_memory", None)
+        if release is not None:
+            release()
 
     def _can_fall_back(self, network: Network, options: SeparationOptions) -> bool:
         on_device = self.device_for(network).type != "cpu" and network not in self._on_cpu

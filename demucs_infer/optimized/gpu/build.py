@@ -57,7 +57,10 @@ def _wrap(network: nn.Module, name: str, graphs: Graphs | None) -> None:
         with exact_sums():
             return original(*tensors)
 
-    object.__setattr__(network, name, run if graphs is None else GraphedCore(run, graphs))
+    core = run if graphs is None else GraphedCore(run, graphs)
+    object.__setattr__(network, name, core)
+    if isinstance(core, GraphedCore):
+        object.__setattr__(network, "release_memory", core.release)
 
 
 def build_gpu_network(network: Hybrid | Demucs, precision: Precision) -> nn.Module:
