@@ -1,1 +1,1 @@
-"""From a track and a network to final stem blocks: tensors in, tensors out."""
+"""Separate a track with networks: plan, run and blend windows; tensors in, tensors out."""

@@ -1,7 +1,7 @@
-"""Blend the passes of a track: the weighted mean over the members of a bag and over shifts.
+"""Average the passes over a track: the time shifts of each network, and the networks of a bag.
 
-Shapes: S stems, C channels, t samples of a block, W samples of a window; `...` are recordings
-that are separated side by side.
+Shapes: S stems, C channels, t samples of a block, W samples of a window; `...` any leading axes,
+for recordings that are separated together.
 """
 
 import torch
@@ -11,17 +11,17 @@ from demucs_infer.engine.plan import Chunk, Plan
 from demucs_infer.engine.run_config import RunConfig
 from demucs_infer.engine.stitch import OverlapAdd, make_window, usable_weights
 
-# A triangle is never 0, but a high power of it can be. The floor is too small to change a sum of
-# upstream's weights, so that the numbers stay upstream's.
+# Smallest weight per window shape. A triangle is never 0, but a high power of it can underflow.
+# 1e-30 is too small to change the sum of upstream's weights, so results stay equal to upstream's.
 _FLOOR = {"triangle": 1e-30}
 
 
 class Blend:
-    """Weighted mean over members and shifts, available as far as every pass is complete."""
+    """Weighted mean of all passes, available up to the sample that every pass has completed."""
 
     def __init__(self, plan: Plan, config: RunConfig, start: int = 0) -> None:
         self.start = start
-        """First sample not yet taken."""
+        """First sample that `take` has not returned yet."""
         self._plan = plan
         self._config = config
         self._left = plan.num_left(start)
@@ -71,12 +71,12 @@ class Blend:
         )
 
     def _member_mean(self, member: int, stop: int) -> Tensor:
-        """Return the mean over the shifts of `member`."""
+        """Return the mean over the time shifts of the network `member`, up to sample `stop`."""
         total: Tensor | None = None
         for pass_, stitched in zip(self._plan.passes, self._passes):
             if pass_.member != member:
                 continue
-            # A shifted grid begins before the track: those samples are dropped.
+            # A shifted grid of chunks begins before the track: drop the samples outside.
             samples = stitched.take(stop)
             samples = samples[..., samples.shape[-1] - (stop - self.start) :]
             total = samples if total is None else total.add_(samples)
@@ -84,27 +84,27 @@ class Blend:
         return total.div_(max(1, self._config.options.shifts))
 
     def _add_weighted(self, result: Tensor | None, member: int, mean: Tensor) -> Tensor:
-        """Add the stems that `member` computes, each times its weight."""
+        """Add to `result` the stems that the network `member` computes, each times its weight."""
         config = self._config
         assert config.ensemble.weights is not None
         computed, select = config.stems.computed, config.member_stems[member]
         if result is None:
             shape = (*mean.shape[:-3], len(computed), *mean.shape[-2:])
             result = torch.zeros(shape, device=mean.device)
-        mean = mean.to(result.device)  # another one, if a member fell back to the CPU
+        mean = mean.to(result.device)  # differs if this network fell back to the CPU
         for at, stem in enumerate(select):
             weight = config.ensemble.weights[member][stem]
             result[..., computed.index(stem), :, :] += mean[..., at, :, :] * weight
         return result
 
     def _window_weights(self, member: int, length: int, device: torch.device) -> Tensor:
-        """Return the weights of a chunk of `length` samples, computed once per member."""
+        """Return the weights of a chunk of `length` samples, cached per network and device."""
         options = self._config.options
         if not options.split:
             return torch.ones(length, device=device)
         weights = self._weights.get((member, device))
         if weights is None or len(weights) < length:
-            # Not for the whole segment: it may be far longer than the track, and than memory.
+            # Only `length` weights: a segment may be far longer than the track.
             segment, _ = self._config.grids[member]
             weights = make_window(
                 options.window, segment, power=options.transition_power, stop=length

@@ -1,7 +1,7 @@
-"""Building blocks for a loop of your own: cut chunks, stitch chunks, normalize the level.
+"""Offer building blocks for custom separation loops: cut and stitch chunks, normalize the level.
 
-The engine itself runs on the same parts. The grid is the padded one: `chunk - hop` samples around
-the track, then whole chunks only.
+The engine uses the same parts. A track is padded by `chunk_size - hop_size` samples on both sides,
+and every chunk has the full length.
 
 Shapes: B chunks of a batch, S stems, C channels, T samples of the track.
 """
@@ -70,17 +70,20 @@ class ChunkPlan:
 
     @classmethod
     def from_overlap(cls, num_samples: int, chunk_size: int, overlap: float) -> "ChunkPlan":
-        """Create a plan from the fraction that chunks share, truncated as upstream's."""
+        """Create a plan from the fraction by which neighboring chunks overlap.
+
+        The hop size is truncated to a whole number of samples, as upstream does.
+        """
         return cls(num_samples, chunk_size, int((1 - overlap) * chunk_size))
 
     @property
     def overlap(self) -> int:
-        """Number of samples that a chunk shares with the next, and of padding on both sides."""
+        """Number of samples that neighboring chunks share, and of padding on each side."""
         return self.chunk_size - self.hop_size
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
-        """All chunks, in track coordinates: the first begins before the track."""
+        """All chunks; sample 0 is the start of the track, so the first chunk begins below 0."""
         return plan_padded(self.num_samples, segment=self.chunk_size, stride=self.hop_size)
 
     @property
@@ -106,7 +109,7 @@ def generate_chunks(
     *,
     padding_mode: str = "reflect",
 ) -> Iterator[Tensor]:
-    """Yield batches of overlapping chunks of `audio` (C T), cut on demand: (B C chunk_size)."""
+    """Yield batches (B C chunk_size) of overlapping chunks of `audio` (C T), cut on demand."""
     plan = ChunkPlan(audio.shape[-1], chunk_size, hop_size)
     check_padding(padding_mode)
     if not batch_size >= 1:
@@ -126,10 +129,10 @@ def _generate(
 
 
 class StreamingStitcher:
-    """Overlap-add chunk by chunk: samples are returned once final, and about a chunk is kept.
+    """Overlap-add of a stream of chunks, which returns samples as soon as they are final.
 
-    The first `samples_to_skip` samples are padding (None: as `generate_chunks` pads), and
-    `target_num_samples` follow.
+    About one chunk is kept in memory. The first `samples_to_skip` samples are dropped as padding
+    (None: the padding of `generate_chunks`), and the next `target_num_samples` are returned.
     """
 
     def __init__(
@@ -173,7 +176,8 @@ class StreamingStitcher:
             )
         if self._shape not in (None, chunk.shape):
             raise ValueError(
-                f"chunk is {tuple(chunk.shape)}, but earlier ones are {tuple(self._shape or ())}"
+                f"chunk has shape {tuple(chunk.shape)}, but earlier chunks have "
+                f"{tuple(self._shape or ())}"
             )
         if not self.samples_to_keep:
             return None
@@ -183,7 +187,10 @@ class StreamingStitcher:
         return self._emit(self._next)
 
     def flush(self) -> Tensor | None:
-        """Return the rest after the last chunk of a track without padding on the right, or None."""
+        """Return the samples that remain after the last chunk, or None.
+
+        Only needed for tracks that are not padded at the end.
+        """
         if self._shape is None or self._sum.start == self._sum.stop:
             return None
         return self._emit(self._sum.stop)
@@ -217,11 +224,11 @@ def stitch_chunks(
                 f"got {tuple(batch.shape)}"
             )
         if dtype not in (None, batch.dtype):
-            raise ValueError(f"batch is {batch.dtype}, but earlier ones are {dtype}")
+            raise ValueError(f"batch is {batch.dtype}, but earlier batches are {dtype}")
         dtype = batch.dtype
         parts += [part for chunk in batch if (part := stitcher.step(chunk)) is not None]
     if dtype is None:
-        raise ValueError("processed_chunks has no chunks to stitch")
+        raise ValueError("processed_chunks is empty: pass at least one batch of chunks")
     if stitcher.samples_to_keep:
         covered = target_num_samples - stitcher.samples_to_keep
         raise ValueError(f"the chunks cover {covered} of {target_num_samples} samples")
@@ -229,16 +236,16 @@ def stitch_chunks(
 
 
 class NormalizedAudio(NamedTuple):
-    """A recording at the level of the networks, and its original level."""
+    """A recording at the level that networks expect, and its original level."""
 
     audio: Tensor
     stats: Level
 
 
 def normalize_audio(audio: Tensor) -> NormalizedAudio:
-    """Subtract the mean of the mono mix from `audio` (C T), and divide by its deviation.
+    """Normalize `audio` (C T) by the mean and the standard deviation of its mono mix.
 
-    Silence stays silence.
+    Silence stays silent.
     """
     level = measure(TensorTrack(audio).blocks())
     return NormalizedAudio(level.remove(audio), level)
@@ -261,11 +268,11 @@ def overlap_add(
     queries: Mapping[str, Mapping[str, object]] | None = None,
     **model_kwargs: object,
 ) -> dict[str, Tensor]:
-    """Run a network over the chunks of `plan`, and return every stem of `audio` (C T) as (C T).
+    """Separate `audio` (C T) chunk by chunk, and return its stems (C T) by name.
 
-    The network may return a tensor, a list, or a dictionary by stem. `model_kwargs` are passed
-    to it in every call. `queries` are several sets of them by name: the chunks are cut once, and
-    each result is named after its query.
+    The network may return a tensor, a list, or a dictionary by stem. `model_kwargs` are passed to
+    the network in every call. `queries` maps names to further keyword arguments: the network runs
+    once per query on each chunk, and its stems are named after the query.
     """
     if plan.num_samples != audio.shape[-1]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Bring a track to the level that networks were trained at, and back.
+"""Bring a track to the level that networks expect, and stems to the level of the track.
 
 Shapes: C channels, T samples of the track, S stems.
 """
@@ -13,13 +13,14 @@ from torch import Tensor
 from demucs_infer.audio.blocks import reblock
 from demucs_infer.errors import SeparationError
 
-# So short that torch sums a piece in one thread: the result is the same for any number of them.
+# Short enough that torch sums a piece in one thread: results do not depend on how many.
 PIECE = 16_384
 
 _WITHOUT_FLOAT64 = frozenset({"mps"})
 """Types of devices that have no float64."""
 
-# A mono mix this far below the channels is the residue of two that cancel, not music.
+# If the mono mix is weaker than the channels by this factor, two channels cancel each other, and
+# the mix is only their rounding error.
 _CANCELLED = 1e-4
 
 
@@ -38,17 +39,17 @@ class Level:
     def restore(self, stems: Tensor) -> Tensor:
         """Return `stems` at the level of the track, as a new tensor.
 
-        Every stem gets the whole mean, as upstream's do.
+        The mean of the track is added to every stem, as upstream does.
         """
         return stems * self.std + self.mean
 
 
 def measure(blocks: Iterable[Tensor]) -> Level:
-    """Measure the level of the track that `blocks` (C t) make up.
+    """Measure the level of a track, given as consecutive `blocks` (C t).
 
     Computed in float64 over pieces of a fixed length, so that a file, a tensor and a stream of
     the same samples give the same two numbers. If the mono mix is silent (silence, a constant,
-    two channels that cancel), the result leaves the track as it is. Raises `SeparationError` for
+    two channels that cancel), the returned level changes nothing. Raises `SeparationError` for
     samples that are NaN or infinite.
     """
     mono, channels = _Moments(), _Moments()
@@ -59,7 +60,7 @@ def measure(blocks: Iterable[Tensor]) -> Level:
         if not isfinite(channels.mean):
             bad = mono.count + int((~exact.isfinite()).any(dim=-2).nonzero()[0])
             raise SeparationError(
-                f"the track has NaN or infinity, first at sample {bad}: "
+                f"the track contains NaN or infinity, first at sample {bad}: "
                 "repair it, or replace these samples with 0"
             )
         mono.add(exact.mean(dim=-2))

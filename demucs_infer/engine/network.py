@@ -1,4 +1,4 @@
-"""The engine's view of a network, and of a bag of them.
+"""Define what the engine needs of a network, and of a bag of networks.
 
 Shapes: B batch, S stems, C channels, W samples of a window.
 """
@@ -17,7 +17,7 @@ class Network(Protocol):
     """The attributes and the call that the engine needs of a network.
 
     Optional attributes: `valid_length(length) -> int`, the input length needed for a chunk;
-    `use_train_segment`, true if the network always runs at its own window (HTDemucs has both);
+    `use_train_segment`, true if the network only accepts windows of one length (HTDemucs has both);
     `forward_stems(mix, stems)`, which skips the work that only other stems need.
     """
 
@@ -50,7 +50,7 @@ class Ensemble:
 
     members: tuple[Network, ...]
     weights: tuple[tuple[float, ...], ...] | None = None
-    """Per member and stem; None: a single network, whose output is the result."""
+    """One row per network, one weight per stem; None: a single network without weights."""
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -103,12 +103,18 @@ class Ensemble:
 def check_weights(
     weights: Sequence[Sequence[float]], num_members: int, sources: Sequence[str]
 ) -> None:
-    """Raise `ValueError` unless there is a weight per member and stem, and every stem has some."""
+    """Raise `ValueError` unless each network has a weight per stem, and no stem's sum is 0."""
     if len(weights) != num_members:
-        raise ValueError(f"{len(weights)} lists of weights for {num_members} networks")
+        raise ValueError(
+            f"got {len(weights)} lists of weights for {num_members} networks: "
+            "expected one per network"
+        )
     for member in weights:
         if len(member) != len(sources):
-            raise ValueError(f"{len(member)} weights for {len(sources)} stems: {list(member)}")
+            raise ValueError(
+                f"got {len(member)} weights for {len(sources)} stems: expected one per stem, "
+                f"got {list(member)}"
+            )
     for name, column in zip(sources, zip(*weights)):
         if not abs(sum(column)) > 0:
             raise ValueError(
@@ -117,9 +123,9 @@ def check_weights(
 
 
 def window_rule(network: Network, segment_seconds: float | None) -> Callable[[int], int]:
-    """Return the function from the length of a chunk to the input length of `network`.
+    """Return a function that maps the length of a chunk to the input length of `network`.
 
-    Raises `ValueError` if a network that runs at its own window is asked for a longer segment.
+    Raises `ValueError` if the segment is longer than a network with a fixed window accepts.
     """
     if segment_seconds is not None and hasattr(network, "use_train_segment"):
         size = int(segment_seconds * network.samplerate)
@@ -139,15 +145,15 @@ AUDIO_AXES = ("batch", "stems", "channels", "samples")
 
 
 def as_tensor(output: object, sources: Sequence[str], axes: Sequence[str] = AUDIO_AXES) -> Tensor:
-    """Return the output of a network, by stem name, in order or stacked, as one (B S C W).
+    """Return the output of a network as one tensor (B S C W).
 
-    `axes` are the names of the expected dimensions, where the output is not audio. Raises
-    `SeparationError` for any other output.
+    The output may be such a tensor, one tensor per stem in order, or a mapping by stem name. `axes`
+    are the names of its dimensions, if it is not audio. Raises `SeparationError` for anything else.
     """
     if isinstance(output, Mapping):
         if set(output) != set(sources):
             raise SeparationError(
-                f"the network returned the stems {sorted(output)}, not {sorted(sources)}"
+                f"the network returned the stems {sorted(output)}, expected {sorted(sources)}"
             )
         output = [output[name] for name in sources]
     if isinstance(output, list | tuple):
@@ -156,6 +162,6 @@ def as_tensor(output: object, sources: Sequence[str], axes: Sequence[str] = AUDI
         return output
     actual = tuple(output.shape) if isinstance(output, Tensor) else output
     raise SeparationError(
-        f"the network returned {actual}, not ({', '.join(axes)}) "
+        f"the network returned {actual}, expected ({', '.join(axes)}) "
         f"with {len(sources)} stems: {', '.join(sources)}"
     )

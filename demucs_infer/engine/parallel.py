@@ -1,9 +1,9 @@
 """Decide how many windows run at a time on a CPU, each on one thread.
 
-Threads that share a window meet at every small step and wait for the slowest of them, which costs
-most where the cores have other work to do; and many kernels add up in another order for each size
-of the team. So each core runs a window of its own, and the bytes of a stem depend neither on the
-number of cores nor on that of the windows in flight.
+Threads that share a window must wait for each other at every small step, which is slow while other
+programs use the cores. Many kernels also sum in an order that depends on the number of threads. So
+each core runs a window of its own, and the bytes of a stem depend neither on the number of cores
+nor on the number of windows that run at a time.
 """
 
 from collections.abc import Iterable
@@ -17,15 +17,15 @@ from demucs_infer.system.malloc import free_memory
 from demucs_infer.system.threads import count_cores
 
 _BYTES_PER_SAMPLE = 1000
-"""Memory that one more window in flight takes: 0.3 GB for the 343 980 samples of htdemucs."""
+"""Memory per sample of each window that runs: 0.3 GB for the 343,980 samples of htdemucs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parallelism:
-    """How many windows run at a time, each on one thread of ours, and why."""
+    """How many windows run at a time, each on its own thread, and why."""
 
     windows: int
-    """0: the calling thread runs them one after another, with the threads that torch has there."""
+    """0: the calling thread runs one window after another, with all threads of torch."""
     reason: str
 
     def __str__(self) -> str:
@@ -38,9 +38,10 @@ class Parallelism:
 def decide_parallelism(
     *, cores: int, threads: int, memory: int | None, window_bytes: int
 ) -> Parallelism:
-    """Decide for `cores` that are usable, of which the caller lets torch use `threads`.
+    """Decide how many windows run at a time, given the resources of the machine.
 
-    Half of the free `memory` (None: unknown) may be taken, but one window always runs.
+    `cores` is the number of usable cores, `threads` the number that torch may use. The windows
+    take at most half of the free `memory` (None: unknown), but at least one window runs.
     """
     usable = min(cores, threads)
     reason = f"{cores} usable cores, {threads} threads of torch"
@@ -53,10 +54,10 @@ def decide_parallelism(
 def choose_parallelism(
     networks: Iterable[Network], options: SeparationOptions, device: torch.device
 ) -> Parallelism:
-    """Decide how windows of `networks` run on this machine at this moment.
+    """Decide how many windows of `networks` run at a time on this machine.
 
-    With jobs = "auto", a GPU runs one batch at a time, and so does a CPU whole tracks and batches
-    of several windows.
+    With jobs = "auto", several windows run at a time only on a CPU, and only if tracks are split
+    and each batch is one window.
     """
     if options.jobs != "auto":
         return Parallelism(options.jobs, f"jobs = {options.jobs}")

@@ -2,10 +2,10 @@
 
 Every stage is a generator that pulls from the one before it: `_requests` cuts windows,
 `_batch_across_tracks` groups them, `_run_groups` runs the network, and `_TrackState.accept`
-stitches. So memory is bounded by what is in flight, and closing the last generator stops all.
+stitches. So memory is bounded by the batches that run, and closing the last generator stops all.
 
-Shapes: S stems, C channels, T samples of the track, t of a block, W of a window; `...` are
-recordings that are separated side by side.
+Shapes: S stems, C channels, T samples of the track, t of a block, W of a window; `...` any
+leading axes, for recordings that are separated together.
 """
 
 from collections import deque
@@ -51,10 +51,10 @@ from demucs_infer.system.threads import limit_to_one_thread
 class Track(Protocol):
     """A recording at the sample rate of the networks, which can be read more than once.
 
-    Optional attributes: `length`, its number of samples, otherwise counted by reading it once;
-    `level`, an earlier result of `measure`, which saves that reading; `first`, the first sample
-    that is wanted: the blocks begin there, with the same samples as otherwise, and only the
-    windows that they depend on are run.
+    Optional attributes: `length`, the number of samples, otherwise counted by reading the track
+    once; `level`, an earlier result of `measure`, which saves that reading too; `first`, the first
+    sample to separate: the stems begin there, are the same as in a full run, and only the windows
+    that they depend on are run.
     """
 
     @property
@@ -62,12 +62,12 @@ class Track(Protocol):
         """Number of channels."""
 
     def blocks(self) -> Iterator[Tensor]:
-        """Return the samples in order, (C t) each, in blocks of any size."""
+        """Return the samples in order, as blocks (C t) of any length."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorTrack:
-    """A track in memory: (C T), or (... C T) to separate several recordings side by side."""
+    """A track in memory: (C T), or (... C T) to separate several recordings together."""
 
     samples: Tensor = field(repr=False)
 
@@ -95,7 +95,7 @@ class TensorTrack:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Final samples of all stems; the next block begins where they end."""
+    """Final samples of all stems from sample `start` on; the next block follows directly."""
 
     start: int
     stems: Tensor
@@ -120,10 +120,10 @@ def separate(
 ) -> Generator[Event | Block, None, None]:
     """Separate `track`: yield the stems as blocks in order, and progress as events.
 
-    `model` is a network, or a bag of them (`models` and `weights`). Closing the generator stops
-    within a batch and restores the networks. `announce` adds a `ChunkStarted` before each batch.
-    `pool` runs the forwards if `options.jobs` is not 0; otherwise threads do that end with the
-    stream, see `choose_parallelism`.
+    `model` is a network, or a bag of networks (`models` and `weights`). Closing the generator stops
+    within a batch and restores the networks. With `announce`, a `ChunkStarted` precedes each batch.
+    If `options.jobs` is not 0, the networks run in the threads of `pool`, or without it in threads
+    that end with the stream; `choose_parallelism` decides how many.
     """
     stream = separate_many(
         [track],
@@ -157,12 +157,12 @@ def separate_many(
     """Separate several tracks like `separate`: yield (index of the track, item).
 
     Short tracks share batches: windows that do not fill a batch wait for windows of the next
-    tracks, so the last blocks of a track may come after the first events of others. At most
-    `max_tracks_per_batch` tracks are open at a time; with 1, none waits for another.
+    tracks, so the last blocks of a track may come after the first events of others. A batch has
+    windows of at most `max_tracks_per_batch` consecutive tracks; with 1, no track waits.
 
     Every track ends with `TrackFinished`, or with `TrackFailed` if it cannot be read or
-    separated; tracks that shared a batch with a failed one go on. An exception in place of a
-    track is reported as `TrackFailed` in its turn.
+    separated; tracks that shared a batch with a failed one go on. An exception in `tracks` is
+    reported as `TrackFailed` at its position.
     """
     if max_tracks_per_batch < 1:
         raise ValueError(f"{max_tracks_per_batch = } must be 1 or more")
@@ -170,8 +170,8 @@ def separate_many(
     stems = stems or choose_stems(ensemble.sources)
     runner = runner or Runner()
     config = RunConfig(ensemble, options, stems, runner, announce)
-    # Left in reverse order, also when the consumer closes this generator or drops it: forwards in
-    # flight are over before the networks are restored, and those before the pool is shut down.
+    # Closed in reverse order, also when the consumer closes or drops this generator: running
+    # batches end first, then the networks are restored, then the pool is shut down.
     with ExitStack() as stack:
         if not options.jobs or pool is None:
             pool = stack.enter_context(_open_pool(config))
@@ -197,7 +197,7 @@ def separate_many(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _WindowRequest:
-    """Windows of one batch of a track, to be run by the network."""
+    """Windows of one track that form a batch for one network."""
 
     track: "_TrackState"
     number: int
@@ -205,17 +205,17 @@ class _WindowRequest:
     batch: ChunkBatch
     windows: Tensor
     limit: int
-    """Most windows that may run together."""
+    """Largest number of windows that may run together."""
 
     @property
     def key(self) -> tuple[int, torch.Size]:
-        """Requests with equal keys can run as one batch: same member, same shape of a window."""
+        """Network and shape of the windows: requests with equal keys can run as one batch."""
         return self.batch.member, self.windows.shape[1:]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _WindowResponse:
-    """Output of the network for a request, and the events of the run."""
+    """Output of the network for a request, or its error, and the events of the run."""
 
     request: _WindowRequest
     output: Tensor | Exception
@@ -242,7 +242,7 @@ def _requests(
                     yield index, state.announce(request)
                 yield request
         except Exception as error:  # noqa: BLE001 (a bad track must not stop the others)
-            # Windows of this track may be in flight: what comes back for them is dropped.
+            # Windows of this track may still be running: their results are dropped.
             state.is_over = True
             yield index, TrackFailed(error)
 
@@ -250,14 +250,14 @@ def _requests(
 def _batch_across_tracks(
     items: Iterable[_Indexed | _WindowRequest], max_tracks_per_batch: int
 ) -> Generator[_Indexed | list[_WindowRequest], None, None]:
-    """Group requests that fill a batch, from up to `max_tracks_per_batch` consecutive tracks.
+    """Group requests into full batches, from up to `max_tracks_per_batch` consecutive tracks.
 
-    Events pass through at once, so they may overtake windows that still wait for others.
+    Events are passed on at once, so they may overtake windows that wait for a full batch.
     """
     waiting: dict[tuple[int, torch.Size], list[_WindowRequest]] = {}
     for item in items:
         index = item[0] if isinstance(item, tuple) else item.track.index
-        # A window of an unusual size may never meet another: run it before too many are open.
+        # A window of an unusual size may never fill a batch: run it before too many tracks wait.
         for key, group in list(waiting.items()):
             if group[0].track.index <= index - max_tracks_per_batch:
                 yield waiting.pop(key)
@@ -273,7 +273,7 @@ def _batch_across_tracks(
 def _add_to_group(
     waiting: dict[tuple[int, torch.Size], list[_WindowRequest]], request: _WindowRequest
 ) -> Iterator[list[_WindowRequest]]:
-    """Add `request` to the waiting groups, and yield those that can wait no longer."""
+    """Add `request` to the waiting groups, and yield the groups that must run now."""
     # The chunks of a pass are stitched in order: a group with earlier windows of the same track
     # and member, but of another size, must run first.
     for key, group in list(waiting.items()):
@@ -296,7 +296,7 @@ def _count_in_flight(config: RunConfig) -> int:
 
 @contextmanager
 def _open_pool(config: RunConfig) -> Iterator[Executor | None]:
-    """Open the threads that run the windows; None if the calling thread does as well."""
+    """Open a pool of threads that run the windows; yield None to run them in the calling thread."""
     if runs_beside_cpu(config.device):
         # One thread, because batches are queued in turn, and graphs run one at a time.
         with ThreadPoolExecutor(1, "demucs-gpu", share_queue(config.device)) as pool:
@@ -313,7 +313,7 @@ def _open_pool(config: RunConfig) -> Iterator[Executor | None]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _InFlight:
-    """Requests that run as one batch, and the events that announce them."""
+    """A batch that is running, and the `ChunkStarted` events to yield before its results."""
 
     announced: list[_Indexed]
     future: Future[list[_WindowResponse]]
@@ -326,17 +326,17 @@ def _run_groups(
     pool: Executor | None,
     max_tracks: int,
 ) -> Generator[_Indexed | list[_WindowResponse], None, None]:
-    """Run the groups, as many at a time as was decided, and yield the responses in order.
+    """Run the groups, as many at a time as `config.parallelism` allows; yield results in order.
 
-    A batch is announced when it is waited for, after the one before it has been reported. Windows
-    of at most `max_tracks` tracks are in flight.
+    With a pool, the `ChunkStarted` events of a batch are held back until the results of the batch
+    before it have been yielded. At most `max_tracks` consecutive tracks are in work at a time.
     """
     in_flight: deque[_InFlight] = deque()
     announced: list[_Indexed] = []
 
     def finish_first() -> Iterator[_Indexed | list[_WindowResponse]]:
-        # First in, first out, not as they complete: chunks are stitched in order, and so the bytes
-        # do not depend on the timing of the threads.
+        # In the order in which batches were submitted, not in which they complete: sums, and thus
+        # the bytes, must not depend on the timing of the threads.
         yield from in_flight[0].announced
         responses = in_flight[0].future.result()
         in_flight.popleft()
@@ -362,8 +362,8 @@ def _run_groups(
         while in_flight:
             yield from finish_first()
     finally:
-        # The pool may belong to the caller, who goes on using it: drop what has not begun, and
-        # wait for the rest, which still uses the networks.
+        # The caller may go on using the pool, so it stays open: cancel the batches that have not
+        # begun, and wait for the others, which still use the networks.
         futures = [batch.future for batch in in_flight]
         for future in futures:
             future.cancel()
@@ -371,7 +371,7 @@ def _run_groups(
 
 
 def _run_batch(group: list[_WindowRequest], config: RunConfig) -> list[_WindowResponse]:
-    """Run requests as one batch; on failure, run each one alone to find whose fault it is."""
+    """Run requests as one batch; if it fails, run each request alone to find which one fails."""
     member = group[0].batch.member
     network, select = config.ensemble.members[member], config.member_stems[member]
     windows = torch.cat([request.windows for request in group])
@@ -393,9 +393,9 @@ def _run_batch(group: list[_WindowRequest], config: RunConfig) -> list[_WindowRe
 
 
 class _TrackState:
-    """State of one track: what is read of it, planned and stitched.
+    """State of one track while it is read, planned and stitched.
 
-    Used by the thread of the consumer only; the threads of the pool get its windows.
+    Only the thread that consumes the stream uses it; threads of the pool only get windows.
     """
 
     def __init__(self, index: int, track: Track, config: RunConfig) -> None:
@@ -404,7 +404,7 @@ class _TrackState:
         on_device = runs_beside_cpu(config.device)
         self._track = DeviceTrack.place(track, config.device) if on_device else track
         self._config = config
-        self._level: Level | None = None  # the track is left at its own level
+        self._level: Level | None = None  # None: the level is not changed
 
     def begin(self) -> Iterator[Event]:
         """Measure the level, and plan the work."""
@@ -442,7 +442,7 @@ class _TrackState:
         config, plan = self._config, self._plan
         batches, first = plan.batches[self._num_done :], self._num_done + 1
         reads = [min(chunk.read for _, chunk in batch.indexed_chunks) for batch in batches]
-        # A short chunk at the end reads further back than the one before it.
+        # A short chunk at the end of the track reads further back than the chunk before it.
         keep = [*accumulate(reversed(reads), min)][::-1] + [plan.length]
         for number, (batch, needed) in enumerate(zip(batches, keep[1:]), start=first):
             if self.is_over:  # an earlier window failed
@@ -458,14 +458,14 @@ class _TrackState:
             network = config.ensemble.members[batch.member]
             limit = config.runner.batch_size(network, batch.window, config.options)
             if config.stems.needs_mixture:
-                # Rules read the track where blocks are final, which is behind the windows.
+                # Stem rules read the track where stems become final, which is behind the windows.
                 needed = min(needed, self._blend.start)
-            # Reflected samples lie up to one padding, and one sample, further back.
+            # Reflection reads up to `pad + 1` samples further back.
             self._buffer.drop(needed - (0 if config.options.padding == "constant" else pad + 1))
             yield _WindowRequest(self, number, batch, windows, limit)
 
     def announce(self, request: _WindowRequest) -> ChunkStarted:
-        """Return the event that `request` is about to run."""
+        """Return the event for a batch that is about to run."""
         total = len(self._plan.batches)
         return ChunkStarted(request.number, total, self._positions(request.batch))
 
@@ -526,7 +526,7 @@ class _TrackState:
 
 
 def _with_channels(block: Tensor, channels: int) -> Tensor:
-    """Convert `block` (... C t) to the channels of the networks, but leave none out silently."""
+    """Convert `block` (... C t) to `channels`; raise `ValueError` instead of dropping any."""
     track_channels = block.shape[-2]
     if track_channels not in (1, channels) and channels != 1:
         raise ValueError(

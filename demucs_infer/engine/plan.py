@@ -1,9 +1,9 @@
-"""Plan the work for a track: what each window reads and owns, and which windows form a batch.
+"""Plan the work for a track: which samples each window reads, and which windows form a batch.
 
-Integers only, in track coordinates: nothing here knows what a tensor is. A *pass* is one
-member of a bag over the whole track at one time shift. Passes are merged by the starts of their
-chunks, so that all of them reach a sample at about the same time, and their mean can be returned
-while the rest of the track has not been read.
+All numbers are sample positions in the track; there are no tensors here. A *pass* is one network
+of a bag, applied to the whole track at one time shift. Passes are merged in order of the starts of
+their chunks, so that all of them reach a sample at about the same time, and their mean can be
+returned while the rest of the track has not been read.
 """
 
 import random
@@ -18,7 +18,7 @@ from demucs_infer.events import Position
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One window: it reads `[read, read + window)` and owns `[start, stop)`.
+    """One window: the network reads `[read, read + window)`, its output covers `[start, stop)`.
 
     Both ranges may extend beyond the track on either side; samples outside are padding.
     """
@@ -34,7 +34,7 @@ class Chunk:
 
     @property
     def skip(self) -> int:
-        """Samples of the output of the network that come before `start`."""
+        """Number of output samples before `start`, which are not used."""
         return self.start - self.read
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ def plan_chunks(
     """Cover `[origin, length)` with a chunk of `segment` samples every `stride` samples.
 
     `window` returns the input length that a network needs for a chunk of a given length. A negative
-    `origin` is the shift trick: the grid slides left and no sample is copied.
+    `origin` moves the grid to the left: the random shift of upstream, without copying samples.
 
     >>> plan_chunks(10, segment=6, stride=4, window=lambda n: 6)[-1]
     Chunk(start=8, stop=10, read=6, window=6)
@@ -62,16 +62,16 @@ def plan_chunks(
     for start in range(origin, length, stride):
         stop = min(start + segment, length)
         size = window(stop - start)
-        # A short chunk borrows real context on both sides, as upstream does.
+        # A short chunk is filled up with samples of the track on both sides, as upstream does.
         read = start - (size - (stop - start)) // 2
         chunks.append(Chunk(start, stop, read, size))
     return tuple(chunks)
 
 
 def plan_padded(length: int, *, segment: int, stride: int, origin: int = 0) -> tuple[Chunk, ...]:
-    """Cover `[origin, length)` padded by `segment - stride` on both sides, whole chunks only.
+    """Cover `[origin, length)`, padded by `segment - stride` on both sides, with whole chunks.
 
-    All samples are then owned by equally many chunks, also the first and the last.
+    Chunks then overlap at the ends of the track as they do in its middle.
 
     >>> [chunk.start for chunk in plan_padded(10, segment=6, stride=4)]
     [-2, 2, 6]
@@ -85,7 +85,7 @@ def plan_padded(length: int, *, segment: int, stride: int, origin: int = 0) -> t
 
 
 def check_grid(segment: int, stride: int) -> None:
-    """Raise `ValueError` for a grid that would never end, or that has gaps."""
+    """Raise `ValueError` if chunks would be empty, not advance, or leave gaps between them."""
     if not segment > 0:
         raise ValueError(f"a segment of {segment} samples is too short: it must be 1 or more")
     if not 0 < stride <= segment:
@@ -97,7 +97,7 @@ def check_grid(segment: int, stride: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One member of a bag over the whole track, on a grid of its own."""
+    """One network of a bag, applied to the whole track at one time shift."""
 
     member: int
     shift: int
@@ -112,14 +112,14 @@ class Pass:
 def draw_origins(
     draws: Sequence[Callable[[int], int]], shifts: int, max_shift: int, seed: int | None
 ) -> list[list[int]]:
-    """Draw where each grid begins, per member and shift: one unshifted pass if `shifts` is 0.
+    """Draw the first sample of each pass, by network and shift; only sample 0 if `shifts` is 0.
 
-    Drawn in upstream's order, members first, so that `seed=k` gives the offsets that upstream
+    The order is upstream's, network by network, so that `seed=k` gives the offsets that upstream
     draws after `random.seed(k)`. Upstream's networks may draw from the same generator when they
-    run: `draws`, one per member, returns how often they do in a pass from a given origin. Members
-    that are skipped must be included, because upstream runs them.
+    run: `draws` has a function for each network, from the first sample of a pass to the number of
+    draws in it. It includes networks that are skipped here, because upstream runs them.
     """
-    # None is the global generator, as upstream uses it.
+    # Upstream uses the global generator; so does seed=None.
     randint = random.randint if seed is None else random.Random(seed).randint
     origins: list[list[int]] = []
     for draws_in_pass in draws:
@@ -127,22 +127,22 @@ def draw_origins(
         for _ in range(shifts):
             origins[-1].append(randint(0, max_shift) - max_shift)
             for _ in range(draws_in_pass(origins[-1][-1])):
-                randint(0, 0)  # moves the generator on, though it can only be 0
+                randint(0, 0)  # always 0, but it advances the generator
     return origins if shifts else [[0] for _ in draws]
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkBatch:
-    """Windows of one member that run together: equally long, ordered by start."""
+    """Windows that one network processes together: equally long, ordered by start."""
 
     member: int
     window: int
     indexed_chunks: tuple[tuple[int, Chunk], ...]
-    """(index of the pass, chunk)."""
+    """(index of the pass, chunk) for each window."""
 
     @property
     def start(self) -> int:
-        """First sample that the batch owns."""
+        """First sample that the output of the batch covers."""
         return self.indexed_chunks[0][1].start
 
 
@@ -161,18 +161,18 @@ class Plan:
 
     @property
     def num_samples(self) -> int:
-        """Number of samples owned over all passes: the total for the fraction of work done."""
+        """Sum of the lengths of all chunks, of which progress is a fraction."""
         return sum(len(chunk) for pass_ in self.passes for chunk in pass_.chunks)
 
     def num_before(self, start: int) -> int:
-        """Return the number of leading batches that no sample from `start` on depends on."""
+        """Return how many batches at the beginning only affect samples before `start`."""
         for number, batch in enumerate(self.batches):
             if any(chunk.stop > start for _, chunk in batch.indexed_chunks):
                 return number
         return len(self.batches)
 
     def num_left(self, start: int) -> list[int]:
-        """Return how many chunks of each pass are in the batches after those."""
+        """Return how many chunks of each pass are left to run for the samples from `start` on."""
         left = [0] * len(self.passes)
         for batch in self.batches[self.num_before(start) :]:
             for index, _ in batch.indexed_chunks:
@@ -180,7 +180,10 @@ class Plan:
         return left
 
     def reads_from(self, start: int) -> int:
-        """Return a sample before which nothing is read, even reflected, from `start` on."""
+        """Return a sample before which no window, not even its reflected padding, has to read.
+
+        Only windows that affect samples from `start` on count.
+        """
         chunks = [
             chunk
             for batch in self.batches[self.num_before(start) :]
@@ -192,9 +195,9 @@ class Plan:
 def plan_batches(
     passes: Sequence[Pass], max_batch_size: Callable[[int, int], int]
 ) -> tuple[ChunkBatch, ...]:
-    """Merge `passes` by start, and cut the chunks of each member into batches.
+    """Interleave the chunks of all `passes` in order of start, in batches of a single network.
 
-    `max_batch_size` returns the maximum batch size for a member and a window length.
+    `max_batch_size` returns the maximum batch size for a network's index and a window length.
     """
     members = sorted({pass_.member for pass_ in passes})
     queues = [_member_batches(passes, member, max_batch_size) for member in members]

@@ -1,4 +1,4 @@
-"""Run a network several times over each window, with other arguments each time.
+"""Run a network several times over each window, with different arguments each time.
 
 Shapes: B batch, S stems, C channels, W samples of a window.
 """
@@ -15,15 +15,15 @@ from demucs_infer.engine.network import Network, as_tensor
 class QueryAdapter(nn.Module):
     """A network that is run once per query on every window, each with its own keyword arguments.
 
-    The windows are cut once. `queries` are keyword arguments by name: the stem of a network with
-    one stem is called like the query, the stems of others are called `query_stem`. The single
-    query "" keeps the names, and passes plain keyword arguments on.
+    Windows are cut once. `queries` maps the name of each query to its keyword arguments. The stem
+    of a network with a single stem is named after the query, other stems are named `query_stem`.
+    A query named "" keeps the names of the stems.
     """
 
     def __init__(self, network: nn.Module, queries: Mapping[str, Mapping[str, object]]) -> None:
         super().__init__()
         if not queries:
-            raise ValueError("queries is empty: name at least one")
+            raise ValueError("queries is empty: pass at least one query")
         adapted = cast(Network, network)
         self.network = network
         self.queries = {name: dict(arguments) for name, arguments in queries.items()}

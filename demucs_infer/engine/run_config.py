@@ -1,4 +1,4 @@
-"""Configuration that all tracks of a run share, and the plan of a track that follows from it."""
+"""Define the configuration that all tracks of a run share, and plan a track by it."""
 
 from collections.abc import Callable
 
@@ -41,15 +41,15 @@ class RunConfig:
         self.announce = announce
         weights = ensemble.weights or ([1.0] * len(ensemble.sources),)
         self.member_stems = needed_members(weights, stems.computed)
-        """Per member, the stems it must compute."""
+        """For each network, the indices of the stems that it must compute."""
         self.members = [i for i, selected in enumerate(self.member_stems) if selected]
-        """Members that run: those without a weight in any requested stem are skipped."""
+        """Networks that run; one whose weights for all requested stems are 0 is skipped."""
         self.device = runner.device_for(ensemble.members[0])
         self.parallelism = choose_parallelism(ensemble.members, options, self.device)
         self.window_rules = [window_rule(net, options.segment) for net in ensemble.members]
-        """Per member, the input length for a chunk."""
+        """For each network, the function from the length of a chunk to its input length."""
         self.grids = [self._grid(network) for network in ensemble.members]
-        """Per member, (segment, stride) in samples."""
+        """For each network, (segment, stride) in samples."""
 
     def _grid(self, network: Network) -> tuple[int, int]:
         """Return (segment, stride) in samples, each truncated as upstream truncates them."""
@@ -81,7 +81,7 @@ class RunConfig:
         return Plan(length, passes, plan_batches(passes, max_batch_size))
 
     def _draws(self, member: int, length: int) -> Callable[[int], int]:
-        """Return how many random numbers upstream's network draws in a pass from an origin."""
+        """Return a function from the first sample of a pass to how often upstream draws in it."""
         _, stride = self.grids[member]
         if not consumes_rng(self.ensemble.members[member]):
             return lambda _origin: 0

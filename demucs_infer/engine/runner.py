@@ -1,7 +1,7 @@
 """Run windows through a network, in batches that fit the memory of its device.
 
-Shapes: N windows, B batch, S stems, C channels, W samples of a window; `...` are recordings
-that are separated side by side.
+Shapes: N windows, B batch, S stems, C channels, W samples of a window; `...` any leading axes,
+for recordings that are separated together.
 """
 
 import copy
@@ -26,8 +26,8 @@ from demucs_infer.options import SeparationOptions
 def consumes_rng(network: object) -> bool:
     """Return whether upstream's version of `network` draws a random number in every forward.
 
-    Its transformer draws an offset for sinusoidal positions, which is always 0 but advances
-    Python's generator: the shifts that are drawn after it depend on that.
+    Upstream's transformer draws an offset for its sinusoidal position embedding. The offset is
+    always 0, but the draw advances Python's generator, from which later shifts are drawn.
     """
     if isinstance(network, QueryAdapter):
         network = network.network
@@ -38,25 +38,26 @@ def consumes_rng(network: object) -> bool:
 
 @dataclass(slots=True)
 class _Lease:
-    """State of a network before it was leased, and the number of current users."""
+    """State of a network before it was used, to be restored, and the number of current users."""
 
     device: torch.device | None
     training: list[tuple[nn.Module, bool]]
     count: int = 0
 
 
-# Global, because two runners may lease the same network at the same time.
+# Global, because two runners may use the same network at the same time.
 _leases: "WeakKeyDictionary[nn.Module, _Lease]" = WeakKeyDictionary()
-# Reentrant: the garbage collector may finalize an abandoned generator, which releases its lease,
-# in a thread that is inside the locked block at that moment.
+# Reentrant: the garbage collector may close an abandoned generator, which then releases its
+# network, in a thread that already holds this lock.
 _leases_lock = RLock()
 
 
 @contextmanager
 def lease_network(network: object, device: torch.device | None) -> Iterator[None]:
-    """Keep `network` in evaluation mode and on `device`; the last user restores it.
+    """Keep `network` on `device` and in evaluation mode inside the context.
 
-    Raises `ValueError` if the network is in use on another device.
+    Several contexts may use a network at once; the last one restores its former state. Raises
+    `ValueError` if the network is in use on another device.
     """
     if isinstance(network, QueryAdapter):
         network = network.network
@@ -109,20 +110,20 @@ def _is_same_device(first: torch.device | None, second: torch.device | None) -> 
     return first.type == second.type and (is_cpu or (first.index or 0) == (second.index or 0))
 
 
-# Estimated GPU memory for the activations of a window, for a network as wide as htdemucs: about
-# 0.5 GB for its 343 980 samples. If it is too low for a network, batches are halved.
+# Estimated GPU memory for the activations per sample of a window, for a network as wide as
+# htdemucs: about 0.5 GB for 343,980 samples. If it is too low for a network, batches are halved.
 _BYTES_PER_SAMPLE = 1600
 
 _MAX_AUTO_BATCH = 16
 """Largest batch that "auto" tries."""
 
 _MAX_SECONDS_TO_KEEP = 12
-"""Longest batch whose memory is kept for the next one. Up to here allocations are tens of
-megabytes; with hundreds, holes between them in the heap would double the memory of the process."""
+"""Longest batch, in seconds of audio, whose memory is kept for the next batch. Up to this length
+allocations are tens of megabytes; with hundreds, gaps between them would double the memory used."""
 
 
 class Runner:
-    """Runs networks on a device, and remembers which batch size fits for each of them.
+    """Runs networks on a device, and remembers which batch size fits each network.
 
     A runner may be shared by any number of threads and tracks. `prepare(network, precision)` may
     return a faster version of a network for the `precision` of the options; it is called once
@@ -140,8 +141,8 @@ class Runner:
         self._prepared: dict[tuple[Network, str], Network] = {}
         self._limits: dict[Network, int] = {}
         self._on_cpu: dict[Network, Network] = {}
-        # Guards the three dictionaries above when they are changed. They are read without it:
-        # a thread that reads an old batch size only runs out of memory once more.
+        # Held while one of the three dictionaries above is changed, but not while it is read: a
+        # thread that reads an outdated batch size only runs out of memory once more.
         self._lock = Lock()
 
     @contextmanager
@@ -185,17 +186,17 @@ class Runner:
     def infer(
         self, network: Network, windows: Tensor, stems: Sequence[int], options: SeparationOptions
     ) -> tuple[Tensor, list[Event]]:
-        """Return `stems` of `windows`, (N ... C W) -> (N ... S C W), and what happened meanwhile.
+        """Run `network` on `windows`, (N ... C W) -> (N ... S C W); return `stems`, and events.
 
-        Out of memory: the batch is halved and only the failed part is retried, down to one
-        window; then the CPU is used, if allowed; then the original error is raised. The smaller
-        size is remembered.
+        If memory runs out, the batch is halved and the failed part retried, down to one window;
+        then the CPU is used, if allowed; then the original error is raised. Later batches keep
+        the smaller size.
         """
         events: list[Event] = []
         parts: list[Tensor] = []
         done = 0
         while done < len(windows):
-            # Read anew each time: another thread may have reduced it.
+            # Look the limit up each time: another thread may have reduced it.
             limit = self._limits.get(network, len(windows))
             batch = windows[done : done + limit]
             part = self._try_batch(network, batch, stems, options, events)
@@ -225,8 +226,8 @@ class Runner:
             if options.oom == "raise" or not can_retry or not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
-        # Not inside `except`: the traceback keeps the frames of the failed forward, and with them
-        # its tensors, until the exception is gone.
+        # Not inside `except`: until the exception is gone, its traceback keeps the tensors of the
+        # failed forward pass in memory.
         self._release_memory(network, options.precision)
         if self.device_for(network).type == "cuda":
             torch.cuda.empty_cache()
@@ -263,7 +264,7 @@ class Runner:
                 f"{len(bad)} windows overflowed in {options.precision} and were redone in fp32"
             )
         )
-        output = output.clone()  # an inference tensor cannot be written to out here
+        output = output.clone()  # inference tensors cannot be written to here
         output[bad.to(output.device)] = repaired.to(output)
         return output
 
@@ -276,7 +277,7 @@ class Runner:
         selected = list(stems)
         is_all = selected == list(range(len(network.sources)))
         forward_stems = None if is_all else _find_forward_stems(run)
-        # Entered here and not around the stream: a generator would leak it to the consumer.
+        # Only here: a generator that enters inference mode would impose it on its consumer.
         with torch.inference_mode():
             flat = upload(flat, target)
             if forward_stems is not None:
@@ -286,7 +287,7 @@ class Runner:
             if output.shape[-1] != flat.shape[-1] or len(output) != len(flat):
                 raise SeparationError(
                     f"the network returned {tuple(output.shape)} for {tuple(flat.shape)}: "
-                    "batch and samples must stay the same"
+                    "the numbers of windows and samples must stay the same"
                 )
             if selected != list(range(output.shape[1])):
                 output = output[:, selected]
@@ -296,7 +297,8 @@ class Runner:
         if self._prepare is None:
             if precision != "fp32":
                 raise ValueError(
-                    f"precision = {precision!r} needs a runner with `prepare`; without, use 'fp32'"
+                    f"precision = {precision!r} needs a runner with `prepare`; "
+                    "without it, use 'fp32'"
                 )
             return network
         if network in self._on_cpu:
@@ -323,7 +325,7 @@ class Runner:
     ) -> None:
         with self._lock:
             if size > 1:
-                # Never raised: another thread may have found a smaller size meanwhile.
+                # Only lowered: another thread may have found a smaller size meanwhile.
                 limit = self._limits.get(network, size)
                 self._limits[network] = min(limit, size // 2)
                 events.append(BatchSizeReduced(size, size // 2, reason))
@@ -336,7 +338,7 @@ class Runner:
 
 
 def _find_forward_stems(network: object) -> Callable[[Tensor, Sequence[int]], Tensor] | None:
-    """Return `forward_stems` of `network` if it is equivalent to a call, otherwise None."""
+    """Return `forward_stems` of `network` if it may replace a call of the network, or None."""
     # Hooks run when the module is called; `forward_stems` would bypass them.
     if getattr(network, "_forward_hooks", None) or getattr(network, "_forward_pre_hooks", None):
         return None
@@ -344,15 +346,15 @@ def _find_forward_stems(network: object) -> Callable[[Tensor, Sequence[int]], Te
         if "forward_stems" in vars(cls):
             bound: Callable[[Tensor, Sequence[int]], Tensor] = cast(Any, network).forward_stems
             return bound
-        if "forward" in vars(cls):  # overridden alone: a call returns something else
+        if "forward" in vars(cls):  # overridden alone: the two may differ
             return None
     return None
 
 
 def _copy_to_cpu(network: Network) -> Network:
-    """Return a copy with its weights on the CPU, without allocating on the full device."""
+    """Return a copy of `network` on the CPU without allocating on its device, which is full."""
     module = cast(nn.Module, network)
-    # `deepcopy` takes what is in its memo as copied, and would clone the rest on the device.
+    # `deepcopy` reuses the copies in its memo; it would clone other tensors on the device.
     memo: dict[int, object] = {}
     for parameter in module.parameters():
         copied = nn.Parameter(parameter.detach().to("cpu", copy=True), parameter.requires_grad)

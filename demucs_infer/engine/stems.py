@@ -1,7 +1,8 @@
-"""Choose the stems to return: which of them networks compute, and which are sums of others.
+"""Choose the stems to return: which ones networks compute, and which are sums of others.
 
-A rule is a line like `drumless=mixture-drums` or `band = bass + 0.5*other`. Its operands are
-`mixture`, the stems of the model, and the names of earlier rules.
+A rule defines a stem as a weighted sum, such as `drumless=mixture-drums` or
+`band = bass + 0.5*other`. Its operands are `mixture`, the stems of the model, and the names of
+earlier rules.
 
 Shapes: S stems, C channels, T samples of the track.
 """
@@ -134,10 +135,10 @@ def choose_stems(
 ) -> StemPlan:
     """Choose which stems to return; raise one `ValueError` that reports all mistakes.
 
-    `stems=None` returns every stem of the model, then every rule. If `stems` names a rule, exactly
-    the named stems are returned, in this order; otherwise every rule follows them. `two_stems`
-    returns one stem and its complement: `no_X`, the sum of the others ("add"), or `minus_X`, the
-    mixture minus the stem ("minus"), which needs no network that only computes other stems.
+    `stems=None` selects every stem of the model, then every rule. If `stems` includes a rule,
+    exactly these stems are returned, in this order; otherwise all rules are appended to them.
+    `two_stems="X"` selects X and, by `other_method`, `no_X`, the sum of the other stems ("add");
+    `minus_X`, the mixture minus X, without computing the other stems ("minus"); or only X ("none").
     """
     problems: list[str] = []
     rules = _read_rules(sources, derive, problems)
@@ -179,7 +180,7 @@ def derive_stems(
 def needed_members(
     weights: Sequence[Sequence[float]], computed: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
-    """Return, per member of a bag, the stems of `computed` it has a weight in; () if none."""
+    """Return the stems of `computed` for which each network of a bag has a weight other than 0."""
     return tuple(tuple(i for i in computed if member[i] != 0) for member in weights)
 
 

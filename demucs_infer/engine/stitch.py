@@ -1,7 +1,7 @@
 """Cut windows out of a track, and overlap-add the output of a network.
 
 Shapes: S stems, C channels, T samples of the track, W samples of a window, L of a segment;
-`...` are recordings that are separated side by side.
+`...` any leading axes, for recordings that are separated together.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ from demucs_infer.audio.blocks import reblock
 from demucs_infer.engine.level import Level
 from demucs_infer.engine.plan import Chunk
 
-# Samples of a track that are read from its source at a time.
+# Number of samples that are read from the source of a track at a time.
 PIECE = 65_536
 
 PADDINGS = ("constant", "reflect", "replicate")
@@ -48,14 +48,15 @@ def make_window(shape: str, length: int, *, power: float = 1.0, stop: int | None
 
 
 def usable_weights(window: Tensor, floor: float = 1e-8) -> Tensor:
-    """Raise weights (L,) to `floor`: a sample that only a weight of 0 covers would be lost."""
+    """Limit weights (L,) to at least `floor`: with only weights of 0, a sample would be lost."""
     return window.clamp_min(floor)
 
 
 def source_index(position: Tensor, length: int, mode: str) -> Tensor:
-    """Return the sample of a track of `length` for each `position` (n,), inside or outside of it.
+    """Return the index of the sample that padding by `mode` puts at each `position` (n,).
 
-    `reflect` is repeated as often as needed, so that no padding is too wide for a short track.
+    The track has the samples `[0, length)`; positions may be outside. Reflection is repeated as
+    often as needed, so that no padding is too wide for a short track.
     """
     if mode == "replicate" or length == 1:
         return position.clamp(0, length - 1)
@@ -103,7 +104,7 @@ class TrackBuffer:
         """Device of the samples; valid once some have been read."""
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return the samples `[start, stop)`, inside the track and at its own level."""
+        """Return the samples `[start, stop)` of the track, at its own level."""
         self._pull(stop)
         parts, at = [], self._begin
         for piece in self._pieces:
@@ -113,9 +114,9 @@ class TrackBuffer:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def cut(self, chunk: Chunk, padding: str = "constant", pad: int = 0) -> Tensor:
-        """Return the window that `chunk` reads, at the level of the networks: (... C W).
+        """Return the window that `chunk` reads, at the level that networks expect: (... C W).
 
-        Outside of the track are up to `pad` samples of `padding`, and silence beyond.
+        The track is extended on both sides by up to `pad` samples of `padding`, then by silence.
         """
         end = chunk.read + chunk.window
         pad = 0 if padding == "constant" else pad
@@ -161,9 +162,9 @@ class OverlapAdd:
 
     def __init__(self, start: int = 0) -> None:
         self.start = start
-        """First sample not yet taken."""
+        """First sample that `take` has not returned yet."""
         self.stop = start
-        """One past the last added sample."""
+        """End of the last chunk added (exclusive)."""
         self._total: Tensor | None = None
         self._norm = torch.empty(0)
 
@@ -171,7 +172,7 @@ class OverlapAdd:
         """Add `values` (... L) with `weights` (L,) at sample `start`."""
         total = self._reserve(start + values.shape[-1], values)
         at = slice(start - self.start, start - self.start + values.shape[-1])
-        # Another device, if the network fell back to the CPU; the sum stays on the first one.
+        # The device differs if the network fell back to the CPU; the sum stays on the first one.
         total[..., at] += (weights * values).to(total.device)
         self._norm[at] += weights.to(total.device)
         self.stop = max(self.stop, start + values.shape[-1])
@@ -179,7 +180,7 @@ class OverlapAdd:
     def take(self, stop: int) -> Tensor:
         """Return the samples up to `stop`, (... stop - start), and free them.
 
-        No chunk that reaches into them may be added later.
+        No chunk that overlaps them may be added later.
         """
         if self._total is None or not self.start <= stop <= self.stop:
             raise ValueError(f"no samples up to {stop}: available are [{self.start}, {self.stop})")
@@ -187,7 +188,7 @@ class OverlapAdd:
         final = self._total[..., :count] / self._norm[:count]
         for tensor in (self._total, self._norm):
             rest = tensor[..., count:size]
-            # Where source and target overlap, a copy in place would read what it wrote.
+            # If source and target overlap, a copy in place would read what it has just written.
             tensor[..., : size - count] = rest if count >= size - count else rest.clone()
             tensor[..., size - count : size] = 0
         self.start = stop

@@ -236,8 +236,8 @@ def test_as_tensor_accepts_all_forms(output: object) -> None:
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        ({"a": torch.ones(1, 2, 5)}, r"stems \['a'\], not \['a', 'b'\]"),
-        ([torch.ones(1, 2, 5)], "returned 1, not"),
+        ({"a": torch.ones(1, 2, 5)}, r"stems \['a'\], expected \['a', 'b'\]"),
+        ([torch.ones(1, 2, 5)], "returned 1, expected"),
         (torch.ones(1, 3, 2, 5), r"returned \(1, 3, 2, 5\)"),
         (torch.ones(2, 2, 5), r"with 2 stems: a, b"),
         (None, "returned None"),
