@@ -47,7 +47,7 @@ __getattr__ = make_getattr(
 @lru_cache(maxsize=8)
 def _sinc_filters(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Build one windowed sinc for each of the `new` output phases: (new 1 taps)."""
-    # An inference tensor in the cache would poison every later use under autograd.
+    # A tensor that is cached in inference mode could not be used with autograd later.
     with torch.inference_mode(False):
         rate = min(old, new) * _ROLLOFF
         radius = _filter_radius(old, new)
@@ -69,7 +69,7 @@ def _filter_radius(old: int, new: int) -> int:
 
 
 def resample(x: Tensor, old: int, new: int) -> Tensor:
-    """Change the sample rate by new / old (small coprime integers): (B C W) -> (B C W')."""
+    """Multiply the sample rate by `new / old`, coprime integers: (B C W) -> (B C W')."""
     batch, channels, length = x.shape
     radius = _filter_radius(old, new)
     x = F.pad(x.reshape(-1, 1, length), (radius, radius + old), mode="replicate")
@@ -95,7 +95,10 @@ class _WaveStage:
     norm_groups: int | None
     gelu: bool
     gate: int | None
-    """Channel factor before the activation of the rewrite convolution; None: no rewrite."""
+    """Output channels per input channel of the second convolution: 2 before a GLU, 1 before a ReLU.
+
+    None: no second convolution.
+    """
     context: int
     dconv_encoder: DConvConfig | None
     dconv_decoder: DConvConfig | None
@@ -217,7 +220,7 @@ class Demucs(nn.Module):
         self.lstm = BLSTM(outer_channels, lstm_layers) if lstm_layers else None
 
     def valid_length(self, length: int) -> int:
-        """Return the smallest window of at least `length` samples that every stride divides."""
+        """Return the length, at least `length`, of the shortest window that suits all strides."""
         if self.resample:
             length *= 2
         for _ in range(self.depth):
@@ -260,7 +263,7 @@ class Demucs(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load weights, also those of the first Demucs, whose layers had no norms yet."""
+        """Load weights, also those of the first version of Demucs, whose layers have no norms."""
         state = dict(state_dict)
         expected = self.state_dict().keys()
         for index in range(self.depth):

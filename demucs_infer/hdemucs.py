@@ -92,13 +92,13 @@ class HybridConfig:
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> HybridConfig:
-        """Pick the fields out of the arguments of a network's `__init__` (its `locals()`)."""
+        """Select the fields from the arguments (`locals()`) of the `__init__` of a network."""
         names = {field.name for field in fields(cls)}
         return cls(**{name: arguments[name] for name in names & arguments.keys()})
 
     @property
     def planes(self) -> int:
-        """Channels of one spectrogram as the network sees it."""
+        """Number of planes of one spectrogram."""
         return self.audio_channels * (2 if self.cac else 1)
 
     def stages(self) -> Iterator[UNetStage]:
@@ -126,7 +126,7 @@ class HybridConfig:
                 bins = 1 if merges_time else bins // self.stride
 
     def _layer_config(self, index: int, bins: int | None) -> LayerConfig:
-        """Return the parameters of a layer with so many `bins`; None: in the time branch."""
+        """Return the parameters of a layer with `bins` input bins; None: in the time branch."""
         over_frequency = bins is not None and bins > 1
         kernel_size, stride, padded = self.kernel_size, self.stride, True
         if bins == 1:
@@ -167,15 +167,15 @@ class HybridConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UNetStage:
-    """One stage of the two U-Nets; the outer side faces the audio."""
+    """One stage of the two U-Nets; its outer side is the one nearer to the audio."""
 
     freq: LayerConfig
     time: LayerConfig | None
     """None: this stage has no time branch."""
     merges_time: bool
-    """The time branch ends here: each of its layers is a single convolution."""
+    """Whether the time branch ends here, with a single convolution as encoder and decoder."""
     bands: tuple[float, ...]
-    """Where the layers over frequency are split, as fractions of the number of bins."""
+    """Where the frequency layers are split into bands, as fractions of the number of bins."""
     outer_channels: int
     outer_channels_time: int
     inner_channels: int
@@ -211,7 +211,7 @@ class Normalizer:
 
     @classmethod
     def measure(cls, x: Tensor) -> Normalizer:
-        """Take the statistics of (B ...), each item on its own."""
+        """Measure each item of a batch (B ...) on its own."""
         axes = tuple(range(1, x.dim()))
         return cls(x.mean(dim=axes, keepdim=True), x.std(dim=axes, keepdim=True))
 
@@ -226,14 +226,14 @@ class Normalizer:
 
 @dataclass(slots=True, eq=False)
 class SkipConnections:
-    """The encoder outputs of one branch and their lengths in time, the outermost stage first."""
+    """Outputs, and lengths in time of the inputs, of the encoders of a branch, outermost first."""
 
     tensors: list[Tensor] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
 
 def _select_stems(x: Tensor, stems: Sequence[int], size: int) -> Tensor:
-    """Select stems of (B S*size ...); `x` itself if they are all of them in order."""
+    """Select `stems` of `x` (B S*size ...); return `x` itself if these are all stems in order."""
     indices, by_stem = list(stems), x.unflatten(1, (-1, size))
     if indices == list(range(by_stem.shape[1])):
         return x
@@ -242,7 +242,7 @@ def _select_stems(x: Tensor, stems: Sequence[int], size: int) -> Tensor:
 
 
 class Hybrid(nn.Module):
-    """A spectrogram U-Net and, if `hybrid`, a waveform U-Net that meets it half-way.
+    """A U-Net on the spectrogram and, if `hybrid`, one on the waveform, whose outputs are summed.
 
     Subclasses define in `bottleneck` what happens between encoders and decoders.
     """
@@ -303,7 +303,7 @@ class Hybrid(nn.Module):
         return self.forward_stems(mix, range(len(self.sources)))
 
     def forward_stems(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
-        """Run `forward` for these stems only; the others are not turned into samples."""
+        """Run `forward` and return only `stems`; the others are not turned into samples."""
         length = mix.shape[-1]
         z = self.analyze(mix)
         x = self.to_planes(z).to(mix.device)
@@ -372,7 +372,7 @@ class Hybrid(nn.Module):
         return spectro(pad, self.nfft, self.hop_length)[..., :-1, 2 : 2 + frames]
 
     def to_wave(self, x: Tensor, normalizer: Normalizer, z: Tensor, length: int) -> Tensor:
-        """Turn normalized planes into samples (`z` is the mix's): (B S*P F T) -> (B S C length)."""
+        """Turn planes into samples, given the mix's spectrum `z`: (B S*P F T) -> (B S C length)."""
         x = normalizer.denormalize(x.unflatten(1, (-1, self.config.planes)))
         return self.synthesize(self.to_spectra(x.to(z.device), z), length)
 
@@ -382,24 +382,24 @@ class Hybrid(nn.Module):
             return ispectro(F.pad(z, (0, 0, 0, 1)), self.hop_length, length)
         z = F.pad(z, (2, 2, 0, 1))  # the frames and the bin that `analyze` left out, silent
         whole = self.hop_length * math.ceil(length / self.hop_length)
-        if self.config.hybrid_old:  # late by the margin, as in the training of those networks
+        if self.config.hybrid_old:  # delayed by the margin, as these networks were trained
             return ispectro(z, self.hop_length, whole)[..., :length]
         wave = ispectro(z, self.hop_length, whole + 2 * self.margin)
         return wave[..., self.margin : self.margin + length]
 
     @property
     def margin(self) -> int:
-        """Samples before and after a window that its spectrum covers."""
+        """Number of samples on each side of a window that its spectrum also depends on."""
         return self.hop_length // 2 * 3
 
     def to_planes(self, z: Tensor) -> Tensor:
-        """Return what the network sees of a spectrum: (B C F T) complex -> (B P F T)."""
+        """Turn a spectrum into the planes of the network: (B C F T) complex -> (B P F T)."""
         if not self.config.cac:
             return z.abs()
         return torch.view_as_real(z).permute(0, 1, 4, 2, 3).flatten(1, 2)
 
     def to_spectra(self, x: Tensor, z: Tensor) -> Tensor:
-        """Invert `to_planes`, given z of the mix: (B S P F T), (B C F T) -> (B S C F T)."""
+        """Invert `to_planes`; `z` is the mix's spectrum: (B S P F T), (B C F T) -> (B S C F T)."""
         if self.config.cac:
             x = x.unflatten(2, (-1, 2)).permute(0, 1, 2, 4, 5, 3)
             return torch.view_as_complex(x.contiguous())
@@ -457,5 +457,5 @@ class HDemucs(Hybrid):
         super().__init__(HybridConfig.from_arguments(locals()))
 
     def bottleneck(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return silence: everything goes through the skip connections."""
+        """Return zeros: the decoders only get what goes through the skip connections."""
         return torch.zeros_like(x), None if xt is None else torch.zeros_like(xt)

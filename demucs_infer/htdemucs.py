@@ -34,7 +34,7 @@ class HTDemucs(Hybrid):
 
     `emb_smooth`, `dconv_init` and `rescale` only affect newly initialized weights; dropout,
     learning rate, weight decay, random shifts and position augmentation only act in training.
-    Sparse attention, which no released checkpoint uses, is refused with a `ValueError`.
+    Sparse attention, which no released checkpoint uses, raises a `ValueError`.
     """
 
     @capture_init
@@ -125,7 +125,7 @@ class HTDemucs(Hybrid):
             self.crosstransformer = CrossTransformer(config)
 
     def valid_length(self, length: int) -> int:
-        """Return the length that a window is padded to; raise `ValueError` if it is too long."""
+        """Return the length to pad a window to; raise `ValueError` if `length` is too long."""
         if not self.use_train_segment:
             return length
         training_length = int(self.segment * self.samplerate)
@@ -137,7 +137,7 @@ class HTDemucs(Hybrid):
         return training_length
 
     def forward_stems(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
-        """Run `forward` for these stems only: (B C W) -> (B S C W)."""
+        """Run `forward` and return only `stems`: (B C W) -> (B S C W)."""
         length = mix.shape[-1]
         missing = self.valid_length(length) - length
         if not missing:

@@ -23,7 +23,7 @@ _BLSTM_STEPS = 200
 
 
 def group_norm(groups: int | None, channels: int) -> nn.Module:
-    """Build a group norm; for None the identity, which keeps the position in a `Sequential`."""
+    """Build a group norm; for None an identity, so that later modules keep their positions."""
     return nn.Identity() if groups is None else nn.GroupNorm(groups, channels)
 
 
@@ -88,8 +88,8 @@ class LocalState(nn.Module):
         super().__init__()
         if channels % heads:
             raise ValueError(
-                f"local attention has {channels} hidden channels and {heads} heads: expected a "
-                "multiple of the heads; change dconv_comp or dconv_attn."
+                f"local attention has {channels} hidden channels and {heads} heads: the channels "
+                "must be a multiple of the heads; change dconv_comp or dconv_attn."
             )
         self.heads = heads
         self.content = nn.Conv1d(channels, channels, 1)
@@ -99,7 +99,7 @@ class LocalState(nn.Module):
         self.proj = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what each step attends to."""
+        """Add to each step what it attends to."""
         queries, keys, content, decays = (
             project(x).unflatten(1, (self.heads, -1))
             for project in (self.query, self.key, self.content, self.query_decay)
@@ -146,7 +146,7 @@ class DConv(nn.Module):
         if config.depth and not hidden:
             raise ValueError(
                 f"dconv_comp={config.compress} leaves none of {channels} channels inside the "
-                f"residual branches: expected at most {channels}."
+                f"residual branches: use at most {channels}."
             )
         self.layers = nn.ModuleList(
             _make_branch(channels, hidden, 2**index if config.depth > 0 else 1, config)
@@ -196,20 +196,20 @@ class LayerConfig:
     """The parameters that the encoder and decoder layers of one stage of one branch share."""
 
     over_frequency: bool
-    """Stride over F of (B C F T); otherwise over T of (B C T)."""
+    """Whether the layer strides over the bins of (B C F T), or else over the time of (B C T)."""
     kernel_size: int
     stride: int
     padded: bool
-    """The encoder's output has exactly 1 / stride of the steps of its input."""
+    """Whether padding makes the encoder's output exactly 1 / stride as long as its input."""
     norm_groups: int | None
     """None: no group norm."""
     rewrite: bool
-    """Mix the channels once more before (decoder) or after (encoder) the strided convolution."""
+    """Whether a second convolution precedes (decoder) or follows (encoder) the strided one."""
     context_encoder: int
     context_decoder: int
-    """Neighbors on each side that the decoder's rewrite convolution reads."""
+    """Neighbors on each side that the second convolution of the decoder reads."""
     context_across_bins: bool
-    """The decoder's neighbors are bins and frames, not only frames."""
+    """Whether these neighbors of the decoder are bins and frames, or only frames."""
     dconv_encoder: DConvConfig | None
     dconv_decoder: DConvConfig | None
 
@@ -233,7 +233,7 @@ class LayerConfig:
         return nn.ConvTranspose1d(channels_in, channels_out, self.kernel_size, self.stride)
 
     def make_rewrite_conv(self, channels: int, context: int, across_bins: bool = True) -> nn.Module:
-        """Build the rewrite convolution, which is followed by a GLU."""
+        """Build the second convolution of a layer, which is followed by a GLU."""
         if not self.over_frequency:
             return nn.Conv1d(channels, 2 * channels, 1 + 2 * context, padding=context)
         beside = context if across_bins else 0
@@ -254,8 +254,8 @@ def _apply_per_bin(dconv: nn.Module, x: Tensor) -> Tensor:
 class EncoderLayer(nn.Module):
     """Encode one stage: (B C F T) -> (B C' F/stride T), or (B C T) -> (B C' T/stride).
 
-    An `empty` layer, the last one of the time branch, is only a convolution: its output has the
-    shape of the other branch at that stage and is injected there.
+    An `empty` layer, the last one of the time branch, is only a convolution. Its output is injected
+    into the encoder layer of the frequency branch at the same stage.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class EncoderLayer(nn.Module):
         return y
 
     def _pad_to_stride(self, x: Tensor) -> Tensor:
-        """Drop the axis of bins and pad with silence to a whole number of strides."""
+        """Drop an axis of one bin, and pad with silence to a whole number of strides."""
         if x.dim() == 4:
             x = x.flatten(1, 2)
         missing = -x.shape[-1] % self.config.stride
@@ -338,7 +338,7 @@ class DecoderLayer(nn.Module):
         return (z if self.last else F.gelu(z)), y
 
     def merge_skip(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Combine the stage below with the skip connection."""
+        """Combine the output of the next inner stage with the skip connection."""
         if self.config.over_frequency and x.dim() == 3:
             x = x.unflatten(1, (self.channels_in, -1))
         y = x + skip
@@ -362,7 +362,7 @@ class DecoderLayer(nn.Module):
 
 
 class BandEncoder(nn.Module):
-    """Encode each band of bins with a layer of its own, without a seam between them."""
+    """Encode each band of bins with its own layer; the outputs join without a seam."""
 
     def __init__(
         self, channels_in: int, channels_out: int, config: LayerConfig, ratios: Sequence[float]
@@ -376,7 +376,7 @@ class BandEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
-        """Encode (B C F T) -> (B C' F/stride T); nothing is injected into bands."""
+        """Encode (B C F T) -> (B C' F/stride T); `inject` is never needed, as no branch ends here."""
         del inject
         padding = self.config.padding
         x = F.pad(x, (0, 0, padding, padding))
@@ -384,7 +384,7 @@ class BandEncoder(nn.Module):
         return torch.cat([layer(x[:, :, start:stop]) for layer, (start, stop) in bands], dim=2)
 
     def _band_ranges(self, bins: int) -> list[tuple[int, int]]:
-        """Return (start, stop) of each layer's input, in bins of the padded input."""
+        """Return the range (start, stop) of padded input bins that each layer reads."""
         size, stride, padding = self.config.kernel_size, self.config.stride, self.config.padding
         start, bands = 0, []
         for ratio in self.ratios:
@@ -396,7 +396,7 @@ class BandEncoder(nn.Module):
 
 
 class BandDecoder(nn.Module):
-    """Decode what `BandEncoder` encodes; adjacent bands are added where their kernels overlap."""
+    """Decode the output of a `BandEncoder`; adjacent bands are summed where they overlap."""
 
     def __init__(
         self,
@@ -430,7 +430,7 @@ class BandDecoder(nn.Module):
                 bands[-1][:, :, -stride:] += y[:, :, :stride] - bias
                 y = y[:, :, stride:]
             bands.append(y)
-        # Half a stride, rounded down at the start and up at the end.
+        # Crop half a stride, rounded down at the start and up at the end.
         bands[0], bands[-1] = bands[0][:, :, stride // 2 :], bands[-1][:, :, : -stride // 2]
         z = torch.cat(bands, dim=2)
         return (z if self.last else F.gelu(z)), None

@@ -18,7 +18,7 @@ _WITHOUT_COMPLEX = frozenset({"mps", "xpu"})
 @lru_cache(maxsize=16)
 def hann(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the periodic Hann window of `size` samples: (size)."""
-    # An inference tensor in the cache would poison every later use under autograd.
+    # A tensor that is cached in inference mode could not be used with autograd later.
     with torch.inference_mode(False):
         return torch.hann_window(size, device="cpu").to(device, dtype)
 
@@ -32,7 +32,7 @@ def spectro(x: Tensor, n_fft: int = 512, hop_length: int | None = None, pad: int
     """Compute the centered, orthonormal STFT: (... W) -> (... F T) complex, F = n_fft / 2 + 1.
 
     `hop_length` is a quarter of `n_fft` if it is not given. With `pad`, each window of `n_fft`
-    samples is padded with silence to 1 + `pad` times its length, for so many more bins.
+    samples is padded with silence to 1 + `pad` times its length, which gives more bins.
     """
     *other, length = x.shape
     x = x.reshape(-1, length).to(complex_device(x.device))
@@ -72,7 +72,7 @@ def ispectro(
 def pad_reflect(x: Tensor, left: int, right: int) -> Tensor:
     """Pad both ends by reflection, at any length: (... W) -> (... left+W+right).
 
-    Reflection cannot pad by more than the signal has, so a short signal is first padded with
+    Reflection needs a signal longer than the padding, so a short signal is first padded with
     silence, up to `right` samples on the right, then on the left (as upstream does).
     """
     missing = max(0, max(left, right) - x.shape[-1] + 1)

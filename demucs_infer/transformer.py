@@ -54,7 +54,7 @@ __getattr__ = make_getattr(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerConfig:
-    """The arguments that the layers depend on, under upstream's names without their `t_`."""
+    """The arguments of `HTDemucs` for its transformer, without the prefix `t_` of their names."""
 
     dim: int
     emb: str
@@ -91,7 +91,7 @@ class TransformerConfig:
 
     @classmethod
     def from_arguments(cls, dim: int, arguments: Mapping[str, Any]) -> TransformerConfig:
-        """Pick the fields out of the arguments of a network's `__init__` (its `locals()`)."""
+        """Select the fields from the arguments (`locals()`) of the `__init__` of a network."""
         names = [field.name for field in fields(cls) if field.name != "dim"]
         return cls(dim=dim, **{name: arguments[f"t_{name}"] for name in names})
 
@@ -107,7 +107,7 @@ def positions_2d(
     device: torch.device,
 ) -> Tensor:
     """Return the position embedding of a spectrogram, frame by frame: (1 T*F C)."""
-    # An inference tensor in the cache would poison every later use under autograd.
+    # A tensor that is cached in inference mode could not be used with autograd later.
     with torch.inference_mode(False):
         rates = torch.arange(0.0, channels // 2, 2, device="cpu")
         rates = torch.exp(rates * -(math.log(max_period) / (channels // 2)))
@@ -153,7 +153,7 @@ class PositionTable(nn.Module):
     """A learned position embedding: (1 U C)."""
 
     boost = 3.0
-    """Factor between the stored table and the embedding."""
+    """Factor by which the stored table is multiplied."""
 
     def __init__(self, count: int, channels: int) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class TokenGroupNorm(nn.GroupNorm):
 
 
 def _token_norm(groups: int, channels: int) -> nn.Module:
-    """Build a norm over all tokens in `groups` groups; for 0, over the channels of each token."""
+    """Build a group norm over all tokens of an item; for 0 groups, a layer norm of each token."""
     return TokenGroupNorm(int(groups), channels) if groups else nn.LayerNorm(channels)
 
 
@@ -198,7 +198,7 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, query: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Attend from (B N C) to `memory` (B M C), or to itself for None -> (B N C)."""
+        """Attend from `query` (B N C) to `memory` (B M C), or for None to `query` itself."""
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if memory is None:
             q, k, v = F.linear(query, weight, bias).chunk(3, dim=-1)
@@ -234,7 +234,7 @@ class TransformerLayer(nn.Module):
         self.linear2 = nn.Linear(hidden, dim)
         for index in range(1, norms + 1):
             self.add_module(f"norm{index}", _token_norm(config.group_norm, dim))
-        # `&` as upstream: an even number of output groups means no norm.
+        # `&`, as in upstream: if `norm_out` is even, there is no norm.
         groups = bool(config.norm_first) & config.norm_out
         self.norm_out = TokenGroupNorm(int(groups), dim) if groups else nn.Identity()
         self.gamma_1, self.gamma_2 = (
@@ -269,7 +269,7 @@ class SelfLayer(TransformerLayer):
 
 
 class CrossLayer(TransformerLayer):
-    """A layer that attends from (B N C) to (B M C) -> (B N C)."""
+    """A layer with cross-attention from (B N C) to another sequence (B M C) -> (B N C)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -289,7 +289,7 @@ class CrossLayer(TransformerLayer):
 
 
 class CrossTransformer(nn.Module):
-    """Both stacks of layers: (B C F T) and (B C U) -> the same shapes."""
+    """The stacks of layers for spectrogram and waveform: (B C F T), (B C U) -> the same shapes."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -313,7 +313,11 @@ class CrossTransformer(nn.Module):
         )
 
     def forward(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the layers in step; a cross layer reads the other stack's input."""
+        """Apply both stacks, layer by layer.
+
+        A cross-attention layer attends to the input, not to the output, of the layer at the same
+        depth in the other stack.
+        """
         _, _, bins, frames = x.shape
         x = x.permute(0, 3, 2, 1).flatten(1, 2)  # (B T*F C)
         x = self.norm_in(x) + self._positions(x, bins, frames)

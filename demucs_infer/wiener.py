@@ -26,9 +26,9 @@ _WINDOW_FRAMES = 300
 """Frames that share one estimate of a source's spatial covariance."""
 
 _EPS = 1e-10
-"""Power added to every power in a denominator."""
+"""Power that is added to denominators, so that they are not 0."""
 _MAX_MODULUS = 10.0
-"""Largest modulus that enters the iterations: it fixes the size of `_EPS` relative to the mix."""
+"""A louder mix is scaled down to this modulus, which `_EPS` must be small compared to."""
 
 
 def wiener(magnitudes: Tensor, mix: Tensor, iterations: int, residual: bool = False) -> Tensor:
@@ -53,7 +53,7 @@ def wiener(magnitudes: Tensor, mix: Tensor, iterations: int, residual: bool = Fa
 def _filter_window(magnitudes: Tensor, mix: Tensor, iterations: int, residual: bool) -> Tensor:
     """Filter one window of one item: magnitudes (S C F T), mix (C F T) -> (S C F T), or (S+1 ...).
 
-    The residual, if it takes part, is the last source.
+    With `residual` (and `iterations`), the last source is the residual.
     """
     # As in Open-Unmix and in the training, a bin that is exactly zero counts as 1 + 0j.
     mix = torch.where(mix == 0, torch.ones_like(mix), mix)

@@ -1,4 +1,4 @@
-"""Run the cross-domain transformer with packed products and scores that stay in the cache.
+"""Run the cross-domain transformer with packed matrix products, in pieces that fit in the cache.
 
 Shapes: B batch, C channels, F bins, T frames, U steps of the waveform branch, N tokens.
 """
@@ -16,13 +16,13 @@ from demucs_infer.transformer import Attention, CrossLayer, CrossTransformer, Se
 def supports(network: CrossTransformer) -> bool:
     """Tell whether a transformer can be optimized: only released variants are covered."""
     config = network.config
-    # oneDNN packs no matrix without rows.
+    # oneDNN cannot pack a matrix without rows.
     has_hidden_channels = int(config.dim * config.hidden_scale) > 0
     return config.norm_first and config.gelu and has_hidden_channels
 
 
 class FastAttention:
-    """`Attention` with the layer scale that follows it folded into its last product."""
+    """Optimized `Attention`, whose output projection includes the layer scale that follows it."""
 
     def __init__(
         self, attention: Attention, scale: nn.Module, dtype: torch.dtype, *, crosses: bool
@@ -43,7 +43,7 @@ class FastAttention:
         self._project_out = _make_scaled_linear(attention.out_proj, scale, dtype)
 
     def __call__(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Attend from `x` (B N C) to `memory` (B M C), or to itself for None."""
+        """Attend from `x` (B N C) to `memory` (B M C), or to `x` if `memory` is None."""
         if memory is None or self._project_memory is None:
             q, k, v = self._project(x).chunk(3, dim=-1)
         else:
@@ -54,7 +54,7 @@ class FastAttention:
 
 
 def _make_scaled_linear(linear: nn.Linear, scale: nn.Module, dtype: torch.dtype) -> Linear:
-    """Build a product with the layer scale that follows it (if it is one) folded in."""
+    """Build a `Linear` that also multiplies its output by `scale`, if that is a `LayerScale`."""
     weight, bias = linear.weight.detach(), linear.bias.detach()
     if isinstance(scale, LayerScale):
         gain = scale.scale.detach()
@@ -63,7 +63,7 @@ def _make_scaled_linear(linear: nn.Linear, scale: nn.Module, dtype: torch.dtype)
 
 
 class FastLayer:
-    """`SelfLayer` or `CrossLayer` with the norms first."""
+    """Optimized `SelfLayer` or `CrossLayer` with `norm_first`: norms precede what they are for."""
 
     def __init__(self, layer: SelfLayer | CrossLayer, dtype: torch.dtype) -> None:
         self._layer = layer
@@ -89,7 +89,7 @@ class FastLayer:
 
 
 def _normalize_items(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a norm over all tokens and channels of each item without transposing it."""
+    """Apply `norm` to (B N C); a group norm of one group needs no transposed copy."""
     if not isinstance(norm, nn.GroupNorm) or norm.num_groups != 1:
         y: Tensor = norm(x)
         return y
@@ -99,7 +99,7 @@ def _normalize_items(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class FastTransformer(nn.Module):
-    """`CrossTransformer`: (B C F T) and (B C U) -> the same shapes."""
+    """Optimized `CrossTransformer`: (B C F T) and (B C U) -> the same shapes."""
 
     def __init__(self, network: CrossTransformer, dtype: torch.dtype) -> None:
         super().__init__()
@@ -108,7 +108,11 @@ class FastTransformer(nn.Module):
         self._layers_t = [FastLayer(cast(Any, layer), dtype) for layer in network.layers_t]
 
     def forward(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the layers in step; a cross layer reads the other stack's input."""
+        """Apply both stacks, layer by layer.
+
+        A cross-attention layer attends to the input, not to the output, of the layer at the same
+        depth in the other stack.
+        """
         _, _, bins, frames = x.shape
         x = x.permute(0, 3, 2, 1).flatten(1, 2).contiguous()
         x = self._network.norm_in(x) + self._network._positions(x, bins, frames)

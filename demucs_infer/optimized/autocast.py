@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class AutocastNetwork(nn.Module):
-    """A network whose products run in `dtype`, with all attributes of the original.
+    """A network that multiplies in `dtype`, with all attributes of the original network.
 
-    Autocast keeps norms and softmax in float32. The spectrogram of a hybrid and its inverse stay
-    outside autocast, because half precision has no complex numbers.
+    Autocast keeps norms and softmax in float32. The spectrogram of a hybrid network and its inverse
+    stay outside autocast, because half precision has no complex numbers.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:

@@ -1,6 +1,6 @@
-"""Compile the static core of a network with PyTorch's compiler: for a GPU and many windows.
+"""Compile the core of a network with PyTorch's compiler, which pays on a GPU with many windows.
 
-Minutes of compilation buy fewer and larger kernels; a CPU gains more from the packed kernels.
+Compilation takes minutes, and gives fewer and larger kernels. On a CPU, `kernels.py` is faster.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Run the residual branches of a stage in place and in tiles that stay in the cache.
+"""Run the residual branches of a stage in place, in tiles that fit in the cache.
 
 Shapes: R rows that are normalized independently, T steps of time, C channels, H hidden channels,
 O = 2 C outputs of the second convolution, K taps.
@@ -16,7 +16,7 @@ from demucs_infer.optimized.layout import tiles
 
 
 def supports(dconv: nn.Module | None) -> bool:
-    """Tell whether `Branch` covers the branches: no LSTM, no attention."""
+    """Tell whether `Branch` can replace all branches: none has an LSTM or attention."""
     return dconv is None or all(len(layer) == 7 for layer in cast(Any, dconv).layers)
 
 
@@ -35,7 +35,7 @@ class Branch:
         self._output_eps = mix_norm.eps
         self._weight = mix.weight.detach().float()[:, :, 0].contiguous()
         self._bias = mix.bias.detach().float()
-        # The layer scale follows the GLU: it multiplies the half that is not the gate.
+        # The layer scale follows the GLU, so it multiplies the values and not the gates.
         gain = torch.cat([scale.scale.detach(), torch.ones_like(scale.scale)])
         self._output_gain = (mix_norm.weight.detach() * gain).double()
         self._output_shift = (mix_norm.bias.detach() * gain).double()
@@ -59,11 +59,11 @@ class Branch:
 
     def _compute_hidden(self, y: Tensor) -> Tensor:
         """Apply convolution, norm and GELU: (R T C) -> (R H T)."""
-        # `F.group_norm` would refuse a row of one number: the innermost stage of a short window.
+        # `F.group_norm` refuses rows of one number, as the innermost stage of a short window has.
         return F.gelu(torch.group_norm(self._convolve(y), 1, *self._hidden_norm))
 
     def _convolve(self, y: Tensor) -> Tensor:
-        """Multiply by all taps in one product, then add them up with their delays."""
+        """Convolve (R T C) -> (R H T): multiply by all taps at once, then add products by delay."""
         rows, steps, channels = y.shape
         products = linear(self._taps.flatten(0, 1), y.view(-1, channels))
         taps = products.view(*self._taps.shape[:2], rows, steps).transpose(1, 2)
@@ -80,11 +80,11 @@ class Branch:
     def _fold_norm(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Fold the norm into the 1x1 convolution before it: (R H T) -> weight (R O H), bias (R O).
 
-        Mean and variance of `W h + b` over all steps follow from the sums of `h` and `h hᵀ`, so the
-        wide result needs no pass of its own to be measured.
+        Mean and variance of `W h + b` over all steps follow from the sums of `h` and `h hᵀ`, so
+        they are known before the wide output is computed.
         """
         steps, outputs = hidden.shape[-1], len(self._bias)
-        hidden = hidden.double()  # long sums in float32 would cost 20 dB
+        hidden = hidden.double()  # long sums in float32 would be 20 dB less exact
         sums = hidden.sum(2) @ self._sum_weights + steps * self._sum_constants
         sums[:, 1].add_(((hidden @ hidden.mT) * self._weight_gram).sum((1, 2)))
         mean, square = (sums / (steps * outputs)).chunk(2, 1)

@@ -1,4 +1,4 @@
-"""Turn the output planes of a hybrid into samples with one copy instead of six.
+"""Turn the output planes of a hybrid network into samples with one copy instead of six.
 
 Shapes: B batch, S sources, C channels, P planes (two a channel), F bins, T frames.
 """
@@ -14,11 +14,14 @@ _PADDING_FRAMES = 2
 """Silent frames on each side, which the networks never see."""
 
 _HOPS_PER_FRAME = 4
-"""Hops in a frame, and frames that overlap at every sample."""
+"""Length of a frame in hops, and so the number of frames that overlap at every sample."""
 
 
 def supports(network: Hybrid) -> bool:
-    """Tell whether the planes are real and imaginary parts, framed like the waveform branch."""
+    """Tell whether `InverseStft` can replace `to_wave` of a hybrid network.
+
+    Its planes must be real and imaginary parts, in frames aligned with the waveform branch.
+    """
     config = network.config
     return (
         config.cac
@@ -29,7 +32,7 @@ def supports(network: Hybrid) -> bool:
 
 
 class InverseStft:
-    """`Hybrid.to_wave`, for the networks that `supports` accepts."""
+    """Optimized `Hybrid.to_wave`, for the networks that `supports` accepts."""
 
     def __init__(self, network: Hybrid) -> None:
         self._original = network.to_wave
@@ -43,10 +46,10 @@ class InverseStft:
 
     def __call__(self, x: Tensor, normalizer: Normalizer, z: Tensor, length: int) -> Tensor:
         """Turn (B S*P F T) into (B S C length); only the device of `z` is used."""
-        if x.shape[2] != self._bins:  # a stride that does not divide the bins drops some
+        if x.shape[2] != self._bins:  # a stride that does not divide their number drops bins
             return self._original(x, normalizer, z, length)
         spectra = self._make_spectra(x, normalizer, z.device)
-        # One stem at a time: glibc maps fresh pages for every result above 32 MB.
+        # One stem at a time: glibc would map fresh pages for every result above 32 MB.
         return torch.stack([self._overlap_add(stem, length) for stem in spectra.unbind(1)], dim=1)
 
     def _make_spectra(self, x: Tensor, normalizer: Normalizer, device: torch.device) -> Tensor:

@@ -1,9 +1,9 @@
-"""Matrix products and convolutions through oneDNN's packed kernels, channels last.
+"""Compute matrix products and convolutions with oneDNN's packed kernels, channels last.
 
-What PyTorch calls by itself for a float32 `linear` uses half of the vector width of many machines;
-the kernels behind `torch.compile` use all of it, and they can be called without compiling anything.
-Where they are missing, for any numbers or for those of half the bits, ordinary PyTorch answers the
-same, slower.
+On many machines, PyTorch's float32 `linear` uses only half of the width of the CPU's vectors. The
+kernels that `torch.compile` uses have the full width, and can be called without compiling. Where
+they are missing, in float32 or in reduced precision, ordinary functions of PyTorch compute the same
+more slowly.
 
 Shapes: B batch, C channels in, O channels out, H rows, W columns, N rows of a matrix.
 """
@@ -23,10 +23,10 @@ Pair = tuple[int, int]
 
 @cache
 def has_packed_kernels(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this build and this processor have the packed kernels for `dtype`.
+    """Return whether this build of PyTorch and this processor have packed kernels for `dtype`.
 
-    They are tried, because no list of instruction sets says it of every version: a processor may
-    have them in float32 and not in half the bits.
+    The kernels are tried, because the instruction sets that they need depend on the version. A
+    processor may have them in float32 and not in reduced precision.
     """
     if not torch.backends.mkldnn.is_available():
         return False
@@ -44,12 +44,18 @@ def has_packed_kernels(dtype: torch.dtype = torch.float32) -> bool:
                 torch.ops.mkldnn._linear_pointwise(x, flat, bias, *then),
                 torch.ops.mkldnn._convolution_pointwise(image, packed, bias, *geometry, 1, *then),
             ]
-    except (AttributeError, RuntimeError, TypeError):  # other versions spell them differently
+    except (
+        AttributeError,
+        RuntimeError,
+        TypeError,
+    ):  # other versions have other names or arguments
         return False
     three = torch.full((2,), 3.0)
     expected = [three, three, three, F.gelu(three), F.gelu(three)]
     return all(
-        torch.allclose(result.flatten().float(), answer, rtol=0.02)  # nonsense, not rounding
+        torch.allclose(
+            result.flatten().float(), answer, rtol=0.02
+        )  # detects wrong results, not rounding
         for result, answer in zip(results, expected, strict=True)
     )
 
@@ -65,7 +71,7 @@ def _pack_conv(weight: Tensor, padding: Pair, stride: Pair, size: torch.Size) ->
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply (N C) by weights (O C) that are computed at run time, so not packed beforehand."""
+    """Multiply `x` (N C) by weights (O C) that differ in every call, so are not packed."""
     if has_packed_kernels(x.dtype):
         y: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, weight, bias, *_fused_activation(gelu=False)
@@ -75,12 +81,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _fused_activation(gelu: bool) -> tuple[str, list[Any], str]:
-    """Return a kernel's arguments for the operation after the product: none, or the exact GELU."""
+    """Return the kernel arguments for the activation after a product: none, or exact GELU."""
     return ("gelu", [], "none") if gelu else ("none", [], "")
 
 
 class Linear:
-    """(... C) -> (... O), with packed weights, computing in `dtype`."""
+    """A linear layer with packed weights, computed in `dtype`: (... C) -> (... O)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -91,7 +97,7 @@ class Linear:
             self._weight = _pack_linear(self._weight)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        """Multiply `x`, then apply the GELU if asked to."""
+        """Multiply `x` by the weights, then apply a GELU if `gelu`."""
         x = x.to(self.dtype)
         if self._packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -103,7 +109,7 @@ class Linear:
 
 
 class Conv:
-    """(B C H W) -> (B O H' W'), channels last in memory, computing in `dtype`."""
+    """A convolution of channels-last tensors, computed in `dtype`: (B C H W) -> (B O H' W')."""
 
     def __init__(
         self,
@@ -124,7 +130,7 @@ class Conv:
             self._weight = _pack_conv(self._weight, padding, stride, size)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        """Convolve `x`, then apply the GELU if asked to."""
+        """Convolve `x`, then apply a GELU if `gelu`."""
         x = x.to(self.dtype, memory_format=torch.channels_last)
         if self._packed:
             geometry = (self._padding, self._stride, (1, 1))
@@ -137,10 +143,10 @@ class Conv:
 
 
 class SplitGate:
-    """Two products of one tensor: the values and the gates of a GLU.
+    """Two products of the same input: the values and the gates of a GLU.
 
-    A single product would interleave them in memory, in runs that are not a whole number of vectors
-    in the outermost stage: a gate over those takes three times as long.
+    A single product would return rows of values followed by gates. In the outermost stage neither
+    fills a whole number of vectors, and the GLU would take three times as long.
     """
 
     rows_per_step = 1
@@ -169,9 +175,9 @@ class SplitGate:
 
 @lru_cache(maxsize=1)
 def uses_half_width_vectors() -> bool:
-    """Tell whether PyTorch's own float32 products use half of this CPU's vectors.
+    """Tell whether PyTorch's own float32 products use only half of the width of the vectors.
 
-    Looked up, not timed, so that a machine always gives the same bits.
+    The model of the CPU decides and not a timing, so that a machine always computes the same bits.
     """
     try:
         return is_halved(Path("/proc/cpuinfo").read_text())
@@ -180,7 +186,7 @@ def uses_half_width_vectors() -> bool:
 
 
 def is_halved(cpuinfo: str) -> bool:
-    """Tell whether this is an AMD CPU of family 26 or later: MKL uses half of its vectors."""
+    """Tell whether the CPU is AMD's of family 26 or later, whose vectors MKL uses half of."""
     family = re.search(r"^cpu family\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
     return "AuthenticAMD" in cpuinfo and family is not None and int(family[1]) >= 26
 
@@ -189,7 +195,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Compute softmax(q kᵀ) v: (B N heads C), (B M heads C) -> (B N heads C).
 
     `q` is already divided by the square root of C. PyTorch's own attention always multiplies in
-    float32, with the products that `uses_half_width_vectors` is about.
+    float32, so it is not used in reduced precision, or where `uses_half_width_vectors` is true.
     """
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if has_packed_kernels(dtype) and (dtype != torch.float32 or uses_half_width_vectors()):
@@ -200,7 +206,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 
 def _attend_in_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend in one item, with as many rows of scores at a time as stay in the cache."""
+    """Run `attend` for one item, with as many queries at a time as fit in the cache."""
     rows = 192 if q.dtype == torch.float32 else 512
     out = q.new_empty(q.shape)
     for head in range(q.shape[1]):

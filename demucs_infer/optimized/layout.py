@@ -1,4 +1,4 @@
-"""Handle tensors in channels-last memory, and cut them into tiles that stay in the cache.
+"""Handle tensors in channels-last memory, and cut them into tiles that fit in the cache.
 
 Shapes: B batch, C channels, F bins, T steps of time.
 """
@@ -10,25 +10,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _TILE_BYTES = 4 << 20
-"""Largest size of the input of a gate in one tile: about the second-level caches of two cores."""
+"""Largest input of a gate in one tile: about the second-level caches of two cores."""
 
 
 def tiles(count: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of runs of `range(count)` whose rows fit into the cache."""
+    """Split `count` rows into ranges that fit in the cache: yield (start, stop) of each."""
     step = max(1, _TILE_BYTES // row_bytes)
     for start in range(0, count, step):
         yield start, min(start + step, count)
 
 
 def tiles_of_each(batch: int, rows: int, row_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (item, start, stop) of the tiles of every item of a batch."""
+    """Split the rows of every item of a batch like `tiles`: yield (item, start, stop)."""
     for item in range(batch):
         for start, stop in tiles(rows, row_bytes):
             yield item, start, stop
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Return (B C F T), or (B C T) as an image of one row, in channels-last memory."""
+    """Return `x` in channels-last memory: (B C F T), or (B C T) as an image of one row."""
     if x.dim() == 3:
         x = x[:, :, None]
     return x.contiguous(memory_format=torch.channels_last)
@@ -53,5 +53,5 @@ def slice_bins(x: Tensor, start: int, stop: int) -> Tensor:
 
 
 def as_image(weight: Tensor) -> Tensor:
-    """Turn a kernel over time into one over an image of one row."""
+    """Turn a 1D kernel over time into a 2D kernel for an image of one row."""
     return weight if weight.dim() == 4 else weight[:, :, None]

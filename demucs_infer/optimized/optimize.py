@@ -33,7 +33,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 _LAYER_LISTS = ("encoder", "tencoder", "decoder", "tdecoder")
 _RELEASED = "_weights_released"
-"""Attribute that is true for a network whose weights were released."""
+"""Attribute that is true for a network whose weights `consume_weights` has released."""
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:
@@ -54,15 +54,15 @@ def choose_precision(precision: Precision, device: torch.device) -> Precision:
         warnings.warn(
             "precision='bf16' is slower than 'fp32' on this processor, which has no instructions "
             "for it: 'auto' chooses the faster one",
-            stacklevel=1,  # once, wherever it is asked for
+            stacklevel=1,  # one location for all callers, so that it is shown once
         )
     return precision
 
 
 def is_bf16_faster() -> bool:
-    """Return whether the processor multiplies in bf16, and oneDNN has kernels for it.
+    """Return whether the processor can multiply in bf16, and oneDNN has kernels for it.
 
-    oneDNN alone would accept AVX-512 without bf16, where it converts to float32 and back.
+    Kernels alone do not suffice: without bf16 in the processor, they convert to float32 and back.
     """
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(is_supported and is_supported()) and kernels.has_packed_kernels(torch.bfloat16)
@@ -88,7 +88,7 @@ def optimize(
     network whose weights were released.
     """
     if getattr(network, _RELEASED, False):
-        raise ValueError("this network's weights were released to an optimized copy: reload it")
+        raise ValueError("this network's weights were released to an optimized copy: load it again")
     device = torch.device(device)
     precision = choose_precision(precision, device)
     if isinstance(network, Hybrid | Demucs):
@@ -139,7 +139,7 @@ def _fold_embedding(fast: Hybrid) -> None:
 
 
 def _release_weights(module: nn.Module, fast: nn.Module | None) -> bool:
-    """Release the matrices that `fast` has copied, and tell whether there were any.
+    """Release the matrices of `module` that `fast` has copied; return whether there were any.
 
     Norms and biases stay: they are small, and `fast` may read them in place.
     """

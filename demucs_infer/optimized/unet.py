@@ -1,7 +1,7 @@
-"""Run the layers of the U-Nets in channels-last memory and in tiles that stay in the cache.
+"""Run the layers of the U-Nets in channels-last memory, in tiles that fit in the cache.
 
-Each class replaces the layer of the same name, takes its weights, and accepts and returns tensors
-of the same shape; only their order in memory differs.
+A class `FastX` replaces the layer X with the same weights. Its inputs and outputs have the same
+shapes, but another order in memory.
 
 Shapes: B batch, C channels, F bins, T steps of time.
 """
@@ -30,7 +30,7 @@ from demucs_infer.optimized.winograd import WinogradConv
 
 
 def supports(layer: EncoderLayer | DecoderLayer) -> bool:
-    """Tell whether a layer of a hybrid can be optimized."""
+    """Tell whether a layer of a hybrid network can be optimized."""
     config = layer.config
     return (
         not layer.empty
@@ -43,7 +43,7 @@ def supports(layer: EncoderLayer | DecoderLayer) -> bool:
 
 
 def supports_waveform(layer: nn.Sequential) -> bool:
-    """Tell whether a layer of the waveform network can be optimized: no norms, and a GLU."""
+    """Tell whether a layer of `Demucs` can be optimized: it must have a GLU and no norms."""
     kinds = {type(module) for module in layer}
     dconv = next((module for module in layer if isinstance(module, DConv)), None)
     return (
@@ -55,7 +55,7 @@ def supports_waveform(layer: nn.Sequential) -> bool:
 
 
 def gate(values: Tensor, gates: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
-    """Write the gated linear unit, plus an offset, to `out`."""
+    """Write `values` times the sigmoid of `gates`, plus `offset`, to `out`."""
     values, gates = values.to(out.dtype), gates.to(out.dtype).sigmoid_()
     if offset is None:
         torch.mul(values, gates, out=out)
@@ -68,7 +68,10 @@ def _optimize_dconv(dconv: nn.Module | None) -> FastDConv | None:
 
 
 class FrequencyEncoder:
-    """Strided convolution, branches, rewrite, gate in tiles of bins: (B C F T) -> (B C' F' T)."""
+    """Encode a stage of the spectrogram in tiles of bins: (B C F T) -> (B C' F' T).
+
+    A strided convolution, residual branches, and a 1x1 convolution with a gate.
+    """
 
     offset: Tensor | None = None
     """A constant that is added to the output, such as the frequency embedding: (F' C')."""
@@ -109,7 +112,10 @@ class FrequencyEncoder:
 
 
 class TimeEncoder:
-    """Strided convolution, branches, rewrite and gate of the waveform: (B C T) -> (B C' T')."""
+    """Encode a stage of the waveform: (B C T) -> (B C' T').
+
+    A strided convolution, residual branches, and a 1x1 convolution with a gate.
+    """
 
     def __init__(
         self, conv: nn.Conv1d, dconv: nn.Module | None, rewrite: nn.Conv1d, dtype: torch.dtype
@@ -137,7 +143,10 @@ class TimeEncoder:
 
 
 class FrequencyDecoder:
-    """Rewrite, gate, branches and transposed convolution in tiles of bins: (B C F T)."""
+    """Decode a stage of the spectrogram in tiles of bins: (B C F T) -> (B C' F' T).
+
+    A convolution with a gate, residual branches, and a transposed convolution.
+    """
 
     def __init__(
         self,
@@ -167,7 +176,7 @@ class FrequencyDecoder:
         z = empty_channels_last(size)
         previous_rows = silent_rows = torch.zeros(lookback, steps, channels)
         for item, start, stop in tiles_of_each(batch, bins, 8 * channels * steps):
-            # A tile also needs the rows next to it: those of the tile before it, or silence.
+            # A tile also needs the last rows of the tile before it, or silence at the edges.
             previous_rows = previous_rows if start else silent_rows
             trailing_rows = silent_rows[: lookback if stop == bins else 0]
             block = torch.empty(lookback + stop - start + len(trailing_rows), steps, channels)
@@ -181,7 +190,7 @@ class FrequencyDecoder:
         return z[:, :, : self._upsample.length(bins)]
 
     def _merge_skip(self, rows: Tensor, x: Tensor, skip: Tensor, start: int) -> None:
-        """Compute the input of the transposed convolution from bin `start` on."""
+        """Write the input of the transposed convolution from bin `start` on to `rows`."""
         stop = start + len(rows) + -len(rows) % self._rewrite.rows_per_step
         edges = start - self._bin_padding, stop + self._bin_padding
         gate_halves = self._rewrite(slice_bins(x[None], *edges) + slice_bins(skip[None], *edges))
@@ -192,7 +201,10 @@ class FrequencyDecoder:
 
 
 class TimeDecoder:
-    """Rewrite, gate, branches and transposed convolution of the waveform: (B C T)."""
+    """Decode a stage of the waveform: (B C T) -> (B C' T').
+
+    A convolution with a gate, residual branches, and a transposed convolution.
+    """
 
     def __init__(
         self,
@@ -232,9 +244,9 @@ class TimeDecoder:
 
 
 class TransposedConv:
-    """A transposed convolution as an ordinary one, and the GELU after it unless it is the `last`.
+    """A transposed convolution, computed as an ordinary one, with a GELU unless it is the `last`.
 
-    Each run of `stride` output steps depends on one input step and the `lookback` ones before it.
+    Each `stride` output steps depend on one input step and the `lookback` steps before it.
     """
 
     def __init__(self, up: nn.Module, dtype: torch.dtype, *, last: bool) -> None:
@@ -255,7 +267,7 @@ class TransposedConv:
         return (input_steps + self.lookback) * self.stride - self._excess
 
     def upsample_rows(self, block: Tensor, out: Tensor) -> None:
-        """Upsample rows of bins, the first ones as context: (lookback+R T C) -> (R*stride T C')."""
+        """Upsample R rows of bins after `lookback` others: (lookback+R T C) -> (R*stride T C')."""
         output = view_as_rows(self._conv(block.permute(2, 0, 1)[None])[0])
         output = output.unflatten(2, (self.stride, -1)).transpose(1, 2)
         out.unflatten(0, (-1, self.stride)).copy_(output)
@@ -270,7 +282,7 @@ class TransposedConv:
 
 
 class FastEncoder(nn.Module):
-    """Optimized replacement for a hybrid's `EncoderLayer`."""
+    """Optimized `EncoderLayer` of a hybrid network."""
 
     def __init__(self, layer: EncoderLayer, dtype: torch.dtype) -> None:
         super().__init__()
@@ -293,9 +305,10 @@ class FastEncoder(nn.Module):
 
 
 class FastDecoder(nn.Module):
-    """A `DecoderLayer` of a hybrid, which does not return the input of its upsampling.
+    """Optimized `DecoderLayer` of a hybrid network, with an empty tensor as second result.
 
-    Only stages where the branches merge use that, and `supports` excludes them.
+    The original returns the input of its upsampling, which is used only where the time branch
+    begins; `supports` excludes those layers.
     """
 
     def __init__(self, layer: DecoderLayer, dtype: torch.dtype) -> None:
@@ -319,7 +332,7 @@ class FastDecoder(nn.Module):
 
 
 class FastWaveEncoder(nn.Module):
-    """An encoder layer of `Demucs`."""
+    """Optimized encoder layer of `Demucs`."""
 
     def __init__(self, layer: nn.Sequential, dtype: torch.dtype) -> None:
         super().__init__()
@@ -333,7 +346,7 @@ class FastWaveEncoder(nn.Module):
 
 
 class FastWaveDecoder(nn.Module):
-    """A decoder layer of `Demucs`."""
+    """Optimized decoder layer of `Demucs`."""
 
     def __init__(self, layer: nn.Sequential, dtype: torch.dtype) -> None:
         super().__init__()
@@ -348,7 +361,7 @@ class FastWaveDecoder(nn.Module):
 
 
 class FastPointwise(nn.Module):
-    """A 1x1 convolution: (B C N) -> (B O N)."""
+    """Optimized 1x1 convolution: (B C N) -> (B O N)."""
 
     def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
         super().__init__()

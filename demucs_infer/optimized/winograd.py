@@ -1,7 +1,8 @@
 """Compute a convolution over three neighboring bins with two thirds of the products.
 
-Two adjacent results take six products of a bin with a tap, but only four products of sums and
-differences of bins with those of taps (Winograd 1980). The sums are over whole rows.
+Two adjacent results take six products of a bin and a tap. They can also be computed from four
+products, each of a sum or difference of bins and one of taps (Winograd 1980). A bin stands for its
+whole row here: all channels and steps of time.
 
 Shapes: C channels in, O channels out, R rows of bins, T steps of time.
 """
@@ -17,13 +18,16 @@ _MIN_CHANNELS = 96
 
 
 def supports(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether it pays: in reduced precision, products are too cheap for the extra sums."""
+    """Tell whether `WinogradConv` is faster for this kernel than a plain convolution.
+
+    It is not in reduced precision, where products are too cheap to outweigh the extra sums.
+    """
     outputs, channels, bins = weight.shape[:3]
     return bins == 3 and min(outputs // 2, channels) >= _MIN_CHANNELS and dtype == torch.float32
 
 
 class WinogradConv:
-    """A `SplitGate` of a convolution over three bins that computes two rows at a time."""
+    """A replacement for `SplitGate`: a convolution over three bins, two rows at a time."""
 
     rows_per_step = 2
 
@@ -34,7 +38,7 @@ class WinogradConv:
         plus, minus = (before + behind + at) / 2, (before + behind - at) / 2
         padding = (0, time_padding)
         self._products = [
-            # The second product is part of both results, so it carries the bias.
+            # The second product is part of both results, so the bias is added there.
             SplitGate(
                 Conv, taps[:, :, None], bias if taps is plus else None, dtype, padding=padding
             )
@@ -42,7 +46,7 @@ class WinogradConv:
         ]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve (1 C R+2 T), with an even R -> values and gates, each (1 O/2 R T)."""
+        """Convolve (1 C R+2 T) -> values and gates, each (1 O/2 R T); R must be even."""
         rows = view_as_rows(x[0])
         first, second, third, fourth = rows[:-2:2], rows[1:-2:2], rows[2::2], rows[3::2]
         inputs = first - third, second + third, third - second, second - fourth

@@ -1,15 +1,18 @@
 """Offer the layers of the networks with upstream's constructors, for programs that build networks.
 
-They are this package's layers: the same computation, the same names in a state dict. What only
-training needs is ignored (dropout, initial values), and what no network of the catalog uses is
-refused with a `ValueError`.
+The layers compute the same as upstream's and have the same names in a state dict. Arguments that
+only matter in training (dropout, initial values) are ignored; values that no network of the catalog
+uses raise a `ValueError`.
 """
 
 from typing import Any
 
 
 class LayerFront(type):
-    """Metaclass of the fronts: a layer inside a network is an instance of its front too."""
+    """Metaclass of upstream's layer classes: `isinstance` also accepts the layers of networks.
+
+    These are instances of `layers_of_networks`, the classes that this package uses.
+    """
 
     def __instancecheck__(cls, instance: Any) -> bool:
         layers = vars(cls).get("layers_of_networks", cls)
@@ -19,9 +22,8 @@ class LayerFront(type):
 
 
 def require(name: str, value: object, supported: object) -> None:
-    """Raise `ValueError` unless an argument has the only value that is supported."""
+    """Raise `ValueError` unless the argument `name` has the only supported value."""
     if value != supported:
         raise ValueError(
-            f"unsupported {name}={value!r}: demucs-infer has {name}={supported!r} alone, "
-            "as all released networks"
+            f"unsupported {name}={value!r}: use {name}={supported!r}, as all released networks do"
         )

@@ -19,7 +19,7 @@ def make_dconv_config(
     lstm: bool = False,
     gelu: bool = True,
     kernel: int = 3,
-    dilate: bool = True,  # noqa: ARG001 (ignored by upstream too: a negative depth says it)
+    dilate: bool = True,  # noqa: ARG001 (as in upstream: a negative depth decides it)
 ) -> DConvConfig:
     """Translate upstream's arguments of `DConv`."""
     for name, value, supported in (

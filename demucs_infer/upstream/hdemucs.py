@@ -28,9 +28,9 @@ def pad1d(
 
 
 class ScaledEmbedding(FrequencyEmbedding, metaclass=LayerFront):
-    """An embedding that is stored small and used `scale` times as large.
+    """An embedding whose stored values are multiplied by `scale`.
 
-    With `smooth` its initial values change little from one index to the next.
+    With `smooth`, the initial values change little from one index to the next.
     """
 
     layers_of_networks = FrequencyEmbedding
@@ -47,7 +47,7 @@ class ScaledEmbedding(FrequencyEmbedding, metaclass=LayerFront):
 
     @property
     def weight(self) -> Tensor:
-        """The values that are used."""
+        """The stored values times `scale`."""
         return self.embedding.weight * self.scale
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -162,14 +162,14 @@ class HDecLayer(DecoderLayer, metaclass=LayerFront):
 
 
 class MultiWrap(nn.Module, metaclass=LayerFront):
-    """A layer for each band of bins, with new weights: what it makes is a band layer of ours."""
+    """A layer for each band of bins: a `BandEncoder` or `BandDecoder` with new weights."""
 
     layers_of_networks = BandEncoder, BandDecoder
 
     def __new__(  # type: ignore[misc]
         cls, layer: EncoderLayer | DecoderLayer, split_ratios: Sequence[float]
     ) -> BandEncoder | BandDecoder:
-        """Build the layers like `layer`, which is over frequency, padded and without a norm."""
+        """Build layers like `layer`, which must be over frequency, padded and without a norm."""
         config = layer.config
         if not config.over_frequency or not config.padded or config.norm_groups is not None:
             raise ValueError("MultiWrap needs a layer with freq=True, pad=True and norm=False")

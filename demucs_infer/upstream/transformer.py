@@ -79,16 +79,16 @@ def _positions_1d(
     dim: int, steps: int, max_period: float, centered: bool, device: torch.device | str
 ) -> Tensor:
     table = positions_1d(dim, steps, max_period, 1.0, centered, torch.float32, torch.device(device))
-    return table[0].clone()  # the table is shared with the networks
+    return table[0].clone()  # the cached table is shared with the networks
 
 
 def get_causal_mask(length: int) -> Tensor:
-    """Return which tokens come later than each token: (length length)."""
+    """Return a mask (length length), true where the token of the column is after the row's."""
     return torch.ones(length, length, dtype=torch.bool).triu(1)
 
 
 class ScaledEmbedding(PositionTable, metaclass=LayerFront):
-    """An embedding that is stored small and used `boost` times as large."""
+    """An embedding whose stored values are multiplied by `boost`."""
 
     layers_of_networks = PositionTable
 
@@ -101,7 +101,7 @@ class ScaledEmbedding(PositionTable, metaclass=LayerFront):
 
     @property
     def weight(self) -> Tensor:
-        """The values that are used."""
+        """The stored values times `boost`."""
         return self.embedding.weight * self.boost
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -127,7 +127,9 @@ def _make_config(
     require("sparse", sparse, False)
     require("layer_norm_eps", layer_norm_eps, 1e-5)
     if not batch_first and (group_norm or norm_out):
-        raise ValueError("group_norm and norm_out are over all tokens: they need batch_first=True")
+        raise ValueError(
+            "group_norm and norm_out normalize over all tokens, which needs batch_first=True"
+        )
     functions: dict[Activation, bool] = {F.gelu: True, "gelu": True, F.relu: False, "relu": False}
     if activation not in functions:
         raise ValueError(f"unsupported {activation=}: expected relu or gelu")
@@ -210,7 +212,7 @@ class MyTransformerEncoderLayer(SelfLayer, metaclass=LayerFront):
 
 
 class CrossTransformerEncoderLayer(CrossLayer, metaclass=LayerFront):
-    """A layer that attends to other tokens: (N B C), or (B N C) with `batch_first`."""
+    """A layer with cross-attention: (N B C), or (B N C) with `batch_first`."""
 
     layers_of_networks = CrossLayer
 
@@ -264,7 +266,7 @@ class CrossTransformerEncoderLayer(CrossLayer, metaclass=LayerFront):
 
 
 class CrossTransformerEncoder(CrossTransformer, metaclass=LayerFront):
-    """Both stacks of layers: (B C F T) and (B C N) -> the same shapes."""
+    """The stacks of layers for spectrogram and waveform: (B C F T), (B C N) -> the same shapes."""
 
     layers_of_networks = CrossTransformer
 
