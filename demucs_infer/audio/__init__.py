@@ -1,4 +1,4 @@
-"""Audio files and codecs, and the public names of upstream's module `demucs.audio`."""
+"""Read and write audio files; offer the public names of upstream's module `demucs.audio`."""
 
 from typing import TYPE_CHECKING
 

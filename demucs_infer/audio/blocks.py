@@ -12,8 +12,8 @@ from torch import Tensor
 def reblock(blocks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
     """Yield the samples of `blocks` (... C t) as float32 blocks of `size`, the last one shorter.
 
-    The result shares no memory with `blocks`: a source may overwrite a block when it is asked for
-    the next one.
+    The result shares no memory with `blocks`, whose source may reuse the memory of a block for the
+    next one.
     """
     piece: Tensor | None = None
     filled = 0

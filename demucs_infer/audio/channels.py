@@ -12,7 +12,7 @@ from demucs_infer.audio.resample import StreamResampler as StreamResampler
 from demucs_infer.audio.resample import resample as resample
 from demucs_infer.options import ExtraChannels as ExtraChannels
 
-"""What to do with more channels than a network takes: mix, drop, refuse, or take a group."""
+"""What to do with more channels than a network takes: mix, use the first, refuse, or group."""
 
 _HALF_POWER = 0.5**0.5
 _STEREO_WEIGHTS = {
@@ -43,7 +43,7 @@ def convert_channels(block: Tensor, channels: int) -> Tensor:
     first ones. The result may share memory with `block`.
 
     Raises:
-        ValueError: Two or more channels cannot become more.
+        ValueError: `block` has two or more channels, but fewer than requested.
     """
     if not channels >= 1:
         raise ValueError(f"{channels = } must be at least 1")

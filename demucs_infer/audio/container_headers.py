@@ -1,7 +1,7 @@
 """Read from container headers how long a file should be, where FFmpeg does not report it.
 
-FFmpeg adjusts to the bytes that are there: to it, a WAV that was cut off is a shorter WAV. To
-tell how much is missing, the size fields in the headers are read here.
+To FFmpeg, a WAV that was cut off is a shorter WAV. To tell how much is missing, the size fields in
+the headers are read here.
 """
 
 import io
@@ -16,14 +16,14 @@ _MAX_OGG_PAGE = 1 << 16
 
 
 def read_data_size(file: BinaryIO, container: str) -> int | None:
-    """Return the size in bytes of the samples in a WAV, RF64, W64 or CAF, if it is declared."""
+    """Return the declared size in bytes of the samples of a WAV, RF64, W64 or CAF, or None."""
     readers = {"wav": _wav_data_size, "w64": _w64_data_size, "caf": _caf_data_size}
     if container not in readers:
         return None
     file.seek(0)
     try:
         size = readers[container](file)
-    except (struct.error, OSError):  # it ends inside a header; no file is as long as a chunk
+    except (struct.error, OSError):  # ends inside a header, or a size is impossible
         return None
     return None if size is None or size in _UNKNOWN_SIZES else size
 
@@ -41,9 +41,9 @@ def has_frame_count(file: BinaryIO) -> bool:
 
 
 def read_final_position(file: BinaryIO) -> int | None:
-    """Return the position at the end of an Ogg's last page; None if that page is incomplete.
+    """Return the sample position at the end of an Ogg file.
 
-    None also if the last page is not marked as such.
+    None if the last page is incomplete, or is not marked as the last.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(size - 2 * _MAX_OGG_PAGE, 0))
@@ -58,7 +58,7 @@ def read_final_position(file: BinaryIO) -> int | None:
 
 
 def _chunks(file: BinaryIO, header: str) -> Iterator[tuple[bytes, int]]:
-    """Yield (name, size) of the chunks from here on; the caller may read within the chunk."""
+    """Yield (name, size) of each chunk from the current position on; the caller may read it."""
     for _ in range(_MAX_CHUNKS):
         raw = file.read(struct.calcsize(header))
         if not raw:

@@ -2,8 +2,8 @@
 
 Shapes: C channels, t samples of a decoded frame.
 
-FFmpeg gets bytes, never a file name, and only demuxers of audio and video containers: a playlist
-that pretends to be a song cannot make it open another file.
+FFmpeg gets bytes, never a file name, and may only use demuxers of audio and video containers: a
+playlist that is named like a song cannot make FFmpeg open another file.
 """
 
 import contextlib
@@ -48,9 +48,9 @@ _SCALES = {
 }
 _U8_ZERO = 128
 _MIN_CONVERSION = 1024
-"""Samples converted at once: a file may consist of packets of one sample."""
+"""Fewest samples converted at once, as a file may consist of packets of one sample."""
 _MAX_SILENCE_SECONDS = 10
-"""Damage up to this length is replaced by silence, so that what follows keeps its place."""
+"""Damage up to this length becomes silence, so that the samples after it keep their place."""
 _DEFAULT_STREAM, _ATTACHED_PICTURE = 1, 0x400
 _PYAV_ERRORS = (
     av.FFmpegError,
@@ -90,10 +90,10 @@ def open_container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
 
 
 class _AnonymousFile:
-    """The file interface that PyAV needs, with a fixed name: FFmpeg must not guess from suffixes.
+    """A file object for PyAV with a fixed name, so that FFmpeg cannot guess from a suffix.
 
-    A seek that fails returns an error code. PyAV would keep an exception for later, and print the
-    traceback of one that it still keeps when the next is raised.
+    A failed `seek` returns an error code: PyAV would keep an exception, and print its traceback
+    when the next one is raised.
     """
 
     name = "x"
@@ -163,7 +163,7 @@ def describe_header(head: bytes) -> str:
 
 
 def choose_stream(container: InputContainer, name: str, index: int | None) -> AudioStream:
-    """Return the audio stream with that index; without one, the default stream or the first.
+    """Return the audio stream `index`; for None, the default stream or else the first one.
 
     Raises:
         AudioReadError: There is no audio stream, or none with that index.
@@ -188,7 +188,7 @@ def _disposition(stream: object) -> int:
 
 
 def read_cover(container: InputContainer) -> bytes | None:
-    """Return the attached picture, undecoded."""
+    """Return the attached picture as it is encoded, or None."""
     for stream in container.streams.video:
         if _disposition(stream) & _ATTACHED_PICTURE:  # not a film
             with contextlib.suppress(*_PYAV_ERRORS, StopIteration):
@@ -197,12 +197,12 @@ def read_cover(container: InputContainer) -> bytes | None:
 
 
 def check_stream(stream: AudioStream, name: str) -> None:
-    """Refuse an impossible stream before a sample is decoded.
+    """Check the codec, sample rate and channels of a stream before it is decoded.
 
     Raises:
         AudioReadError: Its codec is unknown, or its sample rate or channel count impossible.
     """
-    context: AudioCodecContext | None = stream.codec_context  # none for an unknown codec
+    context: AudioCodecContext | None = stream.codec_context  # None for an unknown codec
     if context is None:
         raise AudioReadError(f"unsupported audio codec in {name}: convert it to flac")
     rate, channels = context.sample_rate or 0, _drop_custom_layout(context)
@@ -218,10 +218,10 @@ def check_stream(stream: AudioStream, name: str) -> None:
 
 
 def _drop_custom_layout(context: AudioCodecContext) -> int:
-    """Return the number of channels, and leave the context no more of the layout than that.
+    """Return the number of channels, and replace a custom channel layout by a plain one.
 
-    A layout with custom channel order owns memory. PyAV copies the pointer with every access to
-    the layout and frees it with every copy, so the copy made here must remain the only one.
+    A custom layout owns memory. PyAV copies the pointer with every access to the layout and frees
+    the memory with every copy, so the copy made here must remain the only one.
     """
     layout = context.layout
     if _is_custom_layout(layout):
@@ -236,10 +236,10 @@ def _is_custom_layout(layout: AudioLayout) -> bool:
 
 @dataclass(slots=True)
 class Damage:
-    """What could not be decoded in one pass."""
+    """Parts of a stream that could not be decoded."""
 
     places: list[float] = field(default_factory=list)
-    """Seconds at which decoding failed; the first few."""
+    """The first few times in seconds at which decoding failed."""
     count: int = 0
     is_truncated: bool = False
     """Whether the rest of the file could not be read."""
@@ -275,7 +275,7 @@ class Decoder:
         A frame is a view of FFmpeg's memory, which lives as long as the view does.
 
         Raises:
-            AudioReadError: Sample rate or channels change in mid-stream.
+            AudioReadError: The sample rate or the channels change within the stream.
         """
         time_base = self._stream.time_base
         in_samples = time_base is not None and time_base * self._rate == 1
@@ -313,8 +313,8 @@ class Decoder:
             except StopIteration:
                 return
             except IndexError:
-                # At the end, PyAV fails on streams that appeared in mid-file (FLV, MPEG-TS). They
-                # have higher numbers than ours, which is complete by then.
+                # At the end, PyAV fails on streams that begin in mid-file (FLV, MPEG-TS). Their
+                # numbers are higher than that of this stream, which is complete by then.
                 return
             except _PYAV_ERRORS:
                 self.damage.is_truncated = True
@@ -373,7 +373,7 @@ def _frame_samples(frame: AudioFrame) -> Samples:
 
 
 def to_float(frames: Iterable[Samples]) -> Iterator[Tensor]:
-    """Convert decoded frames (C t) to float32 with full scale 1, short ones several at once."""
+    """Convert decoded frames (C t) to float32 with full scale 1; join short frames."""
     group: list[Samples] = []
     length = 0
     for frame in frames:

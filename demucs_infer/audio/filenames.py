@@ -32,7 +32,7 @@ def valid_template(template: str) -> str:
     """Return `template` if it stays inside the folder and gives every stem its own file.
 
     Raises:
-        ValueError: It does not, or it has unknown fields.
+        ValueError: The template leaves the folder, has no `{stem}`, or has unknown fields.
     """
     try:
         parts = list(string.Formatter().parse(template))
@@ -83,7 +83,7 @@ def stem_paths(
 
 
 def stem_path(folder: Path, stem: str, template: str, *, track: str, extension: str) -> Path:
-    """Return the path of one file, with these words in the template."""
+    """Return the path of one file: the folder and the template with its fields filled in."""
     parts = track.rsplit(".", 1)  # without a suffix, both fields are the whole name
     fields = {"track": parts[0], "trackext": parts[-1], "ext": extension, "stem": stem}
     return folder / _fill(template, fields)

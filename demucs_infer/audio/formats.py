@@ -26,7 +26,7 @@ class Codec:
 
     encoder: str
     samples: str
-    """`s16`, `s32` or `flt`; a trailing `p` means one plane a channel."""
+    """`s16`, `s32` or `flt`; a trailing `p` means one plane per channel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Format:
     """One encoder for each bit depth, the default first; a lossy format has the one depth 0."""
 
     layouts: tuple[str, ...] = _SURROUND
-    """FFmpeg's layout for one, two, ... channels, up to as many as the format supports."""
+    """FFmpeg's channel layout for one, two, ... channels, up to the maximum of the format."""
 
     rates: tuple[int, ...] = ()
     """Supported sample rates; empty: any. Other rates are resampled."""
@@ -49,7 +49,7 @@ class Format:
     """Default kbit/s; None: not supported."""
 
     bitrate_per_channel: bool = False
-    """Whether the default is for each channel."""
+    """Whether `bitrate` is for each channel."""
 
     bitrates: range = range(0)
     quality: range = range(0)
@@ -264,7 +264,7 @@ class Encoding:
         return self.depth != 32
 
     def bitrate_for(self, channels: int) -> int | None:
-        """Return bit/s for that many channels; None if the format or the quality decides."""
+        """Return the bit rate in bit/s; None if the format has none, or `quality` decides."""
         kind = self.kind
         if kind.bitrate is None or self.quality is not None:
             return None
@@ -287,10 +287,10 @@ def format_of(path: Path) -> str:
 
 
 def source_depth(bits: int | None, *, is_float: bool, format: str = "wav") -> int | None:
-    """Return the `Encoding.bits` that keep the precision of a source (`AudioInfo.bits`).
+    """Return the `Encoding.bits` that preserve the precision of a source of `AudioInfo.bits`.
 
-    None, the default, for lossy sources and formats; the highest depth of a format if that is not
-    enough.
+    If no depth of the format suffices, its highest one; None (the default of the format) for a
+    lossy source or format.
     """
     depths = FORMATS[format].depths
     if not depths or bits is None:

@@ -18,7 +18,7 @@ from demucs_infer.errors import DISK_FULL, AudioWriteError
 from demucs_infer.options import Clip as Clip
 
 CLIP_MODES: tuple[Clip, ...] = get_args(Clip)
-"""`track`: one gain for all files, so that they still sum to the mix, only if one would clip.
+"""`track`: if a file would clip, one gain for all files, so that they still sum to the mix.
 `rescale`: each file by its own peak, as upstream does. `clamp`: cut at ±0.99. `tanh`: soft
 clipping. `none`: unchanged; integer files saturate, float files keep everything."""
 
@@ -50,7 +50,7 @@ def track_gain(peaks: Mapping[str, float], encoding: Encoding) -> float:
     """Return the gain that makes the loudest file of a track just fit; 1.0 if all fit already.
 
     The loudest sample then becomes the highest integer, a step below 1. A peak of exactly 1 gets
-    no gain: rounding costs it no more than that step.
+    no gain, because rounding lowers it by no more than that step.
     """
     peak = max(peaks.values(), default=0.0)
     if not encoding.can_clip or peak <= 1:
@@ -60,14 +60,14 @@ def track_gain(peaks: Mapping[str, float], encoding: Encoding) -> float:
 
 
 def clip_gains(peaks: Mapping[str, float], clip: Clip, encoding: Encoding) -> dict[str, float]:
-    """Return the gain of each file of a track, by the peaks of its files."""
+    """Return the gain of each file of a track, given the peak of each."""
     if clip == "rescale":
         return {name: 1 / max(1.01 * peak, 1.0) for name, peak in peaks.items()}
     return dict.fromkeys(peaks, track_gain(peaks, encoding) if clip == "track" else 1.0)
 
 
 def round_together(blocks: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """Round blocks (C T) to that many bits so that their sum is rounded to the nearest, too.
+    """Round blocks (C T) to `bits` bits so that their sum is rounded to the nearest, too.
 
     The rounding error of one block is carried to the next: each changes by at most 1 step, and the
     sum by at most half a step, where independent rounding would add half a step for every block.
@@ -91,7 +91,7 @@ def check_block(block: Tensor, channels: int, name: str) -> Tensor:
     """Return the block (C T) as float32 on the CPU.
 
     Raises:
-        ValueError: It has another shape or number of channels, or no floats.
+        ValueError: The block does not have the shape (channels, samples), or no floats.
     """
     if block.ndim != 2 or block.shape[0] != channels or not block.is_floating_point():
         raise ValueError(
@@ -154,7 +154,7 @@ class Levels:
     """The largest absolute sample before the gain."""
 
     gains: Mapping[str, float]
-    """Factors of the samples; 1.0 if `clip` is not a gain."""
+    """Factors of the samples; 1.0 if the clip mode does not use gains."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

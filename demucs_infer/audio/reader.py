@@ -42,7 +42,7 @@ _MP3_FRAME = 1152
 _MAX_COVER_BYTES = 1 << 24
 _MAX_TAG_LENGTH = 1 << 16
 _WITH_SAMPLE_COUNT = {"wav", "w64", "aiff", "au", "flac", "tta", "wv", "mp3", "mov", "caf"}
-"""Containers whose header counts samples; others give an estimate, or milliseconds."""
+"""Containers whose header has the number of samples; others have an estimate or milliseconds."""
 _FOR_PCM = {"wav", "w64", "aiff", "au", "caf"}
 """Containers made for uncompressed samples."""
 _WITHOUT_LENGTH = {"aac", "ac3", "eac3", "dts", "mpeg", "mpegts", "loas", "truehd", "amr", "avi"}
@@ -51,11 +51,11 @@ _WITHOUT_LENGTH = {"aac", "ac3", "eac3", "dts", "mpeg", "mpegts", "loas", "trueh
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """What the headers of an audio file say."""
+    """Properties of an audio file according to its headers."""
 
     duration_seconds: float | None
     frames: int | None
-    """Samples of a channel, if the file counts them."""
+    """Number of samples per channel, if the file declares it exactly."""
     sample_rate: int
     channels: int
     bits: int | None
@@ -66,7 +66,7 @@ class AudioInfo:
     layout: tuple[str, ...] = ()
     """Channels by FFmpeg's names, FL and FR and so on; empty if the file does not name them."""
     num_streams: int = 1
-    """Audio streams in the file, of which one is read."""
+    """Number of audio streams in the file; only one is read."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags by lower-case name: title, artist, album, track, date, comment and others."""
     cover: bytes | None = field(default=None, repr=False)
@@ -78,7 +78,7 @@ def probe(source: Source) -> AudioInfo:
     """Read the headers of an audio file.
 
     Raises:
-        AudioReadError: It is not a readable audio file.
+        AudioReadError: `source` is not a readable audio file.
     """
     return AudioReader(source).info
 
@@ -86,9 +86,9 @@ def probe(source: Source) -> AudioInfo:
 class AudioReader:
     """Reads one audio stream, or a part of it, from a path, bytes or a file object.
 
-    Each call of `blocks` decodes it from the beginning. Afterwards `warnings` lists its damage,
-    such as seconds that are missing at its end, and `frames` is its length in samples. With
-    `strict`, damage is an `AudioReadError` instead.
+    Each call of `blocks` decodes the stream from the beginning. Afterwards `warnings` lists its
+    damage, such as a missing end, and `frames` is its length in samples. With `strict`, damage
+    raises an `AudioReadError` instead.
     """
 
     def __init__(
@@ -193,18 +193,21 @@ class _DeclaredLength:
     seconds: float | None = None
     """The length to display; an estimate if the file does not count samples."""
     original_frames: int | None = None
-    """Samples before encoding, as iTunes notes them."""
+    """Number of samples before encoding, from the tag `iTunSMPB`."""
     has_last_duration: bool = False
     """Whether the last packet's duration leaves out the padding, as in MP4."""
     end: int | None = None
-    """Position of the end mark in samples, without those that players skip at the beginning."""
+    """Sample position of the end mark, not counting samples that players skip at the beginning."""
     is_exact: bool = False
-    """Whether an undamaged file has exactly `frames`."""
+    """Whether an undamaged file has exactly `frames` samples."""
     is_end_missing: bool = False
     """Whether the end mark is missing."""
 
     def padding(self, count: int, last: int, last_duration: int | None) -> int:
-        """Return how many of `count` decoded samples, `last` of them in the last frame, to drop."""
+        """Return how many samples at the end are padding, which is to be dropped.
+
+        `count` samples were decoded, `last` of them in the last frame.
+        """
         if self.end is not None and 0 <= count - self.end <= last:
             return count - self.end
         if not self.has_last_duration:
@@ -237,7 +240,7 @@ def _read_declared_length(
     has_video = any(other.type == "video" for other in container.streams)
     if kind in _WITHOUT_LENGTH or seconds is None or (has_video and not tag):
         return _DeclaredLength(seconds=seconds)
-    # The tag counts milliseconds, and ends with the audio rather than with the last packet.
+    # The tag is in milliseconds, and is the end of the audio rather than of the last packet.
     end = math.ceil((seconds + 0.001) * rate) if tag else None
     return _DeclaredLength(round(seconds * rate), tolerance=rate // 10, seconds=seconds, end=end)
 
@@ -275,7 +278,7 @@ def _read_sample_count(
     if kind in _FOR_PCM and not width:
         tolerance = _MAX_PACKET  # compressed packets are counted whole
     elif kind == "w64":
-        # Some writers count the padding to eight bytes.
+        # Some writers include the padding to a multiple of eight bytes in the size.
         tolerance = 7 // (width * stream.codec_context.channels)
     is_exact = kind == "mp3" or not tolerance
     return _DeclaredLength(frames, tolerance, frames / rate, is_exact=is_exact)
@@ -298,7 +301,7 @@ def _read_ogg_length(
 
 
 def _read_itunes_frames(container: InputContainer) -> int | None:
-    """Read the samples before encoding from `iTunSMPB`: zero, delay, padding, samples, in hex."""
+    """Read the number of samples before encoding, the fourth hex number of the tag `iTunSMPB`."""
     words = container.metadata.get("iTunSMPB", "").split()
     try:
         samples = int(words[3], 16)
@@ -357,7 +360,7 @@ def _mime_type(picture: bytes | None) -> str | None:
 def _bits(stream: AudioStream) -> int | None:
     context = stream.codec_context
     if context.name in ("pcm_mulaw", "pcm_alaw"):
-        return 16  # what their eight bits stand for
+        return 16  # their eight bits are decoded to 16
     if context.name.startswith("pcm_"):
         return _sample_bytes(context.name) * 8 or None
     head = context.extradata or b""
@@ -366,7 +369,7 @@ def _bits(stream: AudioStream) -> int | None:
     if context.name == "alac" and len(head) >= 18:
         return head[17]
     if context.name in ("wavpack", "tta", "ape", "shorten", "truehd", "mlp"):
-        # None, despite its annotation, if FFmpeg could not determine the sample format.
+        # `format` is None, despite its annotation, if FFmpeg cannot determine it.
         return int(getattr(context.format, "bits", 0)) or None
     return None
 
@@ -401,7 +404,7 @@ class _Integrity:
         self.warnings.append(message)
 
     def replace_non_finite(self, block: Tensor, start: int) -> Tensor:
-        """Replace NaN and infinity by silence: one NaN would spoil the whole track."""
+        """Replace NaN and infinity by silence: a single NaN would spread to the whole track."""
         is_finite = torch.isfinite(block)
         if is_finite.all():
             return block
@@ -441,18 +444,18 @@ class _Integrity:
             )
         elif missing < -max(declared.tolerance, self._rate // 4):
             self._report(
-                f"{self._name} is {-missing / self._rate:.3f} seconds longer than its header says"
+                f"{self._name} is {-missing / self._rate:.3f} seconds longer than its header declares"
             )
 
 
 class TrackReader:
     """Reads a track at the sample rate and with the channels that a network takes.
 
-    `sample_rate` and `channels` of None are those of the file. `extra_channels` decides what
-    happens to channels beyond `channels`: "mix" mixes surround sound down to stereo (of unknown
-    layouts, it uses the first channels), "first" drops them with a warning, "error" refuses the
-    file, "pairs" makes groups of `channels` of them, each a track of its own, of which `group`
-    chooses one of `num_groups`.
+    If `sample_rate` or `channels` is None, the file's own is kept. `extra_channels` decides what
+    happens if the file has more than `channels` channels: "mix" mixes surround sound down to stereo
+    (or, for an unknown layout, uses the first channels); "first" uses the first channels, with a
+    warning; "error" raises an `AudioReadError`; "pairs" splits all channels into `num_groups`
+    groups of `channels` and treats each group as a separate track, selected by `group`.
     """
 
     def __init__(
@@ -497,7 +500,9 @@ class TrackReader:
             if self._downmix is not None:
                 use = f"mixed down to {self.channels}"
             self._channel_warnings = (f"{self.reader.name} has {file_channels} channels: {use}",)
-        self._convert_channels(torch.zeros(file_channels, 1))  # so that it fails here if it must
+        self._convert_channels(
+            torch.zeros(file_channels, 1)
+        )  # so that unsupported channels fail here
         self.frames: int | None = None
 
     @property
@@ -516,7 +521,8 @@ class TrackReader:
         """Yield the track from its beginning as float32 blocks (C t).
 
         Raises:
-            AudioReadError: As `AudioReader.blocks`, or the track is too short to be resampled.
+            AudioReadError: The file has no samples to read, is damaged and `strict`, or is too
+                short to be resampled.
         """
         self.frames = None
         stream = StreamResampler(

@@ -2,10 +2,11 @@
 
 Shapes: C channels, T samples of a block, P phases (outputs of one period), K taps of a filter.
 
-The rates are reduced to `old` and `new`, the samples of one period before and after. Output
-`n * new + p` is a dot product of the input around `n * old + p * old / new` with filter `p`, so a
-convolution with stride `old` and one output channel per phase computes all outputs. It runs on
-pieces at fixed positions of the track, so the result does not depend on the sizes of the blocks.
+The rates are divided by their greatest common divisor: `old` input samples and `new` output samples
+are one period. Output `n * new + p` is a dot product of the input around `n * old + p * old / new`
+with filter `p`, so a convolution with stride `old` and one output channel per phase computes all
+outputs. It runs on pieces at fixed positions of the track, so the result does not depend on the
+sizes of the blocks.
 
 The resampler is written here because julius, which upstream uses, has no streaming interface.
 """
@@ -27,13 +28,13 @@ _ZEROS = 24
 _ROLLOFF = 0.945
 """Cut-off, as a fraction of the lower Nyquist frequency."""
 _PIECE = 1 << 16
-"""Samples in or out of one convolution: bounds the memory."""
+"""Most input or output samples of one convolution, to limit its memory."""
 _MAX_FULL_WEIGHTS = 1 << 20
 """Up to this many weights, one convolution computes all phases, bit-identical to upstream's."""
 _MAX_CACHED_WEIGHTS = 1 << 23
 """Up to this many weights (32 MiB) filters are cached; beyond, they are made for each piece."""
 _PUSH = 1 << 17
-"""Samples of one push in `resample`."""
+"""Samples that `resample` pushes at a time."""
 
 
 class _ResampleStream(Protocol):
@@ -133,7 +134,7 @@ class _PhaseGroup:
     """Neighboring phases that one convolution computes."""
 
     skip: int
-    """Where their taps begin, from the first sample that a period reads."""
+    """Samples between the first one that a period reads and the first tap of the group."""
     filters: Tensor
     """(P 1 K)"""
 
@@ -147,8 +148,8 @@ class _FilterBank:
         self.cutoff = min(self.old, self.new) * _ROLLOFF
         self.width = math.ceil(_ZEROS * self.old / self.cutoff)
         self.reach = 2 * self.width + self.old
-        """Samples that one period of output reads, the first `width` of them before it."""
-        # Half of a group's taps are then its filters' support, and half the distance between them.
+        """Input samples that one period of output reads; the first `width` of them precede it."""
+        # Then half of the taps of a group support a filter; the rest is distance between filters.
         self._phases = max(1, 2 * self.width * self.new // self.old)
         self._cached: list[_PhaseGroup] | None = None
         if self.new * self.reach <= _MAX_FULL_WEIGHTS:
@@ -172,7 +173,7 @@ class _FilterBank:
     def _filters(self, first: int, stop: int, low: int, high: int) -> Tensor:
         """Make the filters (P 1 K) of the phases [first, stop) at the samples [low, high).
 
-        The float32 operations have upstream's order, so that the last bit is equal.
+        The float32 operations are in upstream's order, so that the last bit is equal.
         """
         phases = [-i / self.new for i in range(first, stop)]
         phase = torch.tensor(phases, dtype=torch.float32)[:, None]
@@ -231,7 +232,7 @@ class _SincStream:
     def _convolve(self, block: Tensor, periods: int) -> Tensor:
         """Compute the first `periods` periods of output from `block` (C t): (C periods * new)."""
         bank = self._bank
-        # PyTorch sums a single channel in an order that depends on its length; a pair, never.
+        # PyTorch sums one channel in an order that depends on its length, but not two channels.
         pair = (block.expand(2, -1) if self._channels == 1 else block)[:, None]
         span = (periods - 1) * bank.old
         outputs = []

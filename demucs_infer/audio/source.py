@@ -92,7 +92,9 @@ class _SharedFile:
         self.size = self.file.seek(0, io.SEEK_END) - self.origin
         self.file.seek(self.origin)
         if not self.size and self.origin:
-            raise AudioReadError(f"{name}: the file position is at its end; call `seek(0)` first")
+            raise AudioReadError(
+                f"{name} is at its end, with nothing left to read: call `seek(0)` first"
+            )
 
     def _make_seekable(self, file: Readable) -> BinaryIO:
         """Return the file itself, or a copy on disk if it cannot seek."""
@@ -107,7 +109,7 @@ class _SharedFile:
 
 
 class _FileView(io.RawIOBase):
-    """An independent file over the bytes of a shared one, which stays open when this closes."""
+    """A view of a shared file, with its own position; closing it does not close the file."""
 
     def __init__(self, shared: _SharedFile) -> None:
         super().__init__()

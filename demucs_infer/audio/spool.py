@@ -1,9 +1,9 @@
-"""Buffer separated samples on disk between the network and the encoders, so that neither waits.
+"""Buffer separated samples on disk, so that network and encoders do not wait for each other.
 
-A journal has the length and checksum of each block, so that an interrupted track, even by a power
-loss, is verified and continued. Uses 4 bytes of disk per sample; memory does not grow with the
-track. Hand-written, as array formats (npy, zarr) can neither be read while they are written nor be
-continued after a crash.
+A journal file has the length and checksum of each block, so that an interrupted track can be
+verified and continued, even after a power loss. Uses 4 bytes of disk per sample; memory does not
+grow with the track. Hand-written, as array formats (npy, zarr) can neither be read while they are
+written nor be continued after a crash.
 
 Shapes: S stems, C channels, t samples of a block.
 """
@@ -23,7 +23,7 @@ _DATA = "samples.f32"
 
 
 class SpoolAbandoned(Exception):
-    """Raised for readers of a spool that will not be completed."""
+    """Raised in readers of a spool that will not be completed."""
 
 
 def count_frames(folder: Path, shape: tuple[int, int]) -> int:
@@ -45,8 +45,8 @@ def read_frames(folder: Path, shape: tuple[int, int], start: int, stop: int) -> 
 class Spool:
     """A file that one thread appends blocks to, until `finish`, while other threads read them.
 
-    `Spool(folder, stems, channels)` continues the files in `folder`; `frames` is the number of
-    samples that they have.
+    If `folder` has the files of an interrupted spool, they are continued; `frames` is the number of
+    samples so far.
     """
 
     def __init__(self, folder: Path, stems: int, channels: int) -> None:
@@ -72,7 +72,7 @@ class Spool:
         return 4 * self.shape[0] * self.shape[1]
 
     def _verify(self) -> tuple[int, int]:
-        """Return the number of valid frames, and the bytes of the journal about them."""
+        """Return the number of valid frames, and the bytes of the journal that describe them."""
         frames = end = 0
         if not self._journal.exists() or not self._data.exists():
             return 0, 0
@@ -114,11 +114,11 @@ class Spool:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Mark the spool as complete: readers reach the end."""
+        """Mark the spool as complete, so that readers end after the last sample."""
         self._end(None)
 
     def fail(self, error: Exception) -> None:
-        """Mark the spool as failed: readers get this error. The files stay."""
+        """Mark the spool as failed: its readers raise `error`. The files are kept."""
         self._end(error)
 
     def abandon(self) -> None:
@@ -139,11 +139,11 @@ class Spool:
 
     def _close(self) -> None:
         for file in (self._data_file, self._journal_file):
-            with suppress(OSError):  # of a full disk, which was reported before
+            with suppress(OSError):  # on a full disk, which was reported before
                 file.close()
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield all samples from the first in blocks (S C t), waiting for those to come."""
+        """Yield all samples from the first on in blocks (S C t); wait for samples to be added."""
         position = 0
         with self._data.open("rb") as data:
             while True:
@@ -158,7 +158,10 @@ class Spool:
                     position += count
 
     def _wait_for_more(self, position: int) -> int:
-        """Wait for frames after `position`; return their end, or `position` at the end."""
+        """Wait until there are frames after `position`, or none will come; return their number.
+
+        Raises the error of a spool that failed.
+        """
         with self._changed:
             while self.frames == position and not self._is_finished:
                 self._changed.wait()

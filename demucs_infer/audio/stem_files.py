@@ -1,4 +1,4 @@
-"""Encode several files of one track side by side; they appear together or not at all.
+"""Encode all files of a track at the same time; they appear together or not at all.
 
 Shapes: C channels, T samples of a block.
 """
@@ -21,7 +21,7 @@ _MAX_WAITING = 4  # pieces that may wait for one encoder, before `write` waits f
 
 
 class Sink(Protocol):
-    """Takes the blocks of all stems of one track."""
+    """Encodes the stems of one track to files."""
 
     @property
     def name(self) -> str:
@@ -141,7 +141,7 @@ class StemFiles:
 
 
 class _EncoderThread:
-    """A writer and its thread."""
+    """A thread that encodes one file."""
 
     def __init__(self, writer: AudioWriter) -> None:
         self.writer = writer
@@ -150,7 +150,7 @@ class _EncoderThread:
         self._is_finishing = False
 
     def write(self, piece: Tensor) -> None:
-        """Queue a copy of (C T), waiting for room; raise an error of the encoder."""
+        """Queue a copy of `piece` (C T), as soon as there is room; raise errors of the encoder."""
         while len(self._waiting) >= _MAX_WAITING:
             self._waiting.popleft().result()
         self._waiting.append(self._thread.submit(self.writer.write, piece.clone()))
@@ -162,7 +162,7 @@ class _EncoderThread:
             self._waiting.append(self._thread.submit(self.writer.finish))
 
     def wait(self) -> None:
-        """Wait until everything is encoded; raise an error of the encoder."""
+        """Wait until everything is encoded; raise errors of the encoder."""
         while self._waiting:
             self._waiting.popleft().result()
         self._thread.shutdown()

@@ -50,8 +50,8 @@ class StemMp4:
     """A `.stem.mp4`: `with StemMp4("song.stem.mp4", 44100, 2, ["drums", ...]) as file`.
 
     `write({"mix": block, "drums": block, ...})` takes the next samples of all five tracks. They
-    are AAC by default; some players do not support `Encoding("alac")`. `colors` are `#RRGGBB` by
-    stem, for other than the usual colors.
+    are AAC by default; some players do not support `Encoding("alac")`. `colors` replaces the
+    default colors; it maps stems to `#RRGGBB`.
     """
 
     def __init__(
@@ -153,8 +153,8 @@ def check_stem_mp4(encoding: Encoding, sample_rate: int, stems: Sequence[str]) -
     """Check that a stem file supports the encoding, sample rate and stems.
 
     Raises:
-        ValueError: It does not support the format, or needs other stems.
-        AudioWriteError: It does not support the sample rate.
+        ValueError: The format is not AAC or ALAC, or there are not four stems.
+        AudioWriteError: The sample rate is not supported.
     """
     if encoding.format not in ("m4a", "alac"):
         raise ValueError(f"unsupported format {encoding.format} in a stem file: use m4a or alac")

@@ -59,11 +59,11 @@ class _NeedsGain(Exception):
 
 
 class StemWriter:
-    """Encodes the stems of a spool while it is being filled; `commit` names the files.
+    """Encodes the stems of a spool while it is being filled; `commit` renames the files.
 
     Files are encoded without a gain first, as few tracks clip. If a stem clips, encoding restarts
-    when the peaks of the whole track are known, with the gain that prevents it. `open_sink` makes
-    the files; the first ones are made at once, so that an error about their folder comes before any
+    when the peaks of the whole track are known, with the gain that prevents it. `open_sink`
+    creates the files. It is first called at once, so that an unusable folder is reported before any
     work.
     """
 
@@ -77,7 +77,7 @@ class StemWriter:
         *,
         mix_name: str | None = None,
     ) -> None:
-        """Open the files; with a `mix_name`, they also get the sum of the stems by that name."""
+        """Open the files; with `mix_name`, the sum of the stems is also written, by that name."""
         self.spool = spool
         self.layout = layout
         self._stems = stems
@@ -102,7 +102,7 @@ class StemWriter:
         *,
         temp_folder: Path | None = None,
     ) -> "StemWriter":
-        """Return a writer that makes files as `options` say, with tags and cover of the source."""
+        """Return a writer for files with these options, and with tags and cover of the source."""
         bits = source_depth(source.bits, is_float=source.is_float, format=options.format)
         encoding = options.encoding(bits)
         tags = source.tags if options.tags else {}
@@ -144,11 +144,11 @@ class StemWriter:
 
     @property
     def file_rate(self) -> int:
-        """The sample rate of the files: the nearest to the layout's that the format supports."""
+        """The sample rate of the files: `layout.rate`, or the next one that the format supports."""
         return self.encoding.kind.rate_for(self.layout.rate)
 
     def encode(self) -> Levels:
-        """Write all files, still under temporary names; waits for the spool's end."""
+        """Encode all files, under temporary names, until the spool ends; return the levels."""
         peaks = dict.fromkeys(self._names, 0.0)
         unity = dict.fromkeys(self._names, 1.0)
         try:
@@ -208,7 +208,7 @@ class StemWriter:
     def _measured_blocks(
         self, peaks: dict[str, float], *, stop_at_clipping: bool
     ) -> Iterator[dict[str, Tensor]]:
-        """Yield the blocks after updating `peaks`."""
+        """Yield each block, after updating `peaks` from it."""
         for block in self._blocks():
             for stem, samples in block.items():
                 peaks[stem] = max(peaks[stem], peak_of(samples, f"{self.sink.name} ({stem})"))
@@ -235,7 +235,7 @@ class StemWriter:
         return named if self._mix_name is None else {**named, self._mix_name: block.sum(0)}
 
     def _resampled_blocks(self) -> Iterator[Tensor]:
-        """Yield all stems side by side: (S·C t)."""
+        """Yield resampled blocks of all stems: (S*C t)."""
         layout = self.layout
         rows = len(self._stems) * layout.channels
         resampler = StreamResampler(layout.spool_rate, layout.rate, rows)

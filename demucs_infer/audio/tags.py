@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Tags about the bytes of the source: lengths, delays, containers.
+# Tags that describe the file and not the music: lengths, delays, containers.
 _FILE_SPECIFIC = {
     "acoustid_fingerprint",
     "compatible_brands",
@@ -69,7 +69,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def parse_cover(data: bytes | None) -> Cover | None:
-    """Return the picture in `data`; None if there is none, or in an unsupported format."""
+    """Return the picture in `data`; None without data, or for an unsupported format."""
     try:
         return Cover(data) if data else None
     except ValueError:
@@ -77,7 +77,7 @@ def parse_cover(data: bytes | None) -> Cover | None:
 
 
 def portable_tags(tags: Mapping[str, str], title_suffix: str = "") -> dict[str, str]:
-    """Return the tags that also apply to a file made from this one, by lower-case name.
+    """Return the tags of a file that also apply to its stems, by lower-case name.
 
     `title_suffix`, such as `" (vocals)"`, is appended to the title, if there is one.
     """

@@ -1,4 +1,4 @@
-"""Offer the functions of upstream's `demucs.audio` that have another form in this package.
+"""Offer the functions of upstream's `demucs.audio` for which this package has others.
 
 Shapes: S streams, C channels, T samples. Samples are floats with full scale 1, or int16.
 """
@@ -22,13 +22,13 @@ from demucs_infer.audio.writer import AudioWriter
 
 _INT16_MAX = 2**15 - 1
 _CONTEXT_SECONDS = 0.1
-"""Read beyond the requested end, so that the resampler does not see an end there."""
+"""Seconds to read beyond the requested end, as context for the resampler."""
 
 
 class AudioFile:
     """An audio file with one or more streams.
 
-    The resampler is this package's own; upstream uses that of the ffmpeg program.
+    Audio is resampled by this package; upstream uses the ffmpeg program.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -53,7 +53,7 @@ class AudioFile:
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """The file in ffprobe's terms: `format` and the audio `streams`."""
+        """Properties of the file as ffprobe returns them: `format` and the audio `streams`."""
         streams = [
             {
                 "index": index,
@@ -96,9 +96,9 @@ class AudioFile:
         samplerate: int | None = None,
         channels: int | None = None,
     ) -> Tensor:
-        """Read (C T) if `streams` is a number, else (S C T).
+        """Read samples of the streams: (C T) if `streams` is a number, else (S C T).
 
-        `duration` gives `int(rate * duration)` samples at most, at the rate of the result.
+        With `duration`, the result has at most `int(rate * duration)` samples at its own rate.
         """
         indices = np.arange(len(self))[streams]
         length = None if duration is None else int((samplerate or self.samplerate()) * duration)
@@ -135,7 +135,7 @@ def convert_audio_channels(wav: Tensor, channels: int = 2) -> Tensor:
     """Convert the number of channels: (... C T) -> (... channels T).
 
     Raises:
-        ValueError: Two or more channels cannot become more.
+        ValueError: `wav` has two or more channels, but fewer than requested.
     """
     return convert_channels(wav, channels)
 

@@ -42,7 +42,7 @@ _MAX_RATE = 655_350  # of FLAC
 
 
 class AtomicFile:
-    """A file under a temporary name in the same folder, until `commit` renames it.
+    """A file under a temporary name, until `commit` renames it.
 
     If the target is a file object, `commit` copies the bytes to it from an anonymous temporary
     file, so it need not be seekable.
@@ -92,7 +92,7 @@ class AtomicFile:
         """Give the file its final name, atomically, so that it survives a power loss.
 
         Raises:
-            AudioWriteError: It cannot be completed or renamed; nothing is left behind.
+            AudioWriteError: The file cannot be completed or renamed; it is deleted.
         """
         try:
             with translate_os_errors(self.name):
@@ -124,7 +124,7 @@ class AudioWriter:
     """Writes one audio file: `with AudioWriter("vocals.flac", 44100, 2) as out: out.write(block)`.
 
     The format is that of the suffix unless `format` is given. The file appears under `path` at
-    `close`, which leaving the `with` block calls; after `abort` or any error there is none.
+    `close`, at the end of the `with` block; after `abort` or any error there is no file.
     Blocks must not be changed while they are being written.
     """
 
@@ -184,7 +184,7 @@ class AudioWriter:
             AudioWriteError: A sample is not finite, or the file cannot be written; it is deleted.
         """
         if not self._is_open:
-            raise ValueError("write to a closed AudioWriter")
+            raise ValueError("cannot write: this AudioWriter is closed")
         with self._abort_on_error():
             block = check_block(block, self.channels, self._file.name)
             self._bytes += block.numel() * self.encoding.depth // 8
@@ -257,7 +257,7 @@ def check_shape(encoding: Encoding, sample_rate: int, channels: int) -> None:
     """Check that the format supports this sample rate and number of channels.
 
     Raises:
-        AudioWriteError: It does not.
+        AudioWriteError: The format does not support one of them.
     """
     if encoding.kind.holds_all_stems:
         raise AudioWriteError(
@@ -300,7 +300,7 @@ def save_audio(
     as_float: bool = False,
     preset: Literal[2, 3, 4, 5, 6, 7] = 2,
 ) -> None:
-    """Save a whole track (C T), with upstream's signature; the suffix of `path` is the format.
+    """Save a whole track (C T), with upstream's signature; the suffix of `path` decides the format.
 
     `bitrate` (kbit/s) and `preset` apply to mp3, `bits_per_sample` and `as_float` to lossless
     formats.

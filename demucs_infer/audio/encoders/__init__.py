@@ -1,1 +1,1 @@
-"""Encoders: LAME, libsndfile's Vorbis, and FFmpeg's through PyAV for all other formats."""
+"""Encode audio with LAME (MP3), libsndfile (Vorbis), or FFmpeg through PyAV (other formats)."""

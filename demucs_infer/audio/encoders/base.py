@@ -1,4 +1,4 @@
-"""What every encoder has in common: the protocol, pieces of a block, rounding, the file it writes.
+"""Define what all encoders share: their protocol, pieces of a block, rounding, the file object.
 
 Shapes: C channels, T samples of a block.
 """
@@ -34,7 +34,7 @@ def pieces(block: Tensor, length: int = PIECE) -> Iterator[Tensor]:
 
 
 def quantize(block: Tensor, bits: int) -> Tensor:
-    """Round floats to integers of that many bits (as int32), saturated at full scale.
+    """Round floats to integers of `bits` bits (as int32), saturated at full scale.
 
     Full scale is 2**(bits - 1), as in reading, so that decoded samples come back bit for bit.
     """
@@ -43,10 +43,10 @@ def quantize(block: Tensor, bits: int) -> Tensor:
 
 
 class FileProxy:
-    """Pass an encoder library's writes on to a file until the encoding is aborted.
+    """A file object for an encoder library, which ignores everything after an abort.
 
-    Closing a container writes to it, which must not touch the file after an error. The first
-    error of the file is kept in `error`, because the library in between would lose it.
+    A library also writes when its container is closed, which must not change the file after an
+    error. `error` is the first error of the file, which the library may not pass on.
     """
 
     def __init__(self, file: BinaryIO) -> None:

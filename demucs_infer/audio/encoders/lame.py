@@ -1,7 +1,8 @@
 """Encode MP3 with LAME through `lameenc`, and write the tags and the Info frame.
 
-The LAME in PyAV's wheels is four times as slow. LAME leaves the Info frame before the audio to its
-front ends: it declares the encoder's delay and padding, for gapless decoding, and a seek table.
+The LAME in PyAV's wheels is four times as slow. The Info frame before the audio declares the delay
+and padding of the encoder, for gapless decoding, and a seek table. LAME does not write it, so it is
+written here.
 
 Shapes: C channels, T samples of a block.
 """
@@ -90,7 +91,7 @@ class FrameHeader:
         return self.samples // 8 * self.bitrate * 1000 // self.rate + padding
 
     def for_info_frame(self) -> "FrameHeader":
-        """Return this header with a bit rate, if need be higher, at which an Info frame fits."""
+        """Return this header with its own or the next higher bit rate that fits an Info frame."""
         first = self.word >> 12 & 15
         plain = self.word & ~(15 << 12) & ~(1 << 9)
         headers = (FrameHeader(plain | index << 12) for index in range(first, 15))
@@ -129,7 +130,7 @@ class LameEncoder:
         self._lame.silence()
         self._lame.set_channels(channels)
         self._lame.set_in_sample_rate(sample_rate)
-        self._lame.set_out_sample_rate(sample_rate)  # else LAME lowers the rate for low bit rates
+        self._lame.set_out_sample_rate(sample_rate)  # else LAME lowers it at low bit rates
         self._lame.set_quality(preset)
         bitrate = encoding.bitrate_for(channels)
         if bitrate is None:
@@ -229,7 +230,7 @@ def _id3(
     tags: Mapping[str, str] | None,
     cover: Cover | None,
 ) -> bytes:
-    """Return the tags as FFmpeg writes them: the beginning of a file without audio."""
+    """Return the ID3 tags that FFmpeg writes at the beginning of a file without audio."""
     file = io.BytesIO()
     Muxer(file, encoding, sample_rate, channels, tags=tags, cover=cover).finish()
     data = file.getvalue()

@@ -1,7 +1,7 @@
 """Encode with FFmpeg's encoders and containers, through PyAV.
 
-Shapes: C channels, T samples of a block. Floats are rounded to integers here, once, and FFmpeg
-gets the sample format that its encoder takes: its own converter neither scales nor mixes.
+Shapes: C channels, T samples of a block. Floats are converted here to the sample format of the
+encoder, so that FFmpeg does not convert them a second time.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ class Muxer:
         stream = self._container.add_stream(cover.codec)
         assert isinstance(stream, VideoStream)
         stream.width, stream.height = cover.size
-        stream.pix_fmt = "rgb24" if cover.codec == "png" else "yuvj420p"  # opens, never used
+        stream.pix_fmt = "rgb24" if cover.codec == "png" else "yuvj420p"  # required, never used
         _set_disposition(stream, _ATTACHED_PICTURE)
         packet = av.Packet(cover.data)
         packet.stream = stream
@@ -141,7 +141,7 @@ class Muxer:
 
 
 def _set_disposition(stream: av.stream.Stream, flags: int) -> None:
-    """Set a stream's disposition, annotated as an enumeration that PyAV 14 to 16 refuse."""
+    """Set the disposition of a stream to an integer: PyAV 14 to 16 refuse the enumeration."""
     stream.disposition = flags  # type: ignore[assignment]  # a plain int works in all
 
 
@@ -151,6 +151,6 @@ def _encoder_options(encoding: Encoding) -> dict[str, str]:
     if preset is not None:
         options["compression_level"] = str(preset)
     if encoding.quality is not None:
-        # In FFmpeg's units of 1/118; encoders ignore its plain `q` here.
+        # In FFmpeg's units of 1/118; encoders ignore its option `q` here.
         options |= {"flags": "+qscale", "global_quality": str(118 * encoding.quality)}
     return options

@@ -94,7 +94,7 @@ class SndfileEncoder:
         self._call(self._file.close)
 
     def _call(self, action: Callable[[], object]) -> None:
-        """Run `action`; raise the file's own error rather than libsndfile's."""
+        """Run `action`; if it fails, raise the error of the file rather than libsndfile's."""
         try:
             action()
         except self._error_class as error:
