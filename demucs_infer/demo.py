@@ -49,7 +49,7 @@ class Song(NamedTuple):
 
 
 def song(seconds: float = 20.0, seed: int = 0) -> Song:
-    """Compose and play a song of four stems at 44.1 kHz; raise `ValueError` for no seconds."""
+    """Compose and play a song at 44.1 kHz; raise `ValueError` unless `seconds` is positive."""
     if not seconds > 0:
         raise ValueError(f"{seconds = }: expected a positive number")
     length = round(seconds * SAMPLE_RATE)
@@ -70,7 +70,7 @@ def song(seconds: float = 20.0, seed: int = 0) -> Song:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Composition:
-    """What the instruments play; a step is a sixteenth note, and a bar has sixteen."""
+    """What the instruments play; a step is a sixteenth note, and a bar has 16 steps."""
 
     rng: Generator
     step: int
@@ -89,7 +89,7 @@ class _Composition:
         return (self.bars + 1) * 16 * self.step
 
     def pitch(self, degree: int, low: int) -> int:
-        """Return the MIDI pitch of a scale degree; 0 is the first tonic from `low` upwards."""
+        """Return the MIDI pitch of a scale degree; degree 0 is the lowest tonic from `low` on."""
         octave, place = divmod(degree, 7)
         return low + (self.tonic - low) % 12 + 12 * octave + self.scale[place]
 

@@ -8,7 +8,7 @@ from demucs_infer.errors import ConfigError
 def choose_device(device: str | torch.device | None = "auto") -> torch.device:
     """Return the device of that name; "auto" and None are the first available of cuda, mps and cpu.
 
-    Raises `ValueError` if there is no such device, and `ConfigError` if it is not available.
+    Raises `ValueError` for an unknown device, and `ConfigError` if it is not available here.
     """
     if device is None or device == "auto":
         return _best_device()
@@ -21,7 +21,7 @@ def choose_device(device: str | torch.device | None = "auto") -> torch.device:
     if chosen.type == "meta":
         raise ValueError("device='meta' computes nothing; use 'auto', 'cpu', 'cuda' or 'mps'")
     try:
-        # Every backend reports an absent device in another way, but none can allocate on it.
+        # Backends report a missing device in different ways, but none can allocate on it.
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split(". ")[0].rstrip(".")

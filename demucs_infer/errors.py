@@ -28,17 +28,17 @@ class DemucsError(Exception):
 
 
 class ModelLoadingError(DemucsError, RuntimeError):
-    """A model cannot be loaded. A `RuntimeError` too, because upstream's is."""
+    """A model cannot be loaded; also a `RuntimeError`, as in upstream."""
 
 
 class ModelNotFound(ModelLoadingError):
     """There is no model of that name; the message suggests similar names.
 
-    `in_folder` tells that a folder was searched and not the catalog.
+    `in_folder` is true if a folder was searched and not the catalog.
     """
 
     def __init__(self, name: str, names: Iterable[str], *, in_folder: bool = False) -> None:
-        # Members of bags are called by hexadecimal digits, which only help if such a name is given.
+        # Networks of bags have hexadecimal names, which are suggested only for such a name.
         is_signature = re.fullmatch(_SIGNATURE, name)
         candidates = sorted(
             candidate
@@ -98,7 +98,9 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None and not any(error is link for link in chain):  # causes may be cyclic
         chain.append(error)
         error = error.__cause__
-    return any(getattr(link, "errno", None) in DISK_FULL for link in chain)  # FFmpeg's have it too
+    return any(
+        getattr(link, "errno", None) in DISK_FULL for link in chain
+    )  # FFmpeg's errors have one too
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Events of a separation: frozen values that the library, the command line and the server share."""
+"""Define the events of a separation, which the library, the command line and the server share."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -24,19 +24,19 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Which window of which pass, as upstream's callback reports it."""
+    """The network, time shift and offset of a window, as reported to upstream's callback."""
 
     member: int
     """Index of the network in its bag."""
     shift: int
     """Index of the time shift."""
     offset: int
-    """First sample of the chunk, relative to the origin of the pass's grid."""
+    """First sample of the chunk, counted from the first chunk of its pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkStarted:
-    """Sent before a batch runs; only with `announce=True`."""
+    """Sent before a batch runs, if requested with `announce=True`."""
 
     batch_index: int
     total_batches: int
@@ -45,7 +45,7 @@ class ChunkStarted:
 
 @dataclass(frozen=True, slots=True)
 class ChunkProcessed:
-    """Sent after a planned batch; `batch_index` counts from 1, over all members and shifts."""
+    """Sent after a batch; `batch_index` counts from 1, over all networks and time shifts."""
 
     batch_index: int
     total_batches: int
@@ -54,7 +54,7 @@ class ChunkProcessed:
     fraction: float = field(default=0.0, repr=False)
     """Share of the track's work that is done: never falls, ends at exactly 1."""
     seconds_total: float = field(default=0.0, repr=False)
-    """Duration of the track."""
+    """Duration of the track in seconds."""
 
     @property
     def seconds_done(self) -> float:
@@ -122,11 +122,11 @@ def call_back(
     models: int = 1,
     extra: Mapping[str, object] | None = None,
 ) -> Iterator[StreamItem]:
-    """Pass `stream` on, and report its windows to a callback of upstream's kind.
+    """Yield the items of `stream`, and report its windows to `callback` as upstream does.
 
     `callback` is called with `state="start"` before a window runs and with `state="end"` after
-    it, so the stream must announce its batches. An exception in `callback` ends the work. Each
-    call gets a dictionary of its own, which `callback` may change.
+    it, so the stream must include `ChunkStarted` events. An exception in `callback` ends the work.
+    Each call gets its own dictionary, which `callback` may change.
     """
     states = {ChunkStarted: "start", ChunkProcessed: "end"}
     for item in stream:

@@ -376,7 +376,7 @@ class BandEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
-        """Encode (B C F T) -> (B C' F/stride T); nothing is ever injected into a layer with bands."""
+        """Encode (B C F T) -> (B C' F/stride T); `inject` is never used with bands."""
         del inject
         padding = self.config.padding
         x = F.pad(x, (0, 0, padding, padding))

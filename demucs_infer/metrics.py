@@ -47,7 +47,7 @@ def _check_same_shape(reference: Tensor, estimate: Tensor) -> None:
 
 
 def sdr(reference: Tensor, estimate: Tensor) -> float | None:
-    """Return the SDR over all samples and channels, as the MDX challenge defines it."""
+    """Return the signal-to-distortion ratio (SDR), as defined by the MDX challenge."""
     _check_same_shape(reference, estimate)
     energy = _energy(reference)
     if not energy:
@@ -63,7 +63,7 @@ def snr(reference: Tensor, estimate: Tensor) -> float | None:
 
 
 def si_sdr(reference: Tensor, estimate: Tensor) -> float | None:
-    """Return the scale-invariant SDR: the `snr` after the best gain.
+    """Return the scale-invariant SDR, which does not depend on the gain of the estimate.
 
     It is minus infinity for an estimate that is orthogonal to the reference.
     """
@@ -83,8 +83,8 @@ def frame_sdr(
     """Return the SDR of every window of `window` samples: two (S C T) -> (S N).
 
     These are the SDR values of BSS Eval v4 (`museval.evaluate`), whose distortion filters split
-    the error into parts without changing their sum. As there, a window in which any stem is silent,
-    true or estimated, is NaN for all stems, and an incomplete last window is dropped.
+    the error into parts without changing their sum. As in museval, a window in which any true or
+    estimated stem is silent is NaN for all stems, and an incomplete last window is dropped.
     """
     _check_same_shape(references, estimates)
     if window < 1 or (hop is not None and hop < 1):
@@ -162,7 +162,7 @@ class Score:
     si_sdr: float | None
     snr: float | None
     frame_sdr: float | None = None
-    """Median over windows of one second; None unless requested."""
+    """Median over windows of one second; None unless requested or if undefined."""
     fullness: float | None = None
     """0 to 100: how much of the stem is there."""
     bleedless: float | None = None

@@ -51,13 +51,13 @@ class Setting:
 
     metavar: str | None = None
     is_time: bool = False
-    """Whether text may also be m:ss or h:mm:ss."""
+    """Whether the command line also accepts m:ss and h:mm:ss."""
 
     is_fraction: bool = False
-    """Whether text may also be a percentage."""
+    """Whether the command line also accepts a percentage."""
 
     excludes: str = ""
-    """Flags with the same group name exclude each other."""
+    """Name of a group of flags that exclude each other."""
 
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Stricter limits of a front end: `{"http": {"le": 1000}}` for untrusted requests."""
@@ -69,7 +69,7 @@ class Setting:
     """Front ends ("python", "cli", "http", "config") without this setting, with the reason."""
 
     changes_stems: bool = True
-    """Whether the stems depend on it, so that it is part of the key of the manifest."""
+    """Whether stems depend on the setting, so that it is part of the key of the manifest."""
 
 
 def setting(default: Any, **details: Any) -> Any:
@@ -351,7 +351,7 @@ class OutputOptions(_Options):
         self.encoding(16)
 
     def encoding(self, source_bits: int | None = None) -> Encoding:
-        """Return how to encode a track whose input has `source_bits` a sample."""
+        """Return how to encode a track whose input has `source_bits` bits per sample."""
         bits = source_bits if self.bits == "source" else self.bits
         return Encoding(
             self.format,
@@ -377,7 +377,7 @@ class Request:
     output: OutputOptions = field(default_factory=lambda: OutputOptions(template=TRACK_TEMPLATE))
 
     def replace(self, values: Mapping[str, object]) -> Request:
-        """Return a copy with some settings changed; a `ValueError` names an unknown one."""
+        """Return a copy with some settings changed; raise `ValueError` for an unknown name."""
         rest = dict(values)
         parts = {}
         for part in PARTS:
@@ -415,18 +415,18 @@ PARTS: Mapping[str, type[_Options]] = {
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A field of one of the classes above, as front ends need it."""
+    """A setting, declared by a field of one of the classes above, as front ends need it."""
 
     name: str
     hint: Any
-    """Its type."""
+    """Type of the setting."""
 
     default: Any
     setting: Setting
 
     @property
     def choices(self) -> tuple[object, ...]:
-        """The values that a `Literal` in its type allows."""
+        """The values that a `Literal` in the type allows."""
         return tuple(
             value
             for hint in _alternatives(self.hint)
@@ -458,11 +458,11 @@ class Option:
 
     @property
     def long_flag(self) -> str:
-        """Its name on the command line in messages."""
+        """The flag on the command line that messages mention."""
         return next(flag for flag in self.flags if flag.startswith("--"))
 
     def is_in(self, front_end: str) -> bool:
-        """Whether this front end ("python", "cli", "http" or "config") has it."""
+        """Return whether a front end ("python", "cli", "http" or "config") has the setting."""
         return front_end not in self.setting.not_in
 
     def check(self, value: object) -> None:
@@ -498,7 +498,7 @@ class Option:
         )
 
     def limited_to(self, front_end: str) -> Option:
-        """Return the option with the closer limits of a front end."""
+        """Return a copy with the stricter limits of a front end."""
         limits: dict[str, Any] = dict(self.setting.limits.get(front_end, {}))
         limits.pop("max_length", None)
         return replace(self, setting=replace(self.setting, **limits))

@@ -37,14 +37,14 @@ def stem_targets(
     options: OutputOptions,
     track: str = "track",
 ) -> dict[str, Target]:
-    """Return the target of each stem: a path in a folder by the template, or as mapped."""
+    """Return the target of each stem: as mapped by `out`, or a path in the folder `out`."""
     if not isinstance(out, Mapping):
         extension = options.extension
         paths = stem_paths(Path(out), stems, options.template, track=track, extension=extension)
         return dict(paths)
     if set(out) != set(stems):
         raise ValueError(
-            f"paths for {', '.join(map(str, out))}, but the stems are {', '.join(stems)}"
+            f"got paths for {', '.join(map(str, out))}, but the stems are {', '.join(stems)}"
         )
     return {stem: out[stem] for stem in stems}
 
@@ -109,9 +109,9 @@ _PREVIEW_SECONDS = 60
 _PREVIEW_KILOBITS = 128
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)  # eq: tensors do not compare to a bool
+@dataclass(frozen=True, slots=True, eq=False, repr=False)  # comparing tensors gives no bool
 class InferenceOutput:
-    """The stems of one track: `out["vocals"]` is (C T), on the scale of the mixture.
+    """The stems of one track, at the level of the mixture: `out["vocals"]` is (C T).
 
     A notebook shows it as waveforms and players.
     """
@@ -166,7 +166,9 @@ class InferenceOutput:
         try:
             return self.outputs[stem]
         except KeyError:
-            raise KeyError(f"no stem {stem!r}; there are {', '.join(self.outputs)}") from None
+            raise KeyError(
+                f"no stem named {stem!r}; available: {', '.join(self.outputs)}"
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.outputs)
@@ -233,7 +235,7 @@ def _encode_preview(stem: Tensor, sample_rate: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeparatedFiles:
-    """The complete files of one track."""
+    """The files that were written for one track."""
 
     paths: Mapping[str, Path | None]
     """Paths by stem; None for a file object."""

@@ -23,13 +23,13 @@ from demucs_infer.options import InputOptions
 Samples: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 MAX_CHANNELS = 64
-"""A longer axis is not an axis of channels; distinguishes (T, C) from (C, T)."""
+"""Most channels of an array: a longer axis is time, which tells (T C) from (C T)."""
 
 # Integers are fractions of the full scale of their type; unsigned bytes are centered at 128.
 _FULL_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31, torch.uint8: 2.0**7}
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # eq: tensors do not compare to a bool
+@dataclass(frozen=True, slots=True, eq=False)  # comparing tensors gives no bool
 class Audio:
     """Samples together with their sample rate."""
 
@@ -46,7 +46,7 @@ def parse_sample_rate(sample_rate: float) -> int:
     """Return a sample rate of any number type as an integer.
 
     Raises:
-        AudioInputError: It is not a whole number in the supported range.
+        AudioInputError: `sample_rate` is not a whole number in the supported range.
     """
     try:
         whole = int(sample_rate)
@@ -62,14 +62,14 @@ def parse_sample_rate(sample_rate: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadFormat:
-    """The sample rate, channels and device of the input of a model."""
+    """The sample rate, channels and device that a model needs for its input."""
 
     sample_rate: int
     channels: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def channels_from(self, channels: int) -> int:
-        """Return the channels to read: all for a mono model, as the engine mixes them down."""
+        """Return how many of `channels` to read: all for a mono model, which gets their mean."""
         return channels if self.channels == 1 else self.channels
 
 
@@ -77,7 +77,7 @@ def cut_part(wav: Tensor, sample_rate: int, options: InputOptions) -> Tensor:
     """Return the requested part of the samples (C T).
 
     Raises:
-        AudioInputError: It begins after the end of the audio.
+        AudioInputError: The part begins after the end of the audio.
     """
     start, stop = round(options.start * sample_rate), wav.shape[-1]
     if options.duration is not None:
@@ -85,7 +85,7 @@ def cut_part(wav: Tensor, sample_rate: int, options: InputOptions) -> Tensor:
     if start >= stop:
         seconds = wav.shape[-1] / sample_rate
         raise AudioInputError(
-            f"start = {options.start!r} is behind the end of the audio, which has {seconds:.2f} s"
+            f"start = {options.start!r} is after the end of the audio, which has {seconds:.2f} s"
         )
     return wav[:, start:stop]
 
@@ -112,8 +112,8 @@ class ArraySource:
         wav = convert_audio(wav, sample_rate, read_format.sample_rate, self.channels)
         if wav.shape[-1] == 0:
             raise AudioInputError(
-                f"{self.frames} samples at {sample_rate} Hz are less than one at "
-                f"{read_format.sample_rate} Hz; pass more"
+                f"{self.frames} samples at {sample_rate} Hz are less than one sample at "
+                f"{read_format.sample_rate} Hz; pass more samples"
             )
         self._wav = wav.contiguous().to(read_format.device)
         self.length = wav.shape[-1]
@@ -131,7 +131,7 @@ class ArraySource:
 
 
 class FileSource:
-    """A track from a file, which is decoded each time it is read, never as a whole."""
+    """A track from a file, which is decoded block by block each time the track is read."""
 
     def __init__(self, source: Source, read_format: ReadFormat, options: InputOptions) -> None:
         self.read_format = read_format
@@ -179,7 +179,7 @@ AudioSource: TypeAlias = ArraySource | FileSource
 """A track for the engine, at the sample rate and with the channels of a model.
 
 `channels` and `length` are those that the engine reads; `num_channels`, `sample_rate` and `frames`
-those of the input. Lengths and `warnings` are complete after it has been read once.
+those of the input. Lengths and `warnings` are known after the track has been read once.
 """
 
 AudioInput: TypeAlias = Audio | Samples | Source | AudioSource
@@ -212,7 +212,7 @@ def open_audio(
     """Open any input as a track for a model; arrays are checked and copied.
 
     Raises:
-        AudioInputError: It is not valid audio, or `sample_rate` contradicts it.
+        AudioInputError: `audio` is not valid, or `sample_rate` contradicts it.
     """
     if isinstance(audio, ArraySource | FileSource):
         if sample_rate is not None:
@@ -250,7 +250,7 @@ def to_samples(data: object) -> Tensor:
     """Convert an array of any type to a new float32 tensor (C T).
 
     Raises:
-        AudioInputError: It is empty, not finite, or of an unsupported type or shape.
+        AudioInputError: `data` is empty, not finite, or of an unsupported type or shape.
     """
     wav = _tensor(data)
     if wav.numel() == 0:

@@ -444,7 +444,8 @@ class _Integrity:
             )
         elif missing < -max(declared.tolerance, self._rate // 4):
             self._report(
-                f"{self._name} is {-missing / self._rate:.3f} seconds longer than its header declares"
+                f"{self._name} is {-missing / self._rate:.3f} seconds longer than "
+                "declared in its header"
             )
 
 

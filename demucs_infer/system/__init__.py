@@ -1,1 +1,1 @@
-"""Services of the operating system: allocator, threads, checksums."""
+"""Use the operating system: memory, threads, locks, durable files, checksums."""

@@ -7,7 +7,7 @@ from pathlib import Path
 def cgroup_folders(root: Path, controller: str) -> list[Path]:
     """Return the folders of the cgroups that limit this process, from its own to the outermost.
 
-    Inside a container the path of its own cgroup may not exist; then it is the outermost one.
+    In a container, the path of the own cgroup may not exist; then only the outermost is returned.
     """
     if not sys.platform.startswith("linux"):
         return []

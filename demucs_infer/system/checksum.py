@@ -1,4 +1,4 @@
-"""Checksums of files."""
+"""Compute checksums of files."""
 
 import hashlib
 from collections.abc import Callable

@@ -7,10 +7,10 @@ from importlib import import_module
 def make_getattr(
     package: str, modules: Mapping[str, str], left_out: Mapping[str, str] | None = None
 ) -> Callable[[str], object]:
-    """Return the `__getattr__` of a package; `modules` has the module of every public name.
+    """Return the `__getattr__` of a package; `modules` maps each public name to its module.
 
-    `left_out` has names of upstream that are not here, and the reasons. They raise an
-    `ImportError`: `from package import name` would hide the text of an `AttributeError`.
+    `left_out` maps names of upstream that do not exist here to the reasons. They raise an
+    `ImportError`, as `from package import name` would hide the text of an `AttributeError`.
     """
 
     def load(name: str) -> object:
@@ -19,7 +19,7 @@ def make_getattr(
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value: object = getattr(import_module(modules[name]), name)
-        setattr(import_module(package), name, value)  # found without this function from now on
+        setattr(import_module(package), name, value)  # later look-ups do not call this
         return value
 
     return load

@@ -1,9 +1,10 @@
-"""Tune how the process allocates memory, and measure how much it took.
+"""Tune how the process allocates memory, and measure how much it uses.
 
-The layers of a network return tensors of tens of megabytes. glibc maps every allocation above
-32 MB anew, and returns free memory at the end of its heap to the system, which clears each page
-again when it is next touched: up to a tenth of the time of a pass on a CPU. These functions call
-`mallopt` and `malloc_trim`, for which Python has no API; without glibc they do nothing.
+The layers of a network return tensors of tens of megabytes. glibc gets new memory from the system
+for every allocation above 32 MB, and returns free memory at the end of its heap. The system clears
+every page that it hands out, which takes up to a tenth of the time of a network on a CPU. These
+functions call `mallopt` and `malloc_trim`, for which Python has no API; without glibc they do
+nothing.
 """
 
 import ctypes
@@ -22,19 +23,19 @@ from demucs_infer.system.cgroups import cgroup_folders
 # Constants of malloc.h, and the values that glibc settles on after it has seen large allocations.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _DEFAULTS = {_M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_THRESHOLD: 32 << 20, _M_MMAP_MAX: 65_536}
-# The mapping threshold cannot be raised above 32 MB, so nothing is mapped at all.
+# The mapping threshold cannot be raised above 32 MB, so mapping is turned off.
 _KEEP_LARGE = {_M_TRIM_THRESHOLD: 1 << 30, _M_MMAP_MAX: 0}
 
 _USER_SETTINGS = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
-"""Environment variables by which the user has configured malloc: then nothing is changed."""
+"""Environment variables that configure malloc; if one is set, nothing is changed here."""
 
 _lock = Lock()
-_users = 0  # of `keep_large_allocations`: malloc has one setting for the whole process
+_users = 0  # open contexts: malloc has one setting for the whole process
 
 
 @contextmanager
 def keep_large_allocations() -> Iterator[None]:
-    """Keep large allocations that are freed in the process, so that they are reused.
+    """Keep the memory of large allocations in the process when it is freed, for reuse.
 
     The contexts may be nested, also across threads; after the last one, free memory is returned
     to the system.
@@ -47,19 +48,21 @@ def keep_large_allocations() -> Iterator[None]:
 
 
 def use_single_arena() -> None:
-    """Use one heap for all threads; for a process of our own, before torch allocates.
+    """Let all threads share one heap; to be called before torch allocates memory.
 
-    With a heap per thread, large allocations leave holes that no other thread can fill.
+    With a heap per thread, large allocations leave holes that no other thread can fill. This
+    changes the whole process, so it is for the command, not for programs that import the package.
     """
     _mallopt({_M_ARENA_MAX: 1})
 
 
 @contextmanager
 def exempt_imports_from_gc() -> Iterator[None]:
-    """Exempt all objects that are created inside from garbage collection; for our own process.
+    """Exempt all objects that are created in the context from garbage collection.
 
     Importing torch creates 150,000 objects, none of them garbage. Python's collector visits them
-    again and again during the import, and once more at exit: a third of a second.
+    again and again during the import, and once more at exit, which takes a third of a second. This
+    changes the whole process, so it is for the command, not for programs that import the package.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -75,7 +78,7 @@ def exempt_imports_from_gc() -> Iterator[None]:
 def peak_memory() -> int | None:
     """Return the peak memory of this process in bytes, or None if the system does not report it.
 
-    Not `ru_maxrss` on Linux: it starts with the peak of the parent process.
+    On Linux, `ru_maxrss` is not used, because it starts with the peak of the parent process.
     """
     if sys.platform == "win32":
         return None
@@ -102,7 +105,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
             ("memory.max", "memory.current"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
         ):
-            # A limit of "max" is no number; files in the cache count as used, but can be dropped.
+            # A limit of "max" is not a number. Cached files count as used, but can be dropped.
             with suppress(OSError, ValueError):
                 used = int((folder / usage).read_text())
                 stat = (folder / "memory.stat").read_text()
@@ -110,7 +113,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
                 used -= int(match[1]) if match else 0
                 limits.append(max(0, int((folder / limit).read_text()) - used))
     if not limits and hasattr(os, "sysconf"):
-        with suppress(ValueError, OSError):  # macOS: half of what is built in
+        with suppress(ValueError, OSError):  # macOS: half of the installed memory
             limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     return min(limits, default=None)
 

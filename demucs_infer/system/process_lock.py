@@ -1,4 +1,4 @@
-"""Lock a path between processes, also on file systems without locks as far as that is possible."""
+"""Lock a path between processes, as far as possible also on file systems without locks."""
 
 import errno
 import threading
@@ -30,8 +30,8 @@ class ProcessLock:
         self._is_held_in_process = False
 
     def acquire(self) -> bool:
-        """Return whether the lock is held now, without waiting for it."""
-        # Threads acquire and release it for each other, so it must not belong to one of them.
+        """Try to lock without waiting; return whether the lock is held now."""
+        # One thread may release what another has acquired, so the lock must not be thread-local.
         lock = FileLock(self.path, thread_local=False)
         for _ in range(_TRIES):
             try:

@@ -1,9 +1,9 @@
-"""Find how many cores a process may use, and limit threads of ours to one of them.
+"""Find how many cores a process may use, and limit threads of this package to one core.
 
 The threads of OpenMP wait actively for their next step, as long as there are no more of them than
-processors. Another Python thread that computes in parallel starts a team of its own; from then on
-all threads sleep and are woken at every step. A network has thousands of steps per second, and
-takes a tenth longer, however little the other thread computes.
+cores. If a second Python thread computes with OpenMP, it starts its own team of threads; from then
+on, all threads sleep and must be woken for every step. A network has thousands of steps per second,
+and takes a tenth longer, however little the second thread computes.
 """
 
 import math
@@ -19,12 +19,12 @@ _lock = Lock()
 
 
 def limit_to_one_thread() -> None:
-    """Let the calling thread compute without a team of threads; for threads of our own."""
+    """Make torch compute in the calling thread alone; for threads that this package starts."""
     with _lock:
         count = torch.get_num_threads()
         torch.set_num_threads(1)
-        # This also set the number with which later threads begin. Only another thread can restore
-        # that without changing the number of this one.
+        # This has also changed the default of later threads. Only another thread can restore that
+        # without changing the number of this one.
         restorer = Thread(target=torch.set_num_threads, args=(count,))
         restorer.start()
         restorer.join()
@@ -43,7 +43,7 @@ def count_cores() -> int:
 
 
 def read_cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return how many cores the cgroups of this process may use on average, or None for all."""
+    """Return how many cores the cgroups of this process may use on average; None: no limit."""
     quotas: list[float] = []
     for folder in cgroup_folders(root, "cpu"):
         try:

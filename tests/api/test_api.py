@@ -539,7 +539,7 @@ def test_part_of_a_track_can_be_separated(wav: Path) -> None:
         assert torch.equal(output.mixture, MIX[:, RATE : RATE + RATE // 2])
     with pytest.raises(AudioReadError):
         separator.run(separator.open_audio(wav, start=99))
-    with pytest.raises(ValueError, match="behind the end"):
+    with pytest.raises(ValueError, match="after the end"):
         separator.open_audio(MIX, start=99)
 
 
