@@ -18,8 +18,8 @@ from demucs_infer.audio.filenames import valid_template
 from demucs_infer.audio.formats import FORMATS, RATES, Encoding
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
-Profile = Literal["demucs", "padded"]
-Window = Literal["triangle", "hann", "hamming", "linear_fade", "ones"]
+Profile = Literal["demucs", "padded", "msst"]
+Window = Literal["triangle", "hann", "hamming", "linear_fade", "edge_fade", "ones"]
 Padding = Literal["constant", "reflect", "replicate"]
 OtherMethod = Literal["add", "minus", "none"]
 Resampler = Literal["julius", "soxr"]
@@ -197,7 +197,9 @@ class SeparationOptions(_Options):
         },
     )
     profile: Profile = setting(
-        "demucs", help="grid of windows: from the first sample (demucs), or padded on both sides"
+        "demucs",
+        help="grid of windows: from the first sample (demucs), padded on both sides (padded), or "
+        "that of Music-Source-Separation-Training (msst)",
     )
     window: Window = setting(
         "triangle", help="shape that weighs a segment where it overlaps its neighbors"

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from demucs_infer.checkpoints.bounded_yaml import YamlLimits, load_yaml
 from demucs_infer.checkpoints.cache import CheckpointStore
 from demucs_infer.checkpoints.catalog import Bag, Catalog, Checkpoint, load_catalog, parse_bag
 from demucs_infer.errors import (
@@ -54,11 +55,8 @@ Places = Mapping[str, "str | Path"]
 MAX_YAML_BYTES = 2**16
 """Size of a bag's file; released ones have less than 200 bytes."""
 
-MAX_YAML_EVENTS = 4096
-"""Values and brackets in a bag's file; released ones have less than 60."""
-
-MAX_YAML_DEPTH = 8
-"""Levels of lists and tables in a bag's file; released ones have three."""
+_YAML_LIMITS = YamlLimits(MAX_YAML_BYTES, num_events=4096, depth=8)
+"""For bags; released ones have less than 60 events."""
 
 DEFAULT_NAMESPACE = "adefossez"
 _PLAIN_NAME = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
@@ -331,41 +329,14 @@ def check_checksum(path: Path, checksum: str) -> None:
 
 def read_bag(file: Path) -> Bag:
     """Read a bag from its YAML file; raise `CheckpointError` if it is not valid."""
-    import yaml
-
     try:
         with file.open("rb") as stream:
-            data = stream.read(MAX_YAML_BYTES + 1)
-        if len(data) > MAX_YAML_BYTES:
-            raise ConfigError(f"too large: the limit is {MAX_YAML_BYTES} bytes")
-        text = data.decode("utf-8")
-        _check_yaml(text)
-        table: Any = yaml.safe_load(text)
+            table = load_yaml(stream.read(MAX_YAML_BYTES + 1), _YAML_LIMITS)
         if not isinstance(table, dict):
             raise ConfigError("expected a table with `models`")
         return parse_bag(file.stem, table)
-    except (OSError, ValueError, OverflowError, yaml.YAMLError, ConfigError) as error:
+    except (OSError, OverflowError, ConfigError) as error:
         raise CheckpointError(f"{file} is not a valid bag of models: {error}") from error
-
-
-def _check_yaml(text: str) -> None:
-    """Raise `ConfigError` for YAML that takes long, or much memory, to load.
-
-    Events are parsed one by one and nothing is built from them, so that this ends early. Aliases
-    are refused: a few nested ones stand for billions of values.
-    """
-    import yaml
-
-    depth = 0
-    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader), start=1):
-        if count > MAX_YAML_EVENTS:
-            raise ConfigError(f"too many values: the limit is {MAX_YAML_EVENTS}")
-        if isinstance(event, yaml.AliasEvent):
-            raise ConfigError("unsupported alias: write its value instead")
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_YAML_DEPTH:
-            raise ConfigError(f"nested too deeply: the limit is {MAX_YAML_DEPTH} levels")
 
 
 def build_bag(bag: Bag, repo: ModelRepo) -> BagOfModels:

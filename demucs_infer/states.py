@@ -52,6 +52,8 @@ _LAYERS = {"depth", "dconv_depth", "dconv_attn", "dconv_lstm", "multi_freqs_dept
 _COUNTS = _LAYERS | {"t_layers", "t_heads", "audio_channels", "growth", "stride", "time_stride"}
 _DRAWS = {"normal_", "uniform_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
 
+_FACTORIES = {"empty", "ones", "zeros", "rand", "randn", "full", "arange"}
+
 MAX_COUNT = 256
 """Limit for layers, heads and strides: above any real network, and quick to build."""
 
@@ -282,6 +284,35 @@ class _SkipRandomInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class AllocationLimit(TorchFunctionMode):
+    """Raise `CheckpointError` when a network is built that its file is too small for.
+
+    The random initialization of its weights, which are about to be replaced, is skipped.
+    """
+
+    def __init__(self, num_values: int) -> None:
+        super().__init__()
+        self._left = num_values
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        result = func(*args, **kwargs)
+        if name in _FACTORIES and isinstance(result, Tensor):
+            self._left -= result.numel()
+            if self._left < 0:
+                raise CheckpointError("the file is too small for this network")
+        return result
+
+
 def _find_class(name: str) -> type[nn.Module]:
     module, _, class_name = name.rpartition(".")
     for path, klass in _CLASSES.items():
@@ -367,7 +398,7 @@ def _is_in_range(name: str, value: object) -> bool:
 def _strip_prefix(state: Mapping[str, LazyTensor], model: nn.Module) -> Mapping[str, LazyTensor]:
     """Return the weights under the network's names, without the prefixes that wrappers add."""
     names = model.state_dict().keys()
-    for prefix in ("module.", "model.") * 2:
+    for prefix in ("module.", "model.", "net.", "_orig_mod.") * 2:
         bare = {name.removeprefix(prefix): weight for name, weight in state.items()}
         if len(bare) == len(state) and len(names & bare.keys()) >= len(names & state.keys()):
             state = bare

@@ -86,7 +86,7 @@ def _from_pickle(content: object, size: int) -> Package:
             raise CheckpointError(f"its klass must be a class, got {_describe(klass)}")
         args, kwargs = content.get("args", ()), content.get("kwargs", {})
         return Package(_parse_architecture(klass.name, args, kwargs), _check_state(state), size)
-    for key in ("state_dict", "state", "model_state_dict"):
+    for key in ("state_dict", "state", "model_state_dict", "model"):
         if isinstance(content.get(key), dict):
             return Package(None, _check_state(content[key]), size)
     return Package(None, _check_state(content), size)

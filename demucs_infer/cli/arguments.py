@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.request import ModelSpec
-from demucs_infer.errors import ConfigError
+from demucs_infer.errors import ConfigError, ModelLoadingError
 from demucs_infer.options import NAMES, OPTIONS, Request, drop_inapplicable, list_options
 
 
@@ -17,6 +17,7 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
     args = parser.parse_args(words)
     dependent = {
         "--checkpoint": args.checkpoint,
+        "--model-type": args.model_type,
         "--set": args.overrides,
         "--module": args.module,
         "--class": args.class_name,
@@ -30,9 +31,10 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
         parser.error("--config needs --checkpoint, and no --repo")
     from demucs_infer.custom.config import Config
 
+    overrides = [f"model_type={args.model_type}"] if args.model_type else []
     try:
-        config = Config.from_file(args.config, args.overrides)
-    except ConfigError as error:
+        config = Config.from_file(args.config, [*overrides, *args.overrides])
+    except (ConfigError, ModelLoadingError) as error:
         parser.error(str(error))
     settings = dict(config.settings)
     for part in (config.input_options, config.output_options):

@@ -172,9 +172,15 @@ def _add_model_flags(group: Any) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="JSON configuration of a custom network; flags take precedence over its settings",
+        help="configuration of a custom network, JSON or the YAML of "
+        "Music-Source-Separation-Training; flags take precedence over its settings",
     )
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights for --config")
+    group.add_argument(
+        "--model-type",
+        metavar="TYPE",
+        help="type of the network of --config, such as bs_roformer, if the file leaves it open",
+    )
     group.add_argument(
         "--set",
         dest="overrides",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from demucs_infer.audio.formats import Encoding
+from demucs_infer.custom import msst, splifft
 from demucs_infer.custom.json_schema import (
     INVALID,
     REST,
@@ -26,7 +27,6 @@ from demucs_infer.custom.json_schema import (
     to_plain_data,
     validate,
 )
-from demucs_infer.custom.splifft import is_splifft, translate
 from demucs_infer.engine.stems import MIXTURE, choose_stems
 from demucs_infer.errors import ConfigError
 from demucs_infer.options import (
@@ -238,8 +238,14 @@ class Config:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-        """Read a JSON file; see `apply_overrides` for `overrides`."""
-        return cls.from_dict(read_json(path), overrides, source=str(path))
+        """Read a JSON file, or a YAML file of Music-Source-Separation-Training.
+
+        See `apply_overrides` for `overrides`.
+        """
+        path = Path(path)
+        is_yaml = path.suffix.lower() in (".yaml", ".yml")
+        data = msst.read_yaml(path) if is_yaml else read_json(path)
+        return cls.from_dict(data, overrides, source=str(path), name=path.stem if is_yaml else "")
 
     @classmethod
     def from_dict(
@@ -248,13 +254,19 @@ class Config:
         overrides: Sequence[str] = (),
         *,
         source: str = "the configuration",
+        name: str = "",
     ) -> Config:
-        """Read JSON data, also of a configuration of splifft; errors begin with `source`.
+        """Read JSON data, also of splifft and of Music-Source-Separation-Training.
 
-        Raises `ConfigError` with all problems.
+        Errors begin with `source`; `name` identifies a configuration of the latter. Raises
+        `ConfigError` with all problems.
         """
         data, reader = apply_overrides(data, overrides), SchemaReader()
-        translation = translate(data) if is_splifft(data) else None
+        translation = splifft.translate(data) if splifft.is_splifft(data) else None
+        if msst.is_msst(data):
+            translation = msst.translate(data, name)
+            if translation.problems:
+                raise config_error(source, translation.problems)
         sections = reader.read_fields(cls, translation.data if translation else data, "")
         problems = [*reader.problems, *_find_conflicts(sections)]
         if translation:

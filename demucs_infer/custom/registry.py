@@ -14,6 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from demucs_infer.checkpoints.catalog import load_catalog
+from demucs_infer.custom.community import find_community_metadata
 from demucs_infer.custom.metadata import ModelMetadata
 from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound
 
@@ -123,6 +124,9 @@ def find_metadata(model_type: str) -> ModelMetadata[Any]:
             f"model_type: {model_type!r} is a network with weights, not a ModelMetadata: "
             f"use Separator({model_type!r}) without config and checkpoint"
         )
+    community = find_community_metadata(model_type)
+    if community is not None:
+        return community
     names = ", ".join(list_registered_models()) or "none"
     raise ConfigError(
         f"model_type: no network is registered as {model_type!r} (registered: {names}); install "

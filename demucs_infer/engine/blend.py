@@ -9,7 +9,7 @@ from torch import Tensor
 
 from demucs_infer.engine.plan import Chunk, Plan
 from demucs_infer.engine.run_config import RunConfig
-from demucs_infer.engine.stitch import OverlapAdd, make_window, usable_weights
+from demucs_infer.engine.stitch import OverlapAdd, make_window, remove_fades, usable_weights
 
 # Smallest weight per window shape. A triangle is never 0, but a high power of it can underflow.
 # 1e-30 is too small to change the sum of upstream's weights, so results stay equal to upstream's.
@@ -34,8 +34,13 @@ class Blend:
     def add(self, index: int, chunk: Chunk, output: Tensor) -> None:
         """Add the output (... S C W) of pass `index` for `chunk`."""
         owned = output[..., chunk.skip : chunk.skip + len(chunk)]
-        member = self._plan.passes[index].member
-        weights = self._window_weights(member, len(chunk), output.device)
+        pass_ = self._plan.passes[index]
+        weights = self._window_weights(pass_.member, len(chunk), output.device)
+        if self._config.options.window == "edge_fade" and self._config.options.split:
+            first, last = pass_.chunks[0], pass_.chunks[-1]
+            segment, _ = self._config.grids[pass_.member]
+            at_start, at_stop = chunk.start == first.start, chunk.stop >= last.stop
+            weights = remove_fades(weights, segment, at_start=at_start, at_stop=at_stop)
         self._passes[index].add(chunk.start, owned, weights)
         self._left[index] -= 1
 

@@ -263,7 +263,7 @@ def overlap_add(
     *,
     batch_size: int = 1,
     device: torch.device | str | None = None,
-    window: Literal["triangle", "hann", "hamming", "linear_fade", "ones"] = "hann",
+    window: Literal["triangle", "hann", "hamming", "linear_fade", "edge_fade", "ones"] = "hann",
     padding_mode: Literal["constant", "reflect", "replicate"] = "reflect",
     queries: Mapping[str, Mapping[str, object]] | None = None,
     **model_kwargs: object,

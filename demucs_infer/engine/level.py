@@ -23,6 +23,9 @@ _WITHOUT_FLOAT64 = frozenset({"mps"})
 # the mix is only their rounding error.
 _CANCELLED = 1e-4
 
+# Added to the deviation, as upstream does.
+_EPSILON = 1e-8
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -42,6 +45,13 @@ class Level:
         The mean of the track is added to every stem, as upstream does.
         """
         return stems * self.std + self.mean
+
+    def with_population_std(self) -> "Level":
+        """Return the level with the deviation of a population, which numpy computes by default."""
+        if self.length < 2 or self.std == 1:  # 1: not measured, or silent
+            return self
+        std = (self.std - _EPSILON) * sqrt((self.length - 1) / self.length)
+        return Level(self.mean, std, self.length)
 
 
 def measure(blocks: Iterable[Tensor]) -> Level:
@@ -112,7 +122,7 @@ def _make_level(mono: "_Moments", channels: "_Moments") -> Level:
     length, std = mono.count, mono.std
     if not std > max(1e-8, _CANCELLED * channels.std):
         return Level(length=length)
-    return Level(mono.mean, std + 1e-8, length)
+    return Level(mono.mean, std + _EPSILON, length)
 
 
 class _Moments:

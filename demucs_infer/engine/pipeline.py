@@ -415,6 +415,8 @@ class _TrackState:
                 self._level = track.measure()
             else:
                 self._level = getattr(track, "level", None) or measure(track.blocks())
+            if config.options.profile == "msst":
+                self._level = self._level.with_population_std()
             length = self._level.length
             yield Stage.Completed("normalize")
         else:
@@ -447,13 +449,10 @@ class _TrackState:
         for number, (batch, needed) in enumerate(zip(batches, keep[1:]), start=first):
             if self.is_over:  # an earlier window failed
                 return
-            segment, stride = config.grids[batch.member]
-            pad = segment - stride
+            pad = config.padding_width(batch.member, plan.length)
+            cut = self._buffer.cut_whole if config.options.profile == "msst" else self._buffer.cut
             windows = torch.stack(
-                [
-                    self._buffer.cut(chunk, config.options.padding, pad)
-                    for _, chunk in batch.indexed_chunks
-                ]
+                [cut(chunk, config.options.padding, pad) for _, chunk in batch.indexed_chunks]
             )
             network = config.ensemble.members[batch.member]
             limit = config.runner.batch_size(network, batch.window, config.options)
@@ -461,7 +460,7 @@ class _TrackState:
                 # Stem rules read the track where stems become final, which is behind the windows.
                 needed = min(needed, self._blend.start)
             # Reflection reads up to `pad + 1` samples further back.
-            self._buffer.drop(needed - (0 if config.options.padding == "constant" else pad + 1))
+            self._buffer.drop(needed - (pad + 1 if pad else 0))
             yield _WindowRequest(self, number, batch, windows, limit)
 
     def announce(self, request: _WindowRequest) -> ChunkStarted:

@@ -84,6 +84,25 @@ def plan_padded(length: int, *, segment: int, stride: int, origin: int = 0) -> t
     return tuple(Chunk(start, start + segment, start, segment) for start in starts)
 
 
+def plan_msst(
+    length: int, *, segment: int, stride: int, border: int, origin: int = 0
+) -> tuple[Chunk, ...]:
+    """Cover `[origin, length)` as Music-Source-Separation-Training does, from `border` before it.
+
+    The last windows end where the padding of `border` samples ends, and are filled up beyond. Its
+    windows that begin behind the track are left out: nothing of them is used.
+
+    >>> [(chunk.start, chunk.stop) for chunk in plan_msst(10, segment=6, stride=4, border=2)]
+    [(-2, 4), (2, 8), (6, 12)]
+    """
+    check_grid(segment, stride)
+    stop = length + border
+    return tuple(
+        Chunk(start, min(start + segment, stop), start, segment)
+        for start in range(origin - border, length, stride)
+    )
+
+
 def check_grid(segment: int, stride: int) -> None:
     """Raise `ValueError` if chunks would be empty, not advance, or leave gaps between them."""
     if not segment > 0:

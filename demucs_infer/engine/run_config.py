@@ -11,6 +11,7 @@ from demucs_infer.engine.plan import (
     draw_origins,
     plan_batches,
     plan_chunks,
+    plan_msst,
     plan_padded,
 )
 from demucs_infer.engine.runner import Runner, consumes_rng
@@ -80,6 +81,15 @@ class RunConfig:
 
         return Plan(length, passes, plan_batches(passes, max_batch_size))
 
+    def padding_width(self, member: int, length: int) -> int:
+        """Return how many samples of padding surround a track of `length` samples, on each side."""
+        segment, stride = self.grids[member]
+        if self.options.padding == "constant":
+            return 0
+        width = segment - stride
+        # A track too short to be reflected that far is left as it is there.
+        return 0 if self.options.profile == "msst" and length <= 2 * width else width
+
     def _draws(self, member: int, length: int) -> Callable[[int], int]:
         """Return a function from the first sample of a pass to how often upstream draws in it."""
         _, stride = self.grids[member]
@@ -93,6 +103,9 @@ class RunConfig:
         segment, stride = self.grids[member]
         if self.options.profile == "padded" and self.options.split:
             return plan_padded(length, segment=segment, stride=stride, origin=origin)
+        if self.options.profile == "msst" and self.options.split:
+            border = self.padding_width(member, length)
+            return plan_msst(length, segment=segment, stride=stride, border=border, origin=origin)
         rule = self.window_rules[member]
         if not self.options.split:
             segment = stride = length - origin

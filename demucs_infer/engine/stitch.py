@@ -19,15 +19,16 @@ from demucs_infer.engine.plan import Chunk
 PIECE = 65_536
 
 PADDINGS = ("constant", "reflect", "replicate")
-WINDOWS = ("triangle", "hann", "hamming", "linear_fade", "ones")
+WINDOWS = ("triangle", "hann", "hamming", "linear_fade", "edge_fade", "ones")
 
 
 def make_window(shape: str, length: int, *, power: float = 1.0, stop: int | None = None) -> Tensor:
     """Return the weights (L,) of a segment: `shape`, one of `WINDOWS`, to the power of `power`.
 
     `triangle` rises to 1 in the middle and is never 0. `hann` and `hamming` are periodic, as in
-    torch. `linear_fade` is 1 with a ramp over a tenth on both sides. Only the first `stop` weights
-    are computed, if given.
+    torch. `linear_fade` is 1 with a ramp over a tenth on both sides; `edge_fade` is the same with a
+    ramp that begins at 0, and is left out at the ends of a track. Only the first `stop`
+    weights are computed, if given.
     """
     if shape not in WINDOWS:
         raise ValueError(f"window = {shape!r} must be one of {', '.join(WINDOWS)}")
@@ -40,11 +41,28 @@ def make_window(shape: str, length: int, *, power: float = 1.0, stop: int | None
         weights = torch.hamming_window(length)[:stop]
     elif shape == "ones":
         weights = torch.ones(stop)
+    elif shape == "edge_fade":
+        fade = length // 10
+        weights = torch.ones(length)
+        weights[length - fade :] = torch.linspace(1, 0, fade)
+        weights[:fade] = torch.linspace(0, 1, fade)
+        weights = weights[:stop]
     else:
         at = torch.arange(stop)
         top = length - length // 2 if shape == "triangle" else max(1, length // 10)
         weights = (torch.minimum(at + 1, length - at) / torch.tensor(top)).clamp(max=1)
     return weights**power
+
+
+def remove_fades(weights: Tensor, segment: int, *, at_start: bool, at_stop: bool) -> Tensor:
+    """Return the first weights of an `edge_fade` window without the ramps that meet no neighbor."""
+    fade = segment // 10
+    weights = weights.clone()
+    if at_start:
+        weights[:fade] = 1
+    if at_stop:
+        weights[max(0, len(weights) - fade) :] = 1
+    return weights
 
 
 def usable_weights(window: Tensor, floor: float = 1e-8) -> Tensor:
@@ -127,6 +145,17 @@ class TrackBuffer:
         if self._level is not None:
             inside = self._level.remove(inside)
         return F.pad(inside, (left - chunk.read, end - right))
+
+    def cut_whole(self, chunk: Chunk, padding: str = "constant", pad: int = 0) -> Tensor:
+        """Return the window of a chunk that owns all of it, but may end before it: (... C W).
+
+        Beyond the end of the chunk is the reflection of more than half a window, or silence.
+        """
+        if len(chunk) == chunk.window:
+            return self.cut(chunk, padding, pad)
+        owned = self.cut(Chunk(chunk.start, chunk.stop, chunk.read, len(chunk)), padding, pad)
+        is_long = len(chunk) > chunk.window // 2 + 1 and padding != "constant"
+        return pad_audio(owned, 0, chunk.window - len(chunk), "reflect" if is_long else "constant")
 
     def drop(self, before: int) -> None:
         """Free the samples before `before`, which must not be read again."""

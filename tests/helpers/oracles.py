@@ -7,6 +7,8 @@ is lost unnoticed.
 import importlib
 import os
 import shutil
+import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -31,3 +33,14 @@ def require_module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         skip_or_fail(f"{name} cannot be imported")
+
+
+def import_oracle(name: str) -> Any:
+    """Import a package that is beside the environment, in the folder `DEMUCS_INFER_ORACLES`."""
+    root = Path(__file__).parents[2]
+    folder = os.environ.get("DEMUCS_INFER_ORACLES", str(root / ".oracles"))
+    sys.path.append(folder)
+    try:
+        return require_module(name)
+    finally:
+        sys.path.remove(folder)

@@ -1,0 +1,224 @@
+"""Translate configuration files of Music-Source-Separation-Training to the format of `Config`.
+
+They are YAML files with the sections `audio`, `model` (or one named by it), `training` and
+`inference`. The stems are those of that tool: windows of `chunk_size` samples every
+`chunk_size // num_overlap`, faded over a tenth, with reflected borders; for htdemucs, a plain mean.
+Not translated is what only training needs, and `inference.batch_size`, which is a matter of the
+machine and not of the network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from demucs_infer.checkpoints.bounded_yaml import YamlLimits, load_yaml
+from demucs_infer.custom.community import PREFIX, detect_type
+from demucs_infer.custom.json_schema import INVALID, SchemaReader, describe_value, to_plain_data
+from demucs_infer.custom.translation import Translation
+from demucs_infer.errors import ConfigError
+
+LIMITS = YamlLimits(num_bytes=2**18, num_events=20_000, depth=12)
+"""For configurations; published ones have less than 16 KB and 1000 events."""
+
+_NETWORK_SECTIONS = ("audio", "model", "training", "kwargs")
+
+
+def read_yaml(path: Path) -> Mapping[str, object]:
+    """Read a YAML file with one table; nothing in it is run."""
+    try:
+        with path.open("rb") as stream:
+            data = load_yaml(stream.read(LIMITS.num_bytes + 1), LIMITS, tuples=True)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a table, got {describe_value(data)}")
+    if not is_msst(data):
+        raise ConfigError(
+            f"{path}: expected a configuration of Music-Source-Separation-Training, with a section "
+            "`training`; a configuration in our own format is a JSON file"
+        )
+    return data
+
+
+def is_msst(data: Mapping[str, object]) -> bool:
+    """Return whether `data` has the section that only these files have."""
+    return "training" in data
+
+
+def translate(data: Mapping[str, object], name: str = "") -> Translation:
+    """Translate a configuration; `name` identifies it. Values are validated here."""
+    reader = _Reader(data)
+    model_type = reader.read_type()
+    stems, target = reader.read_stems()
+    sections = reader.read_network_sections()
+    rate, chunk, hop = reader.read_sizes(is_demucs=model_type == "htdemucs")
+    channels = reader.read_channels(model_type)
+    normalize = reader.get("inference.normalize", bool, False)
+    if reader.problems:
+        return Translation({}, reader.problems)
+    result = Translation({"model_type": f"{PREFIX}{model_type}"})
+    if name:
+        result.data["identifier"] = name
+    for key, value in {
+        "model.chunk_size": chunk,
+        "model.output_stem_names": [target] if target else stems,
+        "model.input_channels": channels,
+        "model.sections": to_plain_data(sections),  # tuples as lists, as in every configuration
+        "audio.sample_rate": rate,
+        "audio.channels": channels,
+        "audio.normalize": normalize,
+        "inference.hop_size": hop,
+        "chunking.profile": "msst",
+        "chunking.window": "ones" if model_type == "htdemucs" else "edge_fade",
+        "chunking.padding": "constant" if model_type == "htdemucs" else "reflect",
+    }.items():
+        result.add(key, key, value)
+    if target is not None:
+        _add_rest(result, target, stems)
+    return result
+
+
+def _add_rest(result: Translation, target: str, stems: Sequence[str]) -> None:
+    """Add the mixture minus the target: under the name of the other stem, if there is only one."""
+    others = [stem for stem in stems if stem != target]
+    if others:
+        name = others[0] if len(others) == 1 else f"minus_{target}"
+        result.data["derived_stems"] = {name: f"mixture - {target}"}
+
+
+class _Reader:
+    """Read values of a file by their paths, and collect the problems."""
+
+    def __init__(self, data: Mapping[str, object]) -> None:
+        self._data = data
+        self._schema = SchemaReader()
+        for section in ("audio", "training", "inference"):
+            if not isinstance(data.get(section, {}), Mapping):
+                text = f"expected a table, got {describe_value(data[section])}"
+                self._schema.add_problem(section, text)
+
+    @property
+    def problems(self) -> list[str]:
+        return self._schema.problems
+
+    def get(self, path: str, kind: Any, default: Any = None, minimum: int | None = None) -> Any:
+        """Return a value; `default` if it is missing, null or reported as a problem."""
+        section, _, key = path.partition(".")
+        table = self._data.get(section)
+        value = table.get(key) if isinstance(table, Mapping) else None
+        if value is None:
+            return default
+        result = self._schema.read(kind, value, path)
+        if result is INVALID:
+            return default
+        if minimum is not None and result < minimum:  # type: ignore[operator]
+            self._schema.add_problem(path, f"must be at least {minimum}, got {result}")
+            return default
+        return result
+
+    def read_type(self) -> str:
+        """Return the type of the network, as it is declared or detected from the keys."""
+        try:
+            return detect_type(self._data)
+        except ConfigError as error:
+            self._schema.add_problem("", str(error))
+            return ""
+
+    def read_stems(self) -> tuple[list[str], str | None]:
+        """Return the instruments, and the only one that the network separates, or None."""
+        stems = self.get("training.instruments", list[str], [])
+        target = self.get("training.target_instrument", str)
+        if not stems and not self.problems:
+            self._schema.add_problem("training.instruments", "required: a list of stems")
+        for stem in {stem for stem in stems if stems.count(stem) > 1}:
+            self._schema.add_problem("training.instruments", f"duplicate entry {stem!r}")
+        return stems, target or None
+
+    def read_network_sections(self) -> dict[str, object]:
+        """Return what the network is built from: plain values only."""
+        model = self._data.get("model")
+        if not isinstance(model, str | Mapping | None):
+            self._schema.add_problem("model", f"expected a table, got {describe_value(model)}")
+        named = [model] if isinstance(model, str) else []
+        sections = {
+            name: self._data[name] for name in (*_NETWORK_SECTIONS, *named) if name in self._data
+        }
+        training = sections.get("training")
+        if isinstance(training, Mapping):  # the rest of it is for training only
+            keys = ("instruments", "target_instrument", "samplerate", "channels", "segment")
+            sections["training"] = {
+                "target_instrument": None,
+                **{key: training[key] for key in keys if key in training},
+            }
+        for section, value in sections.items():
+            for problem in _find_values(value, section):
+                self.problems.append(problem)
+        return sections
+
+    def read_sizes(self, *, is_demucs: bool) -> tuple[int, int, int]:
+        """Return sample rate, window and hop."""
+        if is_demucs:
+            rate = self.get("training.samplerate", int, 44100, 1000)
+            chunk = int(rate * self.get("training.segment", float, 0.0, 0))
+            missing = "training.segment"
+        else:
+            rate = self.get("audio.sample_rate", int, 44100, 1000)
+            chunk = self.get("inference.chunk_size", int, 0, 1)
+            chunk = chunk or self.get("audio.chunk_size", int, 0, 1)
+            if not chunk:  # the rule of the first networks of this kind
+                frames = self.get("inference.dim_t", int, 0, 2) or self.get("audio.dim_t", int, 0)
+                chunk = self.get("audio.hop_length", int, 0, 1) * max(0, frames - 1)
+            missing = "audio.chunk_size"
+        if not chunk and not self.problems:
+            self._schema.add_problem(missing, "required key is missing")
+        overlap = self.get("inference.overlap_size", int, None, 0)
+        if overlap is not None:
+            hop = chunk - overlap
+        else:
+            hop = chunk // self.get("inference.num_overlap", int, 2, 1)
+        if chunk and hop < 1:
+            self._schema.add_problem("inference", f"the overlap leaves no hop of {chunk} samples")
+        return rate, chunk, hop
+
+    def read_channels(self, model_type: str) -> int:
+        """Return the channels of the network."""
+        default = self.get("audio.num_channels", int, 2, 1)
+        if "roformer" in model_type or "conformer" in model_type:
+            return 2 if self.get("model.stereo", bool, False) else 1
+        paths = {
+            "htdemucs": "training.channels",
+            "scnet": "model.audio_channels",
+            "bandit": "model.in_channel",
+            "bandit_v2": "kwargs.in_channels",
+        }
+        if model_type not in paths:
+            return int(default)
+        return int(self.get(paths[model_type], int, 2, 1))
+
+
+_SMALL = re.compile(r"depth|layers|heads|num_(?!overlap)|^n_(?!fft)|growth|_blocks|expansion|mult$")
+_MAX_SMALL, _MAX_NUMBER, _MAX_TEXT = 1024, 10**7, 200
+
+
+def _find_values(value: object, path: str) -> list[str]:
+    """Return the values that no network has: objects, texts and numbers out of all proportion."""
+    if isinstance(value, Mapping):
+        bad = [key for key in value if not isinstance(key, str)]
+        if bad:
+            return [f"{path}: expected names, got the key {describe_value(bad[0])}"]
+        return [line for key, item in value.items() for line in _find_values(item, f"{path}.{key}")]
+    if isinstance(value, list | tuple):
+        return [line for item in value for line in _find_values(item, path)][:1]
+    if isinstance(value, str):
+        return [] if len(value) <= _MAX_TEXT else [f"{path}: text of {len(value)} characters"]
+    if value is None or isinstance(value, bool):
+        return []
+    if not isinstance(value, int | float):
+        return [f"{path}: expected a number, a text or a list, got {describe_value(value)}"]
+    limit = _MAX_SMALL if _SMALL.search(path.rpartition(".")[2]) else _MAX_NUMBER
+    return [] if abs(value) <= limit else [f"{path}: must be at most {limit}, got {value}"]
