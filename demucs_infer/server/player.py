@@ -52,10 +52,13 @@ const stems = blocks.map((block) => {
   const { stem, file } = block.dataset;
   return { name: stem, file, url, bytes: async () => bytes.buffer.slice(0) };
 });
-mountPlayer(root, stems, { title: document.title }).catch(() => {
+const showNotice = () => {
   document.querySelector(".notice").hidden = false;
   root.replaceChildren();
-});
+};
+decodeStems(stems).then(({ stems: decoded, ...state }) => {
+  mountPlayer(root, decoded, { ...state, title: document.title, onError: showNotice });
+}).catch(showNotice);
 """
 
 

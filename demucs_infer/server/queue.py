@@ -346,7 +346,7 @@ class JobQueue:
     def _start_job(self, worker: ModelWorker, job: Job) -> None:
         self._running[worker] = job
         job.started_at = time.monotonic()
-        job.stage = "load"
+        job.stage = "fetch" if _needs_download(job.item.model) else "load"
         job.record = job.record.replace(status="running", attempts=job.record.attempts + 1)
         self._save(job)
         job.notify()
@@ -580,6 +580,15 @@ def _list_model_names(settings: ServerSettings) -> tuple[str, ...]:
     except ModelNotFound as error:
         raise ConfigError(f"models: {error}") from error
     return names
+
+
+def _needs_download(model: ModelSpec) -> bool:
+    if model.repo is not None:
+        return False
+    try:
+        return not model_info(model.name, cache_dir=model.cache_dir).is_cached
+    except ModelNotFound:
+        return False
 
 
 def _find_catalog_stems(name: str, base: ModelSpec) -> tuple[str, ...] | None:

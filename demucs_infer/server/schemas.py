@@ -217,7 +217,9 @@ class JobView(BaseModel):
     created: float = Field(description="Seconds since 1970.")
     expires: float | None = None
     progress: float = Field(ge=0, le=1)
-    stage: str = Field("", description="Of a running job: load, read, separate, save.")
+    stage: str = Field(
+        "", description="Of a running job: fetch and load (the model), read, separate, save."
+    )
     seconds_left: float | None = None
     position: int | None = Field(None, description="Number of jobs ahead of this one.")
     seconds: float | None = Field(None, description="Processing time.")

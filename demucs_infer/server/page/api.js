@@ -16,7 +16,17 @@ export function setKey(value) {
   sessionStorage.setItem("key", value);
 }
 
-const headers = () => (key ? { "X-API-Key": key } : {});
+// Without API keys, a secret of this browser says which jobs are its own.
+function loadClient() {
+  let client = localStorage.getItem("client");
+  if (!client) {
+    client = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    localStorage.setItem("client", client);
+  }
+  return client;
+}
+
+const headers = () => (key ? { "X-API-Key": key } : { "X-Client-Id": loadClient() });
 
 async function parseError(status, text) {
   try {

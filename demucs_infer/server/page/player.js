@@ -2,7 +2,7 @@
 
 export const HUES = { drums: 345, bass: 38, other: 160, vocals: 232, guitar: 18, piano: 286 };
 const OTHER_HUES = [200, 80, 310, 130, 260, 50, 0, 180];
-const PEAKS = 600; // bars of a waveform
+const PEAKS = 1200; // columns of a waveform, as the server has them
 
 export const hueOf = (name, index) => HUES[name] ?? OTHER_HUES[index % OTHER_HUES.length];
 export const clock = (seconds) => {
@@ -10,44 +10,106 @@ export const clock = (seconds) => {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 };
 
+const PART_SECONDS = 5;
+const AHEAD_SECONDS = 8; // scheduled before they are heard
+const KEPT_PARTS = 5; // of each stem, in memory
+
+// Plays parts of all stems on one clock. `stems`: [{ name, read: (start, seconds) => Promise<AudioBuffer> }].
 export class Transport extends EventTarget {
-  constructor(buffers, context) {
+  constructor(stems, context, { duration, available = duration }) {
     super();
-    this.context = context;
-    this.duration = Math.max(...buffers.map((buffer) => buffer.duration));
+    Object.assign(this, { context, duration, available });
     this.loop = false;
     this.isPlaying = false;
+    this.isWaiting = false; // for the network, or for stems that are still made
+    this.isBypassed = false;
     this.offset = 0;
-    this.tracks = buffers.map((buffer) => {
+    this.segments = []; // what is scheduled: { at: seconds of the clock, position, length }
+    this.tracks = stems.map((stem) => {
       const gain = context.createGain();
       gain.connect(context.destination);
-      return { buffer, gain, volume: 1, muted: false, solo: false, source: null };
+      return { stem, gain, volume: 1, muted: false, solo: false, parts: new Map(), sources: new Set() };
     });
   }
 
   get position() {
     if (!this.isPlaying) return this.offset;
-    const passed = Math.max(0, this.context.currentTime - this.startedAt) + this.offset;
-    return this.loop ? passed % this.duration : Math.min(passed, this.duration);
+    const now = this.context.currentTime;
+    while (this.segments.length > 1 && this.segments[1].at <= now) this.segments.shift();
+    const segment = this.segments[0];
+    if (!segment) return this.offset;
+    return segment.position + Math.min(Math.max(now - segment.at, 0), segment.length);
   }
 
   async play() {
     if (this.isPlaying) return;
-    await this.context.resume();
     if (this.offset >= this.duration) this.offset = 0;
-    // One start time slightly ahead for all sources keeps them in sync to the sample.
-    this.startedAt = this.context.currentTime + 0.05;
-    for (const track of this.tracks) {
-      track.source = new AudioBufferSourceNode(this.context, {
-        buffer: track.buffer, loop: this.loop, loopEnd: this.duration,
-      });
-      track.source.connect(track.gain);
-      track.source.start(this.startedAt, this.offset);
-      track.startedAt = this.startedAt;
-      track.startedFrom = this.offset;
-    }
     this.isPlaying = true;
+    const run = this.run = {};
     this.changed();
+    await this.context.resume();
+    this.next = { at: 0, position: this.offset };
+    try {
+      while (run === this.run) {
+        await this.schedule(run);
+        await sleep(100);
+      }
+    } catch (error) {
+      if (run !== this.run) return;
+      this.pause();
+      this.dispatchEvent(new ErrorEvent("error", { error }));
+    }
+  }
+
+  // Schedules the next parts: every stem of a part starts at the same time, to the sample.
+  async schedule(run) {
+    const { context, next, duration } = this;
+    while (next.at - context.currentTime < AHEAD_SECONDS && next.position < duration) {
+      const index = Math.floor(next.position / PART_SECONDS + 1e-6);
+      const stop = Math.min((index + 1) * PART_SECONDS, duration);
+      const isThere = stop <= this.available + 1e-3;
+      const buffers = isThere && await Promise.race([Promise.all(this.tracks.map((track) => this.load(track, index))), this.ended(next)]);
+      if (run !== this.run) return;
+      if (!buffers) {
+        this.setWaiting(next.at <= context.currentTime);
+        return;
+      }
+      this.setWaiting(false);
+      const earliest = context.currentTime + 0.05;
+      if (next.at < earliest) next.at = Math.ceil(earliest * context.sampleRate) / context.sampleRate;
+      const length = stop - next.position;
+      this.tracks.forEach((track, i) => this.start(track, buffers[i], next, next.position - index * PART_SECONDS, length));
+      this.segments.push({ at: next.at, position: next.position, length });
+      next.at += length;
+      next.position = stop;
+      if (this.loop && stop >= duration) next.position = 0;
+    }
+  }
+
+  // Resolves to null when what is scheduled has been played and the next part has not arrived.
+  async ended(next) {
+    await sleep(Math.max(next.at - this.context.currentTime, 0) * 1000 + 250);
+    return null;
+  }
+
+  start(track, buffer, { at, position }, offset, length) {
+    const source = new AudioBufferSourceNode(this.context, { buffer });
+    source.connect(track.gain);
+    source.start(at, offset, length);
+    source.onended = () => track.sources.delete(source);
+    track.sources.add(source);
+    Object.assign(track, { source, startedAt: at, startedFrom: position });
+  }
+
+  load(track, index) {
+    const { parts, stem } = track;
+    if (!parts.has(index)) {
+      const part = stem.read(index * PART_SECONDS, PART_SECONDS);
+      part.catch(() => parts.delete(index));
+      parts.set(index, part);
+      if (parts.size > KEPT_PARTS) parts.delete(parts.keys().next().value);
+    }
+    return parts.get(index);
   }
 
   pause() {
@@ -57,33 +119,57 @@ export class Transport extends EventTarget {
   }
 
   stop() {
+    this.run = null;
     for (const track of this.tracks) {
-      track.source?.stop();
-      track.source?.disconnect();
-      track.source = null;
+      for (const source of track.sources) { source.stop(); source.disconnect(); }
+      track.sources.clear();
     }
+    this.segments = [];
     this.isPlaying = false;
+    this.isWaiting = false;
     this.changed();
   }
 
   toggle() { return this.isPlaying ? this.pause() : this.play(); }
 
-  async seek(seconds) {
+  seek(seconds) {
     const wasPlaying = this.isPlaying;
     if (wasPlaying) this.stop();
     this.offset = Math.min(Math.max(seconds, 0), this.duration);
-    if (wasPlaying) await this.play();
+    if (wasPlaying) this.play();
     else this.changed();
   }
 
-  async setLoop(loop) {
+  setLoop(loop) {
     const { position } = this;
     this.loop = loop;
-    await this.seek(position);
+    this.seek(position);
+  }
+
+  setWaiting(isWaiting) {
+    if (isWaiting === this.isWaiting) return;
+    this.isWaiting = isWaiting;
+    this.changed();
+  }
+
+  // More of the stems is there; at the end they may differ by a gain.
+  extend({ duration, available, isComplete }) {
+    Object.assign(this, { duration, available });
+    if (isComplete) for (const track of this.tracks) track.parts.clear();
+    this.changed();
   }
 
   set(index, values) {
     Object.assign(this.tracks[index], values);
+    this.applyLevels();
+  }
+
+  setBypassed(isBypassed) {
+    this.isBypassed = isBypassed;
+    this.applyLevels();
+  }
+
+  applyLevels() {
     for (const track of this.tracks) {
       track.gain.gain.setTargetAtTime(this.level(track), this.context.currentTime, 0.01);
     }
@@ -91,29 +177,51 @@ export class Transport extends EventTarget {
   }
 
   level(track) {
+    if (this.isBypassed) return 1;
     const anySolo = this.tracks.some((other) => other.solo);
     return track.muted || (anySolo && !track.solo) ? 0 : track.volume;
   }
 
   tick() {
-    if (this.isPlaying && !this.loop && this.position >= this.duration) {
+    if (this.isPlaying && !this.loop && this.position >= this.duration - 1e-3) {
       this.stop();
       this.offset = 0;
       this.changed();
     }
   }
 
+  // A wav file of what is heard: 16 bit, attenuated if it would clip. Part by part, in little memory.
   async mix() {
-    const { sampleRate } = this.context;
-    const length = Math.ceil(this.duration * sampleRate);
-    const offline = new OfflineAudioContext(2, length, sampleRate);
-    for (const track of this.tracks) {
-      const gain = new GainNode(offline, { gain: this.level(track) });
-      const source = new AudioBufferSourceNode(offline, { buffer: track.buffer });
-      source.connect(gain).connect(offline.destination);
-      source.start();
+    const { peak } = await this.mixParts(1);
+    return (await this.mixParts(1 / Math.max(peak, 1))).blob;
+  }
+
+  async mixParts(gain) {
+    let peak = 0, frames = 0, blob = new Blob([]);
+    const levels = this.tracks.map((track) => this.level(track));
+    for (let start = 0; start < this.duration; start += PART_SECONDS) {
+      const buffers = await Promise.all(this.tracks.map(
+        (track, i) => (levels[i] ? track.stem.read(start, PART_SECONDS) : null)));
+      const length = Math.max(0, ...buffers.map((buffer) => buffer?.length ?? 0))
+        || Math.round(Math.min(PART_SECONDS, this.duration - start) * this.context.sampleRate);
+      const samples = new Int16Array(2 * length);
+      const sums = [new Float32Array(length), new Float32Array(length)];
+      buffers.forEach((buffer, i) => {
+        if (buffer) sums.forEach((sum, c) => {
+          const data = buffer.getChannelData(Math.min(c, buffer.numberOfChannels - 1));
+          for (let k = 0; k < data.length; k++) sum[k] += levels[i] * data[k];
+        });
+      });
+      sums.forEach((sum, c) => {
+        for (let k = 0; k < length; k++) {
+          peak = Math.max(peak, Math.abs(sum[k]));
+          samples[2 * k + c] = Math.max(-32768, Math.min(32767, Math.round(sum[k] * gain * 32767)));
+        }
+      });
+      frames += length;
+      blob = new Blob([blob, samples]); // the browser may keep it on disk
     }
-    return encodeWav(await offline.startRendering());
+    return { peak, blob: new Blob([wavHeader(frames, this.context.sampleRate), blob], { type: "audio/wav" }) };
   }
 
   close() {
@@ -124,33 +232,57 @@ export class Transport extends EventTarget {
   changed() { this.dispatchEvent(new Event("change")); }
 }
 
-// 16 bit, attenuated if it would clip.
-function encodeWav(buffer) {
-  const channels = [buffer.getChannelData(0), buffer.getChannelData(1)];
-  let peak = 1;
-  for (const channel of channels) for (const x of channel) peak = Math.max(peak, Math.abs(x));
-  const view = new DataView(new ArrayBuffer(44 + 4 * buffer.length));
+const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+function wavHeader(frames, rate) {
+  const view = new DataView(new ArrayBuffer(44));
   const text = (at, letters) => [...letters].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
-  text(0, "RIFF"); view.setUint32(4, 36 + 4 * buffer.length, true); text(8, "WAVEfmt ");
+  text(0, "RIFF"); view.setUint32(4, 36 + 4 * frames, true); text(8, "WAVEfmt ");
   view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 2, true);
-  view.setUint32(24, buffer.sampleRate, true); view.setUint32(28, 4 * buffer.sampleRate, true);
+  view.setUint32(24, rate, true); view.setUint32(28, 4 * rate, true);
   view.setUint16(32, 4, true); view.setUint16(34, 16, true);
-  text(36, "data"); view.setUint32(40, 4 * buffer.length, true);
-  for (let i = 0, at = 44; i < buffer.length; i++) {
-    for (const channel of channels) { view.setInt16(at, (channel[i] / peak) * 32767, true); at += 2; }
-  }
-  return new Blob([view], { type: "audio/wav" });
+  text(36, "data"); view.setUint32(40, 4 * frames, true);
+  return view;
 }
 
-function computePeaks(buffer, bars) {
-  const data = buffer.getChannelData(0);
-  const step = data.length / bars;
-  return Float32Array.from({ length: bars }, (_, bar) => {
-    const stop = Math.min(data.length, Math.ceil((bar + 1) * step));
-    let peak = 0;
-    for (let i = Math.floor(bar * step); i < stop; i++) peak = Math.max(peak, Math.abs(data[i]));
-    return peak;
-  });
+export function makeContext(sampleRate) {
+  try {
+    return new AudioContext({ sampleRate }); // parts of this rate join without resampling
+  } catch {
+    return new AudioContext();
+  }
+}
+
+// Stems that are files in memory: decoded as a whole, for pages without a server.
+export async function decodeStems(stems) {
+  const context = new AudioContext();
+  const decoded = await Promise.all(stems.map(async (stem) => {
+    const buffer = await context.decodeAudioData(await stem.bytes());
+    return { ...stem, buffer, read: async (start, seconds) => cut(context, buffer, start, seconds), waveform: async () => computePeaks(buffer) };
+  }));
+  return { context, stems: decoded, duration: Math.max(...decoded.map(({ buffer }) => buffer.duration)) };
+}
+
+function cut(context, buffer, start, seconds) {
+  const first = Math.min(Math.round(start * buffer.sampleRate), buffer.length - 1);
+  const length = Math.min(Math.round(seconds * buffer.sampleRate), buffer.length - first);
+  const part = context.createBuffer(buffer.numberOfChannels, length, buffer.sampleRate);
+  for (let c = 0; c < buffer.numberOfChannels; c++) {
+    part.copyToChannel(buffer.getChannelData(c).subarray(first, first + length), c);
+  }
+  return part;
+}
+
+function computePeaks(buffer) {
+  const step = buffer.length / PEAKS, peaks = new Float32Array(PEAKS);
+  for (let c = 0; c < buffer.numberOfChannels; c++) {
+    const data = buffer.getChannelData(c);
+    for (let bar = 0; bar < PEAKS; bar++) {
+      const stop = Math.min(data.length, Math.ceil((bar + 1) * step));
+      for (let i = Math.floor(bar * step); i < stop; i++) peaks[bar] = Math.max(peaks[bar], Math.abs(data[i]));
+    }
+  }
+  return peaks;
 }
 
 function draw(canvas, peaks, hue, fraction, top) {
@@ -192,23 +324,27 @@ function element(tag, properties = {}, ...children) {
   return created;
 }
 
-// `stems`: [{ name, file, url, bytes: () => Promise<ArrayBuffer> }]. Returns a function that closes the player.
-export async function mountPlayer(root, stems, { title = "track", zip = null, save = followLink } = {}) {
-  const context = new AudioContext();
-  const buffers = await Promise.all(
-    stems.map(async (stem) => context.decodeAudioData(await stem.bytes())),
-  );
-  const transport = new Transport(buffers, context);
-  const peaks = buffers.map((buffer) => computePeaks(buffer, PEAKS));
-  const top = Math.max(0.05, ...peaks.map((values) => Math.max(...values)));
+// `stems`: [{ name, file, url, read: (start, seconds) => Promise<AudioBuffer>, waveform: () => Promise<peaks> }].
+// Returns { close, extend }; `extend` takes the state of stems that are still made.
+export function mountPlayer(root, stems, {
+  context, duration, available = duration, title = "track", zip = null, save = followLink, onError = () => {},
+}) {
+  const transport = new Transport(stems, context, { duration, available });
+  const peaks = stems.map(() => new Float32Array(PEAKS));
+  let top = 0.05;
 
   const play = element("button", { type: "button", className: "primary play" });
   const time = element("span", { className: "time" });
   const seek = element("input", {
-    type: "range", className: "seek", min: 0, max: transport.duration, step: 0.01, value: 0, label: "Position",
+    type: "range", className: "seek", min: 0, max: duration, step: 0.01, value: 0, label: "Position",
   });
   const loop = element("button", { type: "button", html: ICONS.loop, label: "Loop" });
-  const bar = element("div", { className: "transport" }, play, time, seek, element("div", { className: "tools" }, loop));
+  const bypass = element("button", { type: "button", textContent: "A/B", label: "Compare with the whole song" });
+  const tools = element("div", { className: "tools" }, loop, bypass);
+  const vocals = stems.findIndex(({ name }) => name === "vocals");
+  const karaoke = element("button", { type: "button", textContent: "Karaoke", label: "Karaoke: mute the vocals" });
+  if (vocals >= 0 && stems.length > 1) tools.append(karaoke);
+  const bar = element("div", { className: "transport" }, play, time, seek, tools);
   const rows = stems.map((stem, index) => stemRow(stem, index, transport, save));
   const list = element("ul", { className: "stems" }, ...rows.map((row) => row.item));
   const mix = element("button", { type: "button", textContent: "Save this mix" });
@@ -218,12 +354,25 @@ export async function mountPlayer(root, stems, { title = "track", zip = null, sa
   root.replaceChildren(bar, list, downloads);
   root.transport = transport;
 
+  const isComplete = () => transport.available >= transport.duration - 1e-3;
+  const drawWaveforms = () => Promise.all(stems.map(async (stem, i) => {
+    peaks[i] = await stem.waveform();
+    top = Math.max(0.05, ...peaks.map((values) => Math.max(...values)));
+    show();
+  })).catch((error) => { if (isComplete()) onError(error); });
+  transport.addEventListener("error", (event) => onError(event.error));
   play.onclick = () => transport.toggle();
   loop.onclick = () => transport.setLoop(!transport.loop);
+  bypass.onclick = () => transport.setBypassed(!transport.isBypassed);
+  karaoke.onclick = () => transport.set(vocals, { muted: !transport.tracks[vocals].muted });
   seek.oninput = () => transport.seek(Number(seek.value));
   mix.onclick = async () => {
     mix.disabled = true;
-    saveBlob(await transport.mix(), `${title} (mix).wav`);
+    try {
+      saveBlob(await transport.mix(), `${title} (mix).wav`);
+    } catch (error) {
+      onError(error);
+    }
     mix.disabled = false;
   };
 
@@ -243,6 +392,11 @@ export async function mountPlayer(root, stems, { title = "track", zip = null, sa
       play.setAttribute("aria-label", label);
     }
     loop.setAttribute("aria-pressed", transport.loop);
+    bypass.setAttribute("aria-pressed", transport.isBypassed);
+    if (vocals >= 0) karaoke.setAttribute("aria-pressed", transport.tracks[vocals].muted);
+    play.classList.toggle("waiting", transport.isWaiting);
+    seek.max = transport.duration;
+    downloads.hidden = !isComplete();
     rows.forEach((row) => row.update());
     show();
   };
@@ -261,8 +415,13 @@ export async function mountPlayer(root, stems, { title = "track", zip = null, sa
   resizeObserver.observe(root);
   update();
   animate();
+  drawWaveforms();
 
-  return () => {
+  const extend = (state) => {
+    transport.extend(state);
+    drawWaveforms();
+  };
+  const close = () => {
     cancelAnimationFrame(frame);
     document.removeEventListener("keydown", onKey);
     scheme.removeEventListener("change", show);
@@ -272,6 +431,7 @@ export async function mountPlayer(root, stems, { title = "track", zip = null, sa
     delete root.transport;
     return transport.close();
   };
+  return { close, extend };
 }
 
 function stemRow(stem, index, transport, save) {
@@ -304,6 +464,7 @@ function stemRow(stem, index, transport, save) {
     fill(volume);
     volume.setAttribute("aria-valuetext", `${Math.round(100 * track.volume)} percent`);
     item.classList.toggle("silent", transport.level(track) === 0);
+    link.hidden = transport.available < transport.duration - 1e-3;
   };
   return { item, canvas, hue, update };
 }
@@ -316,7 +477,7 @@ function handleKey(event, transport) {
   if (event.ctrlKey || event.altKey || event.metaKey || document.querySelector("dialog[open]")) return;
   const tag = event.target.tagName;
   if (tag === "SELECT" || tag === "TEXTAREA" || (tag === "INPUT" && event.target.type !== "checkbox")) {
-    if (event.target.type !== "range" || !/^(Space|Digit\d|KeyL)$/.test(event.code)) return;
+    if (event.target.type !== "range" || !/^(Space|Digit\d|Key[BL])$/.test(event.code)) return;
   }
   if (event.code === "Space" && /^(BUTTON|A|SUMMARY|INPUT)$/.test(tag) && event.target.type !== "range") return;
   const digit = /^Digit([1-9])$/.exec(event.code);
@@ -328,6 +489,7 @@ function handleKey(event, transport) {
   else if (event.code === "ArrowRight") transport.seek(transport.position + 5);
   else if (event.code === "Home") transport.seek(0);
   else if (event.code === "KeyL") transport.setLoop(!transport.loop);
+  else if (event.code === "KeyB") transport.setBypassed(!transport.isBypassed);
   else return;
   event.preventDefault();
 }
