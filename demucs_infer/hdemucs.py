@@ -83,11 +83,11 @@ class HybridConfig:
 
     def __post_init__(self) -> None:
         if self.hybrid_old and not self.hybrid:
-            raise ValueError("hybrid_old=True requires hybrid=True: it pads the waveform branch.")
+            raise ValueError("hybrid_old=True requires hybrid=True: set both, or neither.")
         if self.hybrid and self.wiener_iters != self.end_iters:
             raise ValueError(
                 f"wiener_iters={self.wiener_iters} and end_iters={self.end_iters} differ: a hybrid "
-                "needs equal values, as in its training."
+                "network needs equal values."
             )
 
     @classmethod
@@ -211,7 +211,7 @@ class Normalizer:
 
     @classmethod
     def measure(cls, x: Tensor) -> Normalizer:
-        """Measure each item of a batch (B ...) on its own."""
+        """Measure the mean and deviation of each item of a batch (B ...)."""
         axes = tuple(range(1, x.dim()))
         return cls(x.mean(dim=axes, keepdim=True), x.std(dim=axes, keepdim=True))
 
@@ -226,7 +226,10 @@ class Normalizer:
 
 @dataclass(slots=True, eq=False)
 class SkipConnections:
-    """Outputs, and lengths in time of the inputs, of the encoders of a branch, outermost first."""
+    """What the encoders of a branch pass to its decoders, the outermost stage first.
+
+    `tensors` are the outputs of the encoders, `lengths` the lengths in time of their inputs.
+    """
 
     tensors: list[Tensor] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -338,7 +341,7 @@ class Hybrid(nn.Module):
                     skips_time.tensors.append(xt)
             x = encode(x, inject)
             if index == 0 and self.freq_emb is not None:
-                # Tells convolutions over frequency which bin they are at.
+                # The embedding tells convolutions over frequency which bin they are at.
                 x = x + (self.config.freq_emb * self.freq_emb(x.shape[2]))[..., None]
             skips.tensors.append(x)
         return self._decode(*self.bottleneck(x, xt), skips, skips_time)
@@ -380,7 +383,7 @@ class Hybrid(nn.Module):
         """Invert `analyze`: (B S C F T) complex -> (B S C length)."""
         if not self.config.hybrid:
             return ispectro(F.pad(z, (0, 0, 0, 1)), self.hop_length, length)
-        z = F.pad(z, (2, 2, 0, 1))  # the frames and the bin that `analyze` left out, silent
+        z = F.pad(z, (2, 2, 0, 1))  # the frames and the bin that `analyze` left out are silent
         whole = self.hop_length * math.ceil(length / self.hop_length)
         if self.config.hybrid_old:  # delayed by the margin, as these networks were trained
             return ispectro(z, self.hop_length, whole)[..., :length]

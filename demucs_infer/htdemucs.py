@@ -1,4 +1,4 @@
-"""Define Hybrid Transformer Demucs (v4): the hybrid of v3 with a transformer at its bottleneck.
+"""Define Hybrid Transformer Demucs (v4): Hybrid Demucs with a transformer at its bottleneck.
 
 Shapes: B batch, S sources, C channels, F bins, T frames, W samples of the window.
 """

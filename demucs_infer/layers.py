@@ -202,14 +202,14 @@ class LayerConfig:
     padded: bool
     """Whether padding makes the encoder's output exactly 1 / stride as long as its input."""
     norm_groups: int | None
-    """None: no group norm."""
+    """Groups of the group norm; None: no group norm."""
     rewrite: bool
     """Whether a second convolution precedes (decoder) or follows (encoder) the strided one."""
     context_encoder: int
     context_decoder: int
     """Neighbors on each side that the second convolution of the decoder reads."""
     context_across_bins: bool
-    """Whether these neighbors of the decoder are bins and frames, or only frames."""
+    """Whether neighbors that the decoder reads are bins and frames, or only frames."""
     dconv_encoder: DConvConfig | None
     dconv_decoder: DConvConfig | None
 
@@ -354,7 +354,7 @@ class DecoderLayer(nn.Module):
         return z
 
     def crop(self, z: Tensor, length: int) -> Tensor:
-        """Remove the padding."""
+        """Remove the padding of the transposed convolution from its output `z`."""
         padding = self.config.padding
         if not self.config.over_frequency:
             return z[..., padding : padding + length]
@@ -417,7 +417,7 @@ class BandDecoder(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor, length: int) -> tuple[Tensor, None]:
-        """Return the output, and None: the time branch never begins at a stage with bands."""
+        """Return the output, and None instead of the input of the upsampling: it is not used."""
         del length
         bins, stride = x.shape[2], self.config.stride
         edges = [0, *(round(bins * ratio) for ratio in self.ratios), bins]

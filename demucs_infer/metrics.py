@@ -102,18 +102,17 @@ def frame_sdr(
 
 _FFT_SIZE, _HOP, _BANDS = 4096, 1024, 512
 _FLOOR_DECIBELS = -80.0
-"""Below the loudest point of the true stem, which nobody hears."""
+"""Level below which nothing is heard, relative to the loudest point of the true stem."""
 
 
 def fullness_bleedless(
     reference: Tensor, estimate: Tensor, sample_rate: int = 44100
 ) -> tuple[float, float] | None:
-    """Return how much of the stem is there, and how free it is from others, 0 to 100 each.
+    """Return two scores from 0 to 100: how complete a stem is, and how free from other stems.
 
-    Levels of 512 bands of the mel scale are compared in decibels: fullness is 100 / (1 + mean of
-    what is missing), bleedless 100 / (1 + mean of what is too much). The idea is that of MVSEP's
-    leaderboard; its numbers are slightly different, as its filters are. None for a
-    silent true stem.
+    The levels of 512 mel bands are compared in decibels: fullness is 100 / (1 + mean deficit),
+    bleedless 100 / (1 + mean excess). MVSEP's leaderboard has scores of these names; they differ
+    slightly, because it uses other filters. The result is None for a silent true stem.
     """
     _check_same_shape(reference, estimate)
     if not _energy(reference):
@@ -138,7 +137,7 @@ def _power(signal: Tensor) -> Tensor:
 
 
 def _mel_filters(sample_rate: int) -> Tensor:
-    """Return triangles (bands F) that are equally wide on the mel scale."""
+    """Return triangular filters (bands F) that are equally wide on the mel scale."""
     highest = 2595 * math.log10(1 + sample_rate / 2 / 700)
     mels = torch.linspace(0, highest, _BANDS + 2)
     edges = (700 * (10 ** (mels / 2595) - 1)) / sample_rate * _FFT_SIZE
@@ -146,7 +145,7 @@ def _mel_filters(sample_rate: int) -> Tensor:
     low, center, high = (edges[start : start + _BANDS, None] for start in range(3))
     filters = torch.minimum((bins - low) / (center - low), (high - bins) / (high - center))
     filters = filters.clamp(min=0)
-    # Narrow bands at the bottom may lie between two bins: they take the nearest.
+    # A narrow low band may lie between two bins: it gets the nearest one.
     nearest = center.round().long().clamp(max=len(bins) - 1)
     empty = filters.sum(1, keepdim=True) == 0
     return torch.where(empty & (bins == nearest), torch.ones(()), filters)
@@ -164,9 +163,9 @@ class Score:
     frame_sdr: float | None = None
     """Median over windows of one second; None unless requested or if undefined."""
     fullness: float | None = None
-    """0 to 100: how much of the stem is there."""
+    """How complete the stem is, 0 to 100."""
     bleedless: float | None = None
-    """0 to 100: how free it is from other stems."""
+    """How free the stem is from other stems, 0 to 100."""
 
     def to_row(self) -> dict[str, str | float | None]:
         """Return a row for JSON and CSV, with None for infinities, which JSON does not have."""

@@ -96,7 +96,7 @@ _Class = TypeVar("_Class", bound=_Options)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeparationOptions(_Options):
-    """Settings of how a track is cut into windows, and how the networks process them."""
+    """Settings for cutting a track into windows and running the networks."""
 
     device: str = setting(
         "auto",
@@ -214,7 +214,7 @@ class SeparationOptions(_Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StemOptions(_Options):
-    """Settings of which stems are returned."""
+    """Settings that choose the stems to return."""
 
     stems: tuple[str, ...] | None = setting(
         None,
@@ -244,7 +244,7 @@ class StemOptions(_Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputOptions(_Options):
-    """Settings of which part of the input is read, and how."""
+    """Settings for reading the input, or a part of it."""
 
     start: float = setting(
         0.0,
@@ -276,7 +276,7 @@ class InputOptions(_Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions(_Options):
-    """Settings of the files of the stems."""
+    """Settings for writing the stems to files."""
 
     format: Format = setting(
         "wav",
@@ -399,7 +399,7 @@ class Request:
 def drop_inapplicable(values: Mapping[str, object]) -> dict[str, object]:
     """Remove encoder settings that the format does not support.
 
-    Upstream's command takes `--mp3-bitrate` for any format, and scripts rely on it.
+    Upstream's command accepts `--mp3-bitrate` for any format, and scripts rely on that.
     """
     kind = FORMATS.get(str(values.get("format", "wav")), FORMATS["wav"])
     limits = {"bitrate": kind.bitrates, "quality": kind.quality, "preset": kind.preset}

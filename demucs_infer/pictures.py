@@ -1,6 +1,6 @@
 """Draw stems and scores as SVG and PNG, without a plotting library.
 
-matplotlib would be a large dependency for three kinds of pictures, and does not write pages.
+matplotlib would be a large dependency for three kinds of pictures, and cannot write HTML pages.
 Shapes: C channels, T samples, F bands, N columns.
 """
 
@@ -25,16 +25,16 @@ _DYNAMIC_RANGE = 80.0
 _COLORS = torch.tensor(
     [(0, 0, 4), (43, 14, 92), (120, 28, 109), (196, 60, 78), (245, 125, 21), (252, 255, 164)]
 )
-"""A color map that becomes lighter all the way, so that it can be read without colors."""
+"""A color map that becomes steadily lighter, so that it can also be read in grayscale."""
 
 
 def find_hue(stem: str, index: int) -> int:
-    """Return the hue of a stem in degrees, as the player of the server has it."""
+    """Return the hue of a stem in degrees, the same as in the player of the server."""
     return _HUES.get(stem, _OTHER_HUES[index % len(_OTHER_HUES)])
 
 
 def measure_peaks(samples: Tensor, columns: int) -> list[float]:
-    """Return the largest absolute sample of each of up to `columns` equal parts: (C T)."""
+    """Cut (C T) into up to `columns` equal parts; return the largest absolute sample of each."""
     track = samples.abs().amax(0)
     step = max(1, math.ceil(len(track) / columns))
     return [float(part.max()) for part in track.split(step)]
@@ -117,7 +117,7 @@ def encode_png(pixels: Tensor) -> bytes:
 
 
 def draw_stems(stems: Mapping[str, Tensor], sample_rate: int, title: str = "") -> str:
-    """Return an SVG with the waveform and the spectrogram of each stem (C T), one row a stem."""
+    """Return an SVG with the waveform and the spectrogram of each stem (C T), one row per stem."""
     width, wave, picture, gap, head = 640, 56, 96, 14, 30
     row = wave + picture + gap
     top = max(0.05, *(float(stem.abs().max()) for stem in stems.values()))
@@ -206,7 +206,7 @@ def draw_boxplot(groups: Mapping[str, Sequence[float]], unit: str) -> str:
 
 
 def draw_line(points: Iterable[tuple[float, float]], label: str) -> str:
-    """Return an SVG of a curve from zero, with its largest value and its label."""
+    """Return an SVG of a curve with both axes from zero, their largest values, and a label."""
     curve = [*points]
     width, height, left = 560, 160, 60
     right = max((x for x, _ in curve), default=1.0) or 1.0
@@ -232,7 +232,7 @@ def _choose_ticks(low: float, high: float) -> list[float]:
 
 
 def make_page(title: str, parts: Iterable[str]) -> str:
-    """Return an HTML page of its own, light or dark as the reader's system is."""
+    """Return a complete HTML page, which is light or dark like the system of its reader."""
     body = "\n".join(parts)
     return f"""<!doctype html>
 <html lang="en">

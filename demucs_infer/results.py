@@ -104,7 +104,7 @@ def make_folders(targets: Mapping[str, Target], source: Path | None = None) -> I
 
 
 _PREVIEW_SECONDS = 60
-"""Length of the players in a notebook, which are stored in it."""
+"""Length of the audio that a notebook stores for its players."""
 
 _PREVIEW_KILOBITS = 128
 

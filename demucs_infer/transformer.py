@@ -277,7 +277,7 @@ class CrossLayer(TransformerLayer):
         self._add_feed_forward(config, norms=3)
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        """Apply attention to `other` and perceptron, each with its norm and residual."""
+        """Attend to `other`, then apply the perceptron, each with norm and residual connection."""
         if self.norm_first:
             x = x + self.gamma_1(self.cross_attn(self.norm1(x), self.norm2(other)))
             x = x + self.gamma_2(self.feed_forward(self.norm3(x)))

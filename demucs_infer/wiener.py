@@ -28,7 +28,7 @@ _WINDOW_FRAMES = 300
 _EPS = 1e-10
 """Power that is added to denominators, so that they are not 0."""
 _MAX_MODULUS = 10.0
-"""A louder mix is scaled down to this modulus, which `_EPS` must be small compared to."""
+"""A mix with larger values is scaled down to this modulus, so that `_EPS` suits its level."""
 
 
 def wiener(magnitudes: Tensor, mix: Tensor, iterations: int, residual: bool = False) -> Tensor:

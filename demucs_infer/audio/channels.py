@@ -26,11 +26,11 @@ _STEREO_WEIGHTS = {
     "SR": (0.0, _HALF_POWER),
     "BC": (0.5, 0.5),
 }
-"""Weights of a surround channel in left and right, by ITU-R BS.775; the LFE channel is dropped."""
+"""Weights of surround channels in (left, right), by ITU-R BS.775; the LFE channel is dropped."""
 
 
 def downmix_weights(layout: Sequence[str]) -> Tensor | None:
-    """Return the weights (2 C) of the channels of a layout in stereo; None for unknown channels."""
+    """Return the weights (2 C) that mix a layout down to stereo; None for unknown channels."""
     if not layout or any(name not in _STEREO_WEIGHTS for name in layout):
         return None
     return torch.tensor([_STEREO_WEIGHTS[name] for name in layout]).T

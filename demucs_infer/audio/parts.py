@@ -1,4 +1,4 @@
-"""Read a part of a file from its middle, without decoding what is before it.
+"""Read a part of an audio file without decoding everything before it.
 
 Shapes: C channels, t samples.
 """
@@ -14,17 +14,17 @@ from torch import Tensor
 from demucs_infer.audio.decode import Samples, check_stream, choose_stream, open_container, to_float
 
 _PREROLL_SECONDS = 0.5
-"""Decoded before the part: lossy decoders need the frames before, and seeking may be coarse."""
+"""Audio decoded before the part: lossy decoders need earlier frames, and seeking is inexact."""
 
 
 def read_part(path: Path, start: int, stop: int) -> Tensor:
-    """Return samples `start` to `stop` of a file (C t), or those that it has of them.
+    """Return the samples [`start`, `stop`) of a file (C t), as far as the file has them.
 
-    They equal those of a complete decoding for files that `AudioWriter` has written; those of opus
-    nearly, as it predicts from earlier frames.
+    For files that `AudioWriter` has written, they equal those of a complete decoding; for opus only
+    nearly, because it predicts from earlier frames.
 
     Raises:
-        AudioReadError: It is not a readable audio file.
+        AudioReadError: `path` is not a readable audio file.
     """
     with path.open("rb") as file, open_container(file, path.name) as container:
         stream = choose_stream(container, path.name, None)
@@ -50,7 +50,7 @@ def _seek(container: InputContainer, stream: AudioStream, start: int) -> bool:
 def _decode(
     container: InputContainer, stream: AudioStream, start: int, stop: int, *, has_sought: bool
 ) -> Tensor | None:
-    """Return the part; None if decoding began behind its start."""
+    """Return the samples [`start`, `stop`); None if decoding began after `start`."""
     frames: list[Samples] = []
     first = position = 0
     for frame in container.decode(stream):

@@ -38,7 +38,7 @@ BLOCK = 65536
 _MAX_PACKET = 8192
 """Samples; no packet of Vorbis, Opus or ALAC is longer."""
 _MP3_FRAME = 1152
-"""Samples; the decoder needs the frame before, which a cut without re-encoding has removed."""
+"""Samples of an MP3 frame. Decoding one needs the frame before, which may have been cut off."""
 _MAX_COVER_BYTES = 1 << 24
 _MAX_TAG_LENGTH = 1 << 16
 _WITH_SAMPLE_COUNT = {"wav", "w64", "aiff", "au", "flac", "tta", "wv", "mp3", "mov", "caf"}
@@ -64,7 +64,7 @@ class AudioInfo:
     codec: str
     container: str
     layout: tuple[str, ...] = ()
-    """Channels by FFmpeg's names, FL and FR and so on; empty if the file does not name them."""
+    """FFmpeg's names of the channels, such as FL and FR; empty if they are unknown."""
     num_streams: int = 1
     """Number of audio streams in the file; only one is read."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -274,7 +274,7 @@ def _read_sample_count(
     width = _sample_bytes(stream.codec_context.name)
     if size is not None and width:
         frames = max(frames, size // (width * stream.codec_context.channels))
-    tolerance = _MP3_FRAME if kind == "mp3" else 0  # a cut between frames loses half of one
+    tolerance = _MP3_FRAME if kind == "mp3" else 0  # a cut between frames loses half a frame
     if kind in _FOR_PCM and not width:
         tolerance = _MAX_PACKET  # compressed packets are counted whole
     elif kind == "w64":
@@ -344,7 +344,7 @@ def _read_info(
 
 
 def _read_layout(layout: AudioLayout) -> tuple[str, ...]:
-    """Return the names of the channels; none for layouts that are only a number of channels."""
+    """Return the names of the channels; () if the layout is only a number of channels."""
     if re.fullmatch(r"\d+ channels", layout.name):
         return ()
     return tuple(channel.name for channel in layout.channels)

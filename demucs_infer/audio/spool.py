@@ -27,12 +27,12 @@ class SpoolAbandoned(Exception):
 
 
 def count_frames(folder: Path, shape: tuple[int, int]) -> int:
-    """Return how many samples a spool has now, which another thread may be filling."""
+    """Return how many samples the spool in `folder` has so far; it may still be growing."""
     return (folder / _DATA).stat().st_size // (4 * shape[0] * shape[1])
 
 
 def read_frames(folder: Path, shape: tuple[int, int], start: int, stop: int) -> Tensor:
-    """Return samples `start` to `stop` of a spool as (S C t), or those that it has of them."""
+    """Return the samples [`start`, `stop`) of a spool (S C t), as far as it has them."""
     frame_bytes = 4 * shape[0] * shape[1]
     with (folder / _DATA).open("rb") as data:
         data.seek(start * frame_bytes)

@@ -45,7 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlan:
-    """How a track of `num_samples` is cut into overlapping chunks."""
+    """How a track of `num_samples` samples is cut into overlapping chunks."""
 
     num_samples: int
     chunk_size: int
@@ -284,7 +284,7 @@ def overlap_add(
     network = QueryAdapter(model, all_queries)
     options = SeparationOptions(
         shifts=0,
-        # Fractions: a float could lose the last sample of a chunk when it is truncated.
+        # Fractions, because truncating a float could lose the last sample of a chunk.
         overlap=cast(float, Fraction(plan.overlap, plan.chunk_size)),
         segment=cast(float, Fraction(plan.chunk_size, network.samplerate)),
         batch_size=batch_size,

@@ -13,7 +13,7 @@ from torch import Tensor
 from demucs_infer.audio.blocks import reblock
 from demucs_infer.errors import SeparationError
 
-# Short enough that torch sums a piece in one thread: results do not depend on how many.
+# Short enough that torch sums a piece in one thread: the number of threads does not matter.
 PIECE = 16_384
 
 _WITHOUT_FLOAT64 = frozenset({"mps"})
@@ -78,12 +78,12 @@ def measure(blocks: Iterable[Tensor]) -> Level:
 
 
 def measure_on_device(blocks: Iterable[Tensor]) -> Level:
-    """Measure the level like `measure`, of blocks on a GPU: waiting for it only once.
+    """Measure the level of a track whose blocks are on a GPU, waiting for the GPU only once.
 
-    The pieces are the same, but each is summed up in another order: the numbers agree to the last
-    digits of float64.
+    The pieces are the same as in `measure`, but each is summed in another order: the results agree
+    except for the last digits of float64.
     """
-    parts: list[tuple[int, Tensor]] = []  # samples of a piece; moments of its channels and mono mix
+    parts: list[tuple[int, Tensor]] = []  # length and moments of pieces
     for block in blocks:
         whole = block.shape[-1] // PIECE * PIECE
         if whole:
@@ -99,7 +99,7 @@ def measure_on_device(blocks: Iterable[Tensor]) -> Level:
     for count, (mean, squares, mono_mean, mono_squares, num_channels) in zip(counts, rows):
         if not isfinite(mean):
             raise SeparationError(
-                f"the track has NaN or infinity, first between samples {mono.count} and "
+                f"the track contains NaN or infinity, first between samples {mono.count} and "
                 f"{mono.count + count}: repair it, or replace these samples with 0"
             )
         channels.merge(count * int(num_channels), mean, squares)
@@ -108,7 +108,10 @@ def measure_on_device(blocks: Iterable[Tensor]) -> Level:
 
 
 def _measure_pieces(pieces: Tensor) -> Tensor:
-    """Return the moments of pieces (n C t): mean and squares of all, and of the mono mix, and C."""
+    """Return a row of moments for each piece (n C t), for `measure_on_device`.
+
+    A row has mean and sum of squared deviations of all samples, those of the mono mix, and C.
+    """
     mixes = pieces.mean(dim=1)
     columns: list[Tensor] = []
     for values in (pieces.flatten(1), mixes):
@@ -140,7 +143,7 @@ class _Moments:
         self.merge(len(values), mean, squares)
 
     def merge(self, count: int, mean: float, squares: float) -> None:
-        """Merge the moments of `count` values: their mean, and squared deviations from it."""
+        """Merge the moments of `count` values: their mean and sum of squared deviations."""
         total = self.count + count
         delta = mean - self.mean
         self._squares += squares + delta * delta * self.count * count / total

@@ -69,7 +69,7 @@ class Ensemble:
                 expected, actual = getattr(first, name), getattr(member, name)
                 if actual != expected:
                     raise ValueError(
-                        f"the networks of a bag differ in {name}: {expected}, {actual}"
+                        f"the networks of a bag differ in {name}: {expected} and {actual}"
                     )
         if self.weights is not None:
             check_weights(self.weights, len(self.members), first.sources)

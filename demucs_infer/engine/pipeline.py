@@ -275,7 +275,7 @@ def _add_to_group(
 ) -> Iterator[list[_WindowRequest]]:
     """Add `request` to the waiting groups, and yield the groups that must run now."""
     # The chunks of a pass are stitched in order: a group with earlier windows of the same track
-    # and member, but of another size, must run first.
+    # and network, but of another size, must run first.
     for key, group in list(waiting.items()):
         has_track = any(other.track is request.track for other in group)
         is_full = sum(len(other.windows) for other in group) + len(request.windows) > request.limit
@@ -288,9 +288,9 @@ def _add_to_group(
 
 
 def _count_in_flight(config: RunConfig) -> int:
-    """Return how many batches run or wait for their turn while earlier ones are stitched."""
+    """Return how many batches may run, or wait for a thread, while earlier ones are stitched."""
     windows = config.parallelism.windows
-    # A GPU has the next batch in its queue while the CPU deals with the one before.
+    # A GPU should have the next batch in its queue while the CPU stitches the one before.
     return max(windows, 2) if runs_beside_cpu(config.device) else windows
 
 
@@ -382,7 +382,7 @@ def _run_batch(group: list[_WindowRequest], config: RunConfig) -> list[_WindowRe
             return [_WindowResponse(group[0], error, [])]
     else:
         parts = torch.split(output, [len(request.windows) for request in group])
-        # The batch has events only once: they are reported with its first request.
+        # The events of the batch are reported only once, with its first request.
         events_per_request = [events, *([] for _ in group[1:])]
         return [
             _WindowResponse(*response)
@@ -440,7 +440,7 @@ class _TrackState:
         self._blend = Blend(self._plan, config, first)
 
     def requests(self) -> Iterator[_WindowRequest]:
-        """Yield the batches of this track; windows are cut when they are pulled."""
+        """Yield the batches of this track; windows are cut only when a batch is requested."""
         config, plan = self._config, self._plan
         batches, first = plan.batches[self._num_done :], self._num_done + 1
         reads = [min(chunk.read for _, chunk in batch.indexed_chunks) for batch in batches]
@@ -514,7 +514,7 @@ class _TrackState:
             stems = stems.to(self._buffer.device)
             yield Block(start, self._config.stems.derive(stems, mixture))
             return
-        # Another device, if the network fell back to the CPU.
+        # The devices differ if the network fell back to the CPU.
         mixture = None if mixture is None else mixture.to(stems.device)
         stems = self._config.stems.derive(stems, mixture)
         yield Block(start, download(stems, self._track.home))
@@ -525,7 +525,7 @@ class _TrackState:
 
 
 def _with_channels(block: Tensor, channels: int) -> Tensor:
-    """Convert `block` (... C t) to `channels`; raise `ValueError` instead of dropping any."""
+    """Convert `block` (... C t) to `channels`; raise `ValueError` rather than drop a channel."""
     track_channels = block.shape[-2]
     if track_channels not in (1, channels) and channels != 1:
         raise ValueError(

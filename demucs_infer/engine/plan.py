@@ -180,11 +180,11 @@ class Plan:
 
     @property
     def num_samples(self) -> int:
-        """Sum of the lengths of all chunks, of which progress is a fraction."""
+        """Sum of the lengths of all chunks; progress is reported as a fraction of it."""
         return sum(len(chunk) for pass_ in self.passes for chunk in pass_.chunks)
 
     def num_before(self, start: int) -> int:
-        """Return how many batches at the beginning only affect samples before `start`."""
+        """Return how many batches, from the first one, only affect samples before `start`."""
         for number, batch in enumerate(self.batches):
             if any(chunk.stop > start for _, chunk in batch.indexed_chunks):
                 return number

@@ -13,7 +13,7 @@ from demucs_infer.engine.network import Network, as_tensor
 
 
 class QueryAdapter(nn.Module):
-    """A network that is run once per query on every window, each with its own keyword arguments.
+    """A network that runs once per query on every window, with the arguments of the query.
 
     Windows are cut once. `queries` maps the name of each query to its keyword arguments. The stem
     of a network with a single stem is named after the query, other stems are named `query_stem`.

@@ -311,7 +311,7 @@ class Runner:
             return self._prepared[key]
 
     def _release_memory(self, network: Network, precision: str) -> None:
-        """Let the fast version of `network` free what it keeps between batches, such as graphs."""
+        """Free what the prepared version of `network` keeps between batches, such as graphs."""
         release = getattr(self._prepared.get((network, precision)), "release_memory", None)
         if release is not None:
             release()

@@ -63,7 +63,7 @@ def _make_scaled_linear(linear: nn.Linear, scale: nn.Module, dtype: torch.dtype)
 
 
 class FastLayer:
-    """Optimized `SelfLayer` or `CrossLayer` with `norm_first`: norms precede what they are for."""
+    """Optimized `SelfLayer` or `CrossLayer` of a network with `norm_first`."""
 
     def __init__(self, layer: SelfLayer | CrossLayer, dtype: torch.dtype) -> None:
         self._layer = layer

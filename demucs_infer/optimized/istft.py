@@ -1,6 +1,6 @@
 """Turn the output planes of a hybrid network into samples with one copy instead of six.
 
-Shapes: B batch, S sources, C channels, P planes (two a channel), F bins, T frames.
+Shapes: B batch, S sources, C channels, P planes (two per channel), F bins, T frames.
 """
 
 import torch
@@ -45,8 +45,8 @@ class InverseStft:
         self._window = (window / 1.5).view(_HOPS_PER_FRAME, self._hop)
 
     def __call__(self, x: Tensor, normalizer: Normalizer, z: Tensor, length: int) -> Tensor:
-        """Turn (B S*P F T) into (B S C length); only the device of `z` is used."""
-        if x.shape[2] != self._bins:  # a stride that does not divide their number drops bins
+        """Turn planes (B S*P F T) into samples (B S C length); only the device of `z` is used."""
+        if x.shape[2] != self._bins:  # some are missing: the stride does not divide them
             return self._original(x, normalizer, z, length)
         spectra = self._make_spectra(x, normalizer, z.device)
         # One stem at a time: glibc would map fresh pages for every result above 32 MB.

@@ -175,7 +175,7 @@ class SplitGate:
 
 @lru_cache(maxsize=1)
 def uses_half_width_vectors() -> bool:
-    """Tell whether PyTorch's own float32 products use only half of the width of the vectors.
+    """Tell whether PyTorch's own float32 products use only half the width of the CPU's vectors.
 
     The model of the CPU decides and not a timing, so that a machine always computes the same bits.
     """
@@ -186,7 +186,7 @@ def uses_half_width_vectors() -> bool:
 
 
 def is_halved(cpuinfo: str) -> bool:
-    """Tell whether the CPU is AMD's of family 26 or later, whose vectors MKL uses half of."""
+    """Tell whether this is an AMD CPU of family 26 or later: MKL uses half of its vector width."""
     family = re.search(r"^cpu family\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
     return "AuthenticAMD" in cpuinfo and family is not None and int(family[1]) >= 26
 

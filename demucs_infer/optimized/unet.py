@@ -228,7 +228,7 @@ class TimeDecoder:
     def _rewrite_and_gate(self, x: Tensor) -> Tensor:
         """Compute the input of the transposed convolution: (B C 1 T).
 
-        In a function of its own, so that its wide tensors are freed before the convolution.
+        A separate function, so that its wide tensors are freed before the convolution.
         """
         gate_halves = self._rewrite(channels_last(x))
         batch, channels, _, steps = gate_halves[0].shape
@@ -267,7 +267,7 @@ class TransposedConv:
         return (input_steps + self.lookback) * self.stride - self._excess
 
     def upsample_rows(self, block: Tensor, out: Tensor) -> None:
-        """Upsample R rows of bins after `lookback` others: (lookback+R T C) -> (R*stride T C')."""
+        """Upsample R rows, after `lookback` of context: (lookback+R T C) -> (R*stride T C')."""
         output = view_as_rows(self._conv(block.permute(2, 0, 1)[None])[0])
         output = output.unflatten(2, (self.stride, -1)).transpose(1, 2)
         out.unflatten(0, (-1, self.stride)).copy_(output)

@@ -21,7 +21,7 @@ def make_dconv_config(
     kernel: int = 3,
     dilate: bool = True,  # noqa: ARG001 (as in upstream: a negative depth decides it)
 ) -> DConvConfig:
-    """Translate upstream's arguments of `DConv`."""
+    """Make a `DConvConfig` from upstream's arguments of `DConv`."""
     for name, value, supported in (
         ("norm", norm, True),
         ("gelu", gelu, True),

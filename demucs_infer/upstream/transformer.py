@@ -83,7 +83,7 @@ def _positions_1d(
 
 
 def get_causal_mask(length: int) -> Tensor:
-    """Return a mask (length length), true where the token of the column is after the row's."""
+    """Return a mask (length length) that is true above the diagonal: for later tokens."""
     return torch.ones(length, length, dtype=torch.bool).triu(1)
 
 

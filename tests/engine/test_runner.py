@@ -341,7 +341,7 @@ def test_ensemble_from_model() -> None:
 
 def test_ensemble_rejects_mismatch_and_zero_weights() -> None:
     one = ScaleModel()
-    with pytest.raises(ValueError, match="differ in samplerate: 8000, 16000"):
+    with pytest.raises(ValueError, match="differ in samplerate: 8000 and 16000"):
         Ensemble((one, ScaleModel(samplerate=16_000)), ((1.0, 1.0), (1.0, 1.0)))
     with pytest.raises(ValueError, match="the weights of stem 'bass' add up to 0"):
         Ensemble((one, ScaleModel()), ((1.0, 1.0), (1.0, -1.0)))

@@ -1,8 +1,8 @@
 """Multiply and store in half precision, in TF32 or in float32; emulate all of them on a CPU.
 
-The units of a GPU multiply numbers of 11 significant bits and add up in float32. A CPU that rounds
-the factors in the same way and multiplies in float32 gets the same error, so that what a GPU will
-lose is known without one.
+The matrix units of a GPU multiply numbers of 11 significant bits and sum in float32. A CPU that
+rounds the factors in the same way and multiplies in float32 gets the same error, so that the loss
+of precision on a GPU can be tested without one.
 
 Shapes: B batch, C channels in, O channels out, F bins, T steps, N tokens.
 """
@@ -20,20 +20,20 @@ Kind = Literal["half", "tf32", "float32"]
 Pair = tuple[int, int]
 
 _TF32_DROPPED_BITS = 13
-"""Bits of the 23 of a float32's fraction that TF32 does not have."""
+"""How many of the 23 bits of the fraction of a float32 are missing in TF32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
     """How a layer multiplies, and how it stores its results.
 
-    `half` multiplies and stores in float16. `tf32` multiplies numbers that are rounded to the 11
-    bits of float16, but with the range of float32, and stores float32. `float32` rounds nothing.
+    `half` multiplies and stores in float16. `tf32` rounds factors to the 11 bits of float16, but
+    keeps the range of float32, and stores float32. `float32` does not round.
     """
 
     kind: Kind
     emulated: bool = False
-    """Store everything in float32, rounded as `kind` would: for tests on a CPU."""
+    """Whether to store float32 that is rounded as in `kind`, for tests on a CPU."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,7 +41,7 @@ class Arithmetic:
         return torch.float16 if self.kind == "half" and not self.emulated else torch.float32
 
     def store(self, x: Tensor) -> Tensor:
-        """Return `x` as results are stored."""
+        """Convert `x` to the precision in which results are stored."""
         if self.kind == "half" and self.emulated:
             return x.half().float()
         return x.to(self.dtype)
@@ -49,7 +49,7 @@ class Arithmetic:
     def convolve(
         self, x: Tensor, weight: Tensor, *, stride: Pair, padding: Pair, dilation: Pair = (1, 1)
     ) -> Tensor:
-        """Convolve (B C F T) with (O C kF kT); the bias is the business of the next step."""
+        """Convolve (B C F T) with (O C kF kT), without a bias, which the next step adds."""
         x, weight = self._round_factor(x), self._round_factor(weight)
         if x.is_cuda:
             y = torch.cudnn_convolution(
@@ -73,7 +73,7 @@ class Arithmetic:
         return self.store(y)
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Multiply (... C) by (O C)."""
+        """Multiply `x` (... C) by `weight` (O C), and add `bias`."""
         x, weight = self._round_factor(x), self._round_factor(weight)
         return self.store(F.linear(x, weight, None if bias is None else bias.to(x.dtype)))
 
@@ -84,7 +84,7 @@ class Arithmetic:
             return F.scaled_dot_product_attention(q, k, v)
         scores = (q @ k.mT) * q.shape[-1] ** -0.5
         weights = (scores - scores.amax(-1, keepdim=True)).exp_()
-        # The sum is that of the unrounded weights, in float32, as flash attention takes it.
+        # The sum of the unrounded weights, in float32, is what flash attention divides by.
         total = weights.sum(-1, keepdim=True)
         return self.store((self._round_factor(weights) @ v) / total)
 
@@ -114,8 +114,9 @@ LayerClass = Literal[
     "attention",
     "perceptron",
 ]
-"""Classes of layers that lose digits alike. "outer" is the stage of the spectrogram that faces the
-audio, "wave" the branch of the waveform, and branches are the residual ones of every stage."""
+"""Classes of layers that need the same precision. "outer" is the outermost stage of the
+spectrogram, "wave" the branch of the waveform, and "branches" are the residual branches of every
+stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +134,9 @@ class Precision:
 
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision("float32"),
-    # What stays in float32 was measured (`docs/gpu.md`). A burst in silence makes the residual
-    # branches of the waveform see numbers far above their spread, and their gates turn the relative
-    # error of those into an absolute one. The outer stages are the last to add their error.
+    # The exceptions follow from measurements (`docs/gpu.md`). For a burst in silence, values in the
+    # residual branches of the waveform are far larger than their standard deviation, and gates turn
+    # the relative error of these values into an absolute one. Outer stages add their error last.
     "fp16": Precision(
         "half",
         {
@@ -152,9 +153,9 @@ PRECISIONS: dict[str, Precision] = {
 
 @contextmanager
 def exact_sums() -> Iterator[None]:
-    """Let PyTorch add up in float32, and use no TF32 where it would choose that by itself.
+    """Make PyTorch sum in float32, and not use TF32 by itself, inside the context.
 
-    The settings are those of the process: another thread sees them until they are restored.
+    These settings are global: they affect other threads, too, until they are restored.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     try:
@@ -163,7 +164,7 @@ def exact_sums() -> Iterator[None]:
             matmul.allow_tf32,
             cudnn.allow_tf32,
         )
-    except RuntimeError:  # set through old and new names at once: the caller knows better
+    except RuntimeError:  # the caller has set them by old and new names: leave them
         yield
         return
     matmul.allow_fp16_reduced_precision_reduction = False

@@ -1,4 +1,4 @@
-"""Build the form of a network that runs on a GPU; the caller's network is left as it was."""
+"""Build a copy of a network that is optimized for a GPU; the original is not changed."""
 
 import copy
 from typing import Any, cast
@@ -35,7 +35,7 @@ def optimize_for_gpu(
     graphs: Graphs | None = None,
     complex_numbers: bool = True,
 ) -> nn.Module:
-    """Return a copy of `network`, whose weights are on `device`, that runs as a GPU does it best.
+    """Return a copy of `network` that is optimized for the GPU `device`, where its weights are.
 
     Spectra are computed on the device, and the core runs as a graph if `graphs` can capture it.
     """
@@ -50,7 +50,7 @@ def optimize_for_gpu(
 
 
 def _wrap(network: nn.Module, name: str, graphs: Graphs | None) -> None:
-    """Let the core of `network` add up exactly, and run as a graph."""
+    """Make the method `name` of `network` sum in float32, and run as a graph, given `graphs`."""
     original = getattr(network, name)
 
     def run(*tensors: Any) -> Any:
@@ -64,7 +64,7 @@ def _wrap(network: nn.Module, name: str, graphs: Graphs | None) -> None:
 
 
 def build_gpu_network(network: Hybrid | Demucs, precision: Precision) -> nn.Module:
-    """Return a copy of `network` whose layers multiply and store as `precision` tells.
+    """Return a copy of `network` whose layers multiply and store in `precision`.
 
     Layers that only older networks have (LSTM, local attention, norms in the U-Net) stay as they
     are, in float32.
@@ -103,7 +103,7 @@ def _replace_layer(layer: nn.Module, precision: Precision, *, outer: bool) -> nn
 
 
 class SingleLayer(nn.Module):
-    """A layer that stays as it is: its inputs are converted to float32."""
+    """A layer that is not optimized, but runs in float32."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class SingleLayer(nn.Module):
         self.empty = getattr(layer, "empty", False)
 
     def forward(self, *inputs: Any) -> Any:
-        """Run the layer in float32."""
+        """Run the layer on inputs converted to float32."""
         return self.layer(*(x.float() if isinstance(x, Tensor) else x for x in inputs))
 
 

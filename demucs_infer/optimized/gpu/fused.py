@@ -1,7 +1,7 @@
-"""Steps between the products of a network, each in one or two passes over its input.
+"""Compute the steps between the products of a network, in one or two passes over the input.
 
-On a GPU each is a kernel of `triton_kernels`, if Triton is there; the functions here give the same
-result in plain PyTorch, anywhere. All of them compute in float32, and store as `out` does.
+On a GPU with Triton, each function runs a kernel of `triton_kernels`; elsewhere, plain PyTorch
+gives the same result. All functions compute in float32 and store in the precision of `out`.
 
 Shapes: R rows that are normalized independently, T steps, C channels, F bins; `...` any axes.
 """
@@ -62,9 +62,10 @@ def normalize_and_gelu(
     out: Arithmetic,
     channels: int,
 ) -> Tensor:
-    """Return gelu(norm(x + bias)) of (R T C); channels from `channels` on are padding, and stay 0.
+    """Return gelu(norm(x + bias)) of (R T C).
 
-    The norm is over all steps and channels of a row, with `gain` and `shift` per channel.
+    The norm is over all steps and channels of a row, with `gain` and `shift` per channel. All but
+    the first `channels` channels are padding, and stay 0.
     """
     if kernels := _find_kernels(x):
         y: Tensor = kernels.normalize(x, bias, gain, shift, epsilon, out.dtype, channels, gelu=True)

@@ -1,7 +1,8 @@
-"""Capture the core of a network as a graph per batch size, so that one launch replaces hundreds.
+"""Capture the core of a network as a CUDA graph per batch size, so that a GPU need not wait.
 
-A GPU waits for the launches of small batches: a window of htdemucs has some 600 kernels. Batches
-are padded to the few sizes that are captured, and the outputs are cut back.
+A window of htdemucs runs some 600 kernels. With small batches, launching them one by one takes
+longer than running them; a graph launches them at once. Batches are padded to one of a few sizes
+that are captured, and the outputs are cut to the size of the batch.
 """
 
 import warnings
@@ -15,30 +16,30 @@ from torch import Tensor
 from demucs_infer.errors import is_out_of_memory
 
 Core: TypeAlias = Callable[..., Any]
-"""A function of tensors that returns one or several, all with the batch as their first axis."""
+"""A function from tensors to a tensor, or several; the first axis of each is the batch."""
 
 CAPTURED_SIZES = (1, 2, 4, 8, 16)
 
 _MAX_GRAPHS = 8
-"""Graphs keep their memory: networks whose windows have any length would fill the device."""
+"""Most graphs to keep: each has its memory, and windows of many lengths would fill the device."""
 
 
 class Graphs(Protocol):
-    """What captures graphs: CUDA, or a counter in tests."""
+    """Captures graphs: implemented by `CudaGraphs`, and by a counter in tests."""
 
     def capture(self, core: Core, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
-        """Return a function that computes the outputs anew from the inputs, and the outputs."""
+        """Return (replay, outputs): calling `replay` recomputes the outputs from the inputs."""
 
 
 class CudaGraphs:
-    """Graphs of one device, which share their memory: only one runs at a time."""
+    """Captures CUDA graphs on one device; they share memory, so only one may run at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None
 
     def capture(self, core: Core, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
-        """Capture `core` on a stream of its own, after a run that fills its caches."""
+        """Capture `core` on a separate stream, after a run that fills its caches."""
         current = torch.cuda.current_stream(self._device)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(current)
@@ -46,7 +47,7 @@ class CudaGraphs:
             core(*inputs)
         current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads go on allocating and copying meanwhile.
+        # Other threads may allocate and copy during the capture.
         mode = "thread_local"
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode=mode):
             outputs = core(*inputs)
@@ -66,10 +67,10 @@ class _Captured:
 
     def _fill(self, inputs: Sequence[Tensor]) -> None:
         for target, source in zip(self._inputs, inputs, strict=True):
-            target[: len(source)].copy_(source)  # what follows is left from earlier, and ignored
+            target[: len(source)].copy_(source)  # the rest is ignored in the outputs
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
-        """Run the graph on `inputs`, of which the batch may be smaller."""
+        """Run the graph on `inputs`, whose batch may be smaller than the captured one."""
         self._fill(inputs)
         self._replay()
         batch = len(inputs[0])
@@ -79,10 +80,10 @@ class _Captured:
 
 
 class GraphedCore:
-    """Run a core eagerly at first, and as a graph from the second batch of a size on.
+    """A core that runs as a graph from the second batch of a size on.
 
-    The first batch warms up what a capture must not: libraries, kernels, tables. A core that cannot
-    be captured runs eagerly for good, with a warning.
+    The first batch runs as usual, to load libraries, kernels and tables, which a capture must not.
+    If the core cannot be captured, it always runs as usual, after a warning.
     """
 
     def __init__(self, core: Core, graphs: Graphs, sizes: Sequence[int] = CAPTURED_SIZES) -> None:
@@ -92,10 +93,10 @@ class GraphedCore:
         self._seen: set[tuple[torch.Size, ...]] = set()
         self._captured: dict[tuple[torch.Size, ...], _Captured] = {}
         self._lock = Lock()
-        """Held while a graph runs: its inputs and outputs are always the same memory."""
+        """Held while a graph runs, because its inputs and outputs always use the same memory."""
 
     def __call__(self, *inputs: Tensor | None) -> Any:
-        """Return what the core returns."""
+        """Run the core, as a graph if possible."""
         tensors = [x for x in inputs if x is not None]
         size = next((size for size in self._sizes if size >= len(tensors[0])), None)
         if self._graphs is None or size is None or len(tensors) < len(inputs):

@@ -1,8 +1,8 @@
-"""Run the layers of the U-Nets with their channels last, so that no step moves data around.
+"""Run the layers of the U-Nets with channels last in memory, so that no step rearranges data.
 
-Each class replaces the layer of a similar name, takes its weights, and accepts and returns tensors
-of the same shape. In memory, a row of bins is a matrix (steps, channels): convolutions read it as
-an image, products as a matrix, and the norms of the residual branches as one run of numbers.
+A class `GpuX` replaces the layer X, with the same weights and shapes. In memory, each bin is a
+matrix (steps, channels): convolutions read it as a row of an image, products as a matrix, and the
+norms of the residual branches as consecutive numbers.
 
 Shapes: B batch, C channels, F bins, T steps of time; R = B*F rows.
 """
@@ -18,7 +18,7 @@ from demucs_infer.optimized.gpu.arithmetic import Arithmetic, Pair, Precision
 from demucs_infer.optimized.layout import as_image, channels_last
 
 _ALIGNMENT = 8
-"""Channels of half-precision products must be a multiple of this many for the fast units."""
+"""Half-precision products are only fast with a multiple of this many channels."""
 
 
 def view_as_matrix(x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def view_as_planes(rows: Tensor, batch: int) -> Tensor:
 
 
 class Convolution:
-    """A convolution of an image whose bias is left to the step after it."""
+    """A convolution without its bias, which the next step adds."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class GpuBranch:
         self._scale = scale.scale.detach().float()
 
     def apply(self, y: Tensor, stream: Arithmetic) -> Tensor:
-        """Return (B C F T) plus the branch, stored as `stream` does."""
+        """Return `y` (B C F T) plus the output of the branch, in the precision of `stream`."""
         hidden = fused.normalize_and_gelu(
             view_as_matrix(self._conv(y)),
             self._conv.bias,
@@ -111,21 +111,21 @@ class GpuBranch:
 
 
 class GpuDConv:
-    """`DConv`: the residual branches of a stage."""
+    """Optimized `DConv`: the residual branches of a stage."""
 
     def __init__(self, dconv: nn.Module | None, arithmetic: Arithmetic) -> None:
         layers: Any = [] if dconv is None else cast(DConv, dconv).layers
         self._branches = [GpuBranch(cast(nn.Sequential, layer), arithmetic) for layer in layers]
 
     def apply(self, y: Tensor, stream: Arithmetic) -> Tensor:
-        """Return (B C F T) plus every branch in turn."""
+        """Add the output of every branch in turn to `y` (B C F T), and return the sum."""
         for branch in self._branches:
             y = branch.apply(y, stream)
         return y
 
 
 class GpuDown:
-    """Strided convolution, GELU, branches, rewrite and gate: (B C F T)."""
+    """Encode a stage: strided convolution, GELU, residual branches, 1x1 convolution and gate."""
 
     offset: Tensor | None = None
     """A constant that is added to the output, such as the frequency embedding: (F' C')."""
@@ -177,7 +177,7 @@ def _read_pair(value: object) -> Pair:
 
 
 class GpuUp:
-    """Rewrite, gate, branches and transposed convolution: (B C F T)."""
+    """Decode a stage: convolution, gate, residual branches and transposed convolution."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class GpuUp:
 
 
 class GpuEncoder(nn.Module):
-    """Optimized replacement for a hybrid's `EncoderLayer`."""
+    """Optimized `EncoderLayer` of a hybrid network."""
 
     def __init__(self, layer: EncoderLayer, precision: Precision, *, outer: bool) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ class GpuDecoder(nn.Module):
 
 
 class GpuWaveEncoder(nn.Module):
-    """An encoder layer of `Demucs`."""
+    """Optimized encoder layer of `Demucs`."""
 
     def __init__(self, layer: nn.Sequential, precision: Precision, *, outer: bool) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ class GpuWaveEncoder(nn.Module):
 
 
 class GpuWaveDecoder(nn.Module):
-    """A decoder layer of `Demucs`."""
+    """Optimized decoder layer of `Demucs`."""
 
     def __init__(self, layer: nn.Sequential, precision: Precision) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class GpuWaveDecoder(nn.Module):
 
 
 class GpuPointwise(nn.Module):
-    """A 1x1 convolution: (B C N) -> (B O N)."""
+    """Optimized 1x1 convolution: (B C N) -> (B O N)."""
 
     def __init__(self, conv: nn.Conv1d, precision: Precision) -> None:
         super().__init__()

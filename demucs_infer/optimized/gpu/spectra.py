@@ -1,10 +1,10 @@
 """Compute spectra and their inverse on the device of the network, with or without complex numbers.
 
-Devices of Apple have complex numbers only in part, and no float64. There, a transform of n = a*b
-samples is two products with tables of a and of b points, and a rotation between them: real and
-imaginary parts are separate planes, and nothing leaves the device. The same form can be exported.
+GPUs of Apple have complex numbers only in part, and no float64. There, a transform of n = a*b
+samples is computed as two products with tables of a and of b points, and a rotation between them,
+with real and imaginary parts as separate planes. A network in this form can also be exported.
 
-Shapes: B batch, S stems, C channels, P planes (two a channel), F bins, T frames, W samples of a
+Shapes: B batch, S stems, C channels, P planes (two per channel), F bins, T frames, W samples of a
 window, N samples of a frame.
 """
 
@@ -23,7 +23,7 @@ from demucs_infer.spec import hann, pad_reflect
 supports = istft.supports
 
 _HOPS_PER_FRAME = 4
-"""Hops in a frame, and frames that overlap at every sample."""
+"""Length of a frame in hops, and so the number of frames that overlap at every sample."""
 
 
 class PlaneTransform:
@@ -61,7 +61,7 @@ class PlaneTransform:
         return self
 
     def transform(self, frames: Tensor) -> Tensor:
-        """Return real and imaginary parts of (... N): (... N/2 2)."""
+        """Transform frames (... N) into real and imaginary parts (... N/2 2)."""
         t = self._tables
         x = frames.unflatten(-1, (self._outer, -1))  # (... a b)
         real, imag = t["outer cos"] @ x, -(t["outer sin"] @ x)
@@ -72,7 +72,7 @@ class PlaneTransform:
         return torch.stack([plane.mT.flatten(-2) for plane in planes], dim=-1)
 
     def invert(self, spectrum: Tensor) -> Tensor:
-        """Return the samples of real and imaginary parts (... N/2 2): (... N)."""
+        """Transform real and imaginary parts (... N/2 2) back into frames (... N)."""
         t = self._tables
         planes = spectrum.unflatten(-2, (-1, self._outer)).transpose(-2, -3)  # (... a b/2 2)
         real, imag = (planes[..., part] * self._weight for part in (0, 1))
@@ -85,9 +85,10 @@ class PlaneTransform:
 
 
 class DeviceSpectra:
-    """`analyze`, `to_planes` and `to_wave` of a hybrid that `supports` accepts.
+    """Replaces `analyze`, `to_planes` and `to_wave` of a hybrid network.
 
-    What `analyze` returns are planes already, and `to_planes` is the identity.
+    `supports` must accept the network. `analyze` already returns planes, so `to_planes` returns
+    them unchanged.
     """
 
     def __init__(self, network: Hybrid, device: torch.device, *, complex_numbers: bool) -> None:
@@ -99,7 +100,7 @@ class DeviceSpectra:
         self._inverse_window = (self._window / 1.5).view(_HOPS_PER_FRAME, self._hop)
 
     def install(self, network: Hybrid) -> None:
-        """Let `network` compute its spectra here."""
+        """Make `network` compute its spectra with these methods."""
         for name in ("analyze", "to_planes", "to_wave"):
             object.__setattr__(network, name, getattr(self, name))
 
@@ -147,7 +148,10 @@ class DeviceSpectra:
 
 
 def compute_without_complex(network: Hybrid, device: torch.device) -> Hybrid:
-    """Return a copy of `network` whose spectra stay on `device`, if `supports` accepts it."""
+    """Return a copy of `network` that computes spectra on `device` without complex numbers.
+
+    Returns `network` itself if `supports` does not accept it.
+    """
     if not supports(network):
         return network
     fast = copy.copy(network)

@@ -1,4 +1,4 @@
-"""Run the cross-domain transformer with products in reduced precision around a float32 stream.
+"""Run the cross-domain transformer with products in reduced precision, and sums in float32.
 
 Shapes: B batch, C channels, F bins, T frames, U steps of the waveform branch, N tokens.
 """
@@ -29,7 +29,7 @@ def supports(network: CrossTransformer) -> bool:
 
 
 class GpuAttention:
-    """`Attention`, without the layer scale that follows it."""
+    """Optimized `Attention`, without the layer scale that follows it."""
 
     def __init__(self, attention: Attention, arithmetic: Arithmetic, *, crosses: bool) -> None:
         self._arithmetic = arithmetic
@@ -44,7 +44,7 @@ class GpuAttention:
         self._project_out = arithmetic.store(out.weight.detach()), out.bias.detach().float()
 
     def __call__(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Attend from `x` (B N C) to `memory` (B M C), or to itself for None."""
+        """Attend from `x` (B N C) to `memory` (B M C), or to `x` if `memory` is None."""
         multiply = self._arithmetic.multiply
         if memory is None:
             q, k, v = multiply(x, *self._project).chunk(3, dim=-1)
@@ -57,7 +57,7 @@ class GpuAttention:
 
 
 class GpuLayer:
-    """`SelfLayer` or `CrossLayer` with the norms first."""
+    """Optimized `SelfLayer` or `CrossLayer` of a network with `norm_first`."""
 
     def __init__(self, layer: SelfLayer | CrossLayer, precision: Precision) -> None:
         self.crosses = isinstance(layer, CrossLayer)
@@ -109,10 +109,10 @@ def _read_scale(scale: nn.Module, attention: Attention) -> Tensor:
 
 
 class GpuTransformer(nn.Module):
-    """`CrossTransformer`: (B C F T) and (B C U) -> the same shapes.
+    """Optimized `CrossTransformer`: (B C F T) and (B C U) -> the same shapes.
 
-    Tokens are in the order of the memory, bin by bin: attention does not depend on their order, as
-    long as the positions have the same.
+    Tokens are in their order in memory, bin by bin. Attention does not depend on their order, as
+    long as the position embeddings have the same order.
     """
 
     def __init__(self, network: CrossTransformer, precision: Precision) -> None:
@@ -123,7 +123,11 @@ class GpuTransformer(nn.Module):
         self._layers_t = [GpuLayer(cast(Any, layer), precision) for layer in network.layers_t]
 
     def forward(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the layers in step; a cross layer reads the other stack's input."""
+        """Apply both stacks, layer by layer.
+
+        A cross-attention layer attends to the input, not to the output, of the layer at the same
+        depth in the other stack.
+        """
         _, _, bins, frames = x.shape
         x = x.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B F*T C)
         positions = self._network._positions(x, bins, frames)

@@ -1,9 +1,9 @@
-"""Kernels in Triton for the steps of `fused`; this module can only be imported where Triton is.
+"""Define Triton kernels for the functions of `fused`; importing this module requires Triton.
 
 Every kernel reads its input once or twice and computes in float32. A row that is normalized is cut
-into pieces, so that the few long rows of the waveform also fill the device: one kernel measures the
-pieces, the next one joins their moments and applies the norm. Their arguments have no annotations,
-because Triton would compile those, too.
+into pieces, so that the few long rows of the waveform also occupy the whole GPU: one kernel
+measures the pieces, the next one joins their moments and applies the norm. The arguments of kernels
+have no annotations, because Triton would compile them, too.
 """
 
 import torch
@@ -12,16 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024
-"""Numbers that a program handles at a time."""
+"""Numbers that a Triton program processes at a time."""
 
 _PIECE = 8 * _BLOCK
-"""Most numbers of a row that one program handles, unless the row had too many pieces then."""
+"""Largest piece of a row for one program, except for rows with more than `_MOST_PIECES`."""
 
 _MOST_PIECES = 512
 
 
 def _choose_piece(length: int) -> int:
-    """Return how many numbers of a row of `length` one program handles: a power of two."""
+    """Return the length, a power of two, of the pieces of a row of `length` numbers."""
     least: int = triton.next_power_of_2(triton.cdiv(length, _MOST_PIECES))
     whole: int = triton.next_power_of_2(length)
     return max(_BLOCK, least, min(_PIECE, whole))
