@@ -200,7 +200,7 @@ def check_stream(stream: AudioStream, name: str) -> None:
     """Check the codec, sample rate and channels of a stream before it is decoded.
 
     Raises:
-        AudioReadError: Its codec is unknown, or its sample rate or channel count impossible.
+        AudioReadError: The codec is unknown, or sample rate or channel count are impossible.
     """
     context: AudioCodecContext | None = stream.codec_context  # None for an unknown codec
     if context is None:

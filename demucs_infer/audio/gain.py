@@ -91,7 +91,7 @@ def check_block(block: Tensor, channels: int, name: str) -> Tensor:
     """Return the block (C T) as float32 on the CPU.
 
     Raises:
-        ValueError: The block does not have the shape (channels, samples), or no floats.
+        ValueError: The block does not have the shape (channels, samples), or is not of floats.
     """
     if block.ndim != 2 or block.shape[0] != channels or not block.is_floating_point():
         raise ValueError(

@@ -240,7 +240,7 @@ def _read_declared_length(
     has_video = any(other.type == "video" for other in container.streams)
     if kind in _WITHOUT_LENGTH or seconds is None or (has_video and not tag):
         return _DeclaredLength(seconds=seconds)
-    # The tag is in milliseconds, and is the end of the audio rather than of the last packet.
+    # The tag is in milliseconds, and gives the end of the audio, not of the last packet.
     end = math.ceil((seconds + 0.001) * rate) if tag else None
     return _DeclaredLength(round(seconds * rate), tolerance=rate // 10, seconds=seconds, end=end)
 

@@ -149,7 +149,7 @@ class _FilterBank:
         self.width = math.ceil(_ZEROS * self.old / self.cutoff)
         self.reach = 2 * self.width + self.old
         """Input samples that one period of output reads; the first `width` of them precede it."""
-        # Then half of the taps of a group support a filter; the rest is distance between filters.
+        # With this many phases, the support of a filter is half of the taps of its group.
         self._phases = max(1, 2 * self.width * self.new // self.old)
         self._cached: list[_PhaseGroup] | None = None
         if self.new * self.reach <= _MAX_FULL_WEIGHTS:

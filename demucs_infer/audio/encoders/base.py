@@ -24,7 +24,7 @@ class Encoder(Protocol):
         """Write what the encoder still buffers, and the header."""
 
     def abort(self) -> None:
-        """Stop in any state; the file is incomplete."""
+        """Stop encoding, in any state, and leave the file incomplete."""
 
 
 def pieces(block: Tensor, length: int = PIECE) -> Iterator[Tensor]:

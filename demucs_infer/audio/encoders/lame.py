@@ -171,7 +171,7 @@ class LameEncoder:
             self._file.seek(0, io.SEEK_END)
 
     def abort(self) -> None:
-        """Stop; the file is incomplete."""
+        """Stop encoding, and leave the file incomplete."""
 
     def _add(self, data: bytes) -> None:
         buffer = self._tail + data

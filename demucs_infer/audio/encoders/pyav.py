@@ -134,7 +134,7 @@ class Muxer:
         self._container.close()
 
     def abort(self) -> None:
-        """Stop in any state; nothing more is written to the file."""
+        """Stop encoding, in any state; nothing more is written to the file."""
         self._proxy.is_aborted = True
         with contextlib.suppress(av.FFmpegError, OSError, ValueError):
             self._container.close()

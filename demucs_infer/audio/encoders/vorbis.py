@@ -103,7 +103,7 @@ class SndfileEncoder:
             raise self._proxy.error
 
     def abort(self) -> None:
-        """Stop in any state; nothing more is written to the file."""
+        """Stop encoding, in any state; nothing more is written to the file."""
         self._proxy.is_aborted = True
         with contextlib.suppress(self._error_class, OSError):
             self._file.close()
