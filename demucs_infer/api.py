@@ -388,14 +388,14 @@ class Separator:
     def separate_tensor(
         self, wav: Tensor, sr: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Separate an array; return the mixture at the model's rate, and its stems: each (C T).
+        """Separate an array; return the mixture at the model's rate, and its stems: each (C, T).
 
         Unlike upstream's, channels are converted even if `sr` is the sample rate of the model.
         """
         return _pair(self.run(wav, sr))
 
     def separate_audio_file(self, file: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Separate a file; return the mixture at the model's rate, and its stems: each (C T)."""
+        """Separate a file; return the mixture at the model's rate, and its stems: each (C, T)."""
         return _pair(self.run(file))
 
     def open_audio(
@@ -427,7 +427,7 @@ class Separator:
         model_kwargs: Mapping[str, object] | None = None,
         queries: Mapping[str, Mapping[str, object]] | None = None,
     ) -> InferenceOutput:
-        """Separate a track: a path, bytes, an open file, or an array (C T), (T,) or (T C).
+        """Separate a track: a path, bytes, an open file, or an array (C, T), (T,) or (T, C).
 
         `sample_rate` is that of an array, by default the model's. `model_kwargs` are passed to
         every call of the network. `queries` are arguments by name: the network is called with each

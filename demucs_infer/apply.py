@@ -147,7 +147,7 @@ def apply_model(
     batch_size: int = 1,
     model_kwargs: Mapping[str, object] | None = None,
 ) -> Tensor:
-    """Separate `mix`: (B C T) -> (B S C T), on the device of `mix`.
+    """Separate `mix`: (B, C, T) -> (B, S, C, T), on the device of `mix`.
 
     Has the signature and the numbers of upstream's function. Shifts are drawn from `seed`:
     `seed=k` gives what upstream gives after `random.seed(k)`, and `seed=None` draws from the

@@ -42,9 +42,9 @@ class Song(NamedTuple):
     """A mix and its stems."""
 
     mix: Tensor
-    """(C T)"""
+    """(C, T)"""
     stems: Tensor
-    """(S C T), in the order of `STEMS`."""
+    """(S, C, T), in the order of `STEMS`."""
     sample_rate: int
 
 
@@ -145,7 +145,7 @@ def _sample_times(length: int) -> Wave:
 
 
 def _mix_into(out: Wave, start: int, sound: Wave, gain: float = 1.0) -> None:
-    """Mix `sound` (T or C T) into `out` (C T) from `start`."""
+    """Mix `sound` (T, or C, T) into `out` (C, T) from `start`."""
     length = min(sound.shape[-1], out.shape[-1] - start)
     if length > 0:
         out[:, start : start + length] += gain * sound[..., :length]

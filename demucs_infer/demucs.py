@@ -69,7 +69,7 @@ def _filter_radius(old: int, new: int) -> int:
 
 
 def resample(x: Tensor, old: int, new: int) -> Tensor:
-    """Multiply the sample rate by `new / old`, coprime integers: (B C W) -> (B C W')."""
+    """Multiply the sample rate by `new / old`, coprime integers: (B, C, W) -> (B, C, W')."""
     batch, channels, length = x.shape
     radius = _filter_radius(old, new)
     x = F.pad(x.reshape(-1, 1, length), (radius, radius + old), mode="replicate")
@@ -230,7 +230,7 @@ class Demucs(nn.Module):
         return math.ceil(length / 2) if self.resample else length
 
     def forward(self, mix: Tensor) -> Tensor:
-        """Separate windows: (B C W) -> (B S C W)."""
+        """Separate windows: (B, C, W) -> (B, S, C, W)."""
         if not self.normalize:
             return self._separate(mix)
         mono = mix.mean(dim=1, keepdim=True)
@@ -249,7 +249,7 @@ class Demucs(nn.Module):
         return y
 
     def _apply_unet(self, x: Tensor) -> Tensor:
-        """Apply the U-Net: (B C W) -> (B S*C W')."""
+        """Apply the U-Net: (B, C, W) -> (B, S*C, W')."""
         skips = []
         for encode in self.encoder:
             x = encode(x)

@@ -211,16 +211,16 @@ class Normalizer:
 
     @classmethod
     def measure(cls, x: Tensor) -> Normalizer:
-        """Measure the mean and deviation of each item of a batch (B ...)."""
+        """Measure the mean and deviation of each item of a batch (B, ...)."""
         axes = tuple(range(1, x.dim()))
         return cls(x.mean(dim=axes, keepdim=True), x.std(dim=axes, keepdim=True))
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Bring (B ...) to zero mean and unit deviation."""
+        """Bring (B, ...) to zero mean and unit deviation."""
         return (x - self.mean) / (1e-5 + self.std)
 
     def denormalize(self, x: Tensor) -> Tensor:
-        """Bring (B S ...) back to the original mean and deviation."""
+        """Bring (B, S, ...) back to the original mean and deviation."""
         return x * self.std[:, None] + self.mean[:, None]
 
 
@@ -236,7 +236,7 @@ class SkipConnections:
 
 
 def _select_stems(x: Tensor, stems: Sequence[int], size: int) -> Tensor:
-    """Select `stems` of `x` (B S*size ...); return `x` itself if these are all stems in order."""
+    """Select `stems` of `x` (B, S*size, ...); return `x` itself if these are all stems in order."""
     indices, by_stem = list(stems), x.unflatten(1, (-1, size))
     if indices == list(range(by_stem.shape[1])):
         return x
@@ -302,7 +302,7 @@ class Hybrid(nn.Module):
         raise NotImplementedError
 
     def forward(self, mix: Tensor) -> Tensor:
-        """Separate windows: (B C W) -> (B S C W)."""
+        """Separate windows: (B, C, W) -> (B, S, C, W)."""
         return self.forward_stems(mix, range(len(self.sources)))
 
     def forward_stems(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
@@ -326,7 +326,7 @@ class Hybrid(nn.Module):
         return normalizer_time.denormalize(xt.unflatten(1, (-1, self.audio_channels))) + wave
 
     def estimate(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Apply the two U-Nets: (B P F T) and (B C W) -> (B S*P F T) and (B S*C W)."""
+        """Apply the two U-Nets: (B, P, F, T) and (B, C, W) -> (B, S*P, F, T) and (B, S*C, W)."""
         skips, skips_time = SkipConnections(), SkipConnections()
         for index, encode in enumerate(self.encoder):
             skips.lengths.append(x.shape[-1])
@@ -362,7 +362,7 @@ class Hybrid(nn.Module):
         return x, xt
 
     def analyze(self, mix: Tensor) -> Tensor:
-        """Return the spectrum: (B C W) -> (B C F T) complex, without the Nyquist bin."""
+        """Return the spectrum: (B, C, W) -> (B, C, F, T) complex, without the Nyquist bin."""
         if not self.config.hybrid:
             # The last window of a track may be shorter than the reflect padding needs.
             missing = max(0, self.nfft // 2 + 1 - mix.shape[-1])
@@ -375,12 +375,12 @@ class Hybrid(nn.Module):
         return spectro(pad, self.nfft, self.hop_length)[..., :-1, 2 : 2 + frames]
 
     def to_wave(self, x: Tensor, normalizer: Normalizer, z: Tensor, length: int) -> Tensor:
-        """Turn planes into samples, given the mix's spectrum `z`: (B S*P F T) -> (B S C length)."""
+        """Turn planes (B, S*P, F, T) into samples (B, S, C, length); `z` is the mix's spectrum."""
         x = normalizer.denormalize(x.unflatten(1, (-1, self.config.planes)))
         return self.synthesize(self.to_spectra(x.to(z.device), z), length)
 
     def synthesize(self, z: Tensor, length: int) -> Tensor:
-        """Invert `analyze`: (B S C F T) complex -> (B S C length)."""
+        """Invert `analyze`: (B, S, C, F, T) complex -> (B, S, C, length)."""
         if not self.config.hybrid:
             return ispectro(F.pad(z, (0, 0, 0, 1)), self.hop_length, length)
         z = F.pad(z, (2, 2, 0, 1))  # the frames and the bin that `analyze` left out are silent
@@ -396,13 +396,13 @@ class Hybrid(nn.Module):
         return self.hop_length // 2 * 3
 
     def to_planes(self, z: Tensor) -> Tensor:
-        """Turn a spectrum into the planes of the network: (B C F T) complex -> (B P F T)."""
+        """Turn a spectrum into the planes of the network: (B, C, F, T) complex -> (B, P, F, T)."""
         if not self.config.cac:
             return z.abs()
         return torch.view_as_real(z).permute(0, 1, 4, 2, 3).flatten(1, 2)
 
     def to_spectra(self, x: Tensor, z: Tensor) -> Tensor:
-        """Invert `to_planes`; `z` is the mix's spectrum: (B S P F T), (B C F T) -> (B S C F T)."""
+        """Turn planes (B, S, P, F, T) into spectra (B, S, C, F, T); `z` is the mix's spectrum."""
         if self.config.cac:
             x = x.unflatten(2, (-1, 2)).permute(0, 1, 2, 4, 5, 3)
             return torch.view_as_complex(x.contiguous())

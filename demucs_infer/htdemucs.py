@@ -137,7 +137,7 @@ class HTDemucs(Hybrid):
         return training_length
 
     def forward_stems(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
-        """Run `forward` and return only `stems`: (B C W) -> (B S C W)."""
+        """Run `forward` and return only `stems`: (B, C, W) -> (B, S, C, W)."""
         length = mix.shape[-1]
         missing = self.valid_length(length) - length
         if not missing:

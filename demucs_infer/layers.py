@@ -28,7 +28,7 @@ def group_norm(groups: int | None, channels: int) -> nn.Module:
 
 
 class LayerScale(nn.Module):
-    """A learned gain per channel: (... C T), or (... T C) if `channel_last`."""
+    """A learned gain per channel: (..., C, T), or (..., T, C) if `channel_last`."""
 
     def __init__(self, channels: int, init: float = 0.0, channel_last: bool = False) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class LayerScale(nn.Module):
 
 
 class BLSTM(nn.Module):
-    """A bidirectional LSTM and a projection back to C channels: (B C T) -> (B C T).
+    """A bidirectional LSTM and a projection back to C channels: (B, C, T) -> (B, C, T).
 
     Inputs longer than `max_steps` (a multiple of four) are read in frames that overlap by half;
     the middle half of each frame is kept.
@@ -65,7 +65,7 @@ class BLSTM(nn.Module):
         return y + x if self.skip else y
 
     def _run_lstm(self, x: Tensor) -> Tensor:
-        y: Tensor = self.linear(self.lstm(x.permute(2, 0, 1))[0])  # (T B C)
+        y: Tensor = self.linear(self.lstm(x.permute(2, 0, 1))[0])  # (T, B, C)
         return y.permute(1, 2, 0)
 
     def _run_lstm_in_frames(self, x: Tensor, width: int) -> Tensor:
@@ -73,14 +73,14 @@ class BLSTM(nn.Module):
         stride, margin = width // 2, width // 4
         frames = math.ceil(length / stride)
         x = F.pad(x, (0, (frames - 1) * stride + width - length))
-        x = x.unfold(-1, width, stride).permute(0, 2, 1, 3)  # (B frames C width)
+        x = x.unfold(-1, width, stride).permute(0, 2, 1, 3)  # (B, frames, C, width)
         y = self._run_lstm(x.reshape(-1, channels, width)).reshape(batch, frames, channels, width)
         middles = y[..., margin:-margin].transpose(1, 2).flatten(2)
         return torch.cat([y[:, 0, :, :margin], middles, y[:, -1, :, -margin:]], -1)[..., :length]
 
 
 class LocalState(nn.Module):
-    """Self-attention that decays with distance, at a rate per query: (B C T) -> (B C T)."""
+    """Self-attention that decays with distance, at a rate per query: (B, C, T) -> (B, C, T)."""
 
     num_decays = 4
 
@@ -115,7 +115,7 @@ class LocalState(nn.Module):
         return y
 
     def _decay_penalty(self, x: Tensor) -> Tensor:
-        """Return the penalty of key k for query q at each decay rate: (rates K Q)."""
+        """Return the penalty of key k for query q at each decay rate: (rates, K, Q)."""
         steps = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype)
         rates = torch.arange(1, self.num_decays + 1, device=x.device, dtype=x.dtype)
         distance = (steps[:, None] - steps[None, :]).abs()
@@ -138,7 +138,7 @@ class DConvConfig:
 
 
 class DConv(nn.Module):
-    """Residual branches of dilated convolutions with few channels: (B C T) -> (B C T)."""
+    """Residual branches of dilated convolutions with few channels: (B, C, T) -> (B, C, T)."""
 
     def __init__(self, channels: int, config: DConvConfig) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ def _make_branch(channels: int, hidden: int, dilation: int, config: DConvConfig)
 
 
 class FrequencyEmbedding(nn.Module):
-    """A learned offset per channel and bin, times a fixed `scale`: (C F)."""
+    """A learned offset per channel and bin, times a fixed `scale`: (C, F)."""
 
     def __init__(self, bins: int, channels: int, scale: float) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class LayerConfig:
     """The parameters that the encoder and decoder layers of one stage of one branch share."""
 
     over_frequency: bool
-    """Whether the layer strides over the bins of (B C F T), or else over the time of (B C T)."""
+    """Whether the layer strides over the bins of (B, C, F, T), or over the time of (B, C, T)."""
     kernel_size: int
     stride: int
     padded: bool
@@ -242,7 +242,7 @@ class LayerConfig:
 
 
 def _apply_per_bin(dconv: nn.Module, x: Tensor) -> Tensor:
-    """Apply `dconv` to each bin on its own: (B C F T) or (B C T) -> the same shape."""
+    """Apply `dconv` to each bin on its own: (B, C, F, T) or (B, C, T) -> the same shape."""
     if x.dim() == 3:
         y: Tensor = dconv(x)
         return y
@@ -252,7 +252,7 @@ def _apply_per_bin(dconv: nn.Module, x: Tensor) -> Tensor:
 
 
 class EncoderLayer(nn.Module):
-    """Encode one stage: (B C F T) -> (B C' F/stride T), or (B C T) -> (B C' T/stride).
+    """Encode one stage: (B, C, F, T) -> (B, C', F/stride, T), or (B, C, T) -> (B, C', T/stride).
 
     An `empty` layer, the last one of the time branch, is only a convolution. Its output is injected
     into the encoder layer of the frequency branch at the same stage.
@@ -376,7 +376,7 @@ class BandEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
-        """Encode (B C F T) -> (B C' F/stride T); `inject` is never used with bands."""
+        """Encode (B, C, F, T) -> (B, C', F/stride, T); `inject` is never used with bands."""
         del inject
         padding = self.config.padding
         x = F.pad(x, (0, 0, padding, padding))

@@ -80,7 +80,7 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> float | None:
 def frame_sdr(
     references: Tensor, estimates: Tensor, *, window: int = 44100, hop: int | None = None
 ) -> Tensor:
-    """Return the SDR of every window of `window` samples: two (S C T) -> (S N).
+    """Return the SDR of every window of `window` samples: two (S, C, T) -> (S, N).
 
     These are the SDR values of BSS Eval v4 (`museval.evaluate`), whose distortion filters split
     the error into parts without changing their sum. As in museval, a window in which any true or
@@ -129,7 +129,7 @@ def fullness_bleedless(
 
 
 def _power(signal: Tensor) -> Tensor:
-    """Return the power of every bin and frame: (T) -> (F N)."""
+    """Return the power of every bin and frame: (T) -> (F, N)."""
     signal = torch.nn.functional.pad(signal.float(), (0, max(0, _FFT_SIZE - len(signal))))
     window = torch.hann_window(_FFT_SIZE)
     spectrum = torch.stft(signal, _FFT_SIZE, _HOP, window=window, center=False, return_complex=True)
@@ -137,7 +137,7 @@ def _power(signal: Tensor) -> Tensor:
 
 
 def _mel_filters(sample_rate: int) -> Tensor:
-    """Return triangular filters (bands F) that are equally wide on the mel scale."""
+    """Return triangular filters (bands, F) that are equally wide on the mel scale."""
     highest = 2595 * math.log10(1 + sample_rate / 2 / 700)
     mels = torch.linspace(0, highest, _BANDS + 2)
     edges = (700 * (10 ** (mels / 2595) - 1)) / sample_rate * _FFT_SIZE
@@ -185,7 +185,7 @@ def score(
     frames: int | None = None,
     sample_rate: int = 44100,
 ) -> list[Score]:
-    """Score all stems (C T) of one track, in the order of `references`.
+    """Score all stems (C, T) of one track, in the order of `references`.
 
     `frames` is the window of `frame_sdr` in samples; None leaves that score out. Raises
     `ConfigError` if an estimate is missing.
@@ -335,7 +335,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a folder of tracks, `ROOT/track/stem.wav` or `ROOT/stem.wav` for one track.
 
-    `estimates` is a folder of the same layout, or a function that gets the mixture (C T) and its
+    `estimates` is a folder of the same layout, or a function that gets the mixture (C, T) and its
     sample rate and returns the stems. The mixture is the track's `mixture` or `mix` file, or else
     the sum of its stems. One track is in memory at a time. `stems` selects the stems to score
     (default: all of the references); `progress` is called with every track's name. Raises

@@ -34,7 +34,7 @@ def find_hue(stem: str, index: int) -> int:
 
 
 def measure_peaks(samples: Tensor, columns: int) -> list[float]:
-    """Cut (C T) into up to `columns` equal parts; return the largest absolute sample of each."""
+    """Cut (C, T) into up to `columns` equal parts; return the largest absolute sample of each."""
     track = samples.abs().amax(0)
     step = max(1, math.ceil(len(track) / columns))
     return [float(part.max()) for part in track.split(step)]
@@ -43,7 +43,7 @@ def measure_peaks(samples: Tensor, columns: int) -> list[float]:
 def draw_waveform(
     samples: Tensor, *, hue: int = 232, width: int = 600, height: int = 48, top: float | None = None
 ) -> str:
-    """Return an SVG of the waveform (C T); `top` is the amplitude at the edge of the picture."""
+    """Return an SVG of the waveform (C, T); `top` is the amplitude at the edge of the picture."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" aria-label="waveform">'
@@ -70,7 +70,7 @@ def _waveform_path(
 def measure_spectrogram(
     samples: Tensor, sample_rate: int, *, bands: int = 96, columns: int = 480
 ) -> Tensor:
-    """Return decibels below the loudest point: (C T) -> (F N), low frequencies first.
+    """Return decibels below the loudest point: (C, T) -> (F, N), low frequencies first.
 
     The bands are spaced logarithmically from 40 Hz to half the sample rate.
     """
@@ -95,7 +95,7 @@ def measure_spectrogram(
 def draw_spectrogram(
     samples: Tensor, sample_rate: int, *, bands: int = 96, columns: int = 480
 ) -> bytes:
-    """Return a PNG of the spectrogram (C T), low frequencies at the bottom."""
+    """Return a PNG of the spectrogram (C, T), low frequencies at the bottom."""
     decibels = measure_spectrogram(samples, sample_rate, bands=bands, columns=columns)
     place = (1 + decibels / _DYNAMIC_RANGE).clamp(0, 1) * (len(_COLORS) - 1)
     below = place.floor().long().clamp(max=len(_COLORS) - 2)
@@ -117,7 +117,7 @@ def encode_png(pixels: Tensor) -> bytes:
 
 
 def draw_stems(stems: Mapping[str, Tensor], sample_rate: int, title: str = "") -> str:
-    """Return an SVG with the waveform and the spectrogram of each stem (C T), one row per stem."""
+    """Return an SVG with the waveform and the spectrogram of each stem (C, T), one row per stem."""
     width, wave, picture, gap, head = 640, 56, 96, 14, 30
     row = wave + picture + gap
     top = max(0.05, *(float(stem.abs().max()) for stem in stems.values()))

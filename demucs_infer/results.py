@@ -111,19 +111,19 @@ _PREVIEW_KILOBITS = 128
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)  # comparing tensors gives no bool
 class InferenceOutput:
-    """The stems of one track, at the level of the mixture: `out["vocals"]` is (C T).
+    """The stems of one track, at the level of the mixture: `out["vocals"]` is (C, T).
 
     A notebook shows it as waveforms and players.
     """
 
     outputs: dict[str, Tensor]
-    """Stems (C T) by name: those of the model in its order, then derived ones."""
+    """Stems (C, T) by name: those of the model in its order, then derived ones."""
 
     sample_rate: int
     """Sample rate of the model."""
 
     mixture: Tensor | None = field(default=None, repr=False)
-    """The track (C T) at the sample rate and with the channels of the model."""
+    """The track (C, T) at the sample rate and with the channels of the model."""
 
     @property
     def stems(self) -> dict[str, Tensor]:
@@ -224,7 +224,7 @@ class InferenceOutput:
 
 
 def _encode_preview(stem: Tensor, sample_rate: int) -> str:
-    """Encode a stem (C T) to mp3, in base64."""
+    """Encode a stem (C, T) to mp3, in base64."""
     file = io.BytesIO()
     with AudioWriter(
         file, sample_rate, len(stem), format="mp3", bitrate=_PREVIEW_KILOBITS

@@ -73,7 +73,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def load_track(track: str | os.PathLike[str], audio_channels: int, samplerate: int) -> Tensor:
-    """Read a file as a model wants it: (audio_channels T) at `samplerate`.
+    """Read a file as a model wants it: (audio_channels, T) at `samplerate`.
 
     Raises:
         AudioReadError: The file cannot be read.

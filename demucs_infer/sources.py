@@ -23,7 +23,7 @@ from demucs_infer.options import InputOptions
 Samples: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 MAX_CHANNELS = 64
-"""Most channels of an array: a longer axis is time, which tells (T C) from (C T)."""
+"""Most channels of an array: a longer axis is time, which tells (T, C) from (C, T)."""
 
 # Integers are fractions of the full scale of their type; unsigned bytes are centered at 128.
 _FULL_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31, torch.uint8: 2.0**7}
@@ -34,7 +34,7 @@ class Audio:
     """Samples together with their sample rate."""
 
     data: Samples
-    """(C T), (T,), or (T C) if the shape is unambiguous."""
+    """(C, T), (T,), or (T, C) if the shape is unambiguous."""
     sample_rate: int
     """Samples per second, a whole number."""
 
@@ -74,7 +74,7 @@ class ReadFormat:
 
 
 def cut_part(wav: Tensor, sample_rate: int, options: InputOptions) -> Tensor:
-    """Return the requested part of the samples (C T).
+    """Return the requested part of the samples (C, T).
 
     Raises:
         AudioInputError: The part begins after the end of the audio.
@@ -170,7 +170,7 @@ class FileSource:
         return self._track.warnings
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield blocks (C T) of samples, from the first one."""
+        """Yield blocks (C, T) of samples, from the first one."""
         for block in self._track.blocks():
             yield block.to(self._device)
 
@@ -247,7 +247,7 @@ def is_file(audio: object) -> TypeGuard[Source]:
 
 
 def to_samples(data: object) -> Tensor:
-    """Convert an array of any type to a new float32 tensor (C T).
+    """Convert an array of any type to a new float32 tensor (C, T).
 
     Raises:
         AudioInputError: `data` is empty, not finite, or of an unsupported type or shape.
@@ -281,7 +281,7 @@ def _tensor(data: object) -> Tensor:
 
 
 def _channels_first(wav: Tensor) -> Tensor:
-    """Arrange (C T), (T,) or (T C) as (C T)."""
+    """Arrange (C, T), (T,) or (T, C) as (C, T)."""
     if wav.ndim == 1:
         return wav[None]
     shape = tuple(wav.shape)

@@ -29,7 +29,7 @@ def complex_device(device: torch.device) -> torch.device:
 
 
 def spectro(x: Tensor, n_fft: int = 512, hop_length: int | None = None, pad: int = 0) -> Tensor:
-    """Compute the centered, orthonormal STFT: (... W) -> (... F T) complex, F = n_fft / 2 + 1.
+    """Compute the centered, orthonormal STFT: (..., W) -> (..., F, T) complex, F = n_fft / 2 + 1.
 
     `hop_length` is a quarter of `n_fft` if it is not given. With `pad`, each window of `n_fft`
     samples is padded with silence to 1 + `pad` times its length, which gives more bins.
@@ -52,7 +52,7 @@ def spectro(x: Tensor, n_fft: int = 512, hop_length: int | None = None, pad: int
 def ispectro(
     z: Tensor, hop_length: int | None = None, length: int | None = None, pad: int = 0
 ) -> Tensor:
-    """Invert `spectro` to `length` samples: (... F T) complex -> (... length)."""
+    """Invert `spectro` to `length` samples: (..., F, T) complex -> (..., length)."""
     *other, bins, frames = z.shape
     z = z.reshape(-1, bins, frames)
     n_fft = 2 * bins - 2
@@ -70,7 +70,7 @@ def ispectro(
 
 
 def pad_reflect(x: Tensor, left: int, right: int) -> Tensor:
-    """Pad both ends by reflection, at any length: (... W) -> (... left+W+right).
+    """Pad both ends by reflection, at any length: (..., W) -> (..., left+W+right).
 
     Reflection needs a signal longer than the padding, so a short signal is first padded with
     silence, up to `right` samples on the right, then on the left (as upstream does).

@@ -106,7 +106,7 @@ def positions_2d(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Return the position embedding of a spectrogram, frame by frame: (1 T*F C)."""
+    """Return the position embedding of a spectrogram, frame by frame: (1, T*F, C)."""
     # A tensor that is cached in inference mode could not be used with autograd later.
     with torch.inference_mode(False):
         rates = torch.arange(0.0, channels // 2, 2, device="cpu")
@@ -138,7 +138,7 @@ def positions_1d(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Return the position embedding of the waveform, zero in the middle if `centered`: (1 U C)."""
+    """Return the position embedding of the waveform (1, U, C), zero in the middle if `centered`."""
     with torch.inference_mode(False):
         positions = torch.arange(0.0, steps, device="cpu")[:, None]
         if centered:
@@ -150,7 +150,7 @@ def positions_1d(
 
 
 class PositionTable(nn.Module):
-    """A learned position embedding: (1 U C)."""
+    """A learned position embedding: (1, U, C)."""
 
     boost = 3.0
     """Factor by which the stored table is multiplied."""
@@ -170,7 +170,7 @@ class PositionTable(nn.Module):
 
 
 class TokenGroupNorm(nn.GroupNorm):
-    """A group norm over all tokens of an item: (B N C) -> (B N C)."""
+    """A group norm over all tokens of an item: (B, N, C) -> (B, N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize each item."""
@@ -198,7 +198,7 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, query: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Attend from `query` (B N C) to `memory` (B M C), or for None to `query` itself."""
+        """Attend from `query` (B, N, C) to `memory` (B, M, C), or for None to `query` itself."""
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if memory is None:
             q, k, v = F.linear(query, weight, bias).chunk(3, dim=-1)
@@ -207,7 +207,7 @@ class Attention(nn.Module):
             q = F.linear(query, weight[:c], bias[:c])
             k, v = F.linear(memory, weight[c:], bias[c:]).chunk(2, dim=-1)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v)  # (B heads N C/heads)
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, C/heads)
         y: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return y
 
@@ -249,7 +249,7 @@ class TransformerLayer(nn.Module):
 
 
 class SelfLayer(TransformerLayer):
-    """A layer with self-attention: (B N C) -> (B N C)."""
+    """A layer with self-attention: (B, N, C) -> (B, N, C)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -269,7 +269,7 @@ class SelfLayer(TransformerLayer):
 
 
 class CrossLayer(TransformerLayer):
-    """A layer with cross-attention from (B N C) to another sequence (B M C) -> (B N C)."""
+    """A layer with cross-attention from (B, N, C) to another sequence (B, M, C) -> (B, N, C)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -289,7 +289,7 @@ class CrossLayer(TransformerLayer):
 
 
 class CrossTransformer(nn.Module):
-    """The stacks of layers for spectrogram and waveform: (B C F T), (B C U) -> the same shapes."""
+    """The stacks of layers for the spectrogram (B, C, F, T) and for the waveform (B, C, U)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -319,9 +319,9 @@ class CrossTransformer(nn.Module):
         depth in the other stack.
         """
         _, _, bins, frames = x.shape
-        x = x.permute(0, 3, 2, 1).flatten(1, 2)  # (B T*F C)
+        x = x.permute(0, 3, 2, 1).flatten(1, 2)  # (B, T*F, C)
         x = self.norm_in(x) + self._positions(x, bins, frames)
-        xt = xt.transpose(1, 2)  # (B U C)
+        xt = xt.transpose(1, 2)  # (B, U, C)
         xt = self.norm_in_t(xt) + self._positions_t(xt)
         for layer, layer_t in zip(self.layers, self.layers_t, strict=True):
             if isinstance(layer, CrossLayer):

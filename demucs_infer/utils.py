@@ -36,7 +36,7 @@ def fatal(*args: object) -> NoReturn:
 
 
 def unfold(a: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """Cut frames out of the last axis: (... T) -> (... ceil(T / stride) kernel_size).
+    """Cut frames out of the last axis: (..., T) -> (... ceil(T / stride) kernel_size).
 
     The end is padded with zeros.
     """

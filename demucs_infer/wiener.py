@@ -32,7 +32,7 @@ _MAX_MODULUS = 10.0
 
 
 def wiener(magnitudes: Tensor, mix: Tensor, iterations: int, residual: bool = False) -> Tensor:
-    """Estimate complex sources: magnitudes (B S C F T), complex mix (B C F T) -> (B S C F T).
+    """Estimate complex sources from magnitudes (B, S, C, F, T) and complex mix (B, C, F, T).
 
     With `iterations` 0 every source gets the phase of the mix. With `residual`, the mix minus the
     sources takes part in the iterations as one more source, which is not returned.
@@ -51,9 +51,9 @@ def wiener(magnitudes: Tensor, mix: Tensor, iterations: int, residual: bool = Fa
 
 
 def _filter_window(magnitudes: Tensor, mix: Tensor, iterations: int, residual: bool) -> Tensor:
-    """Filter one window of one item: magnitudes (S C F T), mix (C F T) -> (S C F T), or (S+1 ...).
+    """Filter a window of one item: magnitudes (S, C, F, T) and mix (C, F, T) -> complex sources.
 
-    With `residual` (and `iterations`), the last source is the residual.
+    The result is (S, C, F, T), or (S+1, C, F, T) if the residual takes part, as the last source.
     """
     # As in Open-Unmix and in the training, a bin that is exactly zero counts as 1 + 0j.
     mix = torch.where(mix == 0, torch.ones_like(mix), mix)
@@ -71,12 +71,12 @@ def _filter_window(magnitudes: Tensor, mix: Tensor, iterations: int, residual: b
 def _iterate_em(sources: Tensor, mix: Tensor, iterations: int) -> Tensor:
     """Alternate between estimating the spatial covariances and filtering the mix with them."""
     noise = _EPS**0.5 * torch.eye(mix.shape[0], dtype=mix.dtype, device=mix.device)
-    target = mix.permute(1, 2, 0)[..., None]  # (F T C 1)
+    target = mix.permute(1, 2, 0)[..., None]  # (F, T, C, 1)
     for _ in range(iterations):
-        power = (sources.real**2 + sources.imag**2).mean(1)  # (S F T)
+        power = (sources.real**2 + sources.imag**2).mean(1)  # (S, F, T)
         spatial_covariance = torch.einsum("scft,sdft->sfcd", sources, sources.conj())
         spatial_covariance = spatial_covariance / (_EPS + power.sum(-1))[..., None, None]
         covariance = torch.einsum("sft,sfcd->ftcd", power.to(mix.dtype), spatial_covariance) + noise
-        whitened = torch.linalg.solve(covariance, target)[..., 0]  # (F T C)
+        whitened = torch.linalg.solve(covariance, target)[..., 0]  # (F, T, C)
         sources = torch.einsum("sfcd,ftd->scft", spatial_covariance, whitened) * power[:, None]
     return sources

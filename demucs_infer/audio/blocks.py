@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def reblock(blocks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Yield the samples of `blocks` (... C t) as float32 blocks of `size`, the last one shorter.
+    """Yield the samples of `blocks` (..., C, t) as float32 blocks of `size`, the last one shorter.
 
     The result shares no memory with `blocks`, whose source may reuse the memory of a block for the
     next one.

@@ -30,14 +30,14 @@ _STEREO_WEIGHTS = {
 
 
 def downmix_weights(layout: Sequence[str]) -> Tensor | None:
-    """Return the weights (2 C) that mix a layout down to stereo; None for unknown channels."""
+    """Return the weights (2, C) that mix a layout down to stereo; None for unknown channels."""
     if not layout or any(name not in _STEREO_WEIGHTS for name in layout):
         return None
     return torch.tensor([_STEREO_WEIGHTS[name] for name in layout]).T
 
 
 def convert_channels(block: Tensor, channels: int) -> Tensor:
-    """Convert the number of channels: (... C T) -> (... channels T).
+    """Convert the number of channels: (..., C, T) -> (..., channels, T).
 
     To one channel: the mean. From one channel: copies. From more channels than requested: the
     first ones. The result may share memory with `block`.
@@ -63,5 +63,5 @@ def convert_channels(block: Tensor, channels: int) -> Tensor:
 
 
 def convert_audio(wav: Tensor, from_samplerate: int, to_samplerate: int, channels: int) -> Tensor:
-    """Convert the sample rate and the channels of a whole track (... C T), as upstream does."""
+    """Convert the sample rate and the channels of a whole track (..., C, T), as upstream does."""
     return resample(convert_channels(wav, channels), from_samplerate, to_samplerate)

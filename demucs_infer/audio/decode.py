@@ -31,7 +31,7 @@ from demucs_infer.audio.formats import RATES
 from demucs_infer.errors import AudioReadError
 
 Samples: TypeAlias = "NDArray[Any]"
-"""Decoded samples (C t) in the decoder's own number format."""
+"""Decoded samples (C, t) in the decoder's own number format."""
 
 MAX_CHANNELS = 64
 _DEMUXERS = (
@@ -270,7 +270,7 @@ class Decoder:
         """Samples of the last packet according to the container, if it counts in samples."""
 
     def frames(self) -> Iterator[Samples]:
-        """Yield decoded frames (C t), and silence in place of what could not be decoded.
+        """Yield decoded frames (C, t), and silence in place of what could not be decoded.
 
         A frame is a view of FFmpeg's memory, which lives as long as the view does.
 
@@ -359,7 +359,7 @@ class Decoder:
 
 
 def _frame_samples(frame: AudioFrame) -> Samples:
-    """Return the samples of a frame (C t) in its own number format."""
+    """Return the samples of a frame (C, t) in its own number format."""
     kind = frame.format
     channels, dtype = frame.layout.nb_channels, _DTYPES[kind.name.removesuffix("p")]
     if not kind.is_planar:
@@ -373,7 +373,7 @@ def _frame_samples(frame: AudioFrame) -> Samples:
 
 
 def to_float(frames: Iterable[Samples]) -> Iterator[Tensor]:
-    """Convert decoded frames (C t) to float32 with full scale 1; join short frames."""
+    """Convert decoded frames (C, t) to float32 with full scale 1; join short frames."""
     group: list[Samples] = []
     length = 0
     for frame in frames:

@@ -24,7 +24,7 @@ clipping. `none`: unchanged; integer files saturate, float files keep everything
 
 
 def prevent_clip(wav: Tensor, mode: str | None = "rescale") -> Tensor:
-    """Bring a whole track (C T) below full scale, as upstream's function of this name does.
+    """Bring a whole track (C, T) below full scale, as upstream's function of this name does.
 
     `rescale`: divide by 1.01 times the peak, if that is above 1; `clamp`: cut at ±0.99;
     `tanh`: soft clipping; `none` or None: return the tensor itself.
@@ -67,7 +67,7 @@ def clip_gains(peaks: Mapping[str, float], clip: Clip, encoding: Encoding) -> di
 
 
 def round_together(blocks: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """Round blocks (C T) to `bits` bits so that their sum is rounded to the nearest, too.
+    """Round blocks (C, T) to `bits` bits so that their sum is rounded to the nearest, too.
 
     The rounding error of one block is carried to the next: each changes by at most 1 step, and the
     sum by at most half a step, where independent rounding would add half a step for every block.
@@ -88,7 +88,7 @@ def round_together(blocks: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]
 
 
 def check_block(block: Tensor, channels: int, name: str) -> Tensor:
-    """Return the block (C T) as float32 on the CPU.
+    """Return the block (C, T) as float32 on the CPU.
 
     Raises:
         ValueError: The block does not have the shape (channels, samples), or is not of floats.
@@ -171,7 +171,7 @@ class Shaper:
             raise ValueError(f"clip = {self.clip!r} must be one of: {', '.join(CLIP_MODES)}")
 
     def shape(self, blocks: Mapping[str, Tensor], gains: Mapping[str, float]) -> dict[str, Tensor]:
-        """Return the blocks (C T) as float32, ready to be encoded."""
+        """Return the blocks (C, T) as float32, ready to be encoded."""
         # In double precision where samples change, so that the sum stays exact.
         shaped = {
             name: block if gains[name] == 1 else block.double() * gains[name]

@@ -18,7 +18,7 @@ _PREROLL_SECONDS = 0.5
 
 
 def read_part(path: Path, start: int, stop: int) -> Tensor:
-    """Return the samples [`start`, `stop`) of a file (C t), as far as the file has them.
+    """Return the samples [`start`, `stop`) of a file (C, t), as far as the file has them.
 
     For files that `AudioWriter` has written, they equal those of a complete decoding; for opus only
     nearly, because it predicts from earlier frames.

@@ -129,7 +129,7 @@ class AudioReader:
             yield container, stream
 
     def blocks(self, frames: int = BLOCK) -> Iterator[Tensor]:
-        """Yield the samples as float32 blocks (C t) of `frames`, the last one shorter.
+        """Yield the samples as float32 blocks (C, t) of `frames`, the last one shorter.
 
         Raises:
             AudioReadError: There are no samples to read, or with `strict`, the file is damaged.
@@ -519,7 +519,7 @@ class TrackReader:
         return convert_channels(block, self.channels)
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield the track from its beginning as float32 blocks (C t).
+        """Yield the track from its beginning as float32 blocks (C, t).
 
         Raises:
             AudioReadError: The file has no samples to read, is damaged and `strict`, or is too
@@ -547,6 +547,6 @@ class TrackReader:
 
 
 def load_track(track: Source, audio_channels: int, samplerate: int) -> Tensor:
-    """Load a whole track (C T) at the sample rate and with the channels that a network takes."""
+    """Load a whole track (C, T) at the sample rate and with the channels that a network takes."""
     reader = TrackReader(track, sample_rate=samplerate, channels=audio_channels)
     return torch.cat(list(reader.blocks()), dim=-1)

@@ -44,7 +44,7 @@ class _ResampleStream(Protocol):
 
 
 class StreamResampler:
-    """Resamples blocks (C t) of any size: `push` each, then `finish`, and join the results.
+    """Resamples blocks (C, t) of any size: `push` each, then `finish`, and join the results.
 
     `method="julius"` is upstream's kernel and gives `floor(T * to / from)` samples. With two or
     more channels at the usual rates it is bit-identical to upstream; if the reduced rates are
@@ -72,20 +72,20 @@ class StreamResampler:
             self._stream = _SincStream(_FilterBank(from_rate, to_rate), channels)
 
     def push(self, block: Tensor) -> Tensor:
-        """Return the output (C t') that is complete after `block` (C t), possibly none."""
+        """Return the output (C, t') that is complete after `block` (C, t), possibly none."""
         if block.ndim != 2 or block.shape[0] != self._channels:
             raise ValueError(
-                f"a block must have {self._channels} channels (C t), got {tuple(block.shape)}"
+                f"a block must have {self._channels} channels (C, t), got {tuple(block.shape)}"
             )
         return self._stream.push(block)
 
     def finish(self) -> Tensor:
-        """Return the rest (C t') of the output; nothing may be pushed afterwards."""
+        """Return the rest (C, t') of the output; nothing may be pushed afterwards."""
         return self._stream.finish()
 
 
 def resample(wav: Tensor, from_rate: int, to_rate: int, method: Resampler = "julius") -> Tensor:
-    """Resample a whole track: (... T) -> (... T'), with the same result as a stream."""
+    """Resample a whole track: (..., T) -> (..., T'), with the same result as a stream."""
     if from_rate == to_rate:
         return wav
     flat = wav.reshape(-1, wav.shape[-1])
@@ -136,7 +136,7 @@ class _PhaseGroup:
     skip: int
     """Samples between the first one that a period reads and the first tap of the group."""
     filters: Tensor
-    """(P 1 K)"""
+    """(P, 1, K)"""
 
 
 class _FilterBank:
@@ -171,7 +171,7 @@ class _FilterBank:
             yield _PhaseGroup(low + self.width, self._filters(first, stop, low, high))
 
     def _filters(self, first: int, stop: int, low: int, high: int) -> Tensor:
-        """Make the filters (P 1 K) of the phases [first, stop) at the samples [low, high).
+        """Make the filters (P, 1, K) of the phases [first, stop) at the samples [low, high).
 
         The float32 operations are in upstream's order, so that the last bit is equal.
         """
@@ -230,7 +230,7 @@ class _SincStream:
         return torch.cat(outputs, dim=-1) if outputs else rest[:, :0]
 
     def _convolve(self, block: Tensor, periods: int) -> Tensor:
-        """Compute the first `periods` periods of output from `block` (C t): (C periods * new)."""
+        """Compute the first `periods` periods of output from `block` (C, t): (C, periods * new)."""
         bank = self._bank
         # PyTorch sums one channel in an order that depends on its length, but not two channels.
         pair = (block.expand(2, -1) if self._channels == 1 else block)[:, None]

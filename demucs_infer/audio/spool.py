@@ -32,7 +32,7 @@ def count_frames(folder: Path, shape: tuple[int, int]) -> int:
 
 
 def read_frames(folder: Path, shape: tuple[int, int], start: int, stop: int) -> Tensor:
-    """Return the samples [`start`, `stop`) of a spool (S C t), as far as it has them."""
+    """Return the samples [`start`, `stop`) of a spool (S, C, t), as far as it has them."""
     frame_bytes = 4 * shape[0] * shape[1]
     with (folder / _DATA).open("rb") as data:
         data.seek(start * frame_bytes)
@@ -98,7 +98,7 @@ class Spool:
         return remaining == 0 and actual == checksum
 
     def append(self, block: Tensor) -> None:
-        """Add the next samples of all stems: (S C t)."""
+        """Add the next samples of all stems: (S, C, t)."""
         if tuple(block.shape[:-1]) != self.shape:
             raise ValueError(
                 f"invalid block of shape {tuple(block.shape)}: expected {self.shape} and a length"
@@ -143,7 +143,7 @@ class Spool:
                 file.close()
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield all samples from the first on in blocks (S C t); wait for samples to be added."""
+        """Yield all samples from the first on in blocks (S, C, t); wait for samples to be added."""
         position = 0
         with self._data.open("rb") as data:
             while True:

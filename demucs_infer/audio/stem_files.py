@@ -96,7 +96,7 @@ class StemFiles:
         return self._threads[stem].writer.temp_path
 
     def write(self, blocks: Mapping[str, Tensor]) -> None:
-        """Encode the next samples of every stem: name -> (C T), all equally long."""
+        """Encode the next samples of every stem: name -> (C, T), all equally long."""
         if set(blocks) != set(self._threads):
             raise ValueError(f"blocks for {sorted(blocks)}, expected {sorted(self._threads)}")
         for moment in zip(*map(pieces, blocks.values()), strict=True):
@@ -150,7 +150,7 @@ class _EncoderThread:
         self._is_finishing = False
 
     def write(self, piece: Tensor) -> None:
-        """Queue a copy of `piece` (C T), as soon as there is room; raise errors of the encoder."""
+        """Queue a copy of `piece` (C, T), as soon as there is room; raise errors of the encoder."""
         while len(self._waiting) >= _MAX_WAITING:
             self._waiting.popleft().result()
         self._waiting.append(self._thread.submit(self.writer.write, piece.clone()))

@@ -217,7 +217,7 @@ class StemWriter:
             yield block
 
     def _blocks(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the blocks (C t) of each file, at its sample rate and with its channels."""
+        """Yield the blocks (C, t) of each file, at its sample rate and with its channels."""
         layout, stems = self.layout, len(self._stems)
         remaining = layout.frames
         for block in self._resampled_blocks():
@@ -230,12 +230,12 @@ class StemWriter:
             yield self._name(torch.zeros(stems, layout.channels, remaining))
 
     def _name(self, block: Tensor) -> dict[str, Tensor]:
-        """Return the stems (S C t) by name, and the mixture if the files include it."""
+        """Return the stems (S, C, t) by name, and the mixture if the files include it."""
         named = dict(zip(self._stems, block))
         return named if self._mix_name is None else {**named, self._mix_name: block.sum(0)}
 
     def _resampled_blocks(self) -> Iterator[Tensor]:
-        """Yield resampled blocks of all stems: (S*C t)."""
+        """Yield resampled blocks of all stems: (S*C, t)."""
         layout = self.layout
         rows = len(self._stems) * layout.channels
         resampler = StreamResampler(layout.spool_rate, layout.rate, rows)

@@ -96,7 +96,7 @@ class AudioFile:
         samplerate: int | None = None,
         channels: int | None = None,
     ) -> Tensor:
-        """Read samples of the streams: (C T) if `streams` is a number, else (S C T).
+        """Read samples of the streams: (C, T) if `streams` is a number, else (S, C, T).
 
         With `duration`, the result has at most `int(rate * duration)` samples at its own rate.
         """
@@ -132,7 +132,7 @@ class AudioFile:
 
 
 def convert_audio_channels(wav: Tensor, channels: int = 2) -> Tensor:
-    """Convert the number of channels: (... C T) -> (... channels T).
+    """Convert the number of channels: (..., C, T) -> (..., channels, T).
 
     Raises:
         ValueError: `wav` has two or more channels, but fewer than requested.
@@ -165,7 +165,7 @@ def encode_mp3(
     quality: int = 2,
     verbose: bool = False,  # noqa: ARG001 (upstream's signature; the encoder is always silent)
 ) -> None:
-    """Write a track (C T), floats or int16, as MP3; `quality` is 2 (best) to 7 (fastest).
+    """Write a track (C, T), floats or int16, as MP3; `quality` is 2 (best) to 7 (fastest).
 
     Raises:
         AudioWriteError: The file cannot be written.
@@ -185,7 +185,7 @@ def encode_wav(
     bits_per_sample: int = 16,
     as_float: bool = False,
 ) -> None:
-    """Write a track (C T) as WAV, clamped to full scale: 16 or 24 bits, or 32-bit floats.
+    """Write a track (C, T) as WAV, clamped to full scale: 16 or 24 bits, or 32-bit floats.
 
     Raises:
         AudioWriteError: The file cannot be written.
@@ -205,7 +205,7 @@ def encode_ffmpeg(
     samplerate: int,
     bits_per_sample: int = 16,
 ) -> None:
-    """Write a track (C T), clamped to full scale, in the format of the suffix of `path`.
+    """Write a track (C, T), clamped to full scale, in the format of the suffix of `path`.
 
     No ffmpeg program is needed.
 

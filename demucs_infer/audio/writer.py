@@ -178,7 +178,7 @@ class AudioWriter:
         return self._file.temp_path
 
     def write(self, block: Tensor) -> None:
-        """Write the next samples (C T), floats.
+        """Write the next samples (C, T), floats.
 
         Raises:
             AudioWriteError: A sample is not finite, or the file cannot be written; it is deleted.
@@ -300,7 +300,7 @@ def save_audio(
     as_float: bool = False,
     preset: Literal[2, 3, 4, 5, 6, 7] = 2,
 ) -> None:
-    """Save a whole track (C T), with upstream's signature; the suffix of `path` decides the format.
+    """Save a track (C, T), with upstream's signature; the suffix of `path` decides the format.
 
     `bitrate` (kbit/s) and `preset` apply to mp3, `bits_per_sample` and `as_float` to lossless
     formats.

@@ -23,7 +23,7 @@ class DecodedCache:
         self._channels = channels
 
     def tee(self, blocks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
-        """Yield the blocks (C t) unchanged while copying them to the file; deleted on an error."""
+        """Yield the blocks (C, t) unchanged while copying them to the file; deleted on an error."""
         try:
             with self._path.open("wb") as file:
                 for block in blocks:
@@ -34,7 +34,7 @@ class DecodedCache:
             raise
 
     def blocks(self) -> Generator[Tensor, None, None]:
-        """Yield all samples (C t), then delete the file."""
+        """Yield all samples (C, t), then delete the file."""
         try:
             with self._path.open("rb") as file:
                 while piece := bytearray(file.read(4 * self._channels * _READ_FRAMES)):

@@ -65,7 +65,7 @@ class DecodedTrack:
         self._is_abandoned.set()
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield the samples from the first on: (C t)."""
+        """Yield the samples from the first on: (C, t)."""
         with closing(self._decoded.blocks()) as blocks:
             yield from check_between(blocks, self._is_abandoned)
 

@@ -175,7 +175,7 @@ def _gather(planes: Sequence[object], bits: Tensor, size: int) -> Tensor:
 
 
 def _unpack(stored: LazyTensor, count: int) -> Tensor:
-    """Unpack the first `count` values of bit planes (L P 32) -> (count) int16."""
+    """Unpack the first `count` values of bit planes (L, P, 32) -> (count) int16."""
     shape = stored.shape
     is_supported = len(shape) == 3 and shape[1] <= MAX_BITS + 1 and shape[2] == _WORDS
     if not is_supported or stored.dtype != torch.int64 or shape[0] != math.ceil(count / _LINE):
@@ -185,7 +185,7 @@ def _unpack(stored: LazyTensor, count: int) -> Tensor:
     values = np.zeros((lines, _WORD_BITS, _WORDS), dtype=np.int16)
     for plane in range(planes):
         octets = np.ascontiguousarray(words[:, plane]).view(np.uint8).reshape(lines, _WORDS, 8)
-        bits = np.unpackbits(octets, axis=-1, bitorder="little")  # (L 32 64)
+        bits = np.unpackbits(octets, axis=-1, bitorder="little")  # (L, 32, 64)
         values |= bits.transpose(0, 2, 1).astype(np.int16) << plane
     return torch.from_numpy(values.reshape(-1)[:count])
 

@@ -35,7 +35,7 @@ def apply_mask(
     add_sub_dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Multiply two complex tensors (... 2) without complex dtypes, with broadcasting.
+    """Multiply two complex tensors (..., 2) without complex dtypes, with broadcasting.
 
     The products are added in `add_sub_dtype` (None: their own). The result has `out_dtype` (None:
     that of `spectrum`).
@@ -81,7 +81,7 @@ class Stft:
     config: StftConfig
 
     def forward(self, wave: Tensor) -> Tensor:
-        """Transform (... W) -> (... F T 2)."""
+        """Transform (..., W) -> (..., F, T, 2)."""
         config, device = self.config, complex_device(wave.device)
         flat = wave.reshape(-1, wave.shape[-1]).to(device, torch.float32)
         z = torch.stft(
@@ -98,7 +98,7 @@ class Stft:
         return parts.reshape(*wave.shape[:-1], *parts.shape[-3:])
 
     def inverse(self, parts: Tensor, length: int) -> Tensor:
-        """Transform (... F T 2) -> (... length)."""
+        """Transform (..., F, T, 2) -> (..., length)."""
         config, device = self.config, complex_device(parts.device)
         z = torch.view_as_complex(parts.to(device, torch.float32).contiguous())
         wave = torch.istft(
@@ -113,7 +113,7 @@ class Stft:
         return wave.reshape(*z.shape[:-2], length).to(parts.device)
 
     def mask(self, parts: Tensor, mask: Tensor) -> Tensor:
-        """Multiply a spectrum (... F T 2) by a real (... F T) or complex (... F T 2) mask."""
+        """Multiply a spectrum (..., F, T, 2) by a mask, which is complex, or real (..., F, T)."""
         if mask.ndim < parts.ndim:
             return parts * mask[..., None]
         if self.config.masking == "real":
@@ -183,7 +183,7 @@ class WaveformModel(nn.Module):
         return max(length, self.chunk_size)
 
     def forward(self, mix: Tensor, **arguments: object) -> Tensor:
-        """Separate (B C W) -> (B S C W)."""
+        """Separate (B, C, W) -> (B, S, C, W)."""
         spectrum = self.stft.forward(mix) if self.stft is not None else None
         inputs = self._inputs(mix, spectrum)
         if self.preprocess is not None:
@@ -212,7 +212,7 @@ class WaveformModel(nn.Module):
         return [spectrum] if self.traits.input_type == "spectrogram" else [mix, spectrum]
 
     def _stem_spectra(self, output: object, spectrum: Tensor) -> Tensor:
-        """Convert the output of the network to spectra of the stems, (B S C F T 2)."""
+        """Convert the output of the network to spectra of the stems, (B, S, C, F, T, 2)."""
         assert self.stft is not None
         if self.traits.output_type == "spectrogram":
             return as_tensor(output, self.sources, SPECTRUM).float()

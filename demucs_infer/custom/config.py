@@ -106,7 +106,7 @@ class StftConfig:
     normalized: bool = False
     """Whether spectra are divided by the square root of `n_fft`."""
     spectrum: Literal["parts", "magnitude"] = "parts"
-    """Input of the network: (B C F T 2), real and imaginary parts, or (B C F T)."""
+    """Input of the network: (B, C, F, T, 2), real and imaginary parts, or (B, C, F, T)."""
     masking: Literal["complex", "real"] = "complex"
     """Arithmetic for complex masks; "real" does not use complex dtypes."""
 

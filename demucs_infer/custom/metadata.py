@@ -51,7 +51,7 @@ class Traits:
     chunk_size: int
     output_stem_names: tuple[str, ...]
     input_type: InputType = "waveform"
-    """Waveform (B C W), its spectrum, or both in that order."""
+    """Waveform (B, C, W), its spectrum, or both in that order."""
     output_type: OutputType = "waveform"
     """Per stem: waveform, spectrum, or a mask for the spectrum of the mixture."""
     input_channels: int = 2

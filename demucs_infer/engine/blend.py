@@ -32,7 +32,7 @@ class Blend:
         self._weights: dict[tuple[int, torch.device], Tensor] = {}
 
     def add(self, index: int, chunk: Chunk, output: Tensor) -> None:
-        """Add the output (... S C W) of pass `index` for `chunk`."""
+        """Add the output (..., S, C, W) of pass `index` for `chunk`."""
         owned = output[..., chunk.skip : chunk.skip + len(chunk)]
         pass_ = self._plan.passes[index]
         weights = self._window_weights(pass_.member, len(chunk), output.device)
@@ -45,7 +45,7 @@ class Blend:
         self._left[index] -= 1
 
     def take(self) -> Tensor | None:
-        """Return the samples that every pass has completed, (... S C t), or None."""
+        """Return the samples that every pass has completed, (..., S, C, t), or None."""
         stop = min(self._first_pending(index) for index in range(len(self._passes)))
         if stop <= self.start:
             return None

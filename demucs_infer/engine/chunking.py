@@ -109,7 +109,7 @@ def generate_chunks(
     *,
     padding_mode: str = "reflect",
 ) -> Iterator[Tensor]:
-    """Yield batches (B C chunk_size) of overlapping chunks of `audio` (C T), cut on demand."""
+    """Yield batches (B, C, chunk_size) of overlapping chunks of `audio` (C, T), cut on demand."""
     plan = ChunkPlan(audio.shape[-1], chunk_size, hop_size)
     check_padding(padding_mode)
     if not batch_size >= 1:
@@ -169,7 +169,7 @@ class StreamingStitcher:
         self._shape: torch.Size | None = None
 
     def step(self, chunk: Tensor) -> Tensor | None:
-        """Add the next chunk (S C chunk_size); return the samples now final, (S C ...), or None."""
+        """Add the next chunk (S, C, chunk_size); return final samples (S, C, ...), or None."""
         if chunk.ndim != 3 or chunk.shape[-1] != self.chunk_size:
             raise ValueError(
                 f"chunk must be (stems, channels, {self.chunk_size}), got {tuple(chunk.shape)}"
@@ -213,7 +213,7 @@ def stitch_chunks(
     *,
     window: Tensor,
 ) -> Tensor:
-    """Stitch batches of chunks (B S C chunk_size), in order, into one recording (S C T)."""
+    """Stitch batches of chunks (B, S, C, chunk_size), in order, into one recording (S, C, T)."""
     stitcher = StreamingStitcher(chunk_size, hop_size, target_num_samples, window)
     parts: list[Tensor] = []
     dtype: torch.dtype | None = None
@@ -243,7 +243,7 @@ class NormalizedAudio(NamedTuple):
 
 
 def normalize_audio(audio: Tensor) -> NormalizedAudio:
-    """Normalize `audio` (C T) by the mean and the standard deviation of its mono mix.
+    """Normalize `audio` (C, T) by the mean and the standard deviation of its mono mix.
 
     Silence stays silent.
     """
@@ -252,7 +252,7 @@ def normalize_audio(audio: Tensor) -> NormalizedAudio:
 
 
 def denormalize_audio(audio: Tensor, stats: Level) -> Tensor:
-    """Restore the original level of `audio` (... T)."""
+    """Restore the original level of `audio` (..., T)."""
     return stats.restore(audio)
 
 
@@ -268,7 +268,7 @@ def overlap_add(
     queries: Mapping[str, Mapping[str, object]] | None = None,
     **model_kwargs: object,
 ) -> dict[str, Tensor]:
-    """Separate `audio` (C T) chunk by chunk, and return its stems (C T) by name.
+    """Separate `audio` (C, T) chunk by chunk, and return its stems (C, T) by name.
 
     The network may return a tensor, a list, or a dictionary by stem. `model_kwargs` are passed to
     the network in every call. `queries` maps names to further keyword arguments: the network runs

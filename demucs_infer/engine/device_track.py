@@ -112,7 +112,7 @@ class DeviceTrack:
         return measure_on_device(self.blocks())
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield the samples in order, as blocks (... C t) on the device."""
+        """Yield the samples in order, as blocks (..., C, t) on the device."""
         if self._kept is not None:
             yield from self._kept
             return

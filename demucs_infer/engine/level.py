@@ -55,7 +55,7 @@ class Level:
 
 
 def measure(blocks: Iterable[Tensor]) -> Level:
-    """Measure the level of a track, given as consecutive `blocks` (C t).
+    """Measure the level of a track, given as consecutive `blocks` (C, t).
 
     Computed in float64 over pieces of a fixed length, so that a file, a tensor and a stream of
     the same samples give the same two numbers. If the mono mix is silent (silence, a constant,
@@ -108,7 +108,7 @@ def measure_on_device(blocks: Iterable[Tensor]) -> Level:
 
 
 def _measure_pieces(pieces: Tensor) -> Tensor:
-    """Return a row of moments for each piece (n C t), for `measure_on_device`.
+    """Return a row of moments for each piece (n, C, t), for `measure_on_device`.
 
     A row has mean and sum of squared deviations of all samples, those of the mono mix, and C.
     """

@@ -38,7 +38,10 @@ class Network(Protocol):
         """Length of a segment in seconds."""
 
     def __call__(self, mix: Tensor, /) -> Tensor | Mapping[str, Tensor] | Sequence[Tensor]:
-        """Return the stems: (B C W) -> (B S C W), or one (B C W) per stem, by name or in order."""
+        """Return the stems of `mix` (B, C, W).
+
+        Either one tensor (B, S, C, W), or a tensor (B, C, W) per stem, by name or in order.
+        """
 
 
 _ATTRIBUTES = ("sources", "samplerate", "audio_channels", "segment")
@@ -145,7 +148,7 @@ AUDIO_AXES = ("batch", "stems", "channels", "samples")
 
 
 def as_tensor(output: object, sources: Sequence[str], axes: Sequence[str] = AUDIO_AXES) -> Tensor:
-    """Return the output of a network as one tensor (B S C W).
+    """Return the output of a network as one tensor (B, S, C, W).
 
     The output may be such a tensor, one tensor per stem in order, or a mapping by stem name. `axes`
     are the names of its dimensions, if it is not audio. Raises `SeparationError` for anything else.

@@ -62,12 +62,12 @@ class Track(Protocol):
         """Number of channels."""
 
     def blocks(self) -> Iterator[Tensor]:
-        """Return the samples in order, as blocks (C t) of any length."""
+        """Return the samples in order, as blocks (C, t) of any length."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorTrack:
-    """A track in memory: (C T), or (... C T) to separate several recordings together."""
+    """A track in memory: (C, T), or (..., C, T) to separate several recordings together."""
 
     samples: Tensor = field(repr=False)
 
@@ -99,7 +99,7 @@ class Block:
 
     start: int
     stems: Tensor
-    """(... S C t), in the order of the requested outputs."""
+    """(..., S, C, t), in the order of the requested outputs."""
 
 
 TrackEvent: TypeAlias = Event | Block | TrackFailed | TrackFinished
@@ -469,7 +469,7 @@ class _TrackState:
         return ChunkStarted(request.number, total, self._positions(request.batch))
 
     def accept(self, response: _WindowResponse) -> Iterator[TrackEvent]:
-        """Stitch the output (N ... S C W) of a batch; yield final blocks, and events."""
+        """Stitch the output (N, ..., S, C, W) of a batch; yield final blocks, and events."""
         batch, output = response.request.batch, response.output
         if self.is_over:
             return
@@ -525,7 +525,7 @@ class _TrackState:
 
 
 def _with_channels(block: Tensor, channels: int) -> Tensor:
-    """Convert `block` (... C t) to `channels`; raise `ValueError` rather than drop a channel."""
+    """Convert `block` (..., C, t) to `channels`; raise `ValueError` rather than drop a channel."""
     track_channels = block.shape[-2]
     if track_channels not in (1, channels) and channels != 1:
         raise ValueError(

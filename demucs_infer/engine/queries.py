@@ -40,7 +40,7 @@ class QueryAdapter(nn.Module):
                 setattr(self, name, getattr(network, name))
 
     def forward(self, mix: Tensor) -> Tensor:
-        """Return the stems of every query: (B C W) -> (B S C W)."""
+        """Return the stems of every query: (B, C, W) -> (B, S, C, W)."""
         stems = cast(Network, self.network).sources
         for arguments in self.queries.values():
             for name, value in arguments.items():

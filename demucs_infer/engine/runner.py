@@ -186,7 +186,7 @@ class Runner:
     def infer(
         self, network: Network, windows: Tensor, stems: Sequence[int], options: SeparationOptions
     ) -> tuple[Tensor, list[Event]]:
-        """Run `network` on `windows`, (N ... C W) -> (N ... S C W); return `stems`, and events.
+        """Run `network` for `stems`, and return events: (N, ..., C, W) -> (N, ..., S, C, W).
 
         If memory runs out, the batch is halved and the failed part retried, down to one window;
         then the CPU is used, if allowed; then the original error is raised. Later batches keep

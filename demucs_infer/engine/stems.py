@@ -111,7 +111,7 @@ class StemPlan:
         return self.outputs == tuple(self.sources[i] for i in self.computed)
 
     def derive(self, stems: Tensor, mixture: Tensor | None = None) -> Tensor:
-        """Derive the outputs from the computed stems (... S C T) and the mixture (... C T)."""
+        """Derive the outputs from the computed stems (..., S, C, T) and the mixture (..., C, T)."""
         import torch  # not at the top: the command line chooses stems before it loads torch
 
         if self.is_identity:

@@ -84,7 +84,7 @@ def source_index(position: Tensor, length: int, mode: str) -> Tensor:
 
 
 def pad_audio(audio: Tensor, left: int, right: int, mode: str = "reflect") -> Tensor:
-    """Pad `audio` (... T) with `left` and `right` samples: (... left + T + right)."""
+    """Pad `audio` (..., T) with `left` and `right` samples: (..., left + T + right)."""
     check_padding(mode)
     if left < 0 or right < 0:
         raise ValueError(f"padding must be 0 or more samples, got {left} and {right}")
@@ -101,7 +101,7 @@ def check_padding(mode: str) -> None:
 
 
 class TrackBuffer:
-    """The part of a track (... C T) that is still needed, read from its blocks on demand."""
+    """The part of a track (..., C, T) that is still needed, read from its blocks on demand."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class TrackBuffer:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def cut(self, chunk: Chunk, padding: str = "constant", pad: int = 0) -> Tensor:
-        """Return the window that `chunk` reads, at the level that networks expect: (... C W).
+        """Return the window that `chunk` reads, at the level that networks expect: (..., C, W).
 
         The track is extended on both sides by up to `pad` samples of `padding`, then by silence.
         """
@@ -198,7 +198,7 @@ class OverlapAdd:
         self._norm = torch.empty(0)
 
     def add(self, start: int, values: Tensor, weights: Tensor) -> None:
-        """Add `values` (... L) with `weights` (L,) at sample `start`."""
+        """Add `values` (..., L) with `weights` (L,) at sample `start`."""
         total = self._reserve(start + values.shape[-1], values)
         at = slice(start - self.start, start - self.start + values.shape[-1])
         # The device differs if the network fell back to the CPU; the sum stays on the first one.
@@ -207,7 +207,7 @@ class OverlapAdd:
         self.stop = max(self.stop, start + values.shape[-1])
 
     def take(self, stop: int) -> Tensor:
-        """Return the samples up to `stop`, (... stop - start), and free them.
+        """Return the samples up to `stop`, (..., stop - start), and free them.
 
         No chunk that overlaps them may be added later.
         """

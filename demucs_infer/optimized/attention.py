@@ -43,7 +43,7 @@ class FastAttention:
         self._project_out = _make_scaled_linear(attention.out_proj, scale, dtype)
 
     def __call__(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Attend from `x` (B N C) to `memory` (B M C), or to `x` if `memory` is None."""
+        """Attend from `x` (B, N, C) to `memory` (B, M, C), or to `x` if `memory` is None."""
         if memory is None or self._project_memory is None:
             q, k, v = self._project(x).chunk(3, dim=-1)
         else:
@@ -74,7 +74,7 @@ class FastLayer:
         self._down = _make_scaled_linear(layer.linear2, layer.gamma_2, dtype)
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Apply attention and perceptron to (B N C); a cross layer attends to `other`."""
+        """Apply attention and perceptron to (B, N, C); a cross layer attends to `other`."""
         norms = cast(Any, self._layer)
         if other is None:
             x = x + self._attention(norms.norm1(x))
@@ -89,7 +89,7 @@ class FastLayer:
 
 
 def _normalize_items(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply `norm` to (B N C); a group norm of one group needs no transposed copy."""
+    """Apply `norm` to (B, N, C); a group norm of one group needs no transposed copy."""
     if not isinstance(norm, nn.GroupNorm) or norm.num_groups != 1:
         y: Tensor = norm(x)
         return y
@@ -99,7 +99,7 @@ def _normalize_items(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class FastTransformer(nn.Module):
-    """Optimized `CrossTransformer`: (B C F T) and (B C U) -> the same shapes."""
+    """Optimized `CrossTransformer`: (B, C, F, T) and (B, C, U) -> the same shapes."""
 
     def __init__(self, network: CrossTransformer, dtype: torch.dtype) -> None:
         super().__init__()

@@ -23,13 +23,13 @@ def supports(dconv: nn.Module | None) -> bool:
 class Branch:
     """One residual branch: convolution, norm, GELU, 1x1 convolution, norm, GLU and layer scale.
 
-    Hidden tensors are (R H T), with time contiguous, because they have so few channels.
+    Hidden tensors are (R, H, T), with time contiguous, because they have so few channels.
     """
 
     def __init__(self, layer: nn.Sequential) -> None:
         conv, norm, _, mix, mix_norm, _, scale = cast(Any, tuple(layer))
         (self._dilation,) = conv.dilation
-        self._taps = conv.weight.detach().float().permute(2, 0, 1).contiguous()  # (K H C)
+        self._taps = conv.weight.detach().float().permute(2, 0, 1).contiguous()  # (K, H, C)
         self._conv_bias = conv.bias.detach().float()[:, None]
         self._hidden_norm = norm.weight.detach().float(), norm.bias.detach().float(), norm.eps
         self._output_eps = mix_norm.eps
@@ -46,7 +46,7 @@ class Branch:
         self._sum_constants = torch.stack([bias.sum(), bias.square().sum()])
 
     def add_to(self, y: Tensor) -> None:
-        """Add the branch to `y` (R T C) in place."""
+        """Add the branch to `y` (R, T, C) in place."""
         rows, steps, channels = y.shape
         hidden = self._compute_hidden(y)
         weight, bias = self._fold_norm(hidden)
@@ -58,12 +58,12 @@ class Branch:
             y[:, start:stop].addcmul_(values, gates.sigmoid_())
 
     def _compute_hidden(self, y: Tensor) -> Tensor:
-        """Apply convolution, norm and GELU: (R T C) -> (R H T)."""
+        """Apply convolution, norm and GELU: (R, T, C) -> (R, H, T)."""
         # `F.group_norm` refuses rows of one number, as the innermost stage of a short window has.
         return F.gelu(torch.group_norm(self._convolve(y), 1, *self._hidden_norm))
 
     def _convolve(self, y: Tensor) -> Tensor:
-        """Convolve (R T C) -> (R H T): multiply by all taps at once, then add products by delay."""
+        """Convolve (R, T, C) -> (R, H, T): multiply by all taps at once, then add with delays."""
         rows, steps, channels = y.shape
         products = linear(self._taps.flatten(0, 1), y.view(-1, channels))
         taps = products.view(*self._taps.shape[:2], rows, steps).transpose(1, 2)
@@ -78,7 +78,7 @@ class Branch:
         return sums
 
     def _fold_norm(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Fold the norm into the 1x1 convolution before it: (R H T) -> weight (R O H), bias (R O).
+        """Fold the norm into the convolution before it: (R, H, T) -> weight (R, O, H), bias (R, O).
 
         Mean and variance of `W h + b` over all steps follow from the sums of `h` and `h hᵀ`, so
         they are known before the wide output is computed.
@@ -100,6 +100,6 @@ class FastDConv:
         self._branches = [Branch(cast(nn.Sequential, layer)) for layer in dconv.layers]
 
     def add_to(self, y: Tensor) -> None:
-        """Add every branch to `y` (R T C) in place."""
+        """Add every branch to `y` (R, T, C) in place."""
         for branch in self._branches:
             branch.add_to(y)

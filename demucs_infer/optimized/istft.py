@@ -45,7 +45,7 @@ class InverseStft:
         self._window = (window / 1.5).view(_HOPS_PER_FRAME, self._hop)
 
     def __call__(self, x: Tensor, normalizer: Normalizer, z: Tensor, length: int) -> Tensor:
-        """Turn planes (B S*P F T) into samples (B S C length); only the device of `z` is used."""
+        """Turn planes (B, S*P, F, T) into samples (B, S, C, length) on the device of `z`."""
         if x.shape[2] != self._bins:  # some are missing: the stride does not divide them
             return self._original(x, normalizer, z, length)
         spectra = self._make_spectra(x, normalizer, z.device)
@@ -53,7 +53,7 @@ class InverseStft:
         return torch.stack([self._overlap_add(stem, length) for stem in spectra.unbind(1)], dim=1)
 
     def _make_spectra(self, x: Tensor, normalizer: Normalizer, device: torch.device) -> Tensor:
-        """Denormalize and pad the planes into spectra: (B S*P F T) -> (B S C T F)."""
+        """Denormalize and pad the planes into spectra: (B, S*P, F, T) -> (B, S, C, T, F)."""
         batch, _, bins, frames = x.shape
         real_imag = x.unflatten(1, (-1, self._planes // 2, 2)).permute(0, 1, 2, 5, 4, 3)
         size = (*real_imag.shape[:3], frames + 2 * _PADDING_FRAMES, bins + 1)
@@ -73,7 +73,7 @@ class InverseStft:
         return spectra
 
     def _overlap_add(self, spectra: Tensor, length: int) -> Tensor:
-        """Apply the inverse FFT, window and overlap-add: (B C T F) -> (B C length)."""
+        """Apply the inverse FFT, window and overlap-add: (B, C, T, F) -> (B, C, length)."""
         frames = torch.fft.irfft(spectra, norm="ortho").unflatten(-1, (_HOPS_PER_FRAME, self._hop))
         *other, count, _, _ = frames.shape
         sums: Tensor = frames.new_zeros(*other, count + _HOPS_PER_FRAME - 1, self._hop)

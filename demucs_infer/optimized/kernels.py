@@ -71,7 +71,7 @@ def _pack_conv(weight: Tensor, padding: Pair, stride: Pair, size: torch.Size) ->
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply `x` (N C) by weights (O C) that differ in every call, so are not packed."""
+    """Multiply `x` (N, C) by weights (O, C) that differ in every call, so are not packed."""
     if has_packed_kernels(x.dtype):
         y: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, weight, bias, *_fused_activation(gelu=False)
@@ -86,7 +86,7 @@ def _fused_activation(gelu: bool) -> tuple[str, list[Any], str]:
 
 
 class Linear:
-    """A linear layer with packed weights, computed in `dtype`: (... C) -> (... O)."""
+    """A linear layer with packed weights, computed in `dtype`: (..., C) -> (..., O)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -109,7 +109,7 @@ class Linear:
 
 
 class Conv:
-    """A convolution of channels-last tensors, computed in `dtype`: (B C H W) -> (B O H' W')."""
+    """A channels-last convolution, computed in `dtype`: (B, C, H, W) -> (B, O, H', W')."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ def is_halved(cpuinfo: str) -> bool:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Compute softmax(q kᵀ) v: (B N heads C), (B M heads C) -> (B N heads C).
+    """Compute softmax(q kᵀ) v: (B, N, heads, C), (B, M, heads, C) -> (B, N, heads, C).
 
     `q` is already divided by the square root of C. PyTorch's own attention always multiplies in
     float32, so it is not used in reduced precision, or where `uses_half_width_vectors` is true.
@@ -219,7 +219,7 @@ def _attend_in_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _make_value_product(values: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a function that multiplies weights (N M) by `values` (M C).
+    """Return a function that multiplies weights (N, M) by `values` (M, C).
 
     In reduced precision, PyTorch's own product is as fast and needs no transposed copy.
     """

@@ -28,25 +28,25 @@ def tiles_of_each(batch: int, rows: int, row_bytes: int) -> Iterator[tuple[int, 
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Return `x` in channels-last memory: (B C F T), or (B C T) as an image of one row."""
+    """Return `x` in channels-last memory: (B, C, F, T), or (B, C, T) as an image of one row."""
     if x.dim() == 3:
         x = x[:, :, None]
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def empty_channels_last(shape: tuple[int, int, int, int]) -> Tensor:
-    """Allocate (B C F T) in channels-last memory."""
+    """Allocate (B, C, F, T) in channels-last memory."""
     batch, channels, bins, steps = shape
     return torch.empty(batch, bins, steps, channels).permute(0, 3, 1, 2)
 
 
 def view_as_rows(x: Tensor) -> Tensor:
-    """View one channels-last item (C F T) in the order of its memory: (F T C)."""
+    """View one channels-last item (C, F, T) in the order of its memory: (F, T, C)."""
     return x.permute(1, 2, 0)
 
 
 def slice_bins(x: Tensor, start: int, stop: int) -> Tensor:
-    """Return bins `start` to `stop` of (1 C F T), padded with silence outside."""
+    """Return bins `start` to `stop` of (1, C, F, T), padded with silence outside."""
     inside = x[:, :, max(start, 0) : min(stop, x.shape[2])]
     before, after = max(-start, 0), max(stop - x.shape[2], 0)
     return F.pad(inside, (0, 0, before, after)) if before or after else inside

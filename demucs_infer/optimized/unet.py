@@ -68,13 +68,13 @@ def _optimize_dconv(dconv: nn.Module | None) -> FastDConv | None:
 
 
 class FrequencyEncoder:
-    """Encode a stage of the spectrogram in tiles of bins: (B C F T) -> (B C' F' T).
+    """Encode a stage of the spectrogram in tiles of bins: (B, C, F, T) -> (B, C', F', T).
 
     A strided convolution, residual branches, and a 1x1 convolution with a gate.
     """
 
     offset: Tensor | None = None
-    """A constant that is added to the output, such as the frequency embedding: (F' C')."""
+    """A constant that is added to the output, such as the frequency embedding: (F', C')."""
 
     def __init__(
         self, conv: nn.Conv2d, dconv: nn.Module | None, rewrite: nn.Conv2d, dtype: torch.dtype
@@ -87,7 +87,7 @@ class FrequencyEncoder:
         self._rewrite = SplitGate(Linear, rewrite.weight.flatten(1), rewrite.bias, dtype)
 
     def __call__(self, x: Tensor, inject: Tensor | None) -> Tensor:
-        """Encode `x`, adding `inject` (B C' T) before the activation."""
+        """Encode `x`, adding `inject` (B, C', T) before the activation."""
         batch, _, bins, steps = x.shape
         bins = (bins + 2 * self._padding - self._size) // self._stride + 1
         if self.offset is not None and len(self.offset) < bins:
@@ -112,7 +112,7 @@ class FrequencyEncoder:
 
 
 class TimeEncoder:
-    """Encode a stage of the waveform: (B C T) -> (B C' T').
+    """Encode a stage of the waveform: (B, C, T) -> (B, C', T').
 
     A strided convolution, residual branches, and a 1x1 convolution with a gate.
     """
@@ -134,7 +134,7 @@ class TimeEncoder:
         batch, channels, _, steps = y.shape
         out = empty_channels_last((batch, channels, 1, steps))
         for item in range(batch):
-            sequence, result = view_as_rows(y[item])[0], view_as_rows(out[item])[0]  # (T C)
+            sequence, result = view_as_rows(y[item])[0], view_as_rows(out[item])[0]  # (T, C)
             if self._dconv is not None:
                 self._dconv.add_to(sequence[None])
             for start, stop in tiles(steps, 8 * channels):
@@ -143,7 +143,7 @@ class TimeEncoder:
 
 
 class FrequencyDecoder:
-    """Decode a stage of the spectrogram in tiles of bins: (B C F T) -> (B C' F' T).
+    """Decode a stage of the spectrogram in tiles of bins: (B, C, F, T) -> (B, C', F', T).
 
     A convolution with a gate, residual branches, and a transposed convolution.
     """
@@ -201,7 +201,7 @@ class FrequencyDecoder:
 
 
 class TimeDecoder:
-    """Decode a stage of the waveform: (B C T) -> (B C' T').
+    """Decode a stage of the waveform: (B, C, T) -> (B, C', T').
 
     A convolution with a gate, residual branches, and a transposed convolution.
     """
@@ -226,7 +226,7 @@ class TimeDecoder:
         return self._upsample.upsample_time(self._rewrite_and_gate(x))
 
     def _rewrite_and_gate(self, x: Tensor) -> Tensor:
-        """Compute the input of the transposed convolution: (B C 1 T).
+        """Compute the input of the transposed convolution: (B, C, 1, T).
 
         A separate function, so that its wide tensors are freed before the convolution.
         """
@@ -234,7 +234,7 @@ class TimeDecoder:
         batch, channels, _, steps = gate_halves[0].shape
         out = empty_channels_last((batch, channels, 1, steps))
         for item in range(batch):
-            values, gates = (view_as_rows(half[item])[0] for half in gate_halves)  # (T C)
+            values, gates = (view_as_rows(half[item])[0] for half in gate_halves)  # (T, C)
             sequence = view_as_rows(out[item])[0]
             for start, stop in tiles(steps, 8 * channels):
                 gate(values[start:stop], gates[start:stop], sequence[start:stop])
@@ -256,7 +256,7 @@ class TransposedConv:
         self.lookback = -(-weight.shape[2] // self.stride) - 1
         self._excess = (self.lookback + 1) * self.stride - weight.shape[2]
         taps = F.pad(weight, (0, self._excess)).unflatten(2, (-1, self.stride)).flip(2)
-        kernel = taps.permute(3, 1, 0, 2).flatten(0, 1)  # (stride*C' C lookback+1)
+        kernel = taps.permute(3, 1, 0, 2).flatten(0, 1)  # (stride*C', C, lookback+1)
         kernel = kernel[..., None] if over_bins else as_image(kernel)
         padding = (0, 0 if over_bins else self.lookback)
         self._conv = Conv(kernel, bias.repeat(self.stride), dtype, padding=padding)
@@ -267,7 +267,7 @@ class TransposedConv:
         return (input_steps + self.lookback) * self.stride - self._excess
 
     def upsample_rows(self, block: Tensor, out: Tensor) -> None:
-        """Upsample R rows, after `lookback` of context: (lookback+R T C) -> (R*stride T C')."""
+        """Upsample R rows, after `lookback` of context: (lookback+R, T, C) -> (R*stride, T, C')."""
         output = view_as_rows(self._conv(block.permute(2, 0, 1)[None])[0])
         output = output.unflatten(2, (self.stride, -1)).transpose(1, 2)
         out.unflatten(0, (-1, self.stride)).copy_(output)
@@ -275,7 +275,7 @@ class TransposedConv:
             torch.ops.aten.gelu_(out)
 
     def upsample_time(self, y: Tensor) -> Tensor:
-        """Upsample steps of time: (B C 1 T) -> (B C' T')."""
+        """Upsample steps of time: (B, C, 1, T) -> (B, C', T')."""
         output = self._conv(y).float().permute(0, 2, 3, 1).reshape(len(y), -1, self.channels)
         output = output[:, : self.length(y.shape[3])]
         return (output if self._last else torch.ops.aten.gelu_(output)).transpose(1, 2)
@@ -341,7 +341,7 @@ class FastWaveEncoder(nn.Module):
         self._down = TimeEncoder(conv, dconv, rewrite, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode (B C T)."""
+        """Encode (B, C, T)."""
         return self._down(x)
 
 
@@ -356,12 +356,12 @@ class FastWaveDecoder(nn.Module):
         self._up = TimeDecoder(rewrite, dconv, up, dtype, last=layer[-1] is up)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Decode (B C T)."""
+        """Decode (B, C, T)."""
         return self._up(x)
 
 
 class FastPointwise(nn.Module):
-    """Optimized 1x1 convolution: (B C N) -> (B O N)."""
+    """Optimized 1x1 convolution: (B, C, N) -> (B, O, N)."""
 
     def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
         super().__init__()

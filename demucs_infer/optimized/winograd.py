@@ -46,7 +46,7 @@ class WinogradConv:
         ]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve (1 C R+2 T) -> values and gates, each (1 O/2 R T); R must be even."""
+        """Convolve (1, C, R+2, T) -> values and gates, each (1, O/2, R, T); R must be even."""
         rows = view_as_rows(x[0])
         first, second, third, fourth = rows[:-2:2], rows[1:-2:2], rows[2::2], rows[3::2]
         inputs = first - third, second + third, third - second, second - fourth

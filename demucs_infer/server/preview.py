@@ -48,7 +48,7 @@ class Preview(Protocol):
         """Return how many samples there are now."""
 
     def read(self, stem: str, start: int, stop: int) -> Tensor:
-        """Return samples of a stem (C t), or those that there are of them."""
+        """Return samples of a stem (C, t), or those that there are of them."""
 
     def measure(self, stem: str) -> "NDArray[np.float32]":
         """Return the peaks of all channels in each of `PEAKS` columns of the track."""

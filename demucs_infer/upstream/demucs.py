@@ -34,7 +34,7 @@ def make_dconv_config(
 
 
 class DConv(layers.DConv, metaclass=LayerFront):
-    """Residual branches of dilated convolutions with few channels: (B C T) -> (B C T)."""
+    """Residual branches of dilated convolutions with few channels: (B, C, T) -> (B, C, T)."""
 
     layers_of_networks = layers.DConv
 
@@ -59,7 +59,7 @@ class DConv(layers.DConv, metaclass=LayerFront):
 
 
 class LocalState(layers.LocalState, metaclass=LayerFront):
-    """Self-attention that decays with distance: (B C T) -> (B C T)."""
+    """Self-attention that decays with distance: (B, C, T) -> (B, C, T)."""
 
     layers_of_networks = layers.LocalState
 

@@ -51,7 +51,7 @@ class ScaledEmbedding(FrequencyEmbedding, metaclass=LayerFront):
         return self.embedding.weight * self.scale
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Look up indices: (...) -> (... embedding_dim)."""
+        """Look up indices: (...) -> (..., embedding_dim)."""
         y: Tensor = self.embedding(x) * self.scale
         return y
 
@@ -87,7 +87,7 @@ def _make_config(
 
 
 class HEncLayer(EncoderLayer, metaclass=LayerFront):
-    """An encoder layer over frequency (B C F T), or with `freq=False` over time (B C T)."""
+    """An encoder layer over frequency (B, C, F, T), or with `freq=False` over time (B, C, T)."""
 
     layers_of_networks = EncoderLayer
 

@@ -105,7 +105,7 @@ class ScaledEmbedding(PositionTable, metaclass=LayerFront):
         return self.embedding.weight * self.boost
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Look up indices: (...) -> (... embedding_dim)."""
+        """Look up indices: (...) -> (..., embedding_dim)."""
         y: Tensor = self.embedding(x) * self.boost
         return y
 
@@ -155,7 +155,7 @@ def _make_config(
 
 
 class MyTransformerEncoderLayer(SelfLayer, metaclass=LayerFront):
-    """A layer with self-attention: (N B C), or (B N C) with `batch_first`."""
+    """A layer with self-attention: (N, B, C), or (B, N, C) with `batch_first`."""
 
     layers_of_networks = SelfLayer
 
@@ -212,7 +212,7 @@ class MyTransformerEncoderLayer(SelfLayer, metaclass=LayerFront):
 
 
 class CrossTransformerEncoderLayer(CrossLayer, metaclass=LayerFront):
-    """A layer with cross-attention: (N B C), or (B N C) with `batch_first`."""
+    """A layer with cross-attention: (N, B, C), or (B, N, C) with `batch_first`."""
 
     layers_of_networks = CrossLayer
 
@@ -266,7 +266,7 @@ class CrossTransformerEncoderLayer(CrossLayer, metaclass=LayerFront):
 
 
 class CrossTransformerEncoder(CrossTransformer, metaclass=LayerFront):
-    """The stacks of layers for spectrogram and waveform: (B C F T), (B C N) -> the same shapes."""
+    """The stacks of layers for the spectrogram (B, C, F, T) and for the waveform (B, C, N)."""
 
     layers_of_networks = CrossTransformer
 

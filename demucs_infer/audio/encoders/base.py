@@ -18,7 +18,7 @@ class Encoder(Protocol):
     """Encodes float samples into an open file."""
 
     def write(self, block: Tensor) -> None:
-        """Encode the next samples (C T)."""
+        """Encode the next samples (C, T)."""
 
     def finish(self) -> None:
         """Write what the encoder still buffers, and the header."""
@@ -28,7 +28,7 @@ class Encoder(Protocol):
 
 
 def pieces(block: Tensor, length: int = PIECE) -> Iterator[Tensor]:
-    """Yield a block (C T) as views of at most `length` samples."""
+    """Yield a block (C, T) as views of at most `length` samples."""
     for start in range(0, block.shape[-1], length):
         yield block[:, start : start + length]
 

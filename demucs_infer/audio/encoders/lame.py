@@ -154,7 +154,7 @@ class LameEncoder:
         """The last bytes written, in which a header may begin."""
 
     def write(self, block: Tensor) -> None:
-        """Encode the next samples (C T)."""
+        """Encode the next samples (C, T)."""
         for piece in pieces(block):
             samples = quantize(piece, 16).short().T.contiguous().numpy().tobytes()
             self._samples += piece.shape[-1]

@@ -101,7 +101,7 @@ class Muxer:
         return packet
 
     def write(self, block: Tensor, track: int = 0) -> None:
-        """Encode the next samples (C T) of a track."""
+        """Encode the next samples (C, T) of a track."""
         for piece in pieces(block):
             frame = self._make_frame(piece, self._positions[track])
             self._container.mux(self._streams[track].encode(frame))

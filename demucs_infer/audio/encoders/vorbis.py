@@ -84,7 +84,7 @@ class SndfileEncoder:
             self._file.tracknumber = track
 
     def write(self, block: Tensor) -> None:
-        """Encode the next samples (C T)."""
+        """Encode the next samples (C, T)."""
         for piece in pieces(block, _PIECE):
             samples = piece[self._order].T.contiguous().numpy()
             self._call(functools.partial(self._file.write, samples))

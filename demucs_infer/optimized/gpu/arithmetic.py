@@ -49,7 +49,7 @@ class Arithmetic:
     def convolve(
         self, x: Tensor, weight: Tensor, *, stride: Pair, padding: Pair, dilation: Pair = (1, 1)
     ) -> Tensor:
-        """Convolve (B C F T) with (O C kF kT), without a bias, which the next step adds."""
+        """Convolve (B, C, F, T) with (O, C, kF, kT), without a bias, which the next step adds."""
         x, weight = self._round_factor(x), self._round_factor(weight)
         if x.is_cuda:
             y = torch.cudnn_convolution(
@@ -62,7 +62,7 @@ class Arithmetic:
     def convolve_transposed(
         self, x: Tensor, weight: Tensor, *, stride: Pair, padding: Pair
     ) -> Tensor:
-        """Convolve (B C F T) with (C O kF kT), transposed; without bias."""
+        """Convolve (B, C, F, T) with (C, O, kF, kT), transposed; without bias."""
         x, weight = self._round_factor(x), self._round_factor(weight)
         if x.is_cuda:
             y = torch.cudnn_convolution_transpose(
@@ -73,12 +73,12 @@ class Arithmetic:
         return self.store(y)
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Multiply `x` (... C) by `weight` (O C), and add `bias`."""
+        """Multiply `x` (..., C) by `weight` (O, C), and add `bias`."""
         x, weight = self._round_factor(x), self._round_factor(weight)
         return self.store(F.linear(x, weight, None if bias is None else bias.to(x.dtype)))
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Compute softmax(q kᵀ / sqrt(C)) v: (B heads N C), (B heads M C) -> (B heads N C)."""
+        """Compute softmax(q kᵀ / sqrt(C)) v, with q (B, heads, N, C), k and v (B, heads, M, C)."""
         q, k, v = (self._round_factor(x) for x in (queries, keys, values))
         if not self.emulated or self.kind == "float32":
             return F.scaled_dot_product_attention(q, k, v)

@@ -33,7 +33,7 @@ def _find_kernels(x: Tensor) -> Any:
 def add_bias_and_gelu(
     x: Tensor, bias: Tensor, out: Arithmetic, *, gelu: bool = True, inject: Tensor | None = None
 ) -> Tensor:
-    """Return gelu(x + bias + inject) of (... C); `inject` has the shape of `x`."""
+    """Return gelu(x + bias + inject) of (..., C); `inject` has the shape of `x`."""
     if kernels := _find_kernels(x):
         y: Tensor = kernels.add_bias_and_gelu(x, bias, out.dtype, gelu=gelu, inject=inject)
         return y
@@ -44,7 +44,7 @@ def add_bias_and_gelu(
 
 
 def gate(x: Tensor, bias: Tensor, out: Arithmetic, offset: Tensor | None = None) -> Tensor:
-    """Return values * sigmoid(gates), (B F T 2C) -> (B F T C), plus an offset (F 1 C)."""
+    """Return values * sigmoid(gates), (B, F, T, 2C) -> (B, F, T, C), plus an offset (F, 1, C)."""
     if kernels := _find_kernels(x):
         y: Tensor = kernels.gate(x, bias, out.dtype, offset)
         return y
@@ -62,7 +62,7 @@ def normalize_and_gelu(
     out: Arithmetic,
     channels: int,
 ) -> Tensor:
-    """Return gelu(norm(x + bias)) of (R T C).
+    """Return gelu(norm(x + bias)) of (R, T, C).
 
     The norm is over all steps and channels of a row, with `gain` and `shift` per channel. All but
     the first `channels` channels are padding, and stay 0.
@@ -85,7 +85,7 @@ def normalize_and_gate(
     stream: Tensor,
     out: Arithmetic,
 ) -> Tensor:
-    """Return stream + scale * glu(norm(x)): (R T 2C) and (R T C) -> (R T C)."""
+    """Return stream + scale * glu(norm(x)): (R, T, 2C) and (R, T, C) -> (R, T, C)."""
     if kernels := _find_kernels(x):
         total: Tensor = kernels.normalize_and_gate(
             x, gain, shift, epsilon, scale, stream, out.dtype
@@ -99,7 +99,7 @@ def normalize_and_gate(
 
 
 def normalize_rows(x: Tensor, gain: Tensor, shift: Tensor, epsilon: float) -> Tensor:
-    """Normalize (R T C) over all steps and channels of a row, in float32."""
+    """Normalize (R, T, C) over all steps and channels of a row, in float32."""
     if kernels := _find_kernels(x):
         y: Tensor = kernels.normalize(
             x, None, gain, shift, epsilon, torch.float32, x.shape[-1], gelu=False
@@ -128,5 +128,5 @@ def add_and_normalize(
 
 
 def _measure_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return variance and mean of (R T C) over steps and channels, (R 1 1)."""
+    """Return variance and mean of (R, T, C) over steps and channels, (R, 1, 1)."""
     return torch.var_mean(x, dim=(1, 2), correction=0, keepdim=True)

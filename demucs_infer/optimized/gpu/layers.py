@@ -22,12 +22,12 @@ _ALIGNMENT = 8
 
 
 def view_as_matrix(x: Tensor) -> Tensor:
-    """View channels-last (B C F T) in the order of its memory: (B*F T C)."""
+    """View channels-last (B, C, F, T) in the order of its memory: (B*F, T, C)."""
     return x.permute(0, 2, 3, 1).flatten(0, 1)
 
 
 def view_as_planes(rows: Tensor, batch: int) -> Tensor:
-    """View (B*F T C) as channels-last (B C F T)."""
+    """View (B*F, T, C) as channels-last (B, C, F, T)."""
     planes: Tensor = rows.unflatten(0, (batch, -1))
     return planes.permute(0, 3, 1, 2)
 
@@ -53,7 +53,7 @@ class Convolution:
         self._geometry = stride, padding, dilation
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Convolve (B C F T)."""
+        """Convolve (B, C, F, T)."""
         stride, padding, dilation = self._geometry
         x = channels_last(x)
         if self._is_transposed:
@@ -90,7 +90,7 @@ class GpuBranch:
         self._scale = scale.scale.detach().float()
 
     def apply(self, y: Tensor, stream: Arithmetic) -> Tensor:
-        """Return `y` (B C F T) plus the output of the branch, in the precision of `stream`."""
+        """Return `y` (B, C, F, T) plus the output of the branch, in the precision of `stream`."""
         hidden = fused.normalize_and_gelu(
             view_as_matrix(self._conv(y)),
             self._conv.bias,
@@ -118,7 +118,7 @@ class GpuDConv:
         self._branches = [GpuBranch(cast(nn.Sequential, layer), arithmetic) for layer in layers]
 
     def apply(self, y: Tensor, stream: Arithmetic) -> Tensor:
-        """Add the output of every branch in turn to `y` (B C F T), and return the sum."""
+        """Add the output of every branch in turn to `y` (B, C, F, T), and return the sum."""
         for branch in self._branches:
             y = branch.apply(y, stream)
         return y
@@ -128,7 +128,7 @@ class GpuDown:
     """Encode a stage: strided convolution, GELU, residual branches, 1x1 convolution and gate."""
 
     offset: Tensor | None = None
-    """A constant that is added to the output, such as the frequency embedding: (F' C')."""
+    """A constant that is added to the output, such as the frequency embedding: (F', C')."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class GpuDown:
         self._rewrite_bias = bias.detach().float()
 
     def apply(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
-        """Encode (B C F T); `inject` (B C' F' T') is added before the activation."""
+        """Encode (B, C, F, T); `inject` (B, C', F', T') is added before the activation."""
         y = self._conv(x)
         rows = fused.add_bias_and_gelu(
             view_as_matrix(y),
@@ -205,7 +205,7 @@ class GpuUp:
         self._last = last
 
     def apply(self, x: Tensor) -> Tensor:
-        """Decode (B C F T)."""
+        """Decode (B, C, F, T)."""
         batch = len(x)
         wide = view_as_matrix(self._rewrite(x))
         y = view_as_planes(fused.gate(wide, self._rewrite.bias, self._arithmetic), batch)
@@ -269,7 +269,7 @@ class GpuWaveEncoder(nn.Module):
         self._down = GpuDown(conv, dconv, rewrite, precision, outer=outer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode (B C T)."""
+        """Encode (B, C, T)."""
         return self._down.apply(x[:, :, None])[:, :, 0]
 
 
@@ -284,12 +284,12 @@ class GpuWaveDecoder(nn.Module):
         self._up = GpuUp(rewrite, dconv, up, precision, crop=0, last=layer[-1] is up)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Decode (B C T)."""
+        """Decode (B, C, T)."""
         return self._up.apply(x[:, :, None])[:, :, 0]
 
 
 class GpuPointwise(nn.Module):
-    """Optimized 1x1 convolution: (B C N) -> (B O N)."""
+    """Optimized 1x1 convolution: (B, C, N) -> (B, O, N)."""
 
     def __init__(self, conv: nn.Conv1d, precision: Precision) -> None:
         super().__init__()

@@ -61,23 +61,23 @@ class PlaneTransform:
         return self
 
     def transform(self, frames: Tensor) -> Tensor:
-        """Transform frames (... N) into real and imaginary parts (... N/2 2)."""
+        """Transform frames (..., N) into real and imaginary parts (..., N/2, 2)."""
         t = self._tables
-        x = frames.unflatten(-1, (self._outer, -1))  # (... a b)
+        x = frames.unflatten(-1, (self._outer, -1))  # (..., a, b)
         real, imag = t["outer cos"] @ x, -(t["outer sin"] @ x)
         cos, sin = t["turn cos"], t["turn sin"]
         real, imag = real * cos + imag * sin, imag * cos - real * sin
         cos, sin = t["inner cos"], t["inner sin"]
-        planes = real @ cos + imag @ sin, imag @ cos - real @ sin  # (... a b/2)
+        planes = real @ cos + imag @ sin, imag @ cos - real @ sin  # (..., a, b/2)
         return torch.stack([plane.mT.flatten(-2) for plane in planes], dim=-1)
 
     def invert(self, spectrum: Tensor) -> Tensor:
-        """Transform real and imaginary parts (... N/2 2) back into frames (... N)."""
+        """Transform real and imaginary parts (..., N/2, 2) back into frames (..., N)."""
         t = self._tables
-        planes = spectrum.unflatten(-2, (-1, self._outer)).transpose(-2, -3)  # (... a b/2 2)
+        planes = spectrum.unflatten(-2, (-1, self._outer)).transpose(-2, -3)  # (..., a, b/2, 2)
         real, imag = (planes[..., part] * self._weight for part in (0, 1))
         cos, sin = t["inner cos"].mT, t["inner sin"].mT
-        real, imag = real @ cos - imag @ sin, real @ sin + imag @ cos  # (... a b)
+        real, imag = real @ cos - imag @ sin, real @ sin + imag @ cos  # (..., a, b)
         cos, sin = t["turn cos"], t["turn sin"]
         real, imag = real * cos - imag * sin, real * sin + imag * cos
         samples: Tensor = (t["outer cos"] @ real - t["outer sin"] @ imag).flatten(-2)
@@ -105,7 +105,7 @@ class DeviceSpectra:
             object.__setattr__(network, name, getattr(self, name))
 
     def analyze(self, mix: Tensor) -> Tensor:
-        """Return the planes of the spectrum: (B C W) -> (B P F T)."""
+        """Return the planes of the spectrum: (B, C, W) -> (B, P, F, T)."""
         hops = -(-mix.shape[-1] // self._hop)
         right = self._margin + hops * self._hop - mix.shape[-1]
         x = pad_reflect(mix, self._margin, right)
@@ -117,7 +117,7 @@ class DeviceSpectra:
             spectrum = torch.view_as_real(torch.fft.rfft(frames, norm="ortho"))[..., :-1, :]
         else:
             spectrum = self._transform.transform(frames)
-        return spectrum.permute(0, 1, 4, 3, 2).flatten(1, 2)  # (B C T F 2) -> (B P F T)
+        return spectrum.permute(0, 1, 4, 3, 2).flatten(1, 2)  # (B, C, T, F, 2) -> (B, P, F, T)
 
     @staticmethod
     def to_planes(planes: Tensor) -> Tensor:
@@ -125,10 +125,10 @@ class DeviceSpectra:
         return planes
 
     def to_wave(self, x: Tensor, normalizer: Normalizer, z: Any, length: int) -> Tensor:
-        """Turn normalized planes (B S*P F T) into samples (B S C length); `z` is not used."""
+        """Turn normalized planes (B, S*P, F, T) into samples (B, S, C, length); `z` is not used."""
         del z
         x = normalizer.denormalize(x.float().unflatten(1, (-1, self._planes)))
-        spectrum = x.unflatten(2, (-1, 2)).permute(0, 1, 2, 5, 4, 3)  # (B S C T F 2)
+        spectrum = x.unflatten(2, (-1, 2)).permute(0, 1, 2, 5, 4, 3)  # (B, S, C, T, F, 2)
         if self._transform is None:
             frames = torch.fft.irfft(
                 F.pad(torch.view_as_complex(spectrum.contiguous()), (0, 1)), norm="ortho"
@@ -138,7 +138,7 @@ class DeviceSpectra:
         return self._overlap_add(frames, length)
 
     def _overlap_add(self, frames: Tensor, length: int) -> Tensor:
-        """Window the frames (... T N) and add them up where they overlap: (... length)."""
+        """Window the frames (..., T, N) and add them up where they overlap: (..., length)."""
         frames = frames.unflatten(-1, (_HOPS_PER_FRAME, self._hop))
         *other, count, _, _ = frames.shape
         sums = frames.new_zeros(*other, count + _HOPS_PER_FRAME - 1, self._hop)

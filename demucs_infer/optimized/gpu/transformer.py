@@ -44,7 +44,7 @@ class GpuAttention:
         self._project_out = arithmetic.store(out.weight.detach()), out.bias.detach().float()
 
     def __call__(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Attend from `x` (B N C) to `memory` (B M C), or to `x` if `memory` is None."""
+        """Attend from `x` (B, N, C) to `memory` (B, M, C), or to `x` if `memory` is None."""
         multiply = self._arithmetic.multiply
         if memory is None:
             q, k, v = multiply(x, *self._project).chunk(3, dim=-1)
@@ -81,7 +81,7 @@ class GpuLayer:
         return self._arithmetic.store(linear.weight.detach()), linear.bias.detach().float()
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Apply attention and perceptron to (B N C); a cross layer attends to `other`."""
+        """Apply attention and perceptron to (B, N, C); a cross layer attends to `other`."""
         out = self._attention_arithmetic
         unscaled = self._scales[0]  # ignored without a branch
         _, y = fused.add_and_normalize(x, None, unscaled, *self._norm, out)
@@ -109,7 +109,7 @@ def _read_scale(scale: nn.Module, attention: Attention) -> Tensor:
 
 
 class GpuTransformer(nn.Module):
-    """Optimized `CrossTransformer`: (B C F T) and (B C U) -> the same shapes.
+    """Optimized `CrossTransformer`: (B, C, F, T) and (B, C, U) -> the same shapes.
 
     Tokens are in their order in memory, bin by bin. Attention does not depend on their order, as
     long as the position embeddings have the same order.
@@ -129,7 +129,7 @@ class GpuTransformer(nn.Module):
         depth in the other stack.
         """
         _, _, bins, frames = x.shape
-        x = x.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B F*T C)
+        x = x.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B, F*T, C)
         positions = self._network._positions(x, bins, frames)
         positions = positions.unflatten(1, (frames, bins)).transpose(1, 2).flatten(1, 2)
         x = _normalize_tokens(x, *self._norms[0]) + positions

@@ -216,7 +216,7 @@ def add_bias_and_gelu(
 
 
 def gate(x: Tensor, bias: Tensor, dtype: torch.dtype, offset: Tensor | None) -> Tensor:
-    """Do what `fused.gate` does: (... F T 2C), or (... T 2C) without an offset."""
+    """Do what `fused.gate` does: (..., F, T, 2C), or (..., T, 2C) without an offset."""
     x = x.contiguous()
     channels = x.shape[-1] // 2
     out = torch.empty((*x.shape[:-1], channels), dtype=dtype, device=x.device)
@@ -230,7 +230,7 @@ def gate(x: Tensor, bias: Tensor, dtype: torch.dtype, offset: Tensor | None) -> 
 
 
 def _measure(x: Tensor, bias: Tensor | None, channels: int) -> tuple[Tensor, int]:
-    """Return the moments of the pieces of (R T C), and how many pieces a row has."""
+    """Return the moments of the pieces of (R, T, C), and how many pieces a row has."""
     rows, length = len(x), x.shape[1] * x.shape[2]
     piece = _choose_piece(length)
     parts = triton.cdiv(length, piece)
