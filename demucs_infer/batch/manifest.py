@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from demucs_infer.system.boot import is_from_before_start
 from demucs_infer.system.checksum import sha256_file
 from demucs_infer.system.durability import make_folder, rename_file, sync_file
 
@@ -122,16 +123,29 @@ def parse_manifest(value: Any) -> dict[str, Any] | None:
 def find_match(path: Path, recipe: Recipe, *, verify: bool = False) -> dict[str, Any] | None:
     """Return the manifest if it matches `recipe` and all its files have their sizes.
 
-    With `verify`, the files are also read, and must have their digests.
+    With `verify`, the files are also read, and must have their digests. Those that were written
+    shortly before the machine was started are always read: the power may have failed.
     """
     manifest = read_manifest(path)
     if manifest is None or manifest.get("key") != recipe.key:
         return None
     try:
-        stems = {path.parent / stem["file"]: stem for stem in manifest["stems"].values()}
-        is_complete = all(file.stat().st_size == stem["bytes"] for file, stem in stems.items())
-        if is_complete and verify:
-            is_complete = all(sha256_file(file) == stem["sha256"] for file, stem in stems.items())
+        stems = list_files(path, manifest)
+        is_complete = all(is_intact(file, stem, verify=verify) for file, stem in stems.items())
     except (OSError, KeyError, TypeError, AttributeError):
         return None
     return manifest if is_complete else None
+
+
+def list_files(path: Path, manifest: Mapping[str, Any]) -> dict[Path, Mapping[str, Any]]:
+    """Return the entries of the files of a manifest at `path`."""
+    return {path.parent / stem["file"]: stem for stem in manifest["stems"].values()}
+
+
+def is_intact(file: Path, stem: Mapping[str, Any], *, verify: bool) -> bool:
+    """Return whether a file has the size of its entry, and its digest if that is compared."""
+    status = file.stat()
+    if status.st_size != stem["bytes"]:
+        return False
+    is_doubtful = verify or is_from_before_start(status.st_mtime)
+    return not is_doubtful or sha256_file(file) == stem["sha256"]

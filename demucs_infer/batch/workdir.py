@@ -54,6 +54,7 @@ class WorkDir:
             try:
                 make_folder(self.folder.parents[1])
                 self.folder.mkdir(parents=True, exist_ok=True)
+                self._remove_folders()
                 if not self._lock.acquire():
                     return False
                 break
@@ -65,10 +66,17 @@ class WorkDir:
             self.data_folder.mkdir(parents=True)
             return True
         key_path = self.folder / "key"
-        if not key_path.exists() or key_path.read_text("ascii") != key:
+        if not key_path.exists() or key_path.read_bytes() != key.encode():
             self._clear()
             key_path.write_text(key, "ascii")
         return True
+
+    def _remove_folders(self) -> None:
+        """Remove folders that something else made in place of the files."""
+        for name in ("lock", "key", "attempts", "samples.f32", "journal", "decoded.f32"):
+            path = self.folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
 
     def _clear(self) -> None:
         """Remove everything but the lock."""

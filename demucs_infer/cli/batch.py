@@ -92,7 +92,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="if two tracks have the same output: stop with an error, or add a digest of its path "
         "to the name of each (%(default)s)",
     )
-    parser.add_argument("--force", action="store_true", help="redo finished and quarantined tracks")
+    repeated = parser.add_mutually_exclusive_group()
+    repeated.add_argument(
+        "--force", action="store_true", help="redo finished and quarantined tracks"
+    )
+    repeated.add_argument(
+        "--verify",
+        action="store_true",
+        help="read the stems of finished tracks, and redo those whose sha256 differs",
+    )
     parser.add_argument("--progress", choices=("auto", "bar", "json", "none"), default="auto")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="print only errors")
@@ -189,6 +197,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
         out=out,
         shared_path_digests=shared_path_digests,
         skip="nothing" if args.force else "same",
+        verify=args.verify,
         run_id=uuid4().hex if args.force else "",
         max_tracks_per_batch=args.together or 0,
     )

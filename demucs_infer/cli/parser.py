@@ -23,6 +23,7 @@ COMMANDS = {
     "batch": "separate all tracks of a manifest, on one machine or many",
     "plot": "draw waveforms and spectrograms of stems",
     "completion": "print a script that completes flags in bash, zsh or fish",
+    "verify": "check the stems of earlier runs against their stems.json",
     "config-schema": "print the JSON Schema of the files for --config",
 }
 """Commands, if they are the first word; a track of that name is written ./models."""

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TextIO
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+_BLOCK_BYTES = 1 << 20
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -142,3 +143,12 @@ def file_size(location: str) -> int | None:
         size: int | None = filesystem.info(path)["size"]
         return size
     return None
+
+
+def sha256(location: str) -> str:
+    """Return the digest of a file, read block by block."""
+    digest = hashlib.sha256()
+    with open_binary(location) as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -62,6 +62,9 @@ class Transfer:
     weights: tuple[str, ...]
     out: str
     skip: Skip = "same"
+    verify: bool = False
+    """As in `BatchRunner`."""
+
     max_crashes: int = 2
     run_id: str = ""
     """As in `BatchRunner`."""
@@ -137,7 +140,8 @@ class Transfer:
         if self.is_remote_output:
             return self._find_done_remote(row, row.sha256)
         path = self._output_paths(row).manifest
-        manifest = find_match(path, make_recipe(self.request, row.sha256, self.model, self.weights))
+        recipe = make_recipe(self.request, row.sha256, self.model, self.weights)
+        manifest = find_match(path, recipe, verify=self.verify)
         return TrackResult.skipped(row.path, path, manifest) if manifest else None
 
     def _find_done_remote(self, row: TrackRow, sha256: str) -> TrackResult | None:
@@ -153,6 +157,8 @@ class Transfer:
             for stem in manifest["stems"].values():
                 location = self._location(path.parent / stem["file"])
                 if storage.file_size(location) != stem["bytes"]:
+                    return None
+                if self.verify and storage.sha256(location) != stem["sha256"]:
                     return None
             return TrackResult.skipped(row.path, path, manifest)
         return None

@@ -36,6 +36,9 @@ class WorkerConfig:
     """Path or URI of the output folder."""
 
     skip: Skip = "same"
+    verify: bool = False
+    """Whether the files of finished tracks are read, and compared by their digests."""
+
     max_crashes: int = 2
     """Worker crashes after which a track is quarantined."""
 
@@ -87,6 +90,7 @@ class TrackWorker:
                 weights=weights,
                 out=config.out,
                 skip=config.skip,
+                verify=config.verify,
                 max_crashes=config.max_crashes,
                 run_id=config.run_id,
                 shared_path_digests=config.shared_path_digests,
@@ -99,6 +103,7 @@ class TrackWorker:
                 weights=weights,
                 # The transfer finds out what is done, and counts crashes, of remote output.
                 skip="nothing" if is_remote_output else config.skip,
+                verify=config.verify,
                 max_crashes=None if is_remote_output else config.max_crashes,
                 run_id=config.run_id,
                 max_tracks_per_batch=config.max_tracks_per_batch or default_tracks,

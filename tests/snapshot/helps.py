@@ -32,6 +32,7 @@ COMMANDS = {
     "batch": ["batch"],
     "plot": ["plot"],
     "completion": ["completion"],
+    "verify": ["verify"],
     "config-schema": ["config-schema"],
 }
 """The words before `--help`, by the name of the data file."""
