@@ -20,6 +20,7 @@ import errno
 import re
 from collections.abc import Iterable
 
+_MAX_NAME = 100  # characters of a name in a message; a file may name anything
 _SIGNATURE = "[0-9a-f]{7,9}"
 
 
@@ -52,7 +53,8 @@ class ModelNotFound(ModelLoadingError):
             if in_folder
             else "list_models() and `demucs-infer models ls` list all models"
         )
-        super().__init__(f"no model named {name!r}.{hint} {listing}.")
+        shown = name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..."
+        super().__init__(f"no model named {shown!r}.{hint} {listing}.")
         self.name = name
 
 
@@ -103,19 +105,25 @@ def is_disk_full(error: BaseException | None) -> bool:
     )  # FFmpeg's errors have one too
 
 
+_OUT_OF_MEMORY = (
+    "outofmemory",
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "can't start new thread",
+    "brokenthreadpool",  # whose threads could not be set up
+    "failed to map segment from shared object",
+)
+_NO_PRIMITIVE = "could not create a primitive"  # how oneDNN says it, without a descriptor behind
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error is due to a lack of memory, on any kind of device."""
     if isinstance(error, MemoryError):
         return True
     text = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, RuntimeError) and any(
-        phrase in text
-        for phrase in (
-            "outofmemory",
-            "out of memory",
-            "can't allocate memory",
-            "not enough memory",
-        )
+    return isinstance(error, RuntimeError | ImportError) and (
+        any(phrase in text for phrase in _OUT_OF_MEMORY) or text.endswith(_NO_PRIMITIVE)
     )
 
 

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+import select
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from contextlib import ExitStack, closing, nullcontext
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from demucs_infer.batch.discovery import STDIN, DiscoveredTrack, find_tracks
 from demucs_infer.batch.job import TrackJob, find_done_before
@@ -40,6 +42,7 @@ from demucs_infer.cli.progress import Reporter, make_reporter
 from demucs_infer.options import Request
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 
+_PIPE_SECONDS = 3  # before the command tells that it waits for a pipe
 _MAX_COLLISIONS = 10  # that an error lists
 
 
@@ -208,11 +211,24 @@ def _save_stream(track: DiscoveredTrack, stack: ExitStack) -> Path:
         raise ValueError("the track - is standard input, which is closed")
     path = _make_temp_folder(stack) / track.name
     with (
-        nullcontext(sys.stdin.buffer) if track.source == STDIN else source.open("rb") as stream,
+        nullcontext(sys.stdin.buffer) if track.source == STDIN else _open_pipe(source) as stream,
         path.open("wb") as file,
     ):
         shutil.copyfileobj(stream, file)
     return path
+
+
+def _open_pipe(path: Path) -> IO[bytes]:
+    """Open a pipe once there is data in it; tell after a while that the command waits for that."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    stream = os.fdopen(number, "rb")
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    if not poll.poll(1000 * _PIPE_SECONDS):
+        sys.stderr.write(f"waiting for a program that writes to {path}\n")
+        poll.poll()
+    os.set_blocking(number, True)
+    return stream
 
 
 def _run_jobs(

@@ -8,6 +8,7 @@ and takes a tenth longer, however little the second thread computes.
 
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Thread
 
@@ -26,8 +27,9 @@ def limit_to_one_thread() -> None:
         # This has also changed the default of later threads. Only another thread can restore that
         # without changing the number of this one.
         restorer = Thread(target=torch.set_num_threads, args=(count,))
-        restorer.start()
-        restorer.join()
+        with suppress(RuntimeError):  # out of memory or threads: later threads have one, too
+            restorer.start()
+            restorer.join()
 
 
 def count_cores() -> int:

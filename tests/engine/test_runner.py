@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
 from typing import Any
 
 import pytest
@@ -142,6 +143,12 @@ def test_cpu_fallback_if_one_window_does_not_fit() -> None:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."), True),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to ..."), True),
         (RuntimeError("size mismatch"), False),
+        (RuntimeError("can't start new thread"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for a convolution"), False),
+        (BrokenThreadPool("A thread initializer failed"), True),
+        (ImportError("libavcodec.so: failed to map segment from shared object"), True),
+        (ImportError("no module named torch"), False),
         (ValueError("out of memory"), False),
     ],
     ids=[
@@ -151,6 +158,12 @@ def test_cpu_fallback_if_one_window_does_not_fit() -> None:
         "cpu: allocate",
         "cpu: not enough",
         "other",
+        "no more threads",
+        "onednn",
+        "onednn: unsupported",
+        "threads that failed to begin",
+        "a library that cannot be mapped",
+        "a missing module",
         "not a RuntimeError",
     ],
 )
