@@ -336,7 +336,8 @@ def read_bag(file: Path) -> Bag:
             raise ConfigError("expected a table with `models`")
         return parse_bag(file.stem, table)
     except (OSError, OverflowError, ConfigError) as error:
-        raise CheckpointError(f"{file} is not a valid bag of models: {error}") from error
+        reason = " ".join(str(error).split())  # of several lines, if it shows a part of the file
+        raise CheckpointError(f"{file} is not a valid bag of models: {reason}") from error
 
 
 def build_bag(bag: Bag, repo: ModelRepo) -> BagOfModels:

@@ -182,7 +182,9 @@ def _from_safetensors(data: memoryview, size: int) -> Package:
 
 def _parse_json(text: object) -> Any:
     try:
-        return json.loads(text) if isinstance(text, str | bytes) else None
+        # Decoded here: `json` would detect UTF-16 and UTF-32, and import their codecs.
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError) as error:
         raise CheckpointError("its header is not valid JSON") from error
 

@@ -41,11 +41,22 @@ _SEQUENCES = (list, tuple, Sequence)
 _MAPPINGS = (dict, Mapping)
 
 
+_MAX_PROBLEMS = 100
+_MAX_LENGTH = 1000
+
+
 def config_error(source: str, problems: Sequence[str]) -> ConfigError:
-    """Return one error that lists all `problems` of `source`."""
+    """Return one error that lists the `problems` of `source`, of thousands only the first."""
+    listed = [_shorten(problem) for problem in problems[:_MAX_PROBLEMS]]
     if len(problems) == 1:
-        return ConfigError(f"{source}: {problems[0]}")
-    return ConfigError(f"{source}: {len(problems)} problems\n  " + "\n  ".join(problems))
+        return ConfigError(f"{source}: {listed[0]}")
+    omitted = ["..."] if len(problems) > _MAX_PROBLEMS else []
+    lines = "\n  ".join([*listed, *omitted])
+    return ConfigError(f"{source}: {len(problems)} problems\n  {lines}")
+
+
+def _shorten(problem: str) -> str:
+    return problem if len(problem) <= _MAX_LENGTH else f"{problem[:_MAX_LENGTH]}..."
 
 
 class SchemaReader:

@@ -273,3 +273,18 @@ def test_catalog_is_searched_by_signature(tmp_path: Path) -> None:
 
 def test_bag_is_read_without_building_it(folder: Path) -> None:
     assert read_bag(folder / "both.yaml").segment == 1
+
+
+def test_error_of_a_damaged_bag_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bag.yaml"
+    path.write_text("models: [a\nsegment: {")
+    with pytest.raises(CheckpointError, match="is not a valid bag") as error:
+        read_bag(path)
+    assert "\n" not in str(error.value)
+
+
+def test_error_of_a_long_name_is_short(folder: Path) -> None:
+    (folder / "long.yaml").write_text(f"models: [{'x' * 20_000}]")
+    with pytest.raises(ModelNotFound) as error:
+        open_repo(folder).get_model("long")
+    assert len(str(error.value)) < 1000

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demucs_infer.checkpoints.lazy_tensor import LazyTensor
+from demucs_infer.checkpoints.reader import read_package
 from demucs_infer.checkpoints.torch_file import Placeholder, read_torch_file
 from demucs_infer.errors import CheckpointError
 from tests.helpers import malicious_checkpoints as malicious
@@ -254,3 +255,11 @@ def test_call_in_a_pickle_is_a_placeholder(tmp_path: Path) -> None:
     assert isinstance(found, Placeholder)
     assert found.is_call
     assert found.name == "builtins.print"
+
+
+def test_header_of_safetensors_is_utf_8_alone(tmp_path: Path) -> None:
+    """`json` detects UTF-16 by zeros, and imports a codec for it."""
+    header = "{}".encode("utf-16-le")
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="its header is not valid JSON"):
+        read_package(tmp_path / "x.safetensors")

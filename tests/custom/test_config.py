@@ -1,6 +1,7 @@
 """Test that configurations are parsed strictly and all problems are reported with paths."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -412,3 +413,17 @@ def test_json_schema_of_parameters_lists_required_keys() -> None:
 def test_validate_refuses_values_that_could_not_be_read() -> None:
     with pytest.raises(ConfigError, match="Block: width: expected an integer, got null"):
         validate(Block(None))  # type: ignore[arg-type]  # the error under test
+
+
+def test_file_of_many_keys_gives_a_short_error_soon(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    pairs = [f'"{number}":1' for number in [*range(50_000), 7]]
+    path.write_text(f"{{{','.join(pairs)}}}")
+    start = time.process_time()
+    with pytest.raises(ConfigError, match="duplicate keys: 7$"):
+        Config.load(path)
+    path.write_text(f"{{{','.join(pairs[:-1])}}}")
+    with pytest.raises(ConfigError, match="50002 problems") as error:
+        Config.load(path)
+    assert time.process_time() - start < 5
+    assert len(str(error.value)) < 10_000
