@@ -31,7 +31,7 @@ _UPSTREAM = ("DConv", "LocalState")
 LEFT_OUT = dict.fromkeys(
     ("rescale_conv", "rescale_module"), "it is only for training, for the weights of a new network"
 )
-"""Names of upstream that are not here, and why."""
+"""Names of upstream's module that this module leaves out, and why."""
 
 __getattr__ = make_getattr(
     __name__,

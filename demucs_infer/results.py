@@ -243,7 +243,7 @@ class SeparatedFiles:
     sample_rate: int
     channels: int
     frames: int
-    """Samples of each file, as passed to its encoder."""
+    """Number of samples of each file, as passed to its encoder."""
 
     gains: Mapping[str, float]
     """Gains by stem, which prevent clipping."""
@@ -255,7 +255,7 @@ class SeparatedFiles:
     """Problems of the input that are not errors."""
 
     seconds: float = 0.0
-    """Processing time."""
+    """Processing time in seconds."""
 
     @property
     def gain(self) -> float:

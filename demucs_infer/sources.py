@@ -156,12 +156,12 @@ class FileSource:
 
     @property
     def length(self) -> int | None:
-        """Samples at the sample rate of the model; None if unknown."""
+        """Number of samples at the sample rate of the model; None if unknown."""
         return self._track.frames
 
     @property
     def frames(self) -> int | None:
-        """Samples of the file; None if unknown."""
+        """Number of samples of the file; None if unknown."""
         return self._track.reader.frames
 
     @property

@@ -45,7 +45,7 @@ LEFT_OUT = dict.fromkeys(
     ),
     "it is for sparse attention, which needs xformers and which no released network uses",
 )
-"""Names of upstream that are not here, and why."""
+"""Names of upstream's module that this module leaves out, and why."""
 
 __getattr__ = make_getattr(
     __name__, dict.fromkeys(_UPSTREAM, "demucs_infer.upstream.transformer"), LEFT_OUT

@@ -18,7 +18,7 @@ LEFT_OUT = dict.fromkeys(
     ("atan2", "expectation_maximization"),
     "it is a part of Open-Unmix (package openunmix); `wiener` here is the whole filter",
 )
-"""Names of upstream that are not here, and why."""
+"""Names of upstream's module that this module leaves out, and why."""
 
 __getattr__ = make_getattr(__name__, {}, LEFT_OUT)
 

@@ -265,9 +265,9 @@ class Decoder:
         """Whether frames are numbered by samples, so that a lost frame shows as a gap."""
         self.damage = Damage()
         self.count = 0
-        """Samples decoded so far."""
+        """Number of samples decoded so far."""
         self.last_duration: int | None = None
-        """Samples of the last packet according to the container, if it counts in samples."""
+        """Number of samples in the last packet, if the container declares it."""
 
     def frames(self) -> Iterator[Samples]:
         """Yield decoded frames (C, t), and silence in place of what could not be decoded.
@@ -297,7 +297,7 @@ class Decoder:
         """Refuse custom layouts from the AAC decoder: PyAV would free their memory twice."""
         custom = [frame.layout for frame in frames if _is_custom_layout(frame.layout)]
         for layout in custom:
-            # Keep it alive for ever: the frame frees the memory that both point to.
+            # Never free this layout: the frame frees the memory that both point to.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
         if custom:
             raise AudioReadError(

@@ -111,7 +111,7 @@ def _component(value: str, *, windows: bool = os.name == "nt") -> str:
 
 
 def _shorten(name: str, by: int) -> str:
-    """Shorten a name by at least `by` bytes, keeping different names different."""
+    """Shorten a name by at least `by` bytes; different names stay different."""
     digest = hashlib.sha256(_encode(name)).hexdigest()[:8]
     length = max(len(_encode(name)) - by - len(digest) - 1, 0)
     return f"{_encode(name)[:length].decode(errors='ignore')}~{digest}"

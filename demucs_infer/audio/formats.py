@@ -264,7 +264,7 @@ class Encoding:
         return self.depth != 32
 
     def bitrate_for(self, channels: int) -> int | None:
-        """Return the bit rate in bit/s; None if the format has none, or `quality` decides."""
+        """Return the bit rate in bit/s for `channels`; None if it is variable or does not apply."""
         kind = self.kind
         if kind.bitrate is None or self.quality is not None:
             return None

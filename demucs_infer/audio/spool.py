@@ -101,7 +101,7 @@ class Spool:
         """Add the next samples of all stems: (S, C, t)."""
         if tuple(block.shape[:-1]) != self.shape:
             raise ValueError(
-                f"invalid block of shape {tuple(block.shape)}: expected {self.shape} and a length"
+                f"invalid block of shape {tuple(block.shape)}: expected (*{self.shape}, samples)"
             )
         frames = block.detach().to("cpu", torch.float32).flatten(0, 1).T.contiguous().numpy()
         data = frames.data

@@ -89,7 +89,7 @@ class StemWriter:
         """The files, complete after `encode`."""
 
         self.frames = 0
-        """Samples of each file, as passed to its encoder."""
+        """Number of samples of each file, as passed to its encoder."""
 
     @classmethod
     def open(

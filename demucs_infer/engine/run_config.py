@@ -91,7 +91,7 @@ class RunConfig:
         return 0 if self.options.profile == "msst" and length <= 2 * width else width
 
     def _draws(self, member: int, length: int) -> Callable[[int], int]:
-        """Return a function from the first sample of a pass to how often upstream draws in it."""
+        """Return a function from the first sample of a pass to the number of draws in it."""
         _, stride = self.grids[member]
         if not consumes_rng(self.ensemble.members[member]):
             return lambda _origin: 0

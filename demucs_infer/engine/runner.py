@@ -119,7 +119,7 @@ _MAX_AUTO_BATCH = 16
 
 _MAX_SECONDS_TO_KEEP = 12
 """Longest batch, in seconds of audio, whose memory is kept for the next batch. Up to this length
-allocations are tens of megabytes; with hundreds, gaps between them would double the memory used."""
+allocations are tens of megabytes; beyond, gaps between them would double the memory used."""
 
 
 class Runner:

@@ -35,7 +35,7 @@ def create_sin_embedding(
     device: torch.device | str = "cpu",
     max_period: float = 10000,
 ) -> Tensor:
-    """Return the position embedding of the waveform: (length 1 dim)."""
+    """Return the position embedding of the waveform: (length, 1, dim)."""
     table = _positions_1d(dim, shift + length, max_period, False, device)
     return table[shift:, None]
 
@@ -47,7 +47,7 @@ def create_2d_sin_embedding(
     device: torch.device | str = "cpu",
     max_period: float = 10000,
 ) -> Tensor:
-    """Return the position embedding of a spectrogram: (1 d_model height width)."""
+    """Return the position embedding of a spectrogram: (1, d_model, height, width)."""
     if d_model % 4:
         raise ValueError(f"{d_model = } must be a multiple of 4")
     table = positions_2d(
@@ -69,7 +69,7 @@ def create_sin_embedding_cape(
     device: torch.device | str = "cpu",
     max_period: float = 10000.0,
 ) -> Tensor:
-    """Return the position embedding of the waveform: (length batch_size dim)."""
+    """Return the position embedding of the waveform: (length, batch_size, dim)."""
     require("augment", augment, False)
     table = _positions_1d(dim, length, max_period, mean_normalize, device)
     return table[:, None].repeat(1, batch_size, 1)
@@ -83,7 +83,7 @@ def _positions_1d(
 
 
 def get_causal_mask(length: int) -> Tensor:
-    """Return a mask (length length) that is true above the diagonal: for later tokens."""
+    """Return a mask (length, length) that is true above the diagonal: for later tokens."""
     return torch.ones(length, length, dtype=torch.bool).triu(1)
 
 

@@ -68,17 +68,17 @@ class FrameHeader:
 
     @property
     def rate(self) -> int:
-        """Sample rate."""
+        """Sample rate in Hz."""
         return _RATES[self.word >> 10 & 3] >> _HALVED[self.version]
 
     @property
     def samples(self) -> int:
-        """Samples per channel in a frame."""
+        """Number of samples per channel in a frame."""
         return 1152 if self.version == _MPEG_1 else 576
 
     @property
     def side_bytes(self) -> int:
-        """Bytes of side information after the header."""
+        """Number of bytes of side information after the header."""
         is_mono = self.word >> 6 & 3 == _MONO
         return {(True, False): 32, (True, True): 17, (False, False): 17, (False, True): 9}[
             self.version == _MPEG_1, is_mono
@@ -86,7 +86,7 @@ class FrameHeader:
 
     @property
     def length(self) -> int:
-        """Bytes of the frame."""
+        """Length of the frame in bytes."""
         padding = self.word >> 9 & 1
         return self.samples // 8 * self.bitrate * 1000 // self.rate + padding
 

@@ -15,7 +15,7 @@ from demucs_infer.audio.formats import Encoding
 from demucs_infer.errors import AudioWriteError
 
 _PIECE = 4096  # libvorbis puts a piece on the stack, which a long one overflows
-_CHANNEL_ORDER = {  # for each number of channels: Vorbis' order, as indices into FFmpeg's
+_CHANNEL_ORDER = {  # by number of channels: Vorbis' order, as indices into FFmpeg's order
     1: [0],
     2: [0, 1],
     3: [0, 2, 1],

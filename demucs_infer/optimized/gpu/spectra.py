@@ -27,7 +27,7 @@ _HOPS_PER_FRAME = 4
 
 
 class PlaneTransform:
-    """Fourier transform of frames of `size` samples without its last bin, as real planes."""
+    """Fourier transform of frames of `size` samples, without the last bin, as real planes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
