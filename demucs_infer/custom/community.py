@@ -132,7 +132,7 @@ def _set_stft_window(network: Any, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _fit_output(_network: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Return the output as (B S C W): one stem has no axis, and frames may not fill the window."""
+    """Return the output as (B, S, C, W): add an axis for a single stem, and fill up the window."""
     from torch.nn import functional as F
 
     (mix,) = inputs

@@ -23,7 +23,7 @@ _WITHOUT_FLOAT64 = frozenset({"mps"})
 # the mix is only their rounding error.
 _CANCELLED = 1e-4
 
-# Added to the deviation, as upstream does.
+# Added to the standard deviation, as upstream does.
 _EPSILON = 1e-8
 
 
@@ -47,8 +47,8 @@ class Level:
         return stems * self.std + self.mean
 
     def with_population_std(self) -> "Level":
-        """Return the level with the deviation of a population, which numpy computes by default."""
-        if self.length < 2 or self.std == 1:  # 1: not measured, or silent
+        """Return the level with the biased standard deviation (1 / n), numpy's default."""
+        if self.length < 2 or self.std == 1:  # 1: silent, or not measured
             return self
         std = (self.std - _EPSILON) * sqrt((self.length - 1) / self.length)
         return Level(self.mean, std, self.length)

@@ -87,10 +87,11 @@ def plan_padded(length: int, *, segment: int, stride: int, origin: int = 0) -> t
 def plan_msst(
     length: int, *, segment: int, stride: int, border: int, origin: int = 0
 ) -> tuple[Chunk, ...]:
-    """Cover `[origin, length)` as Music-Source-Separation-Training does, from `border` before it.
+    """Cover `[origin, length)` as Music-Source-Separation-Training (MSST) does.
 
-    The last windows end where the padding of `border` samples ends, and are filled up beyond. Its
-    windows that begin behind the track are left out: nothing of them is used.
+    The track is padded by `border` samples on both sides. No chunk ends after this padding, so the
+    last ones may be shorter than their windows. MSST also has windows that begin after the end of
+    the track; they are left out, because their output is not used.
 
     >>> [(chunk.start, chunk.stop) for chunk in plan_msst(10, segment=6, stride=4, border=2)]
     [(-2, 4), (2, 8), (6, 12)]

@@ -82,12 +82,12 @@ class RunConfig:
         return Plan(length, passes, plan_batches(passes, max_batch_size))
 
     def padding_width(self, member: int, length: int) -> int:
-        """Return how many samples of padding surround a track of `length` samples, on each side."""
+        """Return how many samples of padding precede and follow a track of `length` samples."""
         segment, stride = self.grids[member]
         if self.options.padding == "constant":
             return 0
         width = segment - stride
-        # A track too short to be reflected that far is left as it is there.
+        # With this profile, a track that is too short for its reflection is not padded.
         return 0 if self.options.profile == "msst" and length <= 2 * width else width
 
     def _draws(self, member: int, length: int) -> Callable[[int], int]:

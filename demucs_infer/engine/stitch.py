@@ -26,9 +26,9 @@ def make_window(shape: str, length: int, *, power: float = 1.0, stop: int | None
     """Return the weights (L,) of a segment: `shape`, one of `WINDOWS`, to the power of `power`.
 
     `triangle` rises to 1 in the middle and is never 0. `hann` and `hamming` are periodic, as in
-    torch. `linear_fade` is 1 with a ramp over a tenth on both sides; `edge_fade` is the same with a
-    ramp that begins at 0, and is left out at the ends of a track. Only the first `stop`
-    weights are computed, if given.
+    torch. `linear_fade` is 1 with a ramp over a tenth on both sides; in `edge_fade`, the ramps
+    begin at 0 and are omitted at the ends of a track. Only the first `stop` weights are computed,
+    if given.
     """
     if shape not in WINDOWS:
         raise ValueError(f"window = {shape!r} must be one of {', '.join(WINDOWS)}")
@@ -55,7 +55,7 @@ def make_window(shape: str, length: int, *, power: float = 1.0, stop: int | None
 
 
 def remove_fades(weights: Tensor, segment: int, *, at_start: bool, at_stop: bool) -> Tensor:
-    """Return the first weights of an `edge_fade` window without the ramps that meet no neighbor."""
+    """Return weights of an `edge_fade` window without the ramps at the ends of the track."""
     fade = segment // 10
     weights = weights.clone()
     if at_start:
@@ -147,9 +147,10 @@ class TrackBuffer:
         return F.pad(inside, (left - chunk.read, end - right))
 
     def cut_whole(self, chunk: Chunk, padding: str = "constant", pad: int = 0) -> Tensor:
-        """Return the window of a chunk that owns all of it, but may end before it: (... C W).
+        """Return the window that `chunk` reads, extended from the chunk alone: (..., C, W).
 
-        Beyond the end of the chunk is the reflection of more than half a window, or silence.
+        If the chunk ends before its window, the rest of the window is the reflection of the chunk,
+        or silence if the chunk is not longer than half of the window.
         """
         if len(chunk) == chunk.window:
             return self.cut(chunk, padding, pad)
