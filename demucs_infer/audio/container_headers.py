@@ -23,7 +23,7 @@ def read_data_size(file: BinaryIO, container: str) -> int | None:
     file.seek(0)
     try:
         size = readers[container](file)
-    except (struct.error, OSError):  # a header is incomplete, or a size impossible
+    except (struct.error, OSError):  # a header is incomplete, or a size is impossible
         return None
     return None if size is None or size in _UNKNOWN_SIZES else size
 

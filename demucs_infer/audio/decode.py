@@ -65,7 +65,7 @@ _PYAV_ERRORS = (
 
 @contextlib.contextmanager
 def open_container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
-    """Open a file as a container; close both afterwards.
+    """Open a file as a container; close both at the end of the context.
 
     Raises:
         AudioReadError: FFmpeg cannot open it; the message says what the file looks like.

@@ -61,7 +61,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     position = 2 if data.startswith(b"\xff\xd8\xff") else len(data)
     while position + 9 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # those are tables
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # tables
             height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
             return int.from_bytes(width, "big"), int.from_bytes(height, "big")
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")

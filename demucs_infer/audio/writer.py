@@ -230,7 +230,7 @@ class AudioWriter:
 
     @contextmanager
     def _abort_on_error(self) -> Iterator[None]:
-        """Delete the file on any error; translate those of the operating system."""
+        """Delete the file on any error; translate errors of the operating system."""
         try:
             with translate_os_errors(self._file.name):
                 yield

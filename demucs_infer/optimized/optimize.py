@@ -79,8 +79,8 @@ def optimize(
     """Return an optimized copy of `network`, or `network` itself where there is nothing to gain.
 
     "fp32" changes only the order of sums. "bf16" and "fp16" compute products and convolutions in
-    reduced precision and keep norms, residual streams, softmax and spectra in float32. On a GPU,
-    the copy has no steps that stop PyTorch's compiler if `for_compiler`.
+    reduced precision and keep norms, residual streams, softmax and spectra in float32. With
+    `for_compiler`, a copy for a GPU only has steps that PyTorch's compiler supports.
 
     `consume_weights` releases the weights of `network` that the copy has in its own layout, so that
     `network` cannot run any more. It is ignored in reduced precision, where `network` is still
