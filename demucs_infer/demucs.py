@@ -46,7 +46,7 @@ __getattr__ = make_getattr(
 
 @lru_cache(maxsize=8)
 def _sinc_filters(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Build one windowed sinc for each of the `new` output phases: (new 1 taps)."""
+    """Build one windowed sinc for each of the `new` output phases: (new, 1, taps)."""
     # A tensor that is cached in inference mode could not be used with autograd later.
     with torch.inference_mode(False):
         rate = min(old, new) * _ROLLOFF

@@ -17,7 +17,7 @@ _WITHOUT_COMPLEX = frozenset({"mps", "xpu"})
 
 @lru_cache(maxsize=16)
 def hann(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the periodic Hann window of `size` samples: (size)."""
+    """Return the periodic Hann window of `size` samples: (size,)."""
     # A tensor that is cached in inference mode could not be used with autograd later.
     with torch.inference_mode(False):
         return torch.hann_window(size, device="cpu").to(device, dtype)

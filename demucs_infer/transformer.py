@@ -123,7 +123,7 @@ def positions_2d(
 
 
 def _sinusoids(count: int, rates: Tensor) -> Tensor:
-    """Interleave the sines and cosines of `count` positions: (count 2*rates)."""
+    """Interleave the sines and cosines of `count` positions: (count, 2*rates)."""
     angles = torch.arange(0.0, count, device="cpu")[:, None] * rates
     return torch.stack([torch.sin(angles), torch.cos(angles)], dim=-1).flatten(1)
 
