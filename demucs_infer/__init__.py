@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from demucs_infer.errors import SeparationError as SeparationError
     from demucs_infer.events import BatchSizeReduced as BatchSizeReduced
     from demucs_infer.events import ChunkProcessed as ChunkProcessed
+    from demucs_infer.events import DeviceChosen as DeviceChosen
     from demucs_infer.events import Stage as Stage
     from demucs_infer.events import WarningEvent as WarningEvent
     from demucs_infer.options import InputOptions as InputOptions
@@ -67,6 +68,7 @@ _LAZY_IMPORTS = {
     "Config": "demucs_infer.custom.config",
     "ConfigError": "demucs_infer.errors",
     "DemucsError": "demucs_infer.errors",
+    "DeviceChosen": "demucs_infer.events",
     "DownloadError": "demucs_infer.errors",
     "Encoding": "demucs_infer.audio.formats",
     "InferenceOutput": "demucs_infer.results",
@@ -113,6 +115,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DemucsError",
+    "DeviceChosen",
     "DownloadError",
     "Encoding",
     "InferenceOutput",

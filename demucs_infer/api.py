@@ -303,7 +303,8 @@ class Separator:
 
     def _move_to(self, device: torch.device) -> Runner:
         """Return a runner for `device`, and move our own networks there."""
-        runner = make_runner(device, compile=self._state.options.compile)
+        reason = self._state.device_reason
+        runner = make_runner(device, compile=self._state.options.compile, device_reason=reason)
         if self._owns_model:
             self._device_lease.enter_context(runner.lease(self._ensemble.members))
         return runner
@@ -536,8 +537,12 @@ class Separator:
                 "cannot free the weights of a model passed to from_model(): the caller owns it"
             )
         with self._lock:
-            device, compile = self._state.device, self._state.options.compile
-            self._runner = make_runner(device, compile=compile, consume_weights=True)
+            self._runner = make_runner(
+                self._state.device,
+                compile=self._state.options.compile,
+                consume_weights=True,
+                device_reason=self._state.device_reason,
+            )
 
     def close(self) -> None:
         """Free the memory of the device; the separator cannot be used after this."""
@@ -570,12 +575,16 @@ class Separator:
             state, runner = self._state, self._runner
         if not self._owns_model:
             # The caller may change its weights, which an optimized copy would not notice.
-            runner = make_runner(state.device, compile=state.options.compile)
+            runner = make_runner(
+                state.device, compile=state.options.compile, device_reason=state.device_reason
+            )
         if not model_kwargs and queries is None:
             return TrackSeparation(self._ensemble, state.plan, state, runner)
         ensemble = with_queries(self._ensemble, model_kwargs or {}, queries)
         # A runner keeps all networks it has seen, and this one exists for one track only.
-        runner = make_runner(state.device, compile=state.options.compile)
+        runner = make_runner(
+            state.device, compile=state.options.compile, device_reason=state.device_reason
+        )
         plan = SeparatorState.choose_plan(ensemble.sources, self._values)
         return TrackSeparation(ensemble, plan, state, runner)
 

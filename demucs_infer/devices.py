@@ -1,8 +1,13 @@
 """Choose the device that a network runs on."""
 
+import re
+from pathlib import Path
+
 import torch
 
 from demucs_infer.errors import ConfigError
+
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def choose_device(device: str | torch.device | None = "auto") -> torch.device:
@@ -11,7 +16,7 @@ def choose_device(device: str | torch.device | None = "auto") -> torch.device:
     Raises `ValueError` for an unknown device, and `ConfigError` if it is not available here.
     """
     if device is None or device == "auto":
-        return _best_device()
+        return choose_best_device()[0]
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -20,21 +25,56 @@ def choose_device(device: str | torch.device | None = "auto") -> torch.device:
         ) from error
     if chosen.type == "meta":
         raise ValueError("device='meta' computes nothing; use 'auto', 'cpu', 'cuda' or 'mps'")
-    try:
-        # Backends report a missing device in different ways, but none can allocate on it.
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().split(". ")[0].rstrip(".")
+    reason = _find_obstacle(chosen)
+    if reason is not None:
+        details = f"; {describe_cuda()}" if chosen.type == "cuda" else ""
         raise ConfigError(
-            f"{device=!s} is not available here ({reason}); use 'auto' or 'cpu', "
+            f"{device=!s} is not available here ({reason}{details}); use 'auto' or 'cpu', "
             "or install a build of torch that supports it"
-        ) from error
+        )
     return chosen
 
 
-def _best_device() -> torch.device:
+def choose_best_device() -> tuple[torch.device, str]:
+    """Return the first of cuda, mps and cpu that works, and why it was chosen."""
+    cuda = torch.device("cuda")
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        obstacle = _find_obstacle(cuda)
+        if obstacle is None:
+            return cuda, f"{torch.cuda.get_device_name(cuda)} is available"
+        return torch.device("cpu"), f"the GPU does not work ({obstacle}; {describe_cuda()})"
     if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+        return torch.device("mps"), "the GPU of this Mac is available"
+    if _read_driver() is not None:
+        return torch.device("cpu"), f"torch cannot use the NVIDIA GPU: {describe_cuda()}"
+    return torch.device("cpu"), f"no GPU was found: {describe_cuda()}"
+
+
+def describe_cuda() -> str:
+    """Return the versions of torch and of the NVIDIA driver, which have to fit each other."""
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    driver = _read_driver()
+    return f"torch {torch.__version__} is {build}, " + (
+        "no NVIDIA driver was found" if driver is None else f"the NVIDIA driver is {driver}"
+    )
+
+
+def _find_obstacle(device: torch.device) -> str | None:
+    """Return why nothing can be computed on `device`, or None if that works."""
+    try:
+        # Backends report a missing device in different ways, but none can compute on it. A GPU that
+        # is too old or too new for this build of torch is there, but runs none of its kernels.
+        torch.zeros(1, device=device).add_(1).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return str(error).strip().split(". ")[0].split("\n")[0].rstrip(".")
+    return None
+
+
+def _read_driver() -> str | None:
+    """Return the version of the NVIDIA driver, or None if Linux has none loaded."""
+    try:
+        text = _DRIVER.read_text()
+    except OSError:
+        return None
+    version = re.search(r"Kernel Module[^\n]*?\s(\d+\.\d[\d.]*)", text)
+    return version[1] if version else "of an unknown version"

@@ -78,6 +78,17 @@ class WarningEvent:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceChosen:
+    """Sent before the first window where the device was left to "auto".
+
+    Once per separator, or for each track where a network belongs to the caller.
+    """
+
+    device: str
+    reason: str
+
+
 Event = (
     Stage.Started
     | Stage.Completed
@@ -85,6 +96,7 @@ Event = (
     | ChunkProcessed
     | BatchSizeReduced
     | WarningEvent
+    | DeviceChosen
 )
 
 StreamItem = TypeVar("StreamItem")

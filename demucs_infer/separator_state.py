@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
-from demucs_infer.devices import choose_device
+from demucs_infer.devices import choose_best_device, choose_device
 from demucs_infer.engine.network import Network
 from demucs_infer.engine.runner import Runner
 from demucs_infer.engine.stems import StemPlan, choose_stems
@@ -32,6 +32,8 @@ class SeparatorState:
     plan: StemPlan
     device: torch.device
     """The device of the networks."""
+    device_reason: str | None
+    """Why this device was chosen; None if it was asked for."""
     track_device: torch.device
     """The device of the track and the stems."""
     progress: bool = False
@@ -45,7 +47,12 @@ class SeparatorState:
             name: value for name, value in values.items() if name not in _STEM_NAMES
         }
         own = {name: settings.pop(name) for name in _PYTHON_ONLY & settings.keys()}
-        device = choose_device(settings.pop("device", "auto"))
+        requested = settings.pop("device", "auto")
+        reason: str | None = None
+        if requested is None or requested == "auto":
+            device, reason = choose_best_device()
+        else:
+            device = choose_device(requested)
         track_device = choose_device(settings.pop("io_device", "cpu"))
         options = SeparationOptions(device=str(device), io_device=str(track_device), **settings)
         precision = choose_precision(options.precision, device)
@@ -54,6 +61,7 @@ class SeparatorState:
             options=replace(options, precision=precision),
             plan=plan,
             device=device,
+            device_reason=reason,
             track_device=track_device,
             **own,
         )
@@ -102,9 +110,13 @@ def find_preferences(members: Sequence[object]) -> dict[str, object]:
 
 
 def make_runner(
-    device: torch.device, *, compile: bool | str, consume_weights: bool = False
+    device: torch.device,
+    *,
+    compile: bool | str,
+    consume_weights: bool = False,
+    device_reason: str | None = None,
 ) -> Runner:
-    """Return a runner that optimizes networks and runs them on `device`."""
+    """Return a runner that optimizes networks and runs them on `device`, chosen for that reason."""
 
     def prepare(network: Network, precision: str) -> Network:
         fast = optimize(
@@ -117,4 +129,4 @@ def make_runner(
         backend = "inductor" if compile is True else compile
         return cast(Network, compile_network(fast, backend) if backend else fast)
 
-    return Runner(device, prepare=prepare)
+    return Runner(device, prepare=prepare, device_reason=device_reason)

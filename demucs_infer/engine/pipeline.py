@@ -438,6 +438,7 @@ class _TrackState:
             blocks, length, level=self._level, start=self._plan.reads_from(first)
         )
         self._blend = Blend(self._plan, config, first)
+        yield from config.runner.announce_device()
 
     def requests(self) -> Iterator[_WindowRequest]:
         """Yield the batches of this track; windows are cut only when a batch is requested."""

@@ -19,7 +19,7 @@ from demucs_infer.engine.device_track import free_device_memory, upload
 from demucs_infer.engine.network import Network, as_tensor
 from demucs_infer.engine.queries import QueryAdapter
 from demucs_infer.errors import SeparationError, is_out_of_memory
-from demucs_infer.events import BatchSizeReduced, Event, WarningEvent
+from demucs_infer.events import BatchSizeReduced, DeviceChosen, Event, WarningEvent
 from demucs_infer.options import SeparationOptions
 
 
@@ -127,7 +127,8 @@ class Runner:
 
     A runner may be shared by any number of threads and tracks. `prepare(network, precision)` may
     return a faster version of a network for the `precision` of the options; it is called once
-    per network and precision, after the network has moved to its device.
+    per network and precision, after the network has moved to its device. `device_reason` tells why
+    the device was chosen, if the caller did not choose it.
     """
 
     def __init__(
@@ -135,8 +136,10 @@ class Runner:
         device: torch.device | str | None = None,
         *,
         prepare: Callable[[Network, str], Network] | None = None,
+        device_reason: str | None = None,
     ) -> None:
         self.device = None if device is None else torch.device(device)
+        self._device_reason = device_reason
         self._prepare = prepare
         self._prepared: dict[tuple[Network, str], Network] = {}
         self._limits: dict[Network, int] = {}
@@ -152,6 +155,13 @@ class Runner:
             for network in networks:
                 stack.enter_context(lease_network(network, self.device))
             yield
+
+    def announce_device(self) -> Iterator[DeviceChosen]:
+        """Yield the event that tells which device was chosen, once per runner."""
+        with self._lock:
+            reason, self._device_reason = self._device_reason, None
+        if reason is not None:
+            yield DeviceChosen(str(self.device), reason)
 
     def should_keep_allocations(
         self, networks: Iterable[Network], options: SeparationOptions

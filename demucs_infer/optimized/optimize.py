@@ -15,6 +15,7 @@ from demucs_infer.optimized.attention import FastTransformer
 from demucs_infer.optimized.autocast import AutocastNetwork
 from demucs_infer.optimized.gpu import spectra
 from demucs_infer.optimized.gpu.arithmetic import PRECISIONS as GPU_PRECISIONS
+from demucs_infer.optimized.gpu.arithmetic import choose_arithmetic
 from demucs_infer.optimized.gpu.build import optimize_for_gpu
 from demucs_infer.optimized.gpu.graphs import CudaGraphs
 from demucs_infer.optimized.istft import InverseStft
@@ -96,8 +97,9 @@ def optimize(
             consume_weights = consume_weights and precision == "fp32"
             return _optimize_for_cpu(network, DTYPES[precision], consume_weights=consume_weights)
         if device.type == "cuda" and precision in GPU_PRECISIONS and not for_compiler:
-            graphs = CudaGraphs(device)
-            return optimize_for_gpu(network, GPU_PRECISIONS[precision], device, graphs=graphs)
+            has_tf32 = torch.cuda.get_device_capability(device) >= (8, 0)
+            arithmetic = choose_arithmetic(precision, has_tf32=has_tf32)
+            return optimize_for_gpu(network, arithmetic, device, graphs=CudaGraphs(device))
     if isinstance(network, Hybrid) and complex_device(device) != device:
         network = spectra.compute_without_complex(network, device)
     return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])

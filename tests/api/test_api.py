@@ -199,6 +199,7 @@ def test_each_stem_has_its_own_memory() -> None:
 
 ORDER = [
     *("normalize", "/normalize"),
+    "DeviceChosen",
     "ChunkProcessed",
     *("stitch", "/stitch"),
     *("collect_outputs", "/collect_outputs"),

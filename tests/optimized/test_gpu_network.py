@@ -14,6 +14,7 @@ from demucs_infer.optimized.gpu.arithmetic import (
     PRECISIONS,
     Arithmetic,
     Precision,
+    choose_arithmetic,
     round_to_tf32,
 )
 from demucs_infer.optimized.gpu.build import optimize_for_gpu
@@ -26,6 +27,8 @@ from tests.optimized.test_optimized import HYBRIDS
 
 CPU = torch.device("cpu")
 EXACT = Precision("float32", emulated=True)
+SPLIT = Precision("split", emulated=True)
+FULL = Precision("split", PRECISIONS["fp32"].exceptions, emulated=True)
 HALF = Precision("half", PRECISIONS["fp16"].exceptions, emulated=True)
 CORPUS = make_corpus(8000)
 
@@ -37,11 +40,20 @@ def round_weights(network: nn.Module) -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize("complex_numbers", [True, False], ids=["complex", "planes"])
+@pytest.mark.parametrize(
+    ("precision", "complex_numbers"),
+    [
+        pytest.param(EXACT, True, id="complex"),
+        pytest.param(EXACT, False, id="planes"),
+        pytest.param(SPLIT, True, id="products of 22 bits"),
+    ],
+)
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_float32_form_of_htdemucs_is_class_b(name: str, complex_numbers: bool) -> None:
+def test_float32_form_of_htdemucs_is_class_b(
+    name: str, precision: Precision, complex_numbers: bool
+) -> None:
     network = randomize(HTDemucs(**TINY["HTDemucs"] | HYBRIDS[name]))
-    fast = optimize_for_gpu(network, EXACT, CPU, complex_numbers=complex_numbers)
+    fast = optimize_for_gpu(network, precision, CPU, complex_numbers=complex_numbers)
     mix = make_noise(network.audio_channels, 8000)[None]
     with torch.inference_mode():
         assert decibels(network(mix), fast(mix)) >= 100
@@ -73,6 +85,22 @@ def test_half_precision_keeps_60_db_on_every_window(name: str, window: str) -> N
         expected, output = network(mix), fast(mix)
     assert bool(output.isfinite().all())
     assert decibels(expected, output) >= 60
+
+
+@pytest.mark.parametrize("window", [name for name in CORPUS if name != "silence"])
+def test_full_precision_is_class_b_on_every_window(window: str) -> None:
+    network = randomize(HTDemucs(**TINY["HTDemucs"]))
+    mix = CORPUS[window][None]
+    with torch.inference_mode():
+        assert decibels(network(mix), optimize_for_gpu(network, FULL, CPU)(mix)) >= 100
+
+
+def test_older_gpus_do_without_tf32() -> None:
+    for name in PRECISIONS:
+        older = choose_arithmetic(name, has_tf32=False)
+        kinds = {older.default, *older.exceptions.values()}
+        assert kinds <= {"half", "float32"}
+        assert choose_arithmetic(name, has_tf32=True) == PRECISIONS[name]
 
 
 def test_half_precision_keeps_silence_silent() -> None:
@@ -153,6 +181,26 @@ def test_tf32_rounds_to_eleven_bits() -> None:
     assert float(round_to_tf32(torch.tensor(1 + 2**-11))) == 1 + 2**-10
     assert float(round_to_tf32(exact)[5]) > 9.99e29  # the range is that of float32
     assert bool(round_to_tf32(torch.tensor(float("nan"))).isnan())
+
+
+def test_weights_that_half_precision_holds_have_no_low_digits() -> None:
+    weight = torch.randn(6, 5, 3, 3)
+    arithmetic = Arithmetic("split", emulated=True)
+    assert arithmetic.read_weight(weight, 1).shape == (6, 15, 3, 3)
+    assert arithmetic.read_weight(weight.half().float(), 1).shape == (6, 10, 3, 3)
+    assert arithmetic.read_weight(weight, 0).shape == (18, 5, 3, 3)
+
+
+@pytest.mark.parametrize("rounded", [True, False], ids=["weights of 11 bits", "any weights"])
+def test_products_of_split_digits_have_22_bits(rounded: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 30, 8, 9, generator=generator)
+    weight = torch.randn(20, 30, 3, 3, generator=generator)
+    weight = weight.half().float() if rounded else weight
+    arithmetic = Arithmetic("split", emulated=True)
+    y = arithmetic.convolve(x, arithmetic.read_weight(weight, 1), stride=(1, 1), padding=(1, 1))
+    exact = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)
+    assert decibels(exact, y.double()) >= 125
 
 
 def test_emulated_half_precision_stores_what_half_precision_can_hold() -> None:

@@ -19,7 +19,11 @@ class CountingGraphs:
     def __init__(self, error: Exception | None = None) -> None:
         self.captured: list[int] = []
         self.replays = 0
+        self.resets = 0
         self.error = error
+
+    def reset(self) -> None:
+        self.resets += 1
 
     def capture(self, core: Core, inputs: tuple[Tensor, ...]) -> tuple[object, object]:
         if self.error is not None:
@@ -120,7 +124,7 @@ def test_capture_without_memory_frees_all_graphs_and_fails() -> None:
     counting.error = None
     run(graphed, 1)
     run(graphed, 1)
-    assert counting.captured == [1, 1]
+    assert counting.captured == [1, 1] and counting.resets == 1
 
 
 def test_windows_of_any_length_do_not_fill_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from demucs_infer.optimized.gpu import fused, triton_kernels
-from demucs_infer.optimized.gpu.arithmetic import Arithmetic
+from demucs_infer.optimized.gpu.arithmetic import Arithmetic, split_digits
 from tests.helpers.bursts import decibels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,6 +132,15 @@ def test_sum_and_norm_of_tokens(out: Arithmetic, needed: float, with_branch: boo
     compare(fused.add_and_normalize, "add_and_normalize", *args, decibels_needed=needed)
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_digits_are_split(parts: int) -> None:
+    x = make(3, 70, 24, scale=5)
+    expected = split_digits(x.cpu().movedim(-1, 1), parts).movedim(1, -1)
+    actual = triton_kernels.split_digits(x, parts, 13).cpu()
+    assert torch.equal(actual, expected)
+    assert torch.equal(actual[..., :24] + actual[..., 24:48], x.cpu())
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -164,4 +173,4 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
         [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 12
+    assert len(done.stdout.splitlines()) == 14

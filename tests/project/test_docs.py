@@ -11,7 +11,7 @@ from tools import options_table
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"]
-PAGES += ["docs/batch.md", "docs/options.md", "docs/migration.md"]
+PAGES += ["docs/batch.md", "docs/gpu.md", "docs/options.md", "docs/migration.md"]
 
 
 def read(page: str) -> str:

@@ -2,13 +2,16 @@
 
 The matrix units of a GPU multiply numbers of 11 significant bits and sum in float32. A CPU that
 rounds the factors in the same way and multiplies in float32 gets the same error, so that the loss
-of precision on a GPU can be tested without one.
+of precision on a GPU can be tested without one. A number of 22 bits is the sum of two numbers of 11
+bits, a high and a low one: its products are sums of theirs, which these units compute several times
+as fast as a product of float32. Weights that are exact in half precision, as all released ones are,
+have no low part.
 
 Shapes: B batch, C channels in, O channels out, F bins, T steps, N tokens.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Kind = Literal["half", "tf32", "float32"]
+from demucs_infer.optimized.gpu.kernel_loader import find_kernels
+
+Kind = Literal["half", "tf32", "split", "float32"]
 Pair = tuple[int, int]
 
 _TF32_DROPPED_BITS = 13
@@ -28,7 +33,8 @@ class Arithmetic:
     """How a layer multiplies, and how it stores its results.
 
     `half` multiplies and stores in float16. `tf32` rounds factors to the 11 bits of float16, but
-    keeps the range of float32, and stores float32. `float32` does not round.
+    keeps the range of float32, and stores float32. `split` multiplies the high and the low digits
+    of factors separately, in TF32, and stores float32. `float32` does not round.
     """
 
     kind: Kind
@@ -46,14 +52,34 @@ class Arithmetic:
             return x.half().float()
         return x.to(self.dtype)
 
+    @property
+    def uses_tf32(self) -> bool:
+        """Whether products are left to the units for TF32."""
+        return self.kind in ("tf32", "split")
+
+    def read_weight(self, weight: Tensor, axis: int) -> Tensor:
+        """Return a weight as products take it; `axis` is that of the channels they sum over."""
+        weight = self._round_factor(weight.detach())
+        if self.kind != "split":
+            return weight
+        high = round_to_tf32(weight)
+        low = weight - high
+        has_low = not weight.is_meta and bool(low.any())
+        return torch.cat([high, high, low] if has_low else [high, high], dim=axis)
+
+    def read_linear(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the parameters of a product as `multiply` takes them."""
+        bias = None if bias is None else bias.detach().to(self.dtype)
+        return self.read_weight(weight, 1), bias
+
     def convolve(
         self, x: Tensor, weight: Tensor, *, stride: Pair, padding: Pair, dilation: Pair = (1, 1)
     ) -> Tensor:
         """Convolve (B, C, F, T) with (O, C, kF, kT), without a bias, which the next step adds."""
-        x, weight = self._round_factor(x), self._round_factor(weight)
-        if x.is_cuda:
+        x = self._read_factor(x, weight.shape[1])
+        if x.is_cuda:  # not timed, deterministic, and independent of settings of the process
             y = torch.cudnn_convolution(
-                x, weight, padding, stride, dilation, 1, False, False, self.kind == "tf32"
+                x, weight, padding, stride, dilation, 1, False, True, self.uses_tf32
             )
         else:
             y = F.conv2d(x, weight, None, stride, padding, dilation)
@@ -63,19 +89,20 @@ class Arithmetic:
         self, x: Tensor, weight: Tensor, *, stride: Pair, padding: Pair
     ) -> Tensor:
         """Convolve (B, C, F, T) with (C, O, kF, kT), transposed; without bias."""
-        x, weight = self._round_factor(x), self._round_factor(weight)
+        x = self._read_factor(x, weight.shape[0])
         if x.is_cuda:
             y = torch.cudnn_convolution_transpose(
-                x, weight, padding, (0, 0), stride, (1, 1), 1, False, False, self.kind == "tf32"
+                x, weight, padding, (0, 0), stride, (1, 1), 1, False, True, self.uses_tf32
             )
         else:
             y = F.conv_transpose2d(x, weight, None, stride, padding)
         return self.store(y)
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Multiply `x` (..., C) by `weight` (O, C), and add `bias`."""
-        x, weight = self._round_factor(x), self._round_factor(weight)
-        return self.store(F.linear(x, weight, None if bias is None else bias.to(x.dtype)))
+        """Multiply `x` (..., C) by `weight` (O, C), and add `bias`, both from `read_linear`."""
+        x = self._read_factor(x.movedim(-1, 1), weight.shape[1]).movedim(1, -1)
+        with tf32_products() if x.is_cuda and self.uses_tf32 else nullcontext():
+            return self.store(F.linear(x, weight, bias))
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Compute softmax(q kᵀ / sqrt(C)) v, with q (B, heads, N, C), k and v (B, heads, M, C)."""
@@ -93,12 +120,44 @@ class Arithmetic:
             return round_to_tf32(x.float())
         return self.store(x)
 
+    def _read_factor(self, x: Tensor, channels: int) -> Tensor:
+        """Return (B C ...) as products take it; weights with parts have more `channels`."""
+        if self.kind != "split":
+            return self._round_factor(x)
+        return split_digits(x.float(), channels // x.shape[1], emulated=self.emulated)
+
 
 def round_to_tf32(x: Tensor) -> Tensor:
     """Round float32 to the 11 significant bits of TF32, to the nearest, ties away from zero."""
     half = 1 << (_TF32_DROPPED_BITS - 1)
     bits = (x.view(torch.int32) + half) >> _TF32_DROPPED_BITS << _TF32_DROPPED_BITS
     return torch.where(x.isfinite(), bits.view(torch.float32), x)
+
+
+def split_digits(x: Tensor, parts: int, *, emulated: bool = False) -> Tensor:
+    """Return high and low digits of (B C ...) side by side, then the high ones again for 3 `parts`.
+
+    The units round the low digits, which is done here where they are `emulated`.
+    """
+    if kernels := find_kernels(x):
+        split: Tensor = kernels.split_digits(x.movedim(1, -1), parts, _TF32_DROPPED_BITS)
+        return split.movedim(-1, 1)
+    high = round_to_tf32(x)
+    low = x - high
+    low = round_to_tf32(low) if emulated else low
+    return torch.cat([high, low, high][:parts], dim=1)
+
+
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """Let PyTorch multiply matrices in TF32."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 LayerClass = Literal[
@@ -132,23 +191,38 @@ class Precision:
         return Arithmetic(self.exceptions.get(layer, self.default), self.emulated)
 
 
+# The exceptions follow from measurements (`docs/gpu.md`). For a burst in silence, values in the
+# residual branches of the waveform are far larger than their standard deviation, and gates turn the
+# relative error of these values into an absolute one. Outer stages add their error last.
 PRECISIONS: dict[str, Precision] = {
-    "fp32": Precision("float32"),
-    # The exceptions follow from measurements (`docs/gpu.md`). For a burst in silence, values in the
-    # residual branches of the waveform are far larger than their standard deviation, and gates turn
-    # the relative error of these values into an absolute one. Outer stages add their error last.
+    "fp32": Precision(
+        "split",
+        {"wave encoder": "float32", "wave decoder": "float32", "wave branches": "float32"},
+    ),
     "fp16": Precision(
         "half",
         {
-            "wave encoder": "float32",
-            "wave decoder": "float32",
-            "wave branches": "float32",
+            "wave encoder": "split",
+            "wave decoder": "split",
+            "wave branches": "split",
             "outer encoder": "tf32",
             "outer decoder": "tf32",
         },
     ),
 }
 """The arithmetic for each precision that a user can ask for."""
+
+
+def choose_arithmetic(precision: str, *, has_tf32: bool) -> Precision:
+    """Return the arithmetic of a precision, on a GPU with units for TF32 or an older one."""
+    chosen = PRECISIONS[precision]
+    if has_tf32:
+        return chosen
+    slow: dict[Kind, Kind] = {"split": "float32", "tf32": "float32"}
+    return Precision(
+        slow.get(chosen.default, chosen.default),
+        {layer: slow.get(kind, kind) for layer, kind in chosen.exceptions.items()},
+    )
 
 
 @contextmanager

@@ -6,35 +6,19 @@ gives the same result. All functions compute in float32 and store in the precisi
 Shapes: R rows that are normalized independently, T steps, C channels, F bins; `...` any axes.
 """
 
-from functools import cache
-from importlib import import_module
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from demucs_infer.optimized.gpu.arithmetic import Arithmetic
-
-
-@cache
-def load_kernels() -> Any:
-    """Return the module of the kernels, or None where there is no Triton (Windows, macOS)."""
-    try:
-        return import_module("demucs_infer.optimized.gpu.triton_kernels")
-    except ImportError:
-        return None
-
-
-def _find_kernels(x: Tensor) -> Any:
-    return load_kernels() if x.is_cuda else None
+from demucs_infer.optimized.gpu.kernel_loader import find_kernels
 
 
 def add_bias_and_gelu(
     x: Tensor, bias: Tensor, out: Arithmetic, *, gelu: bool = True, inject: Tensor | None = None
 ) -> Tensor:
     """Return gelu(x + bias + inject) of (..., C); `inject` has the shape of `x`."""
-    if kernels := _find_kernels(x):
+    if kernels := find_kernels(x):
         y: Tensor = kernels.add_bias_and_gelu(x, bias, out.dtype, gelu=gelu, inject=inject)
         return y
     y = x.float() + bias
@@ -45,7 +29,7 @@ def add_bias_and_gelu(
 
 def gate(x: Tensor, bias: Tensor, out: Arithmetic, offset: Tensor | None = None) -> Tensor:
     """Return values * sigmoid(gates), (B, F, T, 2C) -> (B, F, T, C), plus an offset (F, 1, C)."""
-    if kernels := _find_kernels(x):
+    if kernels := find_kernels(x):
         y: Tensor = kernels.gate(x, bias, out.dtype, offset)
         return y
     values, gates = (x.float() + bias).chunk(2, -1)
@@ -67,7 +51,7 @@ def normalize_and_gelu(
     The norm is over all steps and channels of a row, with `gain` and `shift` per channel. All but
     the first `channels` channels are padding, and stay 0.
     """
-    if kernels := _find_kernels(x):
+    if kernels := find_kernels(x):
         y: Tensor = kernels.normalize(x, bias, gain, shift, epsilon, out.dtype, channels, gelu=True)
         return y
     y = x.float() + bias
@@ -86,7 +70,7 @@ def normalize_and_gate(
     out: Arithmetic,
 ) -> Tensor:
     """Return stream + scale * glu(norm(x)): (R, T, 2C) and (R, T, C) -> (R, T, C)."""
-    if kernels := _find_kernels(x):
+    if kernels := find_kernels(x):
         total: Tensor = kernels.normalize_and_gate(
             x, gain, shift, epsilon, scale, stream, out.dtype
         )
@@ -100,7 +84,7 @@ def normalize_and_gate(
 
 def normalize_rows(x: Tensor, gain: Tensor, shift: Tensor, epsilon: float) -> Tensor:
     """Normalize (R, T, C) over all steps and channels of a row, in float32."""
-    if kernels := _find_kernels(x):
+    if kernels := find_kernels(x):
         y: Tensor = kernels.normalize(
             x, None, gain, shift, epsilon, torch.float32, x.shape[-1], gelu=False
         )
@@ -119,7 +103,7 @@ def add_and_normalize(
     out: Arithmetic,
 ) -> tuple[Tensor, Tensor]:
     """Return x + scale * branch, in float32, and its norm over the channels of each token."""
-    if kernels := _find_kernels(x):
+    if kernels := find_kernels(x):
         total, y = kernels.add_and_normalize(x, branch, scale, gain, shift, epsilon, out.dtype)
         return total, y
     if branch is not None:

@@ -30,6 +30,9 @@ class Graphs(Protocol):
     def capture(self, core: Core, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
         """Return (replay, outputs): calling `replay` recomputes the outputs from the inputs."""
 
+    def reset(self) -> None:
+        """Forget the memory of earlier graphs, which are gone."""
+
 
 class CudaGraphs:
     """Captures CUDA graphs on one device; they share memory, so only one may run at a time."""
@@ -53,6 +56,10 @@ class CudaGraphs:
             outputs = core(*inputs)
         self._pool = self._pool or graph.pool()
         return graph.replay, outputs
+
+    def reset(self) -> None:
+        """Let the next graphs have a memory of their own."""
+        self._pool = None
 
 
 class _Captured:
@@ -129,3 +136,5 @@ class GraphedCore:
         """Free the memory of all graphs."""
         self._captured.clear()
         self._seen.clear()
+        if self._graphs is not None:
+            self._graphs.reset()

@@ -46,10 +46,11 @@ class Convolution:
     ) -> None:
         weight, bias = cast(Tensor, conv.weight).detach(), cast("Tensor | None", conv.bias)
         self.arithmetic = arithmetic
-        self.weight = channels_last(arithmetic.store(as_image(weight)))
+        self._is_transposed = isinstance(conv, nn.ConvTranspose1d | nn.ConvTranspose2d)
+        axis = 0 if self._is_transposed else 1
+        self.weight = channels_last(arithmetic.read_weight(as_image(weight), axis))
         self.bias = weight.new_zeros(_count_outputs(conv)) if bias is None else bias.detach()
         self.bias = self.bias.float()
-        self._is_transposed = isinstance(conv, nn.ConvTranspose1d | nn.ConvTranspose2d)
         self._geometry = stride, padding, dilation
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class GpuBranch:
         gain, shift = (F.pad(x.detach().float(), (0, missing)) for x in (norm.weight, norm.bias))
         self._norm = gain, shift, norm.eps
         weight = F.pad(mix.weight.detach()[:, :, 0], (0, missing))
-        self._mix = arithmetic.store(weight), mix.bias.detach().float()
+        self._mix = arithmetic.read_linear(weight, mix.bias)
         self._mix_norm = mix_norm.weight.detach().float(), mix_norm.bias.detach().float()
         self._mix_epsilon = mix_norm.eps
         self._scale = scale.scale.detach().float()
@@ -150,7 +151,7 @@ class GpuDown:
         self._conv = Convolution(conv, self._arithmetic, stride=stride, padding=padding)
         self._dconv = GpuDConv(dconv, branches)
         weight, bias = cast(Tensor, rewrite.weight), cast(Tensor, rewrite.bias)
-        self._rewrite = self._arithmetic.store(weight.detach().flatten(1))
+        self._rewrite = self._arithmetic.read_weight(weight.flatten(1), 1)
         self._rewrite_bias = bias.detach().float()
 
     def apply(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
@@ -294,11 +295,9 @@ class GpuPointwise(nn.Module):
     def __init__(self, conv: nn.Conv1d, precision: Precision) -> None:
         super().__init__()
         self._arithmetic = precision.choose("bottleneck")
-        self._weight = self._arithmetic.store(conv.weight.detach()[:, :, 0])
-        self._bias = None if conv.bias is None else conv.bias.detach().float()
+        self._product = self._arithmetic.read_linear(conv.weight[:, :, 0], conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the convolution."""
-        return self._arithmetic.multiply(x.transpose(1, 2), self._weight, self._bias).transpose(
-            1, 2
-        )
+        y = self._arithmetic.multiply(x.transpose(1, 2), *self._product)
+        return y.transpose(1, 2)

@@ -38,10 +38,11 @@ class GpuAttention:
         # Self-attention: one product for queries, keys and values. Cross-attention: one for the
         # queries, one for the keys and values of the other sequence.
         split = channels if crosses else 3 * channels
-        self._project = arithmetic.store(weight[:split]), bias[:split].float()
-        self._project_memory = arithmetic.store(weight[split:]), bias[split:].float()
-        out = attention.out_proj
-        self._project_out = arithmetic.store(out.weight.detach()), out.bias.detach().float()
+        self._project = arithmetic.read_linear(weight[:split], bias[:split])
+        self._project_memory = arithmetic.read_linear(weight[split:], bias[split:])
+        self._project_out = arithmetic.read_linear(
+            attention.out_proj.weight, attention.out_proj.bias
+        )
 
     def __call__(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """Attend from `x` (B, N, C) to `memory` (B, M, C), or to `x` if `memory` is None."""
@@ -65,8 +66,8 @@ class GpuLayer:
         self._attention_arithmetic = precision.choose("attention")
         self._arithmetic = precision.choose("perceptron")
         self._attention = GpuAttention(attention, self._attention_arithmetic, crosses=self.crosses)
-        self._up = self._read_linear(layer.linear1)
-        self._down = self._read_linear(layer.linear2)
+        self._up = self._arithmetic.read_linear(layer.linear1.weight, layer.linear1.bias)
+        self._down = self._arithmetic.read_linear(layer.linear2.weight, layer.linear2.bias)
         last = layer.norm3 if isinstance(layer, CrossLayer) else layer.norm2
         self._norm, self._norm_last = _read_norm(layer.norm1), _read_norm(last)
         self._norm_other = _read_norm(layer.norm2)
@@ -76,9 +77,6 @@ class GpuLayer:
         ]
         norm_out = layer.norm_out
         self._norm_out = _read_norm(norm_out) if isinstance(norm_out, nn.GroupNorm) else None
-
-    def _read_linear(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
-        return self._arithmetic.store(linear.weight.detach()), linear.bias.detach().float()
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Apply attention and perceptron to (B, N, C); a cross layer attends to `other`."""

@@ -201,6 +201,35 @@ def _add_norm_kernel(
     tl.store(out + at, y.to(out.dtype.element_ty), inside)
 
 
+@triton.jit
+def _split_kernel(x, out, count, channels, parts, dropped: tl.constexpr, block: tl.constexpr):
+    """Store the high digits of numbers, the low ones, and perhaps the high ones once more."""
+    start = tl.program_id(0).to(tl.int64) * block
+    at = start + tl.arange(0, block)
+    inside = at < count
+    lane = (start % channels).to(tl.int32) + tl.arange(0, block)
+    first = (start // channels + lane // channels) * parts * channels + lane % channels
+    y = tl.load(x + at, inside, 0.0).to(tl.float32)
+    bits = y.to(tl.int32, bitcast=True) + (1 << (dropped - 1))
+    high = (bits >> dropped << dropped).to(tl.float32, bitcast=True)
+    tl.store(out + first, high, inside)
+    tl.store(out + first + channels, y - high, inside)
+    if parts == 3:
+        tl.store(out + first + 2 * channels, high, inside)
+
+
+def split_digits(x: Tensor, parts: int, dropped_bits: int) -> Tensor:
+    """Do what `arithmetic.split_digits` does, for the last axis."""
+    x = x.contiguous()
+    channels = x.shape[-1]
+    shape = (*x.shape[:-1], parts * channels)
+    out = torch.empty(shape, dtype=torch.float32, device=x.device)
+    _split_kernel[(triton.cdiv(x.numel(), _BLOCK),)](
+        x, out, x.numel(), channels, parts, dropped=dropped_bits, block=_BLOCK
+    )
+    return out
+
+
 def add_bias_and_gelu(
     x: Tensor, bias: Tensor, dtype: torch.dtype, *, gelu: bool, inject: Tensor | None
 ) -> Tensor:

@@ -1,0 +1,1 @@
+"""Check, measure and profile the networks on a GPU: `python -m tests.bench.gpu`."""
