@@ -5,6 +5,7 @@ Shapes: S stems, C channels, T samples of the track, t of a block.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -303,8 +304,8 @@ class Separator:
 
     def _move_to(self, device: torch.device) -> Runner:
         """Return a runner for `device`, and move our own networks there."""
-        reason = self._state.device_reason
-        runner = make_runner(device, compile=self._state.options.compile, device_reason=reason)
+        choice = self._state.device_choice
+        runner = make_runner(device, compile=self._state.options.compile, device_choice=choice)
         if self._owns_model:
             self._device_lease.enter_context(runner.lease(self._ensemble.members))
         return runner
@@ -541,7 +542,7 @@ class Separator:
                 self._state.device,
                 compile=self._state.options.compile,
                 consume_weights=True,
-                device_reason=self._state.device_reason,
+                device_choice=self._state.device_choice,
             )
 
     def close(self) -> None:
@@ -549,8 +550,10 @@ class Separator:
         with self._lock:
             self._is_closed = True
             self._device_lease.close()
+            self._runner.release_memory()
             self._runner = Runner("cpu")
         if self._state.device.type == "cuda":
+            gc.collect()  # a network and its core refer to each other
             torch.cuda.empty_cache()
 
     def __enter__(self) -> Separator:
@@ -576,14 +579,14 @@ class Separator:
         if not self._owns_model:
             # The caller may change its weights, which an optimized copy would not notice.
             runner = make_runner(
-                state.device, compile=state.options.compile, device_reason=state.device_reason
+                state.device, compile=state.options.compile, device_choice=state.device_choice
             )
         if not model_kwargs and queries is None:
             return TrackSeparation(self._ensemble, state.plan, state, runner)
         ensemble = with_queries(self._ensemble, model_kwargs or {}, queries)
         # A runner keeps all networks it has seen, and this one exists for one track only.
         runner = make_runner(
-            state.device, compile=state.options.compile, device_reason=state.device_reason
+            state.device, compile=state.options.compile, device_choice=state.device_choice
         )
         plan = SeparatorState.choose_plan(ensemble.sources, self._values)
         return TrackSeparation(ensemble, plan, state, runner)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from demucs_infer.errors import ConfigError
+from demucs_infer.events import DeviceChosen
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -16,7 +17,7 @@ def choose_device(device: str | torch.device | None = "auto") -> torch.device:
     Raises `ValueError` for an unknown device, and `ConfigError` if it is not available here.
     """
     if device is None or device == "auto":
-        return choose_best_device()[0]
+        return torch.device(choose_best_device().device)
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -35,19 +36,20 @@ def choose_device(device: str | torch.device | None = "auto") -> torch.device:
     return chosen
 
 
-def choose_best_device() -> tuple[torch.device, str]:
+def choose_best_device() -> DeviceChosen:
     """Return the first of cuda, mps and cpu that works, and why it was chosen."""
-    cuda = torch.device("cuda")
     if torch.cuda.is_available():
-        obstacle = _find_obstacle(cuda)
+        obstacle = _find_obstacle(torch.device("cuda"))
         if obstacle is None:
-            return cuda, f"{torch.cuda.get_device_name(cuda)} is available"
-        return torch.device("cpu"), f"the GPU does not work ({obstacle}; {describe_cuda()})"
+            return DeviceChosen("cuda", f"{torch.cuda.get_device_name()} is available")
+        reason = f"the GPU does not work ({obstacle}; {describe_cuda()})"
+        return DeviceChosen("cpu", reason, has_unused_gpu=True)
     if torch.backends.mps.is_available():
-        return torch.device("mps"), "the GPU of this Mac is available"
+        return DeviceChosen("mps", "the GPU of this Mac is available")
     if _read_driver() is not None:
-        return torch.device("cpu"), f"torch cannot use the NVIDIA GPU: {describe_cuda()}"
-    return torch.device("cpu"), f"no GPU was found: {describe_cuda()}"
+        reason = f"torch cannot use the NVIDIA GPU: {describe_cuda()}"
+        return DeviceChosen("cpu", reason, has_unused_gpu=True)
+    return DeviceChosen("cpu", f"no GPU was found: {describe_cuda()}")
 
 
 def describe_cuda() -> str:

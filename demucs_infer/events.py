@@ -87,6 +87,8 @@ class DeviceChosen:
 
     device: str
     reason: str
+    has_unused_gpu: bool = False
+    """Whether there is a GPU that does not work with this installation."""
 
 
 Event = (

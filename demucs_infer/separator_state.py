@@ -13,6 +13,7 @@ from demucs_infer.devices import choose_best_device, choose_device
 from demucs_infer.engine.network import Network
 from demucs_infer.engine.runner import Runner
 from demucs_infer.engine.stems import StemPlan, choose_stems
+from demucs_infer.events import DeviceChosen
 from demucs_infer.optimized.compiled import compile_network
 from demucs_infer.optimized.optimize import choose_precision, optimize
 from demucs_infer.options import Precision, SeparationOptions, StemOptions, list_options
@@ -32,8 +33,8 @@ class SeparatorState:
     plan: StemPlan
     device: torch.device
     """The device of the networks."""
-    device_reason: str | None
-    """Why this device was chosen; None if it was asked for."""
+    device_choice: DeviceChosen | None
+    """Why this device was chosen; None if it was requested."""
     track_device: torch.device
     """The device of the track and the stems."""
     progress: bool = False
@@ -48,11 +49,9 @@ class SeparatorState:
         }
         own = {name: settings.pop(name) for name in _PYTHON_ONLY & settings.keys()}
         requested = settings.pop("device", "auto")
-        reason: str | None = None
-        if requested is None or requested == "auto":
-            device, reason = choose_best_device()
-        else:
-            device = choose_device(requested)
+        is_auto = requested is None or requested == "auto"
+        choice = choose_best_device() if is_auto else None
+        device = torch.device(choice.device) if choice else choose_device(requested)
         track_device = choose_device(settings.pop("io_device", "cpu"))
         options = SeparationOptions(device=str(device), io_device=str(track_device), **settings)
         precision = choose_precision(options.precision, device)
@@ -61,7 +60,7 @@ class SeparatorState:
             options=replace(options, precision=precision),
             plan=plan,
             device=device,
-            device_reason=reason,
+            device_choice=choice,
             track_device=track_device,
             **own,
         )
@@ -114,7 +113,7 @@ def make_runner(
     *,
     compile: bool | str,
     consume_weights: bool = False,
-    device_reason: str | None = None,
+    device_choice: DeviceChosen | None = None,
 ) -> Runner:
     """Return a runner that optimizes networks and runs them on `device`, chosen for that reason."""
 
@@ -129,4 +128,4 @@ def make_runner(
         backend = "inductor" if compile is True else compile
         return cast(Network, compile_network(fast, backend) if backend else fast)
 
-    return Runner(device, prepare=prepare, device_reason=device_reason)
+    return Runner(device, prepare=prepare, device_choice=device_choice)

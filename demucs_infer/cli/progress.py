@@ -13,6 +13,7 @@ from demucs_infer.batch.result import TrackResult
 from demucs_infer.events import (
     BatchSizeReduced,
     ChunkProcessed,
+    DeviceChosen,
     Event,
     WarningEvent,
     event_to_json,
@@ -48,6 +49,8 @@ class Reporter:
             self.show_note(f"warning: {track}: {event.message}")
         elif isinstance(event, BatchSizeReduced):
             self.show_note(f"warning: {track}: out of memory, now {event.new} windows at a time")
+        elif isinstance(event, DeviceChosen) and event.has_unused_gpu:
+            self.show_note(f"warning: running on {event.device}: {event.reason}")
 
     def show_stage(self, text: str) -> None:
         """Report what takes time before the first bar; only at a terminal, which would be blank."""

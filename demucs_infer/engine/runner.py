@@ -127,8 +127,8 @@ class Runner:
 
     A runner may be shared by any number of threads and tracks. `prepare(network, precision)` may
     return a faster version of a network for the `precision` of the options; it is called once
-    per network and precision, after the network has moved to its device. `device_reason` tells why
-    the device was chosen, if the caller did not choose it.
+    per network and precision, after the network has moved to its device. `device_choice` is the
+    event that tells why the device was chosen, if the caller did not choose it.
     """
 
     def __init__(
@@ -136,10 +136,10 @@ class Runner:
         device: torch.device | str | None = None,
         *,
         prepare: Callable[[Network, str], Network] | None = None,
-        device_reason: str | None = None,
+        device_choice: DeviceChosen | None = None,
     ) -> None:
         self.device = None if device is None else torch.device(device)
-        self._device_reason = device_reason
+        self._device_choice = device_choice
         self._prepare = prepare
         self._prepared: dict[tuple[Network, str], Network] = {}
         self._limits: dict[Network, int] = {}
@@ -159,9 +159,9 @@ class Runner:
     def announce_device(self) -> Iterator[DeviceChosen]:
         """Yield the event that tells which device was chosen, once per runner."""
         with self._lock:
-            reason, self._device_reason = self._device_reason, None
-        if reason is not None:
-            yield DeviceChosen(str(self.device), reason)
+            choice, self._device_choice = self._device_choice, None
+        if choice is not None:
+            yield choice
 
     def should_keep_allocations(
         self, networks: Iterable[Network], options: SeparationOptions
@@ -238,7 +238,7 @@ class Runner:
             reason = str(error).partition("\n")[0]
         # Not inside `except`: until the exception is gone, its traceback keeps the tensors of the
         # failed forward pass in memory.
-        self._release_memory(network, options.precision)
+        self.release_memory(network)
         if self.device_for(network).type == "cuda":
             torch.cuda.empty_cache()
         return reason
@@ -320,11 +320,18 @@ class Runner:
                 self._prepared[key] = self._prepare(network, precision)
             return self._prepared[key]
 
-    def _release_memory(self, network: Network, precision: str) -> None:
-        """Free what the prepared version of `network` keeps between batches, such as graphs."""
-        release = getattr(self._prepared.get((network, precision)), "release_memory", None)
-        if release is not None:
-            release()
+    def release_memory(self, network: Network | None = None) -> None:
+        """Free what fast versions of `network`, or of all, keep between batches, such as graphs."""
+        with self._lock:
+            prepared = [
+                fast
+                for (key, _), fast in self._prepared.items()
+                if network is None or network is key
+            ]
+        for fast in prepared:
+            release = getattr(fast, "release_memory", None)
+            if release is not None:
+                release()
 
     def _can_fall_back(self, network: Network, options: SeparationOptions) -> bool:
         on_device = self.device_for(network).type != "cpu" and network not in self._on_cpu

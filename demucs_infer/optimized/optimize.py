@@ -96,7 +96,8 @@ def optimize(
         if device.type == "cpu":
             consume_weights = consume_weights and precision == "fp32"
             return _optimize_for_cpu(network, DTYPES[precision], consume_weights=consume_weights)
-        if device.type == "cuda" and precision in GPU_PRECISIONS and not for_compiler:
+        is_nvidia = device.type == "cuda" and torch.version.hip is None
+        if is_nvidia and precision in GPU_PRECISIONS and not for_compiler:
             has_tf32 = torch.cuda.get_device_capability(device) >= (8, 0)
             arithmetic = choose_arithmetic(precision, has_tf32=has_tf32)
             return optimize_for_gpu(network, arithmetic, device, graphs=CudaGraphs(device))

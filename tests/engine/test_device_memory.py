@@ -18,7 +18,7 @@ from demucs_infer.optimized.gpu.build import optimize_for_gpu
 from demucs_infer.options import SeparationOptions
 from tests.bench.steps import make_released_network
 from tests.helpers.audio_signals import make_noise
-from tests.helpers.networks import TINY, randomize
+from tests.helpers.networks import TINY, ScaleModel, randomize
 from tests.optimized.test_graphs import CountingGraphs
 
 CPU = torch.device("cpu")
@@ -107,6 +107,19 @@ def test_released_graphs_are_captured_anew(network: HTDemucs) -> None:
         outputs += [fast(mix) for _ in range(2)]
     assert graphs.captured == [1, 1]
     assert all(torch.allclose(output, outputs[0], atol=1e-6) for output in outputs)
+
+
+def test_runner_releases_the_memory_of_all_its_networks() -> None:
+    networks = [ScaleModel(), ScaleModel()]
+    prepared = {id(network): FailingNetwork(network, fail_at=0) for network in networks}
+    runner = Runner(CPU, prepare=lambda network, _precision: prepared[id(network)])
+    options = SeparationOptions(shifts=0)
+    for network in networks:
+        runner.infer(network, make_noise(2, 100)[None], [0], options)
+    runner.release_memory(networks[0])
+    assert [fast.released for fast in prepared.values()] == [1, 0]
+    runner.release_memory()
+    assert [fast.released for fast in prepared.values()] == [2, 1]
 
 
 class CountOperations(TorchDispatchMode):

@@ -1,11 +1,13 @@
 """A device that does not work is an error with versions in it, and a choice is explained."""
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
 
 from demucs_infer import DeviceChosen, Separator, devices
+from demucs_infer.cli.progress import make_reporter
 from demucs_infer.devices import choose_best_device, choose_device, describe_cuda
 from demucs_infer.errors import ConfigError
 from demucs_infer.events import event_to_json
@@ -62,17 +64,36 @@ def test_separator_for_a_gpu_never_runs_on_the_cpu(driver: Path) -> None:
 
 @without_gpu
 def test_auto_tells_that_a_gpu_is_there_but_cannot_be_used(driver: Path) -> None:
-    device, reason = choose_best_device()
-    assert device.type == "cpu"
-    assert reason.startswith("torch cannot use the NVIDIA GPU: ") and "470.82.01" in reason
+    choice = choose_best_device()
+    assert choice.device == "cpu" and choice.has_unused_gpu
+    assert choice.reason.startswith("torch cannot use the NVIDIA GPU: ")
+    assert "470.82.01" in choice.reason
 
 
 @without_gpu
 def test_auto_tells_that_a_gpu_fails(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that is too new for this build of torch is available, but computes nothing."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    device, reason = choose_best_device()
-    assert device.type == "cpu" and reason.startswith("the GPU does not work (")
+    choice = choose_best_device()
+    assert choice.device == "cpu" and choice.has_unused_gpu
+    assert choice.reason.startswith("the GPU does not work (")
+
+
+@without_gpu
+def test_machine_without_a_gpu_has_no_unused_one(driver: Path) -> None:
+    driver.unlink()
+    choice = choose_best_device()
+    assert choice.reason.startswith("no GPU was found") and not choice.has_unused_gpu
+
+
+def test_command_warns_of_an_unused_gpu_only() -> None:
+    stream = io.StringIO()
+    reporter = make_reporter("none", quiet=False, stream=stream)
+    reporter.show_event("a.mp3", DeviceChosen("cpu", "no GPU was found"))
+    assert not stream.getvalue()
+    reporter = make_reporter("auto", quiet=False, stream=stream)
+    reporter.show_event("a.mp3", DeviceChosen("cpu", "the driver is old", has_unused_gpu=True))
+    assert stream.getvalue() == "warning: running on cpu: the driver is old\n"
 
 
 @without_gpu
@@ -86,6 +107,7 @@ def test_auto_tells_its_choice_in_an_event_before_the_first_window() -> None:
         "event": "DeviceChosen",
         "device": "cpu",
         "reason": chosen[0].reason,
+        "has_unused_gpu": chosen[0].has_unused_gpu,
     }
 
 

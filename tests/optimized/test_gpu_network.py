@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from demucs_infer import spec
 from demucs_infer.demucs import Demucs
-from demucs_infer.hdemucs import HDemucs
+from demucs_infer.hdemucs import HDemucs, Hybrid
 from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.optimized.gpu.arithmetic import (
     PRECISIONS,
@@ -18,7 +19,8 @@ from demucs_infer.optimized.gpu.arithmetic import (
     round_to_tf32,
 )
 from demucs_infer.optimized.gpu.build import optimize_for_gpu
-from demucs_infer.optimized.gpu.spectra import PlaneTransform
+from demucs_infer.optimized.gpu.spectra import PlaneTransform, compute_without_complex
+from demucs_infer.optimized.optimize import optimize
 from tests.bench.steps import make_released_network
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.bursts import decibels, make_corpus
@@ -155,6 +157,33 @@ def test_network_without_complex_numbers_makes_none_and_no_float64() -> None:
         with ForbidComplexAndDouble():
             output = fast(mix)
     assert decibels(expected, output) >= 100
+
+
+@pytest.mark.parametrize(
+    ("network", "samples"),
+    [
+        pytest.param(HTDemucs(**TINY["HTDemucs"]), 8000, id="htdemucs"),
+        pytest.param(HDemucs(**TINY["HDemucs"]), 20_001, id="hdemucs"),
+    ],
+)
+def test_network_for_apple_makes_no_complex_numbers(network: Hybrid, samples: int) -> None:
+    randomize(network)
+    fast = compute_without_complex(network, CPU)
+    mix = make_noise(2, samples)[None]
+    with torch.inference_mode():
+        expected = network(mix)
+        with ForbidComplexAndDouble():
+            output = fast(mix)
+    assert decibels(expected, output) >= 100
+
+
+def test_devices_without_complex_numbers_get_planes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec, "_WITHOUT_COMPLEX", frozenset({"meta"}))
+    network = HTDemucs(**TINY["HTDemucs"]).to("meta")
+    fast = optimize(network, "fp32", device="meta")
+    assert fast.analyze(torch.empty(1, 2, 8000, device="meta")).shape == (1, 4, 256, 63)
+    magnitudes = HTDemucs(**TINY["HTDemucs"] | {"cac": False}).to("meta")
+    assert optimize(magnitudes, "fp32", device="meta") is magnitudes, "its spectra go to the CPU"
 
 
 @pytest.mark.parametrize("size", [4096, 512, 96, 30, 14, 2])

@@ -16,9 +16,17 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton")
 
-from demucs_infer.optimized.gpu import fused, triton_kernels
-from demucs_infer.optimized.gpu.arithmetic import Arithmetic, split_digits
+from demucs_infer.htdemucs import HTDemucs
+from demucs_infer.optimized.gpu import arithmetic, fused, triton_kernels
+from demucs_infer.optimized.gpu.arithmetic import (
+    PRECISIONS,
+    Arithmetic,
+    Precision,
+    split_digits,
+)
+from demucs_infer.optimized.gpu.build import optimize_for_gpu
 from tests.helpers.bursts import decibels
+from tests.helpers.networks import TINY, randomize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OUTPUTS = [
@@ -139,6 +147,51 @@ def test_digits_are_split(parts: int) -> None:
     actual = triton_kernels.split_digits(x, parts, 13).cpu()
     assert torch.equal(actual, expected)
     assert torch.equal(actual[..., :24] + actual[..., 24:48], x.cpu())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "needed"),
+    [
+        pytest.param(Precision("float32"), 100, id="float32"),
+        pytest.param(Precision("split"), 100, id="22 bits"),
+        pytest.param(Precision("half", PRECISIONS["fp16"].exceptions), 60, id="half"),
+    ],
+)
+def test_network_with_kernels_equals_the_one_without(
+    precision: Precision, needed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kernel gets the tensors and strides that networks give them."""
+    kwargs = TINY["HTDemucs"] | {"dconv_mode": 3, "bottom_channels": 16, "t_layers": 2, "nfft": 256}
+    network = randomize(HTDemucs(**kwargs)).to(DEVICE)
+    mix = 0.1 * make(2, 2, 2000)
+    with torch.inference_mode():
+        expected = network.cpu()(mix.cpu())
+        fast = optimize_for_gpu(network.to(DEVICE), precision, torch.device(DEVICE))
+        calls: list[str] = []
+        for module in (fused, arithmetic):
+            monkeypatch.setattr(module, "find_kernels", lambda _x: Recorder(calls))
+        output = fast(mix).cpu()
+    assert decibels(expected, output) >= needed
+    split = {"split_digits"} if precision.default != "float32" else set()
+    assert set(calls) == split | {
+        "add_bias_and_gelu",
+        "gate",
+        "normalize",
+        "normalize_and_gate",
+        "add_and_normalize",
+    }
+
+
+class Recorder:
+    """The module of the kernels, which records what is called."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls.append(name)
+        return getattr(triton_kernels, name)
 
 
 COMPILE = """

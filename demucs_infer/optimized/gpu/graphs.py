@@ -50,10 +50,13 @@ class CudaGraphs:
             core(*inputs)
         current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate and copy during the capture.
+        # Other threads go on allocating and copying meanwhile.
         mode = "thread_local"
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode=mode):
-            outputs = core(*inputs)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode=mode):
+                outputs = core(*inputs)
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails leaves the other one
         self._pool = self._pool or graph.pool()
         return graph.replay, outputs
 
@@ -80,10 +83,20 @@ class _Captured:
         """Run the graph on `inputs`, whose batch may be smaller than the captured one."""
         self._fill(inputs)
         self._replay()
-        batch = len(inputs[0])
-        if isinstance(self._outputs, Tensor):
-            return self._outputs[:batch].clone()
-        return tuple(x[:batch].clone() for x in self._outputs)
+        outputs = _cut_batch(self._outputs, len(inputs[0]))
+        if isinstance(outputs, Tensor):
+            return outputs.clone()
+        return tuple(x.clone() for x in outputs)
+
+
+def _pad_batch(x: Tensor, size: int) -> Tensor:
+    return x if len(x) == size else torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])
+
+
+def _cut_batch(outputs: Any, batch: int) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs[:batch]
+    return tuple(x[:batch] for x in outputs)
 
 
 class GraphedCore:
@@ -106,18 +119,19 @@ class GraphedCore:
         """Run the core, as a graph if possible."""
         tensors = [x for x in inputs if x is not None]
         size = next((size for size in self._sizes if size >= len(tensors[0])), None)
-        if self._graphs is None or size is None or len(tensors) < len(inputs):
+        if size is None or len(tensors) < len(inputs):
             return self._core(*inputs)
         key = tuple(torch.Size((size, *x.shape[1:])) for x in tensors)
         with self._lock:
-            if key not in self._seen:
-                self._seen.add(key)
-                return self._core(*inputs)
-            if key not in self._captured and len(self._captured) < _MAX_GRAPHS:
+            may_capture = self._graphs is not None and len(self._captured) < _MAX_GRAPHS
+            if key in self._seen and key not in self._captured and may_capture:
                 self._capture(key, tensors)
             if key in self._captured:
                 return self._captured[key].run(tensors)
-        return self._core(*inputs)
+            self._seen.add(key)
+        # Padded like a graph, so that a track gives the same samples the first time and later.
+        outputs = self._core(*(_pad_batch(x, size) for x in tensors))
+        return _cut_batch(outputs, len(tensors[0]))
 
     def _capture(self, key: tuple[torch.Size, ...], inputs: Sequence[Tensor]) -> None:
         """Capture the core for inputs of these shapes, if that is possible."""

@@ -254,7 +254,7 @@ class GpuDecoder(nn.Module):
         """Decode like the layer it replaces."""
         if self.config.over_frequency and x.dim() == 3:
             x = x.unflatten(1, (self._channels_in, -1))
-        y = x.float() + skip.float()
+        y = x + skip  # rounded once: PyTorch adds half precision in float32
         if self.config.over_frequency:
             return self._up.apply(y), x.new_empty(0)
         return self._up.apply(y[:, :, None])[:, :, 0, :length], x.new_empty(0)

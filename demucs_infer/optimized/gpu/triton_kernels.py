@@ -2,8 +2,9 @@
 
 Every kernel reads its input once or twice and computes in float32. A row that is normalized is cut
 into pieces, so that the few long rows of the waveform also occupy the whole GPU: one kernel
-measures the pieces, the next one joins their moments and applies the norm. The arguments of kernels
-have no annotations, because Triton would compile them, too.
+measures the pieces, the next one joins their moments and applies the norm. The arguments of
+kernels have no annotations, because Triton would compile them, too. Numbers that do not help to
+load several values at once are not specialized, so that fewer variants are compiled.
 """
 
 import torch
@@ -37,7 +38,7 @@ def _sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "channels"])
 def _bias_gelu_kernel(
     x, bias, inject, out, count, channels,
     has_inject: tl.constexpr, gelu: tl.constexpr, block: tl.constexpr,
@@ -54,7 +55,7 @@ def _bias_gelu_kernel(
     tl.store(out + at, y.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "channels", "steps", "bins"])
 def _gate_kernel(
     x, bias, offset, out, count, channels, steps, bins,
     has_offset: tl.constexpr, block: tl.constexpr,
@@ -76,7 +77,7 @@ def _gate_kernel(
     tl.store(out + at, y.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "stride"])
 def _measure_kernel(
     x, bias, moments, length, stride, channels,
     has_bias: tl.constexpr, piece: tl.constexpr, block: tl.constexpr,
@@ -131,7 +132,7 @@ def _join_moments(moments, row, parts, epsilon, most: tl.constexpr):
     return mean, 1.0 / tl.sqrt(spread + epsilon)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride", "parts"])
 def _norm_gelu_kernel(
     x, bias, gain, shift, moments, out, length, stride,
     parts, epsilon,
@@ -154,7 +155,7 @@ def _norm_gelu_kernel(
         tl.store(out + row * length + at, y.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "parts"])
 def _norm_gate_kernel(
     x, gain, shift, moments, scales, stream, out, length,
     channels, parts, epsilon,
@@ -201,7 +202,7 @@ def _add_norm_kernel(
     tl.store(out + at, y.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "channels", "parts"])
 def _split_kernel(x, out, count, channels, parts, dropped: tl.constexpr, block: tl.constexpr):
     """Store the high digits of numbers, the low ones, and perhaps the high ones once more."""
     start = tl.program_id(0).to(tl.int64) * block
