@@ -48,11 +48,14 @@ def time_on(device: torch.device, run: Callable[[], Any], rounds: int) -> float:
     return median(seconds)
 
 
+_make_minute = lru_cache(maxsize=4)(song)
+
+
 @lru_cache(maxsize=2)
 def make_music(seconds: float) -> torch.Tensor:
     """Make a track of any length in little time: a minute at most, repeated."""
     count = int(seconds * RATE)
-    minute = song(min(seconds, 60.0))
+    minute = _make_minute(min(seconds, 60.0))
     return minute.repeat(1, -(-count // minute.shape[1]))[:, :count].contiguous()
 
 
