@@ -28,14 +28,21 @@ from demucs_infer.server.routes import STATIC, Routes
 from demucs_infer.server.schemas import (
     AUDIO,
     PREDICTION,
+    SECURITY_SCHEMES,
     Capabilities,
     Health,
     JobList,
     JobView,
     Waveform,
+    add_shared_schemas,
     error_responses,
 )
 from demucs_infer.server.settings import ServerSettings
+
+_PARTIAL: dict[int | str, dict[str, Any]] = {
+    206: {"description": "The requested range."},
+    304: {"description": "The client has it already (`If-None-Match`)."},
+}
 
 
 def create_app(settings: ServerSettings | None = None) -> FastAPI:
@@ -68,6 +75,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     app.state.failure = None
     _add_routes(app, Routes(jobs, metrics), settings)
     _check_route_conflicts(app, settings)
+    _describe_security(app, settings)
     _add_error_handlers(app)
     keys = ApiKeys(settings.api_keys)
     app.add_middleware(
@@ -110,7 +118,7 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
             handler,
             methods=["POST"],
             openapi_extra=body,
-            responses=error_responses(400, 406, 408, 413, 422, 429, 500, 503, 504)
+            responses=error_responses(400, 406, 408, 413, 429, 500, 504, 507)
             | options.pop("responses", {}),
             **options,
         )
@@ -154,15 +162,13 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
         "/v1/jobs/{id}/stems.zip",
         routes.get_job_zip,
         response_class=Response,
-        responses=error_responses(404, 409, 410) | _content("application/zip"),
+        responses=error_responses(404, 409, 410, 416) | _PARTIAL | _content("application/zip"),
     )
     get(
         "/v1/jobs/{id}/stems/{name}",
         routes.get_job_stem,
         response_class=Response,
-        responses=error_responses(404, 409, 410, 416)
-        | {206: {"description": "The requested range."}}
-        | _content("audio/*"),
+        responses=error_responses(404, 409, 410, 416) | _PARTIAL | _content("audio/*"),
     )
     get(
         "/v1/jobs/{id}/stems/{name}/part",
@@ -188,6 +194,25 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     if settings.page:
         get("/", routes.get_page, include_in_schema=False)
+
+
+def _describe_security(app: FastAPI, settings: ServerSettings) -> None:
+    """Add to /openapi.json how to send an API key, and whether one is needed."""
+    make_schema = app.openapi
+    needs: list[dict[str, list[str]]] = [{name: []} for name in SECURITY_SCHEMES]
+    needs += [] if settings.api_keys else [{}]
+
+    def make_with_security() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = make_schema()
+            add_shared_schemas(schema)
+            for methods in schema["paths"].values():
+                for operation in methods.values():
+                    if "401" in operation["responses"]:
+                        operation["security"] = needs
+        return app.openapi_schema or {}
+
+    app.openapi = make_with_security  # type: ignore[method-assign]  # as FastAPI documents
 
 
 def _check_route_conflicts(app: FastAPI, settings: ServerSettings) -> None:

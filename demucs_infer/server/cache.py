@@ -1,18 +1,25 @@
 """On-disk result cache: finished stems keyed by recipe, with size and age limits."""
 
+import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from demucs_infer.batch.manifest import Recipe, find_match, read_manifest
 from demucs_infer.batch.output_paths import OutputPaths
 from demucs_infer.server.schemas import STEM_TEMPLATE
+from demucs_infer.system.checksum import sha256_file
 
 MANIFEST = "stems.json"
+_VERIFIED_SECONDS = 60.0
+_MAX_VERIFIED = 1024
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +29,7 @@ class CachedStem:
     stem: str
     path: Path
     size: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,8 @@ class ResultCache:
     root: Path
     max_bytes: int
     keep_seconds: float
+    _verified: dict[str, float] = field(default_factory=dict, init=False, compare=False)
+    """When the files of a folder had their digests."""
 
     def output_paths(self, name: str, extension: str) -> OutputPaths:
         """Return where to write the stems of the entry `name`."""
@@ -54,11 +64,31 @@ class ResultCache:
         )
 
     def find(self, recipe: Recipe, name: str | None = None) -> CachedStems | None:
-        """Return the entry of a recipe if all its files are complete."""
+        """Return the entry of a recipe if all its files have their digests; reads them."""
         folder = self.root / (name or recipe.key)
         if find_match(folder / MANIFEST, recipe) is None:
             return None
-        return self.open(folder.name)
+        stems = self.open(folder.name)
+        if stems is not None and not self.verify(stems):
+            logger.error("the entry %s of the result cache is damaged and is made again", name)
+            self.remove(folder.name)
+            return None
+        return stems
+
+    def verify(self, stems: CachedStems) -> bool:
+        """Return whether the files have their digests; they are read once in `_VERIFIED_SECONDS`.
+
+        A disk that fails changes neither the size nor the time of a file.
+        """
+        now, path = time.monotonic(), str(stems.folder)
+        if self._verified.get(path, -inf) > now - _VERIFIED_SECONDS:
+            return True
+        if any(sha256_file(stem.path) != stem.sha256 for stem in stems.stems):
+            return False
+        while len(self._verified) >= _MAX_VERIFIED:
+            self._verified.pop(next(iter(self._verified)))
+        self._verified[path] = now
+        return True
 
     def open(self, name: str) -> CachedStems | None:
         """Return the entry `name` if all its files are complete, and mark it as used now."""
@@ -69,7 +99,12 @@ class ResultCache:
         try:
             files = manifest["stems"].items()
             stems = tuple(
-                CachedStem(stem, folder / file["file"], (folder / file["file"]).stat().st_size)
+                CachedStem(
+                    stem,
+                    folder / file["file"],
+                    (folder / file["file"]).stat().st_size,
+                    str(file["sha256"]),
+                )
                 for stem, file in files
             )
             if any(stem.size != manifest["stems"][stem.stem]["bytes"] for stem in stems):
@@ -81,6 +116,7 @@ class ResultCache:
 
     def remove(self, name: str) -> None:
         """Delete an entry, complete or not."""
+        self._verified.pop(str(self.root / name), None)
         shutil.rmtree(self.root / name, ignore_errors=True)
 
     def evict(

@@ -163,7 +163,8 @@ class RecordMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
+                is_static = scope["path"].startswith(f"{self._base_path}/static/")
+                headers.setdefault("Cache-Control", "no-cache" if is_static else "no-store")
                 headers["X-Request-Id"] = request_id
             bytes_sent += len(message.get("body", b""))
             await send(message)

@@ -6,6 +6,7 @@ through `JobQueue._call_soon`.
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
@@ -115,6 +116,9 @@ class JobQueue:
         )
         self.is_ready = False
         self.is_stopping = False
+        self.stop_at = math.inf
+        """When requests that still run are refused, on the clock `time.monotonic`."""
+
         self.load_error = ""
         """Why the first model could not be loaded."""
 
@@ -133,8 +137,8 @@ class JobQueue:
     async def start(self) -> None:
         """Start the workers and resume the jobs that an earlier process left unfinished."""
         self._loop = asyncio.get_running_loop()
-        for folder in (self.uploads, self.results.root):
-            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.settings.data_dir, self.uploads, self.results.root):
+            _make_private(folder)
         self._store = JobStore(self.settings.data_dir / "jobs.sqlite")
         for device in self.settings.devices:
             pool = ModelPool(device, self.settings.model_memory_bytes, self._on_model_loaded)
@@ -163,6 +167,8 @@ class JobQueue:
 
     def drain(self) -> None:
         """Accept no more jobs and end the event streams."""
+        if not self.is_stopping:
+            self.stop_at = time.monotonic() + self.settings.shutdown_seconds
         self.is_stopping = self.admission.is_closed = True
         for job in self._jobs.values():
             job.notify()
@@ -475,6 +481,14 @@ class JobQueue:
             raise ApiError("expired", "the stems of this job were deleted: send the track again")
         return stems
 
+    async def get_verified_stems(self, record: JobRecord) -> CachedStems:
+        """Return the stems, with the digests of their manifest; raise `ApiError` if damaged."""
+        stems = self.get_stems(record)
+        if not await asyncio.to_thread(self.results.verify, stems):
+            self.results.remove(record.entry)
+            raise ApiError("expired", "the stems of this job were damaged: send the track again")
+        return stems
+
     def get_preview(self, record: JobRecord) -> Preview:
         """Return the stems to listen to; raise `ApiError` if there are none yet, or any more."""
         job = self._jobs.get(record.id)
@@ -551,6 +565,15 @@ class JobQueue:
         while True:
             await asyncio.sleep(min(max(self.settings.keep_seconds / 4, 1), 60))
             await self.clean_up()
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder for this user alone; one that others made keeps its mode."""
+    if not folder.exists():
+        folder.mkdir(0o700, parents=True)
+    elif folder.name in ("uploads", "results"):
+        with suppress(OSError):
+            folder.chmod(0o700)
 
 
 def _as_job_error(error: Exception) -> ApiError:

@@ -1,6 +1,8 @@
 """Response bodies: errors, and stems streamed as base64, as a zip or as one file."""
 
+import hashlib
 import json
+import re
 import zipfile
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +12,15 @@ from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from demucs_infer.server.cache import CachedStems
 from demucs_infer.server.errors import ApiError, from_exception
 
+_ZIP64_BYTES = 1 << 30
+_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})", re.ASCII)
 _READ_BYTES = 3 << 17
 """Bytes per read; a multiple of three, so that the pieces of base64 can be joined."""
 
@@ -37,9 +42,10 @@ class StreamedFile(StreamingResponse):
         media_type: str,
         *,
         headers: dict[str, str] | None = None,
+        status_code: int = 200,
         after: Callable[[], object] = lambda: None,
     ) -> None:
-        super().__init__(content, media_type=media_type, headers=headers)
+        super().__init__(content, status_code, headers, media_type)
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,6 +85,104 @@ def _range_error(start: Message) -> JSONResponse:
     )
     response.headers["Content-Range"] = content_range
     return response
+
+
+REVALIDATE = "private, no-cache"
+"""`Cache-Control` of what a client may keep, but has to ask for before it uses it."""
+
+
+def is_not_modified(request: Request, etag: str) -> bool:
+    """Return whether the client has the content with that tag already."""
+    tags = request.headers.get("if-none-match", "").split(",")
+    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in tags)
+
+
+def not_modified(etag: str) -> Response:
+    """Return the response for content that the client has."""
+    return Response(status_code=304, headers={"ETag": etag, "Cache-Control": REVALIDATE})
+
+
+def zip_response(request: Request, entry: CachedStems, headers: dict[str, str]) -> Response:
+    """Return a zip of the stems, or the part of it that `Range` asks for.
+
+    Equal entries give equal bytes, so that an interrupted download can be continued.
+    """
+    etag = f'"{zip_digest(entry)}"'
+    if is_not_modified(request, etag):
+        return not_modified(etag)
+    size = zip_size(entry)
+    headers = {**headers, "ETag": etag, "Cache-Control": REVALIDATE, "Accept-Ranges": "bytes"}
+    wanted = request.headers.get("range", "")
+    if request.headers.get("if-range", etag) != etag:
+        wanted = ""
+    first, last, status = 0, size - 1, 200
+    if match := _RANGE.fullmatch(wanted.strip()):
+        first, last = _read_range(match, size)
+        status = 206
+        headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+    headers["Content-Length"] = str(last - first + 1)
+    content = _cut(iter_zip(entry), first, last + 1)
+    return StreamedFile(content, "application/zip", headers=headers, status_code=status)
+
+
+def _read_range(match: re.Match[str], size: int) -> tuple[int, int]:
+    """Return the first and the last byte; raise `ApiError` if the range is beyond the end."""
+    start, stop = match.groups()
+    if not start:  # the last bytes
+        first, last = max(size - int(stop or 0), 0), size - 1
+    else:
+        first, last = int(start), min(int(stop), size - 1) if stop else size - 1
+    if first > last or first >= size:
+        raise ApiError("bad_range", f"the range is not within the zip, which has {size} bytes")
+    return first, last
+
+
+def _cut(pieces: Iterator[bytes], first: int, stop: int) -> Iterator[bytes]:
+    """Yield bytes `first` to `stop` of what all pieces make together."""
+    position = 0
+    for piece in pieces:
+        part = piece[max(first - position, 0) : max(stop - position, 0)]
+        position += len(piece)
+        if part:
+            yield part
+        if position >= stop:
+            return
+
+
+def zip_digest(entry: CachedStems) -> str:
+    """Return a digest of all that determines the bytes of the zip."""
+    text = [*(f"{stem.path.name}:{stem.sha256}" for stem in entry.stems), _manifest_text(entry)]
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+def zip_size(entry: CachedStems) -> int:
+    """Return the number of bytes of `iter_zip`, without reading a stem.
+
+    Its members are stored, so that their sizes just add up to what a zip of empty files takes.
+    """
+    buffer = _ZipBuffer()
+    sizes = [(stem.path.name, stem.size) for stem in entry.stems]
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, size in sizes:
+            with archive.open(_zip_info(name), "w", force_zip64=size > _ZIP64_BYTES):
+                pass
+        before = buffer.tell_written()
+        archive.writestr(_zip_info("stems.json"), _manifest_text(entry))
+        manifest_bytes = buffer.tell_written() - before
+    total = sum(map(len, buffer.drain())) + sum(size for _, size in sizes)
+    return total + _count_zip64_bytes(sizes, manifest_bytes)
+
+
+def _count_zip64_bytes(sizes: Sequence[tuple[str, int]], manifest_bytes: int) -> int:
+    """Return what the directory of the zip takes for members that are, or begin, beyond 2 GiB."""
+    extra = position = 0
+    limit = zipfile.ZIP64_LIMIT
+    for name, size in sizes:
+        fields = 2 * (size > limit) + (position > limit)
+        extra += 4 + 8 * fields if fields else 0
+        position += 30 + len(name.encode()) + size + (20 + 24 if size > _ZIP64_BYTES else 16)
+    extra += 4 + 8 if position > limit else 0  # the manifest, which is the last member
+    return extra + (56 + 20 if position + manifest_bytes > limit else 0)
 
 
 def content_disposition(name: str) -> str:
@@ -128,13 +232,16 @@ def iter_zip(entry: CachedStems) -> Iterator[bytes]:
         for stem in entry.stems:
             info = _zip_info(stem.path.name)
             info.file_size = stem.size
-            with archive.open(info, "w", force_zip64=stem.size > 1 << 30) as member:
+            with archive.open(info, "w", force_zip64=stem.size > _ZIP64_BYTES) as member:
                 for data in iter_file(stem.path):
                     member.write(data)
                     yield from buffer.drain()
-        text = json.dumps(entry.public_manifest(), indent=2, ensure_ascii=False)
-        archive.writestr(_zip_info("stems.json"), f"{text}\n")
+        archive.writestr(_zip_info("stems.json"), _manifest_text(entry))
     yield from buffer.drain()
+
+
+def _manifest_text(entry: CachedStems) -> str:
+    return json.dumps(entry.public_manifest(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _zip_info(name: str) -> zipfile.ZipInfo:
@@ -158,6 +265,9 @@ class _ZipBuffer:
 
     def close(self) -> None:
         """Do nothing: what was written is still to be drained."""
+
+    def tell_written(self) -> int:
+        return sum(map(len, self._written))
 
     def drain(self) -> Iterator[bytes]:
         written, self._written = self._written, []

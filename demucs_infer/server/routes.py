@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import time
 import wave
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
@@ -11,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import ValidationError
@@ -27,13 +28,17 @@ from demucs_infer.server.middleware import get_client
 from demucs_infer.server.preview import Preview, encode_wav
 from demucs_infer.server.queue import Job, JobQueue
 from demucs_infer.server.responses import (
+    REVALIDATE,
     StemResponse,
     StreamedFile,
     content_disposition,
+    is_not_modified,
     iter_base64,
     iter_file,
     iter_predictions,
     iter_zip,
+    not_modified,
+    zip_response,
 )
 from demucs_infer.server.schemas import (
     MIME_TYPES,
@@ -252,9 +257,11 @@ class Routes:
             for job in jobs:
                 while not job.record.is_final:
                     is_waiting = self._jobs.get_position(job.record.id) is not None
-                    if self._jobs.is_stopping and is_waiting:
+                    seconds = self._jobs.stop_at - time.monotonic()
+                    if self._jobs.is_stopping and (is_waiting or seconds <= 0):
                         raise stopping()
-                    await job.wait_for_update()
+                    with move_on_after(seconds):
+                        await job.wait_for_update()
         finally:
             watcher.cancel()
             for job in jobs:
@@ -333,16 +340,23 @@ class Routes:
             if record.is_final:
                 yield f"event: end\ndata: {self._view(record).model_dump_json()}\n\n"
 
-    async def get_job_stem(self, id: str, name: str, request: Request) -> StemResponse:
+    async def get_job_stem(self, id: str, name: str, request: Request) -> Response:
         """Return a stem of a job, or parts of it (`Range`)."""
         record = self._get_record(id, request)
-        entry = self._jobs.get_stems(record)
+        entry = await self._jobs.get_verified_stems(record)
         for stem in entry.stems:
             if name in (stem.stem, stem.path.name):
+                etag = f'"{stem.sha256}"'
+                if is_not_modified(request, etag):
+                    return not_modified(etag)
                 return StemResponse(
                     stem.path,
                     media_type=MIME_TYPES[_get_format(record)],
-                    headers={"Content-Disposition": _name_stem(record, stem)},
+                    headers={
+                        "Content-Disposition": _name_stem(record, stem),
+                        "ETag": etag,
+                        "Cache-Control": REVALIDATE,
+                    },
                 )
         raise _no_such_stem(name, [stem.stem for stem in entry.stems])
 
@@ -389,12 +403,11 @@ class Routes:
         except FileNotFoundError as error:  # the job has just finished, or its stems were deleted
             raise ApiError("not_done", "the job has just finished: try again") from error
 
-    async def get_job_zip(self, id: str, request: Request) -> StreamedFile:
-        """Return all stems of a job as a zip."""
+    async def get_job_zip(self, id: str, request: Request) -> Response:
+        """Return all stems of a job as a zip, or a part of it (`Range`)."""
         record = self._get_record(id, request)
-        headers = {"Content-Disposition": _name_zip(record)}
-        content = iter_zip(self._jobs.get_stems(record))
-        return StreamedFile(content, "application/zip", headers=headers)
+        entry = await self._jobs.get_verified_stems(record)
+        return zip_response(request, entry, {"Content-Disposition": _name_zip(record)})
 
     async def cancel_job(self, id: str, request: Request) -> Response:
         """Cancel an unfinished job (202), or delete a finished one (204)."""
@@ -449,13 +462,13 @@ class Routes:
 
     # ── pages ──
 
-    async def get_page(self) -> FileResponse:
+    async def get_page(self, request: Request) -> Response:
         """Return the page."""
-        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+        return _page_response(request, "index.html")
 
-    async def get_docs(self) -> FileResponse:
+    async def get_docs(self, request: Request) -> Response:
         """Return the API documentation, which is built from /openapi.json."""
-        return FileResponse(STATIC / "docs.html", headers={"Cache-Control": "no-cache"})
+        return _page_response(request, "docs.html")
 
     async def get_sample(self) -> Response:
         """Return a short generated song to try the server with."""
@@ -488,6 +501,15 @@ def _make_sample() -> bytes:
         mono = (sample.mix.mean(0) * 32767).round().short()
         wav.writeframes(mono.numpy().astype("<i2").tobytes())
     return file.getvalue()
+
+
+def _page_response(request: Request, name: str) -> Response:
+    path = STATIC / name
+    status = path.stat()
+    etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
+    if is_not_modified(request, etag):
+        return not_modified(etag)
+    return FileResponse(path, headers={"ETag": etag, "Cache-Control": "no-cache"})
 
 
 def _no_such_stem(name: str, names: Sequence[str]) -> ApiError:

@@ -47,7 +47,8 @@ def serve(settings: ServerSettings) -> bool:
         log_config=None,  # configured by the command line
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=max(round(settings.shutdown_seconds), 1),
+        # Requests that still run end by themselves before, with an error that says why.
+        timeout_graceful_shutdown=round(settings.shutdown_seconds) + 5,
         http=make_protocol(settings.header_seconds, settings.stall_seconds),
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),

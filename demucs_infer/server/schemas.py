@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -321,6 +322,25 @@ PREDICTION = _describe_prediction()
 AUDIO = _describe_audio()
 
 
+_COMPONENTS = "#/components/schemas/"
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe the error responses of a route; 401 and 403 are possible everywhere."""
-    return {status: {"model": ErrorBody} for status in (401, 403, *statuses)}
+    """Describe the error responses of a route, with those that are possible everywhere."""
+    content = {"application/json": {"schema": {"$ref": f"{_COMPONENTS}ErrorBody"}}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": content}
+        for status in (401, 403, 421, 422, 503, *statuses)
+    }
+
+
+def add_shared_schemas(schema: dict[str, Any]) -> None:
+    """Add what no route declares to the schema of /openapi.json."""
+    error = ErrorBody.model_json_schema(ref_template=f"{_COMPONENTS}{{model}}")
+    components = schema.setdefault("components", {})
+    components.setdefault("schemas", {}).update(error.pop("$defs") | {"ErrorBody": error})
+    components["securitySchemes"] = SECURITY_SCHEMES

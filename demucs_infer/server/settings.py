@@ -109,6 +109,9 @@ class ServerSettings:
     api_keys: tuple[str, ...] = setting(
         "accepted API keys (default: no authentication)", (), is_secret=True
     )
+    api_keys_file: Path | None = setting(
+        "file with more API keys, one a line; lines that begin with # are ignored", None
+    )
     public: bool = setting("do not warn of a missing API key: a proxy authenticates clients", False)
     allowed_hosts: tuple[str, ...] = setting(
         "host names under which clients may address the server, * for all (default: addresses, "
@@ -128,6 +131,9 @@ class ServerSettings:
     )
 
     def __post_init__(self) -> None:
+        if self.api_keys_file is not None:
+            keys = (*self.api_keys, *_read_keys(self.api_keys_file))
+            object.__setattr__(self, "api_keys", tuple(dict.fromkeys(keys)))
         problems = [*self._check_numbers(), *self._check_routes(), *self._check_others()]
         if problems:
             raise ConfigError("; ".join(problems))
@@ -225,6 +231,18 @@ def load_settings(
         values.setdefault("data_dir", Path(environ["DEMUCS_INFER_CACHE"]) / "server")
     values |= {name: value for name, value in flags.items() if value is not None}
     return ServerSettings(**values)
+
+
+def _read_keys(file: Path) -> list[str]:
+    """Return the keys in a file; raise `ConfigError` if there are none, as that would open it."""
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"api_keys_file = {str(file)!r} cannot be read: {error}") from error
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise ConfigError(f"api_keys_file = {str(file)!r} has no keys: expected one a line")
+    return keys
 
 
 def convert(name: str, value: Any) -> Any:

@@ -95,6 +95,8 @@ class JobStore:
 
     def _open(self, path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(path, timeout=1, isolation_level=None)
+        with suppress(OSError):
+            path.chmod(0o600)  # of the server's user alone
         try:
             # Locked until the process ends, however it ends: a second server fails here.
             database.execute("pragma locking_mode = exclusive")

@@ -40,3 +40,12 @@ def test_variables_are_settings() -> None:
         assert service["read_only"] and service["ports"] == ["127.0.0.1:8080:8080"]
         assert set(service["build"]["args"]) <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.M))
     assert COMPOSE["services"]["cuda"]["deploy"]["resources"]["reservations"]["devices"]
+
+
+def test_compose_is_not_declared_public_and_has_limits() -> None:
+    """A server whose port is opened without a key must warn."""
+    for service in COMPOSE["services"].values():
+        assert "DEMUCS_INFER_PUBLIC" not in service["environment"]
+        assert service["mem_limit"] and service["pids_limit"]
+        # A volume there would hide the models of a rebuilt image.
+        assert not any(volume.endswith(":/models") for volume in service["volumes"])

@@ -241,6 +241,16 @@ def test_client_examples_of_readme(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "vocals.flac").read_bytes()[:4] == b"fLaC"
 
 
+def test_request_beyond_shutdown_limit_gets_json_error(repo: Path, tmp_path: Path) -> None:
+    words = ["--repo", repo, "--models", f"bag,{FAST}", "--data-dir", tmp_path]
+    with run_server(*words, "--shutdown-seconds", "1") as server, ThreadPoolExecutor(1) as pool:
+        response = pool.submit(server.call, "POST", "/v1/separate?shifts=15", song(30.0, 1))
+        wait_until(lambda: not idle(server))
+        server.process.terminate()
+        status, body = response.result(30)
+        assert (status, json.loads(body)["error"]["code"]) == (503, "stopping")
+
+
 def test_startup_failure_is_one_line(
     server: Server, repo: Path, data: Path, tmp_path: Path
 ) -> None:

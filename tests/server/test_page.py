@@ -158,7 +158,7 @@ def test_other_browser_does_not_see_songs(page: Any, browser: Any, server: Serve
 
 
 def test_stems_play_while_they_are_made(page: Any) -> None:
-    page.route("**/v1/jobs?*", lambda route: route.continue_(url=f"{route.request.url}&shifts=15"))
+    page.route("**/v1/jobs?*", lambda route: route.continue_(url=f"{route.request.url}&shifts=6"))
     page.set_input_files("#files", file("long.wav", seconds=55, seed=51))
     page.wait_for_selector(".listen")
     page.click(".listen")
@@ -412,3 +412,6 @@ def test_docs_list_every_route(page: Any, server: Server) -> None:
     page.wait_for_selector(".route")
     paths = json.loads(server.call("GET", "/openapi.json")[1])["paths"]
     assert page.locator(".route").count() == sum(map(len, paths.values()))
+    form = page.locator(".route:has(code:text-is('/v1/separate'))")
+    form.locator("summary").click()
+    assert "two_stems" in form.inner_text() and "required" in form.inner_text()

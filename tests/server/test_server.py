@@ -130,6 +130,23 @@ def test_openapi_describes_bodies_with_examples(web: TestClient) -> None:
     assert "JobView" in schema["components"]["schemas"]
 
 
+def test_openapi_describes_errors_and_keys(web: TestClient, repo: Path, tmp_path: Path) -> None:
+    schema = web.get("/openapi.json").json()
+    assert set(schema["components"]["securitySchemes"]) == {"bearer", "key"}
+    for path, methods in schema["paths"].items():
+        for operation in methods.values():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400 and path not in ("/health", "/readyz"):
+                    content = response["content"]["application/json"]["schema"]
+                    assert content == {"$ref": "#/components/schemas/ErrorBody"}, (path, status)
+            if path.startswith("/v1"):
+                assert {"401", "403", "421", "422", "503"} <= set(operation["responses"])
+                assert {} in operation["security"]
+    assert "507" in schema["paths"]["/v1/jobs"]["post"]["responses"]
+    locked = _create_app(repo, tmp_path, api_keys=("a long key",)).openapi()
+    assert {} not in locked["paths"]["/v1/jobs"]["post"]["security"]
+
+
 # ── predictions ──
 
 

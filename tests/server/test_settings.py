@@ -129,3 +129,19 @@ def test_request_takes_times_and_percentages_as_text() -> None:
 
     settings = parse_request({"start": "1:30", "duration": "15", "overlap": "50%"}).settings
     assert (settings["start"], settings["duration"], settings["overlap"]) == (90, 15, 0.5)
+
+
+def test_api_keys_are_read_from_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# for the studio\nthe first key\n\nthe second key\n")
+    found = load_settings({"api_keys_file": file, "api_keys": ("the third key",)}, {})
+    assert found.api_keys == ("the third key", "the first key", "the second key")
+    assert not ServerSettings(host="0.0.0.0", api_keys_file=file).is_exposed
+
+
+@pytest.mark.parametrize("text", ["", "# none", "short", None])
+def test_file_without_valid_keys_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "keys").write_text(text)
+    with pytest.raises(ConfigError, match="api_keys"):
+        ServerSettings(api_keys_file=tmp_path / "keys")

@@ -19,7 +19,15 @@ function typeOf(schema = {}) {
 }
 
 const response = await fetch("openapi.json");
-const { paths } = await response.json();
+const { paths, components } = await response.json();
+
+function fieldsOf(schema = {}) {
+  const { properties = {}, required = [] } = schema.$ref ? components.schemas[schema.$ref.split("/").pop()] : schema;
+  return Object.entries(properties).map(([name, field]) => [
+    name, required.includes(name) ? "required" : "", typeOf(field), field.description ?? "",
+  ]);
+}
+
 for (const [path, methods] of Object.entries(paths)) {
   for (const [method, route] of Object.entries(methods)) {
     const box = create("details", "", "card route");
@@ -30,7 +38,11 @@ for (const [path, methods] of Object.entries(paths)) {
       parameter.name, parameter.in, typeOf(parameter.schema), parameter.description ?? "",
     ]);
     if (parameters.length) box.append(create("h2", "Parameters"), table(parameters));
-    for (const type of Object.keys(route.requestBody?.content ?? {})) box.append(create("p", `Body: ${type}`));
+    for (const [type, { schema }] of Object.entries(route.requestBody?.content ?? {})) {
+      box.append(create("h2", `Body: ${type}`));
+      const fields = fieldsOf(schema);
+      if (fields.length) box.append(table(fields));
+    }
     box.append(create("h2", "Responses"), table(Object.entries(route.responses).map(([status, { description }]) => [status, description])));
     document.getElementById("routes").append(box);
   }
