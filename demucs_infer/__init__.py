@@ -1,6 +1,7 @@
 """Music source separation with the Demucs networks, inference only."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from demucs_infer.system.lazy import make_getattr
 
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
     from demucs_infer.custom.metadata import ModelParamsLike as ModelParamsLike
     from demucs_infer.custom.registry import register_model as register_model
     from demucs_infer.engine.chunking import ChunkPlan as ChunkPlan
+    from demucs_infer.engine.chunking import NormalizationStats as NormalizationStats
+    from demucs_infer.engine.chunking import NormalizedAudio as NormalizedAudio
     from demucs_infer.engine.chunking import StreamingStitcher as StreamingStitcher
+    from demucs_infer.engine.chunking import denormalize_audio as denormalize_audio
     from demucs_infer.engine.chunking import generate_chunks as generate_chunks
     from demucs_infer.engine.chunking import normalize_audio as normalize_audio
     from demucs_infer.engine.chunking import overlap_add as overlap_add
     from demucs_infer.engine.chunking import stitch_chunks as stitch_chunks
+    from demucs_infer.engine.network import SupportsStemSelection as SupportsStemSelection
     from demucs_infer.engine.stems import derive_stems as derive_stems
     from demucs_infer.engine.stems import parse_stem_rule as parse_stem_rule
     from demucs_infer.errors import AudioError as AudioError
@@ -77,6 +82,8 @@ _LAZY_IMPORTS = {
     "ModelMetadata": "demucs_infer.custom.metadata",
     "ModelNotFound": "demucs_infer.errors",
     "ModelParamsLike": "demucs_infer.custom.metadata",
+    "NormalizationStats": "demucs_infer.engine.chunking",
+    "NormalizedAudio": "demucs_infer.engine.chunking",
     "OutputOptions": "demucs_infer.options",
     "SeparatedFiles": "demucs_infer.results",
     "SeparationError": "demucs_infer.errors",
@@ -85,8 +92,10 @@ _LAZY_IMPORTS = {
     "Stage": "demucs_infer.events",
     "StemOptions": "demucs_infer.options",
     "StreamingStitcher": "demucs_infer.engine.chunking",
+    "SupportsStemSelection": "demucs_infer.engine.network",
     "WarningEvent": "demucs_infer.events",
     "apply_model": "demucs_infer.apply",
+    "denormalize_audio": "demucs_infer.engine.chunking",
     "derive_stems": "demucs_infer.engine.stems",
     "generate_chunks": "demucs_infer.engine.chunking",
     "get_model": "demucs_infer.pretrained",
@@ -124,6 +133,8 @@ __all__ = [
     "ModelMetadata",
     "ModelNotFound",
     "ModelParamsLike",
+    "NormalizationStats",
+    "NormalizedAudio",
     "OutputOptions",
     "SeparatedFiles",
     "SeparationError",
@@ -132,9 +143,11 @@ __all__ = [
     "Stage",
     "StemOptions",
     "StreamingStitcher",
+    "SupportsStemSelection",
     "WarningEvent",
     "__version__",
     "apply_model",
+    "denormalize_audio",
     "derive_stems",
     "generate_chunks",
     "get_model",
@@ -154,9 +167,19 @@ _LEFT_OUT = {
     **dict.fromkeys(("distrib", "ema", "solver", "svd", "train", "wav"), _TRAINING),
     **dict.fromkeys(("augment", "repitch"), "it augments data for training; use demucs for that"),
     "evaluate": "demucs_infer.metrics, and the command `demucs-infer eval`, measure stems",
+    "grids": "it lists trainings with dora; use demucs for that",
 }
+"""Modules of upstream that are not here, and why."""
+
+__path__.append(str(Path(__file__).with_name("left_out")))  # found last; each raises the reason
 
 __getattr__ = make_getattr(__name__, _LAZY_IMPORTS, _LEFT_OUT)
+
+
+def refuse_import(name: str) -> NoReturn:
+    """Raise an `ImportError` that says why a module of upstream is left out, and what to use."""
+    reason = _LEFT_OUT[name.rpartition(".")[2]]
+    raise ImportError(f"{name} is left out: {reason}", name=name)
 
 
 def __dir__() -> list[str]:

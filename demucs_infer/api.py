@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from enum import Enum
+from pathlib import Path
 from runpy import run_module
 from threading import Lock
 from types import TracebackType
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from demucs_infer.audio.writer import Target, save_audio
 from demucs_infer.checkpoints.download import progress_bar
-from demucs_infer.custom.build import load_network
+from demucs_infer.custom.build import load_network, wrap_network
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
 from demucs_infer.engine.network import Ensemble
@@ -57,6 +58,7 @@ from demucs_infer.results import (
 from demucs_infer.separator_state import (
     Callback,
     Device,
+    Omitted,
     SeparatorState,
     find_preferences,
     make_runner,
@@ -149,6 +151,8 @@ class OwnChanges(TypedDict, total=False):
     window: Window
     padding: Padding
     normalize: bool
+    gate: bool
+    max_memory: int | None
 
 
 class Changes(OwnChanges, total=False):
@@ -174,19 +178,19 @@ class Separator:
     downloads and tracks on standard error.
 
     All other settings are the fields of `SeparationOptions` and `StemOptions`, as keywords or as
-    `options` and `stem_options`; keywords that are not at their default take precedence.
+    `options` and `stem_options`; keywords that are given take precedence.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str] = "htdemucs",
         repo: str | os.PathLike[str] | None = None,
-        device: Device = "auto",
-        shifts: int = 1,
-        overlap: float = 0.25,
-        split: bool = True,
-        segment: float | None = None,
-        jobs: int | Literal["auto"] = 0,
+        device: Device = cast("Device", Omitted("auto")),  # noqa: B008 (immutable)
+        shifts: int = cast("int", Omitted(1)),
+        overlap: float = cast("float", Omitted(0.25)),
+        split: bool = cast("bool", Omitted(True)),
+        segment: float | None = cast("None", Omitted(None)),
+        jobs: int | Literal["auto"] = cast("int", Omitted(0)),
         progress: bool = False,
         callback: Callback | None = None,
         callback_arg: Mapping[str, object] | None = None,
@@ -242,6 +246,7 @@ class Separator:
         cls,
         model: nn.Module,
         *,
+        metadata: object = None,
         options: SeparationOptions | None = None,
         stem_options: StemOptions | None = None,
         **changes: Unpack[Changes],
@@ -251,12 +256,21 @@ class Separator:
         The settings are those of `Separator(...)`. The network still belongs to the caller: after
         each track it is on its own device and in its own mode again.
 
-        It needs `sources`, `samplerate`, `audio_channels` and `segment`;
-        `demucs_infer.extension.create_w2w_model(module, params)` adds them to a plain module.
+        It needs `sources`, `samplerate`, `audio_channels` and `segment`. For a module without them
+        `metadata` is what the network is for: parameters with `chunk_size` and
+        `output_stem_names`, a `ModelMetadata` whose parameters have defaults, or a `Config`, whose
+        settings are then the defaults. Raises `ConfigError` if it does not fit the network.
         """
         separator = cls.__new__(cls)
-        values = merge_values(options, stem_options, changes)
+        values, config = merge_values(options, stem_options, changes), None
+        if metadata is not None:
+            model, config = wrap_network(model, metadata)
+        if config is not None:
+            values = {**config.settings, **values}
         separator._init_from(model, values, owns_model=False)
+        if config is not None:
+            separator._input_options = config.input_options
+            separator._output_options = config.output_options
         return separator
 
     @classmethod
@@ -264,7 +278,8 @@ class Separator:
         cls,
         *,
         config: Config | Mapping[str, object] | str | os.PathLike[str],
-        checkpoint: str | os.PathLike[str],
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
         overrides: Sequence[str] = (),
         metadata: ModelMetadata[Any] | None = None,
         options: SeparationOptions | None = None,
@@ -276,7 +291,15 @@ class Separator:
         `overrides` change the configuration (`"inference.batch_size=2"`); the settings are those
         of `Separator(...)`, which take precedence over it. `metadata` defines the class of the
         network; by default, `model_type` in the configuration selects a registered one.
+        `checkpoint_path` is another name of `checkpoint`.
         """
+        paths = [path for path in (checkpoint, checkpoint_path) if path is not None]
+        if len(paths) != 1:
+            raise ValueError(
+                f"got {len(paths)} of `checkpoint` and `checkpoint_path`: pass one path of a file "
+                "with weights"
+            )
+        checkpoint = paths[0]
         parsed = Config.load(config, overrides)
         network = load_network(parsed, checkpoint, metadata)
         separator = cls.__new__(cls)
@@ -300,12 +323,12 @@ class Separator:
         self._output_options = OutputOptions()
         self._device_lease = ExitStack()
         """Keeps our own networks on their device between tracks."""
-        self._runner = self._move_to(self._state.device)
+        self._runner = self._move_to(self._state.devices)
 
-    def _move_to(self, device: torch.device) -> Runner:
-        """Return a runner for `device`, and move our own networks there."""
+    def _move_to(self, devices: Sequence[torch.device]) -> Runner:
+        """Return a runner for the devices, and move our own networks there."""
         choice = self._state.device_choice
-        runner = make_runner(device, compile=self._state.options.compile, device_choice=choice)
+        runner = make_runner(devices, compile=self._state.options.compile, device_choice=choice)
         if self._owns_model:
             self._device_lease.enter_context(runner.lease(self._ensemble.members))
         return runner
@@ -322,8 +345,13 @@ class Separator:
 
     @property
     def device(self) -> torch.device:
-        """The device that the network runs on."""
+        """The device that the network runs on, or the first of several."""
         return self._state.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The devices that the network runs on."""
+        return self._state.devices
 
     @property
     def jobs(self) -> int | Literal["auto"]:
@@ -377,13 +405,13 @@ class Separator:
             values = {**self._values, **values_of(options), **values_of(stem_options), **given}
             state = SeparatorState.resolve(self._ensemble.sources, values)
             before, self._state = self._state, state
-            if state.device != before.device:
+            if state.devices != before.devices:
                 self._device_lease.close()
                 try:
-                    self._runner = self._move_to(state.device)
+                    self._runner = self._move_to(state.devices)
                 except ValueError:  # in use by a track that has begun
                     self._state = before
-                    self._move_to(before.device)
+                    self._move_to(before.devices)
                     raise
             self._values = values
 
@@ -396,9 +424,26 @@ class Separator:
         """
         return _pair(self.run(wav, sr))
 
-    def separate_audio_file(self, file: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Separate a file; return the mixture at the model's rate, and its stems: each (C, T)."""
-        return _pair(self.run(file))
+    def separate_audio_file(
+        self, file: str | bytes | os.PathLike[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Separate a file; return the mixture at the model's rate, and its stems: each (C, T).
+
+        Here, bytes are a path too. A subclass of upstream's kind may override `_load_audio`, or
+        `separate_tensor`.
+        """
+        file = os.fsdecode(file)
+        own = type(self)
+        if (own._load_audio, own.separate_tensor) == (
+            Separator._load_audio,
+            Separator.separate_tensor,
+        ):
+            return _pair(self.run(file))
+        return self.separate_tensor(self._load_audio(Path(file)), self.samplerate)
+
+    def _load_audio(self, track: Path) -> Tensor:
+        """Return a file (C, T) at the rate and with the channels of the model."""
+        return torch.cat(list(self.open_audio(track).blocks()), dim=-1)
 
     def open_audio(
         self,
@@ -538,12 +583,16 @@ class Separator:
                 "cannot free the weights of a model passed to from_model(): the caller owns it"
             )
         with self._lock:
+            devices = self._state.devices
             self._runner = make_runner(
-                self._state.device,
+                devices,
                 compile=self._state.options.compile,
                 consume_weights=True,
                 device_choice=self._state.device_choice,
             )
+            if len(devices) > 1:  # the copies of the runner before it are no longer needed
+                self._device_lease.close()
+                self._device_lease.enter_context(self._runner.lease(self._ensemble.members))
 
     def close(self) -> None:
         """Free the memory of the device; the separator cannot be used after this."""
@@ -578,15 +627,13 @@ class Separator:
             state, runner = self._state, self._runner
         if not self._owns_model:
             # The caller may change its weights, which an optimized copy would not notice.
-            runner = make_runner(
-                state.device, compile=state.options.compile, device_choice=state.device_choice
-            )
+            runner = runner.renew()
         if not model_kwargs and queries is None:
             return TrackSeparation(self._ensemble, state.plan, state, runner)
         ensemble = with_queries(self._ensemble, model_kwargs or {}, queries)
         # A runner keeps all networks it has seen, and this one exists for one track only.
         runner = make_runner(
-            state.device, compile=state.options.compile, device_choice=state.device_choice
+            state.devices, compile=state.options.compile, device_choice=state.device_choice
         )
         plan = SeparatorState.choose_plan(ensemble.sources, self._values)
         return TrackSeparation(ensemble, plan, state, runner)

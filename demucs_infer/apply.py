@@ -119,6 +119,13 @@ class TensorChunk:
         left, right = max(0, -start), max(0, stop - self.tensor.shape[-1])
         return F.pad(self.tensor[..., start + left : stop - right], (left, right))
 
+    def around(self, reach: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return what is before and after the part, up to `reach` samples each."""
+        stop = self.offset + self.length
+        first = 0 if reach is None else max(0, self.offset - reach)
+        last = self.tensor.shape[-1] if reach is None else stop + reach
+        return self.tensor[..., first : self.offset], self.tensor[..., stop:last]
+
 
 def tensor_chunk(tensor_or_chunk: Tensor | TensorChunk) -> TensorChunk:
     """Return a chunk as it is, and a tensor as one chunk."""
@@ -153,10 +160,13 @@ def apply_model(
     `seed=k` gives what upstream gives after `random.seed(k)`, and `seed=None` draws from the
     global generator as upstream does. The networks run on `device` (None: that of `mix`) and are
     restored afterwards. `pool` runs the forwards. `lock` is held during `callback`, whose
-    exceptions end the work. A `TensorChunk` is separated without what is around it. Raises
-    `ValueError` for a mix of another shape.
+    exceptions end the work. Windows at the ends of a `TensorChunk` read what is around it: half a
+    second with `shifts`, as upstream's do. Raises `ValueError` for a mix of another shape.
     """
+    around = None
     if isinstance(mix, TensorChunk):
+        reach = int(0.5 * Ensemble.from_model(model).samplerate) if shifts else None
+        around = mix.around(reach)
         mix = mix.padded(mix.length)
     if isinstance(pool, DummyPoolExecutor):
         pool = None
@@ -175,7 +185,7 @@ def apply_model(
     runner = Runner(mix.device if device is None else device)
     ensemble = _with_arguments(Ensemble.from_model(model), model_kwargs)
     stream: Iterator[Event | Block] = separate(
-        TensorTrack(mix),
+        TensorTrack(mix, around),
         ensemble,
         options=options,
         runner=runner,

@@ -1,4 +1,4 @@
-"""Choose the device that a network runs on."""
+"""Choose the device, or the devices, that a network runs on."""
 
 import re
 from pathlib import Path
@@ -32,6 +32,24 @@ def choose_device(device: str | torch.device | None = "auto") -> torch.device:
         raise ConfigError(
             f"{device=!s} is not available here ({reason}{details}); use 'auto' or 'cpu', "
             "or install a build of torch that supports it"
+        )
+    return chosen
+
+
+def choose_devices(devices: str | torch.device | None = "auto") -> tuple[torch.device, ...]:
+    """Return the devices of a list such as "cuda:0,cuda:1"; a single one as `choose_device` does.
+
+    Raises `ValueError` also for devices of different kinds, whose results differ slightly: those
+    of a track would depend on which of them was free.
+    """
+    if not isinstance(devices, str) or "," not in devices:
+        return (choose_device(devices),)
+    chosen = tuple(choose_device(device.strip()) for device in devices.split(","))
+    kinds = sorted({device.type for device in chosen})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"device={devices!r} has devices of different kinds ({' and '.join(kinds)}): "
+            "use those of one, such as 'cuda:0,cuda:1'"
         )
     return chosen
 

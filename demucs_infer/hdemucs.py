@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,16 @@ __getattr__ = make_getattr(
     },
     {"rescale_module": _LEFT_OUT_OF_DEMUCS["rescale_module"]},
 )
+
+
+_ATTRIBUTES = {"freq_emb_scale": "freq_emb"} | {
+    name: name
+    for name in (
+        *("cac", "channels", "context", "depth", "end_iters", "hybrid", "hybrid_old"),
+        *("kernel_size", "stride", "wiener_iters", "wiener_residual"),
+    )
+}
+"""Attributes of upstream's networks, and the fields that they are here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -410,6 +420,28 @@ class Hybrid(nn.Module):
             z = z[:, None]
             return z / (1e-8 + z.abs()) * x
         return wiener(x, z, self.config.wiener_iters, self.config.wiener_residual)
+
+    # Upstream's names, which code around a network uses: exporters, mostly.
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return an argument that upstream keeps as an attribute, such as `cac` or `depth`."""
+            if name in _ATTRIBUTES:
+                return getattr(self.config, _ATTRIBUTES[name])
+            return super().__getattr__(name)
+
+    def _spec(self, x: Tensor) -> Tensor:
+        return self.analyze(x)
+
+    def _magnitude(self, z: Tensor) -> Tensor:
+        return self.to_planes(z)
+
+    def _mask(self, z: Tensor, m: Tensor) -> Tensor:
+        return self.to_spectra(m, z)
+
+    def _ispec(self, z: Tensor, length: int) -> Tensor:
+        return self.synthesize(z, length)
 
 
 class HDemucs(Hybrid):

@@ -56,6 +56,9 @@ class Setting:
     is_fraction: bool = False
     """Whether the command line also accepts a percentage."""
 
+    is_size: bool = False
+    """Whether text may also be a number with KB, MB, GB or KiB, MiB, GiB."""
+
     excludes: str = ""
     """Name of a group of flags that exclude each other."""
 
@@ -101,7 +104,7 @@ class SeparationOptions(_Options):
     device: str = setting(
         "auto",
         flags=("-d", "--device"),
-        help="auto, cpu, cuda, cuda:1 or mps",
+        help="auto, cpu, cuda, cuda:1 or mps; several, such as cuda:0,cuda:1, share the windows",
         not_in=_OPERATOR,
         changes_stems=False,
     )
@@ -175,6 +178,16 @@ class SeparationOptions(_Options):
         not_in={**_OPERATOR, "config": "it depends on the machine, not on the network"},
         changes_stems=False,
     )
+    max_memory: int | None = setting(
+        None,
+        gt=0,
+        is_size=True,
+        metavar="SIZE",
+        help="memory of this process, or of the GPU by it, that is not to be exceeded: fewer "
+        "windows run together or at a time; bytes, or a size such as 2GB",
+        not_in={**_OPERATOR, "config": "it depends on the machine, not on the network"},
+        changes_stems=False,
+    )
     oom: Literal["retry", "raise"] = setting(
         "retry",
         help="when memory runs out: retry with half of the batch, or fail",
@@ -209,6 +222,10 @@ class SeparationOptions(_Options):
         True,
         help="bring the track to the level that networks were trained at, and the stems back",
         no_help="run the track at its own level",
+    )
+    gate: bool = setting(
+        False,
+        help="silence a stem where it is more than 60 dB below the track for over half a second",
     )
 
 
@@ -521,13 +538,16 @@ class Option:
                 return value
         time = ", or a time as m:ss or h:mm:ss" if self.setting.is_time else ""
         percentage = ", or a percentage" if self.setting.is_fraction else ""
-        raise ValueError(f"{text!r} must be {self.expectation}{time}{percentage}")
+        size = ", or a size such as 2GB" if self.setting.is_size else ""
+        raise ValueError(f"{text!r} must be {self.expectation}{time}{percentage}{size}")
 
     def _convert(self, text: str, kind: Callable[[Any], object]) -> object:
         if self.setting.is_fraction and text.endswith("%"):
             return float(text[:-1]) / 100
         if self.setting.is_time and ":" in text:
             return _parse_time(text)
+        if self.setting.is_size and not text.isdecimal():
+            return _parse_size(text)
         return kind(text)
 
     @property
@@ -559,6 +579,15 @@ def _parse_time(text: str) -> float:
     if match is None or (match[1] and int(match[2]) > 59):
         raise ValueError(f"{text!r} must be like 1:30 or 1:02:03")
     return 3600 * int(match[1] or 0) + 60 * int(match[2]) + float(match[3])
+
+
+def _parse_size(text: str) -> int:
+    """Return the bytes of a size: 500MB is 500 000 000, and 1GiB 2**30."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt])(i?)b?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} must be like 500MB, 2GB or 1.5GiB")
+    exponent = 1 + "kmgt".index(match[2].lower())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** exponent)
 
 
 def _is_finite(value: Any) -> bool:

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from demucs_infer.checkpoints.cache import CheckpointStore
-from demucs_infer.checkpoints.catalog import NOT_STATED, Checkpoint, load_catalog
+from demucs_infer.checkpoints.catalog import (
+    NOT_STATED,
+    Bag,
+    Checkpoint,
+    load_catalog,
+    split_bag,
+)
 from demucs_infer.checkpoints.download import Progress
 from demucs_infer.custom.registry import (
     find_package,
@@ -28,6 +34,7 @@ from demucs_infer.repo import (
     Places,
     RemoteRepo,
     build_bag,
+    combine_models,
 )
 from demucs_infer.repo import ModelOnlyRepo as ModelOnlyRepo
 from demucs_infer.system.checksum import sha256_file
@@ -117,10 +124,30 @@ def get_model(
     """Load the network, or bag of networks, called `name`, in evaluation mode.
 
     `name` is a model of the catalog or of another package, a signature, `hf://namespace/name`, or
-    the path of a checkpoint; with `repo`, a model or bag in that folder. Downloads call
+    the path of a checkpoint; with `repo`, a model or bag in that folder. Several of them, as in
+    `htdemucs+mdx_extra@0.5`, make a bag with relative weights. Downloads call
     `progress(received bytes, total bytes)`. Raises a `ModelLoadingError`.
     """
     text = os.fspath(name)
+    parts = split_bag(text)
+    if len(parts) > 1:
+        return combine_models(
+            text,
+            [
+                (
+                    get_model(
+                        part,
+                        repo,
+                        cache_dir=cache_dir,
+                        offline=offline,
+                        trust=trust,
+                        progress=progress,
+                    ),
+                    weight,
+                )
+                for part, weight in parts
+            ],
+        )
     if text == "demucs_unittest":
         return demucs_unittest().eval()
     if repo is not None:
@@ -135,7 +162,7 @@ def get_model(
         from demucs_infer.states import load_model
 
         return load_model(text, trust=trust)
-    if text not in load_catalog().bags and text not in load_catalog().checkpoints:
+    if not load_catalog().has(text):
         return load_registered_network(text)
     store = CheckpointStore.from_environment(cache_dir, offline, progress)
     _obtain_files(text, store)  # all before building the first
@@ -202,17 +229,19 @@ def model_info(name: str, *, cache_dir: AnyPath | None = None) -> ModelInfo:
     catalog, store = load_catalog(), CheckpointStore.from_environment(cache_dir, offline=True)
     if name not in {*catalog.bags, *catalog.checkpoints} and name in list_registered_models():
         return _describe_registered(name)
-    bag, checkpoints = catalog.bag(name), catalog.files(name)
+    parts, checkpoints = split_bag(name), catalog.files(name)
+    is_combined = len(parts) > 1
+    bag = Bag(name, tuple(part for part, _ in parts)) if is_combined else catalog.bag(name)
     return ModelInfo(
         name=name,
-        is_bag=name in catalog.bags,
+        is_bag=is_combined or name in catalog.bags,
         stems=_common_value(checkpoint.stems for checkpoint in checkpoints),
         sample_rate=_common_value(checkpoint.sample_rate for checkpoint in checkpoints),
         segment=bag.segment,
         weights=bag.weights,
         license=_common_value(checkpoint.license for checkpoint in checkpoints) or NOT_STATED,
-        source=checkpoints[0].source,
-        note=checkpoints[0].note,
+        source=_common_value(checkpoint.source for checkpoint in checkpoints),
+        note=_common_value(checkpoint.note for checkpoint in checkpoints),
         is_bundled=all(checkpoint.is_bundled for checkpoint in checkpoints),
         files=tuple(_describe_file(checkpoint, store) for checkpoint in checkpoints),
     )
@@ -231,6 +260,15 @@ def pull(
     With `to`, copy them (and the bag file) into a folder for `get_model(name, repo=folder)`.
     """
     store = CheckpointStore.from_environment(cache_dir, offline, progress)
+    parts = split_bag(name)
+    if len(parts) > 1:
+        fetched = [
+            path
+            for part, _ in parts
+            if load_catalog().has(part) or not _is_path(part)
+            for path in pull(part, to=to, cache_dir=cache_dir, offline=offline, progress=progress)
+        ]
+        return list(dict.fromkeys(fetched))
     if name.startswith("hf://"):
         return _copy_files(HubRepo(name, store).fetch(), to)
     paths = _obtain_files(name, store)

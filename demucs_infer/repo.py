@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from demucs_infer.checkpoints.bounded_yaml import YamlLimits, load_yaml
 from demucs_infer.checkpoints.cache import CheckpointStore
@@ -352,6 +352,29 @@ def build_bag(bag: Bag, repo: ModelRepo) -> BagOfModels:
         raise CheckpointError(
             f"the members of the bag {bag.name!r} do not match: {error}"
         ) from error
+
+
+def combine_models(name: str, models: Sequence[tuple[nn.Module, float]]) -> BagOfModels:
+    """Return the bag of models, and of the members of bags, each with its weight in the mean.
+
+    Raises `ModelLoadingError` if they do not have the same stems, sample rate and channels.
+    """
+    from demucs_infer.apply import BagOfModels
+
+    members: list[nn.Module] = []
+    rows: list[list[float]] = []
+    for model, weight in models:
+        if not isinstance(model, BagOfModels):
+            members.append(model)
+            rows.append([weight] * len(cast("list[str]", getattr(model, "sources", ()))))
+            continue
+        totals = [sum(column) for column in zip(*model.weights)]
+        members += model.models
+        rows += [[weight * own / total for own, total in zip(row, totals)] for row in model.weights]
+    try:
+        return BagOfModels(members, rows)
+    except ValueError as error:
+        raise ModelLoadingError(f"cannot make a bag of {name!r}: {error}") from error
 
 
 def _list_files(root: Path, *suffixes: str) -> list[Path]:

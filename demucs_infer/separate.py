@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.cli.main import main as run_command
 from demucs_infer.cli.parser import COMMANDS, make_parser
-from demucs_infer.devices import choose_device
+from demucs_infer.devices import choose_devices
 from demucs_infer.system.lazy import make_getattr
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
         """Parse as `argparse` does, and add upstream's values."""
         values, rest = super().parse_known_args(*args, **kwargs)
         values.tracks = [Path(track) for track in values.tracks]
-        values.device = str(choose_device(values.device))
+        values.device = ",".join(map(str, choose_devices(values.device)))
         values.stem = values.two_stems
         values.filename = values.template
         values.mp3, values.flac = values.format == "mp3", values.format == "flac"

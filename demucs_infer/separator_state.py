@@ -9,9 +9,10 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
-from demucs_infer.devices import choose_best_device, choose_device
+from demucs_infer.devices import choose_best_device, choose_device, choose_devices
 from demucs_infer.engine.network import Network
 from demucs_infer.engine.runner import Runner
+from demucs_infer.engine.runner_group import RunnerGroup
 from demucs_infer.engine.stems import StemPlan, choose_stems
 from demucs_infer.events import DeviceChosen
 from demucs_infer.optimized.compiled import compile_network
@@ -25,14 +26,30 @@ _PYTHON_ONLY = {"progress", "callback", "callback_arg"}
 _STEM_NAMES = {option.name for option in list_options(StemOptions)}
 
 
+class Omitted:
+    """The default of a keyword, which is equal to it, but is not what a caller passes."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return repr(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return other == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class SeparatorState:
     """The settings of a `Separator`, resolved for this machine."""
 
     options: SeparationOptions
     plan: StemPlan
-    device: torch.device
-    """The device of the networks."""
+    devices: tuple[torch.device, ...]
+    """The devices of the networks."""
     device_choice: DeviceChosen | None
     """Why this device was chosen; None if it was requested."""
     track_device: torch.device
@@ -51,19 +68,25 @@ class SeparatorState:
         requested = settings.pop("device", "auto")
         is_auto = requested is None or requested == "auto"
         choice = choose_best_device() if is_auto else None
-        device = torch.device(choice.device) if choice else choose_device(requested)
+        devices = (torch.device(choice.device),) if choice else choose_devices(requested)
         track_device = choose_device(settings.pop("io_device", "cpu"))
-        options = SeparationOptions(device=str(device), io_device=str(track_device), **settings)
-        precision = choose_precision(options.precision, device)
+        names = ",".join(map(str, devices))
+        options = SeparationOptions(device=names, io_device=str(track_device), **settings)
+        precision = choose_precision(options.precision, devices[0])
         plan = StemPlan((), ()) if sources is None else cls.choose_plan(sources, values)
         return cls(
             options=replace(options, precision=precision),
             plan=plan,
-            device=device,
+            devices=devices,
             device_choice=choice,
             track_device=track_device,
             **own,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """The first device of the networks."""
+        return self.devices[0]
 
     @staticmethod
     def choose_plan(sources: Sequence[str], values: Mapping[str, object]) -> StemPlan:
@@ -86,13 +109,8 @@ def merge_values(
     stem_options: StemOptions | None,
     changes: Mapping[str, object],
 ) -> dict[str, object]:
-    """Return all settings by name; keywords at their default do not override `options`."""
-    defaults = values_of(SeparationOptions()) if options is not None else {}
-    given = {
-        name: value
-        for name, value in changes.items()
-        if name not in defaults or value != defaults[name]
-    }
+    """Return all settings by name; keywords that are given override `options`."""
+    given = {name: value for name, value in changes.items() if not isinstance(value, Omitted)}
     return {**values_of(options), **values_of(stem_options), **given}
 
 
@@ -109,23 +127,31 @@ def find_preferences(members: Sequence[object]) -> dict[str, object]:
 
 
 def make_runner(
-    device: torch.device,
+    devices: Sequence[torch.device],
     *,
     compile: bool | str,
     consume_weights: bool = False,
     device_choice: DeviceChosen | None = None,
 ) -> Runner:
-    """Return a runner that optimizes networks and runs them on `device`, chosen for that reason."""
+    """Return a runner that optimizes networks and runs them on the devices.
 
-    def prepare(network: Network, precision: str) -> Network:
-        fast = optimize(
-            cast(nn.Module, network),
-            cast(Precision, precision),
-            device=device,
-            consume_weights=consume_weights,
-            for_compiler=bool(compile),
-        )
-        backend = "inductor" if compile is True else compile
-        return cast(Network, compile_network(fast, backend) if backend else fast)
+    `device_choice` is the reason why a single device was chosen.
+    """
 
-    return Runner(device, prepare=prepare, device_choice=device_choice)
+    def make(device: torch.device, choice: DeviceChosen | None) -> Runner:
+        def prepare(network: Network, precision: str) -> Network:
+            fast = optimize(
+                cast(nn.Module, network),
+                cast(Precision, precision),
+                device=device,
+                consume_weights=consume_weights,
+                for_compiler=bool(compile),
+            )
+            backend = "inductor" if compile is True else compile
+            return cast(Network, compile_network(fast, backend) if backend else fast)
+
+        return Runner(device, prepare=prepare, device_choice=choice)
+
+    if len(devices) == 1:
+        return make(devices[0], device_choice)
+    return RunnerGroup([make(device, None) for device in devices])

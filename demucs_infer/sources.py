@@ -4,6 +4,7 @@ Shapes: C channels, T samples of the track.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,15 @@ from demucs_infer.options import InputOptions
 
 Samples: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 
+# Never opened: a service passes on the bytes of its clients, who could then name its own files.
+_PATH_AS_BYTES = re.compile(rb"[^\0\r\n]{1,4096}\.[A-Za-z][A-Za-z0-9]{1,4}")
+
 MAX_CHANNELS = 64
 """Most channels of an array: a longer axis is time, which tells (T, C) from (C, T)."""
+
+# Surround sound, whose first two channels are left and right. Other numbers of channels are not
+# dropped: they are something else, or a mistake.
+_LAYOUTS = frozenset({3, 4, 5, 6, 8})
 
 # Integers are fractions of the full scale of their type; unsigned bytes are centered at 128.
 _FULL_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31, torch.uint8: 2.0**7}
@@ -106,9 +114,10 @@ class ArraySource:
         self.read_format = read_format
         self.num_channels = wav.shape[0]
         self.sample_rate = sample_rate
-        wav = cut_part(wav, sample_rate, options)
+        wav = _choose_channels(cut_part(wav, sample_rate, options), read_format.channels, options)
+        self._has_dropped = wav.shape[0] > read_format.channels > 1
         self.frames = wav.shape[-1]
-        self.channels = read_format.channels_from(self.num_channels)
+        self.channels = read_format.channels_from(wav.shape[0])
         wav = convert_audio(wav, sample_rate, read_format.sample_rate, self.channels)
         if wav.shape[-1] == 0:
             raise AudioInputError(
@@ -125,9 +134,31 @@ class ArraySource:
     @property
     def warnings(self) -> tuple[str, ...]:
         """A warning about channels that are not used."""
-        if self.num_channels <= self.channels:
+        if not self._has_dropped:
             return ()
         return (f"the audio has {self.num_channels} channels: the first {self.channels} are used",)
+
+
+def _choose_channels(wav: Tensor, channels: int, options: InputOptions) -> Tensor:
+    """Return the channels (C, T) of an array that a model with `channels` is to read.
+
+    Raises:
+        AudioInputError: It has more of them, and they are not to be dropped.
+    """
+    count = wav.shape[0]
+    if count <= channels or channels == 1:
+        return wav
+    if options.extra_channels == "pairs":
+        groups = -(-count // channels)
+        if options.group >= groups:
+            raise AudioInputError(f"group = {options.group} must be 0 to {groups - 1}")
+        return wav[options.group * channels :][:channels]
+    if options.extra_channels == "error" or count not in _LAYOUTS:
+        raise AudioInputError(
+            f"the audio has {count} channels, expected {channels} at most: pass those to use, "
+            f"such as audio[:{channels}], or extra_channels='pairs' to open_audio"
+        )
+    return wav
 
 
 class FileSource:
@@ -237,6 +268,10 @@ def open_audio(
         return ArraySource(to_samples(audio), rate, read_format, options)
     if sample_rate is not None:
         raise AudioInputError(f"{sample_rate=} is only for arrays; a file has its own")
+    if isinstance(audio, bytes) and _PATH_AS_BYTES.fullmatch(audio):
+        raise AudioInputError(
+            f"{audio!r} is a path, but bytes are the content of a file: pass os.fsdecode(path)"
+        )
     return FileSource(audio, read_format, options)
 
 

@@ -1,6 +1,6 @@
 """Specify the model of a run, and all that determines its stems; without importing torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -9,7 +9,7 @@ from demucs_infer import __version__
 from demucs_infer.batch.manifest import Recipe
 from demucs_infer.batch.output_paths import model_folder
 from demucs_infer.checkpoints.cache import CheckpointStore
-from demucs_infer.checkpoints.catalog import load_catalog
+from demucs_infer.checkpoints.catalog import load_catalog, split_bag
 from demucs_infer.custom.registry import find_package
 from demucs_infer.errors import DownloadError
 from demucs_infer.options import Request
@@ -35,19 +35,24 @@ class ModelSpec:
     @property
     def is_remote(self) -> bool:
         """Whether it is downloaded before its first use, unlike local files."""
-        is_in_catalog = self.name in {*load_catalog().bags, *load_catalog().checkpoints}
-        return self.repo is None and (is_in_catalog or self.name.startswith("hf://"))
+        return self.repo is None and any(
+            load_catalog().has(part) or part.startswith("hf://") for part, _ in split_bag(self.name)
+        )
 
     def weights(self) -> tuple[str, ...] | None:
         """Return the sha256 of each file of the model; None if some have not been downloaded.
 
         A model of another package is identified by the name and version of the package.
         """
+        parts = split_bag(self.name)
+        if len(parts) > 1:
+            weights = [replace(self, name=part).weights() for part, _ in parts]
+            return None if None in weights else tuple(sum(filter(None, weights), start=()))
         if self.repo is not None:
             return self._local_weights(self.repo)
         if self.name.startswith("hf://"):
             return self._hub_weights()
-        if self.name in {*load_catalog().bags, *load_catalog().checkpoints}:
+        if load_catalog().has(self.name):
             return tuple(file.sha256 for file in load_catalog().files(self.name))
         path = Path(self.name)
         if path.is_file():

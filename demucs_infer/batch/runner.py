@@ -196,7 +196,8 @@ class BatchRunner:
         # One thread for each track that may be in progress, so that a complete one never waits.
         in_flight = self._separator.jobs
         background = in_flight if isinstance(in_flight, int) else count_cores()
-        threads = _MAX_UNWRITTEN + self._max_tracks_per_batch + background
+        devices = len(self._separator.devices)
+        threads = _MAX_UNWRITTEN + self._max_tracks_per_batch + max(background, devices)
         with (
             ThreadPoolExecutor(1, "demucs-read", limit_to_one_thread) as reader,
             ThreadPoolExecutor(threads, "demucs-write", limit_to_one_thread) as writers,
@@ -285,7 +286,7 @@ class BatchRunner:
             gain=min(gains.values()),
             warnings=prepared.warnings,
             seconds=perf_counter() - prepared.start_time,
-            device=str(self._separator.device),
+            device=",".join(map(str, self._separator.devices)),
         )
 
     def _failure(self, job: TrackJob, error: Exception, start_time: float) -> TrackResult:

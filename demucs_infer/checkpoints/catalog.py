@@ -10,18 +10,49 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
-from demucs_infer.errors import ConfigError, ModelNotFound
+from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+MAX_MEMBERS = 16
+"""Limit for the models of a bag on the spot."""
+
 NOT_STATED = "not stated"
 CATALOG_FILE = Path(__file__).with_name("catalog.toml")
+
+
+def split_bag(name: str) -> list[tuple[str, float]]:
+    """Return the models of a bag on the spot, such as `a+b@0.3`, and their weights.
+
+    A weight is relative to the others, and 1 if omitted. A plain name, and the path of a file,
+    is the only entry. Raises `ModelLoadingError` for an invalid weight.
+    """
+    if "+" not in name or Path(name).is_file():
+        return [(name, 1.0)]
+    entries = []
+    for part in name.split("+"):
+        model, at, text = part.rpartition("@")
+        try:
+            weight = float(text) if at else 1.0
+        except ValueError:
+            weight = nan
+        model = model if at else text
+        if not model or not 0 < weight < inf:
+            raise ModelLoadingError(
+                f"invalid bag {name!r}: {part!r} must be the name of a model, or NAME@WEIGHT with "
+                "a weight above 0, such as mdx_extra@0.5"
+            )
+        entries.append((model, weight))
+    if len(entries) > MAX_MEMBERS:
+        raise ModelLoadingError(f"{len(entries)} models in one bag: the limit is {MAX_MEMBERS}")
+    return entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +128,14 @@ class Catalog:
 
     def files(self, name: str) -> list[Checkpoint]:
         """Return the checkpoints that `name` needs, each once, in the bag's order."""
-        return [self.checkpoints[signature] for signature in dict.fromkeys(self.bag(name).models)]
+        signatures = [
+            signature for part, _ in split_bag(name) for signature in self.bag(part).models
+        ]
+        return [self.checkpoints[signature] for signature in dict.fromkeys(signatures)]
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a bag or a checkpoint of this name."""
+        return name in self.bags or name in self.checkpoints
 
 
 @cache

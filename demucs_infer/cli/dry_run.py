@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.job import TrackJob, find_done_before
 from demucs_infer.batch.request import ModelSpec
-from demucs_infer.checkpoints.catalog import load_catalog
+from demucs_infer.checkpoints.catalog import load_catalog, split_bag
 from demucs_infer.cli.doctor import free_disk_bytes
 from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.errors import DemucsError
@@ -76,8 +76,8 @@ def _describe_track(
 
 def _list_downloads(model: ModelSpec) -> list[dict[str, Any]]:
     """Return the files of a model of the catalog that are not in the cache."""
-    catalog = load_catalog()
-    if model.repo is not None or model.name not in {*catalog.bags, *catalog.checkpoints}:
+    names = [part for part, _ in split_bag(model.name)]
+    if model.repo is not None or not all(map(load_catalog().has, names)):
         return []
     files = model_info(model.name, cache_dir=model.cache_dir).files
     return [{"file": file.file, "bytes": file.size} for file in files if not file.is_cached]
@@ -130,7 +130,8 @@ def _describe_parallelism(separator: "Separator", request: Request) -> str:
     from demucs_infer.engine.parallel import choose_parallelism
 
     members = Ensemble.from_model(separator.model).members
-    return str(choose_parallelism(members, request.separation, separator.device))
+    devices = separator.devices
+    return str(choose_parallelism(members, request.separation, devices[0], len(devices)))
 
 
 def _format_report(report: dict[str, Any]) -> str:

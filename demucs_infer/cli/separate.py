@@ -278,8 +278,8 @@ def _separate(
     use_single_arena()
     with exempt_imports_from_gc():
         from demucs_infer.batch.runner import BatchRunner, open_separator
-        from demucs_infer.devices import choose_device
-    choose_device(request.separation.device)  # an unknown one is reported before any download
+        from demucs_infer.devices import choose_devices
+    choose_devices(request.separation.device)  # an unknown one is reported before any download
     if model.is_remote:
         download(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
     separator = open_separator(model, request)

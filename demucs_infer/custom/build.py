@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from demucs_infer.checkpoints.reader import read_package
 from demucs_infer.custom.adapter import WaveformModel, str_to_torch_dtype
@@ -37,6 +40,10 @@ def build_network(config: Config, metadata: ModelMetadata[Any] | None = None) ->
     traits = Traits.from_params(params)
     with torch.random.fork_rng(devices=[]):  # keep the global random state
         model = metadata.model(params)
+    return _wrap(model, config, traits).eval()
+
+
+def _wrap(model: nn.Module, config: Config, traits: Traits) -> WaveformModel:
     network = WaveformModel(
         model,
         traits,
@@ -46,7 +53,39 @@ def build_network(config: Config, metadata: ModelMetadata[Any] | None = None) ->
         stft=config.stft,
     )
     network.preferences = dict(config.preferences)
-    return network.eval()
+    return network
+
+
+def wrap_network(model: nn.Module, metadata: object) -> tuple[WaveformModel, Config | None]:
+    """Wrap a network in memory for the engine; return the configuration too, if that was passed.
+
+    `metadata` is a `Config`, its JSON data, an object with the parameters of the network, or a
+    `ModelMetadata` whose parameters all have defaults. Raises `ConfigError` for anything else.
+    """
+    if isinstance(metadata, Mapping):
+        metadata = Config.from_dict(metadata)
+    if isinstance(metadata, Config):
+        config = metadata
+        params = SimpleNamespace(
+            **{
+                **config.model.rest,
+                "chunk_size": config.model.chunk_size,
+                "output_stem_names": config.model.output_stem_names,
+            }
+        )
+        network = _wrap(model, config, Traits.from_params(params))
+        return network, config
+    if isinstance(metadata, ModelMetadata):
+        kind: ModelMetadata[Any] = metadata
+        try:
+            metadata = kind.params()
+        except TypeError as error:
+            raise ConfigError(
+                f"metadata: the parameters of this {kind.model_type!r} are unknown ({error}): "
+                f"pass them, metadata={kind.params.__name__}(...)"
+            ) from error
+    traits = Traits.from_params(metadata)
+    return WaveformModel(model, traits, sample_rate=traits.sample_rate or 44100), None
 
 
 def load_network(

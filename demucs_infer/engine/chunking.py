@@ -6,16 +6,16 @@ and every chunk has the full length.
 Shapes: B chunks of a batch, S stems, C channels, T samples of the track.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from demucs_infer.engine.level import Level, measure
-from demucs_infer.engine.pipeline import Block, TensorTrack, separate
+from demucs_infer.engine.network import Network, window_rule
+from demucs_infer.engine.pipeline import TensorTrack, with_channels
 from demucs_infer.engine.plan import Chunk, check_grid, plan_padded
 from demucs_infer.engine.queries import QueryAdapter
 from demucs_infer.engine.runner import Runner
@@ -31,7 +31,9 @@ from demucs_infer.options import SeparationOptions
 
 __all__ = [
     "ChunkPlan",
+    "NormalizationStats",
     "NormalizedAudio",
+    "StitcherBuffers",
     "StreamingStitcher",
     "denormalize_audio",
     "generate_chunks",
@@ -128,6 +130,15 @@ def _generate(
         buffer.drop(batch[-1].read + plan.hop_size - plan.overlap - 1)
 
 
+class StitcherBuffers(NamedTuple):
+    """What a `StreamingStitcher` keeps: weighted samples that later chunks still add to."""
+
+    buffer: Tensor
+    """Weighted sum (S, C, n)."""
+    norm_buffer: Tensor
+    """Sum of the weights (n,)."""
+
+
 class StreamingStitcher:
     """Overlap-add of a stream of chunks, which returns samples as soon as they are final.
 
@@ -167,6 +178,12 @@ class StreamingStitcher:
         self._sum = OverlapAdd()
         self._next = 0
         self._shape: torch.Size | None = None
+
+    @property
+    def buffers(self) -> StitcherBuffers | None:
+        """Copies of the sums that are kept, None before the first chunk."""
+        tensors = [tensor.clone() for tensor in self._sum.tensors]
+        return StitcherBuffers(*tensors) if len(tensors) == 2 and self._shape else None
 
     def step(self, chunk: Tensor) -> Tensor | None:
         """Add the next chunk (S, C, chunk_size); return final samples (S, C, ...), or None."""
@@ -235,25 +252,61 @@ def stitch_chunks(
     return torch.cat(parts, dim=-1)
 
 
+NormalizationStats = Level
+"""The mean, and the deviation above 0, that a recording had before it was normalized."""
+
+_Audio = TypeVar("_Audio")
+
+
 class NormalizedAudio(NamedTuple):
     """A recording at the level that networks expect, and its original level."""
 
-    audio: Tensor
-    stats: Level
+    audio: Any
+    """Of the type that was passed in: a tensor, or an `Audio`."""
+    stats: NormalizationStats
 
 
-def normalize_audio(audio: Tensor) -> NormalizedAudio:
+def normalize_audio(audio: Any, *, eps: float = 1e-8) -> NormalizedAudio:
     """Normalize `audio` (C, T) by the mean and the standard deviation of its mono mix.
 
-    Silence stays silent.
+    `audio` is a tensor, or an `Audio`, which is returned with the same sample rate. Where the mono
+    mix deviates by `eps` at most, as silence does, the recording stays as it is.
     """
-    level = measure(TensorTrack(audio).blocks())
-    return NormalizedAudio(level.remove(audio), level)
+    if not eps >= 0:
+        raise ValueError(f"{eps = } must be 0 or more")
+    samples = _samples(audio)
+    level = measure(TensorTrack(samples).blocks(), eps)
+    return NormalizedAudio(_with_samples(audio, level.remove(samples)), level)
 
 
-def denormalize_audio(audio: Tensor, stats: Level) -> Tensor:
-    """Restore the original level of `audio` (..., T)."""
-    return stats.restore(audio)
+def denormalize_audio(
+    audio: _Audio, stats: NormalizationStats, *, mean_to: Literal["all", "residual"] = "all"
+) -> _Audio:
+    """Restore the original level of `audio` (..., T), a tensor or an `Audio`.
+
+    Every stem gets the whole mean, as upstream's do, so that the sum of S stems is off by S - 1
+    means. With `mean_to="residual"` only the last of the stems (S, C, T) gets it, and they sum to
+    the recording.
+    """
+    if mean_to not in ("all", "residual"):
+        raise ValueError(f"{mean_to = } must be 'all' or 'residual'")
+    samples = _samples(audio)
+    if mean_to == "all" or samples.ndim < 3:
+        return _with_samples(audio, stats.restore(samples))
+    stems = samples * stats.std
+    stems[..., -1, :, :] += stats.mean
+    return _with_samples(audio, stems)
+
+
+def _samples(audio: Any) -> Tensor:
+    """Return the tensor of an `Audio`, which is known here by its attribute `data` alone."""
+    return audio if isinstance(audio, Tensor) else torch.as_tensor(audio.data)
+
+
+def _with_samples(audio: _Audio, samples: Tensor) -> _Audio:
+    return cast(
+        _Audio, samples if isinstance(audio, Tensor) else replace(cast(Any, audio), data=samples)
+    )
 
 
 def overlap_add(
@@ -266,13 +319,17 @@ def overlap_add(
     window: Literal["triangle", "hann", "hamming", "linear_fade", "edge_fade", "ones"] = "hann",
     padding_mode: Literal["constant", "reflect", "replicate"] = "reflect",
     queries: Mapping[str, Mapping[str, object]] | None = None,
+    sources: Sequence[str] | None = None,
+    oom: Literal["retry", "raise"] = "retry",
     **model_kwargs: object,
 ) -> dict[str, Tensor]:
     """Separate `audio` (C, T) chunk by chunk, and return its stems (C, T) by name.
 
-    The network may return a tensor, a list, or a dictionary by stem. `model_kwargs` are passed to
-    the network in every call. `queries` maps names to further keyword arguments: the network runs
-    once per query on each chunk, and its stems are named after the query.
+    The network may be any module from (B, C, W) to a dictionary by stem, or to a list or a tensor
+    (B, S, C, W) whose stems are named by its attribute `sources` or by the argument. `model_kwargs`
+    are passed to it in every call. `queries` maps names to further keyword arguments: the network
+    runs once per query on each chunk, and its stems are named after the query. When memory runs
+    out, smaller batches are tried and kept to, or with `oom="raise"` the error is raised.
     """
     if plan.num_samples != audio.shape[-1]:
         raise ValueError(
@@ -281,19 +338,28 @@ def overlap_add(
     all_queries = {
         name: {**model_kwargs, **arguments} for name, arguments in (queries or {"": {}}).items()
     }
-    network = QueryAdapter(model, all_queries)
-    options = SeparationOptions(
-        shifts=0,
-        # Fractions, because truncating a float could lose the last sample of a chunk.
-        overlap=cast(float, Fraction(plan.overlap, plan.chunk_size)),
-        segment=cast(float, Fraction(plan.chunk_size, network.samplerate)),
-        batch_size=batch_size,
-        normalize=False,
-        profile="padded",
-        window=window,
-        padding=padding_mode,
+    network = QueryAdapter(model, all_queries, sources=sources)
+    options = SeparationOptions(batch_size=batch_size, oom=oom)
+    if hasattr(model, "samplerate"):
+        window_rule(cast(Network, model), plan.chunk_size / cast(int, model.samplerate))
+    channels = getattr(model, "audio_channels", audio.shape[-2])
+    chunks = generate_chunks(
+        with_channels(TensorTrack(audio).samples.detach(), channels),
+        plan.chunk_size,
+        plan.hop_size,
+        batch_size,
+        padding_mode=padding_mode,
+    )
+    stitcher = StreamingStitcher(
+        plan.chunk_size, plan.hop_size, plan.num_samples, make_window(window, plan.chunk_size)
     )
     runner = Runner(device)
-    stream = separate(TensorTrack(audio), network, options=options, runner=runner)
-    stems = torch.cat([item.stems for item in stream if isinstance(item, Block)], dim=-1)
-    return dict(zip(network.sources, stems))
+    parts: list[Tensor] = []
+    with runner.lease([network]):
+        for batch in chunks:
+            output, _ = runner.infer(network, batch, None, options)
+            stems = output.to(audio.device)
+            parts += [part for chunk in stems if (part := stitcher.step(chunk)) is not None]
+    if not parts:
+        raise ValueError("audio has no samples: there is nothing to separate")
+    return dict(zip(network.sources, torch.cat(parts, dim=-1)))

@@ -19,7 +19,7 @@ from demucs_infer.engine.level import Level, measure_on_device
 UPLOAD_SAMPLES = 1 << 20
 """Samples that are copied to the device at a time."""
 
-_SHARE_OF_MEMORY = 8
+SHARE_OF_MEMORY = 8
 """A track is kept on the device if it fits in the free memory there, divided by this number."""
 
 
@@ -87,14 +87,19 @@ class DeviceTrack:
         """Number of channels."""
         self.first: int = getattr(track, "first", 0)
         """First sample to separate."""
+        around: tuple[Tensor, Tensor] | None = getattr(track, "around", None)
+        self.around = None if around is None else (around[0].to(device), around[1].to(device))
+        """Samples before and after the track."""
         self.home = torch.device("cpu")
         """Device of the original samples; valid once some have been read."""
 
     @classmethod
-    def place(cls, track: Any, device: torch.device) -> "DeviceTrack":
+    def place(
+        cls, track: Any, device: torch.device, max_memory: int | None = None
+    ) -> "DeviceTrack":
         """Return `track` for `device`, where it may take a part of the memory that is now free."""
         free = free_device_memory(device) if device.type == "cuda" else 1 << 30
-        return cls(track, device, free // _SHARE_OF_MEMORY)
+        return cls(track, device, min(free, max_memory or free) // SHARE_OF_MEMORY)
 
     @property
     def length(self) -> int | None:

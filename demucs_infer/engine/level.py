@@ -35,6 +35,10 @@ class Level:
     std: float = 1.0
     length: int = 0
 
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"std = {self.std} must be above 0: silence has 1.0")
+
     def remove(self, track: Tensor) -> Tensor:
         """Return `track` at the level that networks were trained at, as a new tensor."""
         return (track - self.mean) / self.std
@@ -54,13 +58,13 @@ class Level:
         return Level(self.mean, std, self.length)
 
 
-def measure(blocks: Iterable[Tensor]) -> Level:
+def measure(blocks: Iterable[Tensor], eps: float = 1e-8) -> Level:
     """Measure the level of a track, given as consecutive `blocks` (C, t).
 
     Computed in float64 over pieces of a fixed length, so that a file, a tensor and a stream of
     the same samples give the same two numbers. If the mono mix is silent (silence, a constant,
-    two channels that cancel), the returned level changes nothing. Raises `SeparationError` for
-    samples that are NaN or infinite.
+    two channels that cancel), or deviates by `eps` at most, the returned level changes nothing.
+    Raises `SeparationError` for samples that are NaN or infinite.
     """
     mono, channels = _Moments(), _Moments()
     for piece in reblock(blocks, PIECE):
@@ -74,7 +78,7 @@ def measure(blocks: Iterable[Tensor]) -> Level:
                 "repair it, or replace these samples with 0"
             )
         mono.add(exact.mean(dim=-2))
-    return _make_level(mono, channels)
+    return _make_level(mono, channels, eps)
 
 
 def measure_on_device(blocks: Iterable[Tensor]) -> Level:
@@ -121,9 +125,9 @@ def _measure_pieces(pieces: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _make_level(mono: "_Moments", channels: "_Moments") -> Level:
+def _make_level(mono: "_Moments", channels: "_Moments", eps: float = 1e-8) -> Level:
     length, std = mono.count, mono.std
-    if not std > max(1e-8, _CANCELLED * channels.std):
+    if not std > max(eps, _CANCELLED * channels.std):
         return Level(length=length)
     return Level(mono.mean, std + _EPSILON, length)
 

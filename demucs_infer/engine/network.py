@@ -5,7 +5,7 @@ Shapes: B batch, S stems, C channels, W samples of a window.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class Network(Protocol):
 
     Optional attributes: `valid_length(length) -> int`, the input length needed for a chunk;
     `use_train_segment`, true if the network only accepts windows of one length (HTDemucs has both);
-    `forward_stems(mix, stems)`, which skips the work that only other stems need.
+    those of `SupportsStemSelection`.
     """
 
     @property
@@ -44,7 +44,19 @@ class Network(Protocol):
         """
 
 
-_ATTRIBUTES = ("sources", "samplerate", "audio_channels", "segment")
+@runtime_checkable
+class SupportsStemSelection(Protocol):
+    """A network that skips the work for stems that are not requested."""
+
+    def forward_stems(self, mix: Tensor, stems: Sequence[int]) -> Tensor:
+        """Return the stems of these indices, in this order: (B, C, W) -> (B, S, C, W).
+
+        They must equal those of a call. It is called where only some stems are requested, unless
+        the network has hooks, or a subclass overrides `forward` alone.
+        """
+
+
+ATTRIBUTES = ("sources", "samplerate", "audio_channels", "segment")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,12 +71,14 @@ class Ensemble:
         if not self.members:
             raise ValueError("a bag needs at least one network, got none")
         for member in self.members:
-            missing = [name for name in _ATTRIBUTES if not hasattr(member, name)]
+            missing = [name for name in ATTRIBUTES if not hasattr(member, name)]
             if missing or not callable(member):
                 raise ValueError(
                     f"{type(member).__name__} has no "
                     f"{', '.join(missing) or 'forward'}: wrap it with "
-                    "demucs_infer.extension.create_w2w_model(module, params)"
+                    "demucs_infer.extension.create_w2w_model(module, params), or pass "
+                    "metadata=params to Separator.from_model; params has `chunk_size` and "
+                    "`output_stem_names`"
                 )
         first = self.members[0]
         for member in self.members:

@@ -6,18 +6,28 @@ each core runs a window of its own, and the bytes of a stem depend neither on th
 nor on the number of windows that run at a time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from torch import nn
 
+from demucs_infer.engine.device_track import SHARE_OF_MEMORY
 from demucs_infer.engine.network import Network
 from demucs_infer.options import SeparationOptions
-from demucs_infer.system.malloc import free_memory
+from demucs_infer.system.malloc import free_memory, used_memory
 from demucs_infer.system.threads import count_cores
 
 _BYTES_PER_SAMPLE = 1000
 """Memory per sample of each window that runs: 0.3 GB for the 343,980 samples of htdemucs."""
+
+
+_OVERHEAD_BYTES = 10**8
+"""Memory that the first window takes besides: buffers of libraries, which stay."""
+
+_BYTES_PER_SAMPLE_ON_GPU = 1600
+"""Memory for the activations of a window there: about 0.5 GB for htdemucs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +62,89 @@ def decide_parallelism(
 
 
 def choose_parallelism(
-    networks: Iterable[Network], options: SeparationOptions, device: torch.device
+    networks: Iterable[Network],
+    options: SeparationOptions,
+    device: torch.device,
+    num_devices: int = 1,
+    max_windows: int | None = None,
 ) -> Parallelism:
     """Decide how many windows of `networks` run at a time on this machine.
 
-    With jobs = "auto", several windows run at a time only on a CPU, and only if tracks are split
-    and each batch is one window.
+    Each of `num_devices` has a batch. With jobs = "auto", several windows run at a time only on a
+    CPU, and only if tracks are split and each batch is one window. Not more than `max_windows` run
+    at a time on a CPU.
     """
+    networks = list(networks)
+    chosen = _choose_parallelism(networks, options, device, num_devices)
+    if max_windows is None or device.type != "cpu" or chosen.windows <= max_windows:
+        return chosen
+    return Parallelism(max_windows, f"max_memory = {cast(int, options.max_memory) / 1e9:g} GB")
+
+
+def limit_windows(
+    networks: Iterable[Network],
+    max_memory: int,
+    *,
+    segment: float | None,
+    used: int,
+    is_cpu: bool,
+) -> int:
+    """Return how many windows `max_memory` has room for, in batches and at a time.
+
+    On GPUs that is the number for each of them. `used` is what was in memory before the first
+    track; an optimized copy of the weights comes on top. The size of a window is an estimate for
+    networks as wide as htdemucs. Raises `ValueError` if not even one window fits.
+    """
+    networks = list(networks)
+    used += sum(map(_weight_bytes, networks)) + _OVERHEAD_BYTES
+    samples = max(_window_samples(network, segment) for network in networks)
+    window = samples * (_BYTES_PER_SAMPLE if is_cpu else _BYTES_PER_SAMPLE_ON_GPU)
+    # On a GPU, a part of it is for the track.
+    available = max_memory if is_cpu else max_memory - max_memory // SHARE_OF_MEMORY
+    count = int((available - used) // window)
+    if count < 1:
+        raise ValueError(
+            f"max_memory = {max_memory / 1e9:.2f} GB is too little: about "
+            f"{(used + window) / 1e9:.2f} GB are needed, {used / 1e9:.2f} GB for the program and "
+            f"the weights, and {window / 1e9:.2f} GB for one window; raise it, or choose a smaller "
+            "model, or a shorter segment if the model allows it"
+        )
+    return count
+
+
+def measure_memory(device: torch.device) -> int:
+    """Return the bytes that this process uses, on a GPU those that torch has there."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    used = used_memory()
+    if used is None:
+        raise ValueError(
+            "max_memory is not supported here, as this system does not report the memory of a "
+            "process: set jobs and batch_size instead"
+        )
+    return used
+
+
+def _weight_bytes(network: Network) -> int:
+    if not isinstance(network, nn.Module):
+        return 0
+    return sum(weight.numel() * weight.element_size() for weight in network.parameters())
+
+
+def _window_samples(network: Network, segment: float | None) -> float:
+    return (segment or float(network.segment)) * network.samplerate
+
+
+def _choose_parallelism(
+    networks: Sequence[Network],
+    options: SeparationOptions,
+    device: torch.device,
+    num_devices: int,
+) -> Parallelism:
+    if num_devices > 1:
+        return Parallelism(num_devices, f"{num_devices} devices")
     if options.jobs != "auto":
         return Parallelism(options.jobs, f"jobs = {options.jobs}")
     if device.type != "cpu":
@@ -67,9 +153,7 @@ def choose_parallelism(
         return Parallelism(0, "tracks are not split")
     if options.batch_size not in ("auto", 1):
         return Parallelism(0, f"batch_size = {options.batch_size}")
-    samples = max(
-        (options.segment or float(network.segment)) * network.samplerate for network in networks
-    )
+    samples = max(_window_samples(network, options.segment) for network in networks)
     return decide_parallelism(
         cores=count_cores(),
         threads=torch.get_num_threads(),

@@ -27,6 +27,7 @@ from demucs_infer.engine.device_track import (
     runs_beside_cpu,
     share_queue,
 )
+from demucs_infer.engine.gate import Gate, find_first
 from demucs_infer.engine.level import Level, measure
 from demucs_infer.engine.network import Ensemble
 from demucs_infer.engine.plan import ChunkBatch
@@ -54,7 +55,8 @@ class Track(Protocol):
     Optional attributes: `length`, the number of samples, otherwise counted by reading the track
     once; `level`, an earlier result of `measure`, which saves that reading too; `first`, the first
     sample to separate: the stems begin there, are the same as in a full run, and only the windows
-    that they depend on are run.
+    that they depend on are run; `around`, the samples before and after the track that windows read
+    instead of silence.
     """
 
     @property
@@ -70,6 +72,7 @@ class TensorTrack:
     """A track in memory: (C, T), or (..., C, T) to separate several recordings together."""
 
     samples: Tensor = field(repr=False)
+    around: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.samples.ndim < 2 or not self.samples.is_floating_point():
@@ -182,8 +185,10 @@ def separate_many(
         requests = stack.enter_context(closing(_requests(tracks, config)))
         groups = stack.enter_context(closing(_batch_across_tracks(requests, max_tracks_per_batch)))
         background = options.jobs if isinstance(options.jobs, int) else 0
-        if max_tracks_per_batch > 1 and runs_beside_cpu(config.device):
+        if max_tracks_per_batch > 1 and _keeps_track_on_device(config):
             background = _count_in_flight(config)
+        if runner.num_devices > 1:
+            background = max(background, runner.num_devices)
         max_tracks = max_tracks_per_batch + background
         for item in stack.enter_context(closing(_run_groups(groups, config, pool, max_tracks))):
             if isinstance(item, tuple):
@@ -287,17 +292,22 @@ def _add_to_group(
         yield waiting.pop(request.key)
 
 
+def _keeps_track_on_device(config: RunConfig) -> bool:
+    """Return whether the track is on one GPU, whose work is queued from one thread."""
+    return runs_beside_cpu(config.device) and config.runner.num_devices == 1
+
+
 def _count_in_flight(config: RunConfig) -> int:
     """Return how many batches may run, or wait for a thread, while earlier ones are stitched."""
     windows = config.parallelism.windows
     # A GPU should have the next batch in its queue while the CPU stitches the one before.
-    return max(windows, 2) if runs_beside_cpu(config.device) else windows
+    return max(windows, 2) if _keeps_track_on_device(config) else windows
 
 
 @contextmanager
 def _open_pool(config: RunConfig) -> Iterator[Executor | None]:
     """Open a pool of threads that run the windows; yield None to run them in the calling thread."""
-    if runs_beside_cpu(config.device):
+    if _keeps_track_on_device(config):
         # One thread, because batches are queued in turn, and graphs run one at a time.
         with ThreadPoolExecutor(1, "demucs-gpu", share_queue(config.device)) as pool:
             yield pool
@@ -401,9 +411,11 @@ class _TrackState:
     def __init__(self, index: int, track: Track, config: RunConfig) -> None:
         self.index = index
         self.is_over = False
-        on_device = runs_beside_cpu(config.device)
-        self._track = DeviceTrack.place(track, config.device) if on_device else track
+        self._track = track
+        if _keeps_track_on_device(config):
+            self._track = DeviceTrack.place(track, config.device, config.options.max_memory)
         self._config = config
+        self._gate: Gate | None = None
         self._level: Level | None = None  # None: the level is not changed
 
     def begin(self) -> Iterator[Event]:
@@ -427,15 +439,25 @@ class _TrackState:
         if channels == 1 and track.channels > 1:
             yield Stage.Started("downmix_to_mono")
             yield Stage.Completed("downmix_to_mono")
-        blocks = (_with_channels(block, channels) for block in track.blocks())
+        blocks = (with_channels(block, channels) for block in track.blocks())
         self._plan = config.plan(length)
         first: int = getattr(track, "first", 0)
+        self._wanted = self._emitted = first
+        if config.options.gate:
+            first = find_first(config.ensemble.samplerate, first)
+            self._emitted = first
+            num_stems = len(config.stems.outputs)
+            self._gate = Gate(config.ensemble.samplerate, num_stems, first)
         # Batches before `first` count as done, so that progress is that of the whole track.
         self._num_done = self._plan.num_before(first)
         done = self._plan.batches[: self._num_done]
         self._samples_done = sum(len(chunk) for batch in done for _, chunk in batch.indexed_chunks)
         self._buffer = TrackBuffer(
-            blocks, length, level=self._level, start=self._plan.reads_from(first)
+            blocks,
+            length,
+            level=self._level,
+            start=self._plan.reads_from(first),
+            around=getattr(track, "around", None),
         )
         self._blend = Blend(self._plan, config, first)
         yield from config.runner.announce_device()
@@ -455,10 +477,10 @@ class _TrackState:
             windows = torch.stack(
                 [cut(chunk, config.options.padding, pad) for _, chunk in batch.indexed_chunks]
             )
-            network = config.ensemble.members[batch.member]
-            limit = config.runner.batch_size(network, batch.window, config.options)
-            if config.stems.needs_mixture:
-                # Stem rules read the track where stems become final, which is behind the windows.
+            limit = config.batch_size(batch.member, batch.window)
+            if config.needs_mixture:
+                # Stem rules and the gate read the track where stems become final, behind the
+                # windows.
                 needed = min(needed, self._blend.start)
             # Reflection reads up to `pad + 1` samples further back.
             self._buffer.drop(needed - (pad + 1 if pad else 0))
@@ -492,7 +514,7 @@ class _TrackState:
         is_last = self._num_done == len(self._plan.batches)
         if is_last:
             yield Stage.Started("stitch")
-        yield from self._final_blocks()
+        yield from self._final_blocks(is_last=is_last)
         if is_last:
             self.is_over = True
             yield Stage.Completed("stitch")
@@ -502,30 +524,44 @@ class _TrackState:
                 yield Stage.Completed(stage)
             yield TrackFinished()
 
-    def _final_blocks(self) -> Iterator[Block]:
+    def _final_blocks(self, *, is_last: bool) -> Iterator[Block]:
         start = self._blend.start
         stems = self._blend.take()
+        if stems is not None:
+            mixture = None
+            if self._config.needs_mixture:
+                mixture = self._buffer.read(start, self._blend.start)
+            stems = stems if self._level is None else self._level.restore(stems)
+            if not isinstance(self._track, DeviceTrack):
+                stems = stems.to(self._buffer.device)
+            elif mixture is not None:
+                mixture = mixture.to(stems.device)  # they differ after a fallback to the CPU
+            stems = self._config.stems.derive(stems, mixture)
+            if self._gate is not None and mixture is not None:
+                stems = self._gate.push(stems, mixture)
+        yield from self._emit(stems)
+        if is_last and self._gate is not None:
+            yield from self._emit(self._gate.finish())
+
+    def _emit(self, stems: Tensor | None) -> Iterator[Block]:
+        """Yield the next samples, without those before the first that is wanted."""
         if stems is None:
             return
-        mixture = None
-        if self._config.stems.needs_mixture:
-            mixture = self._buffer.read(start, self._blend.start)
-        stems = stems if self._level is None else self._level.restore(stems)
-        if not isinstance(self._track, DeviceTrack):
-            stems = stems.to(self._buffer.device)
-            yield Block(start, self._config.stems.derive(stems, mixture))
-            return
-        # The devices differ if the network fell back to the CPU.
-        mixture = None if mixture is None else mixture.to(stems.device)
-        stems = self._config.stems.derive(stems, mixture)
-        yield Block(start, download(stems, self._track.home))
+        skipped = max(0, self._wanted - self._emitted)
+        start = max(self._wanted, self._emitted)
+        self._emitted += stems.shape[-1]
+        stems = stems[..., skipped:]
+        if isinstance(self._track, DeviceTrack):
+            stems = download(stems, self._track.home)
+        if stems.shape[-1]:
+            yield Block(start, stems)
 
     def _positions(self, batch: ChunkBatch) -> tuple[Position, ...]:
         passes = self._plan.passes
         return tuple(passes[index].position(chunk) for index, chunk in batch.indexed_chunks)
 
 
-def _with_channels(block: Tensor, channels: int) -> Tensor:
+def with_channels(block: Tensor, channels: int) -> Tensor:
     """Convert `block` (..., C, t) to `channels`; raise `ValueError` rather than drop a channel."""
     track_channels = block.shape[-2]
     if track_channels not in (1, channels) and channels != 1:

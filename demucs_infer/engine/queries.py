@@ -3,13 +3,13 @@
 Shapes: B batch, S stems, C channels, W samples of a window.
 """
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from demucs_infer.engine.network import Network, as_tensor
+from demucs_infer.engine.network import ATTRIBUTES, as_tensor
+from demucs_infer.errors import SeparationError
 
 
 class QueryAdapter(nn.Module):
@@ -20,34 +20,54 @@ class QueryAdapter(nn.Module):
     A query named "" keeps the names of the stems.
     """
 
-    def __init__(self, network: nn.Module, queries: Mapping[str, Mapping[str, object]]) -> None:
+    samplerate: int
+    audio_channels: int
+    segment: float
+
+    def __init__(
+        self,
+        network: nn.Module,
+        queries: Mapping[str, Mapping[str, object]],
+        *,
+        sources: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         if not queries:
             raise ValueError("queries is empty: pass at least one query")
-        adapted = cast(Network, network)
         self.network = network
         self.queries = {name: dict(arguments) for name, arguments in queries.items()}
-        self.samplerate = adapted.samplerate
-        self.audio_channels = adapted.audio_channels
-        self.segment = adapted.segment
-        self.sources = [
-            _stem_name(query, stem, is_only=len(adapted.sources) == 1)
-            for query in self.queries
-            for stem in adapted.sources
-        ]
-        for name in ("valid_length", "use_train_segment"):
-            if hasattr(network, name):
+        self._stems: Sequence[str] | None = sources or getattr(network, "sources", None)
+        for name in (*ATTRIBUTES, "valid_length", "use_train_segment"):
+            if name != "sources" and hasattr(network, name):
                 setattr(self, name, getattr(network, name))
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the stems; those of a network without `sources` come with its first output."""
+        stems = self._stems or ()
+        return [
+            _stem_name(query, stem, is_only=len(stems) == 1)
+            for query in self.queries
+            for stem in stems
+        ]
 
     def forward(self, mix: Tensor) -> Tensor:
         """Return the stems of every query: (B, C, W) -> (B, S, C, W)."""
-        stems = cast(Network, self.network).sources
         for arguments in self.queries.values():
             for name, value in arguments.items():
                 if isinstance(value, Tensor):
                     # Stored, so that it is copied to the device once and not for every batch.
                     arguments[name] = value.to(mix.device)
         outputs = [self.network(mix, **arguments) for arguments in self.queries.values()]
+        if self._stems is None:
+            if not isinstance(outputs[0], Mapping) or not outputs[0]:
+                raise SeparationError(
+                    f"{type(self.network).__name__} has no attribute `sources`, and returned "
+                    f"{type(outputs[0]).__name__}, which does not name the stems: pass sources, "
+                    "or return a dictionary by stem"
+                )
+            self._stems = tuple(outputs[0])
+        stems = self._stems
         return torch.cat([as_tensor(output, stems) for output in outputs], dim=1)
 
 

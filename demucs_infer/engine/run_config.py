@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from demucs_infer.engine.network import Ensemble, Network, window_rule
-from demucs_infer.engine.parallel import choose_parallelism
+from demucs_infer.engine.parallel import choose_parallelism, limit_windows
 from demucs_infer.engine.plan import (
     Chunk,
     Pass,
@@ -43,10 +43,26 @@ class RunConfig:
         weights = ensemble.weights or ([1.0] * len(ensemble.sources),)
         self.member_stems = needed_members(weights, stems.computed)
         """For each network, the indices of the stems that it must compute."""
+        self.needs_mixture = stems.needs_mixture or options.gate
+        """Whether final blocks depend on the track itself."""
         self.members = [i for i, selected in enumerate(self.member_stems) if selected]
         """Networks that run; one whose weights for all requested stems are 0 is skipped."""
         self.device = runner.device_for(ensemble.members[0])
-        self.parallelism = choose_parallelism(ensemble.members, options, self.device)
+        members = [ensemble.members[index] for index in self.members]
+        max_windows = None
+        if options.max_memory is not None:
+            max_windows = limit_windows(
+                members,
+                options.max_memory,
+                segment=options.segment,
+                used=runner.measure_memory(self.device),
+                is_cpu=self.device.type == "cpu",
+            )
+        self.parallelism = choose_parallelism(
+            ensemble.members, options, self.device, runner.num_devices, max_windows
+        )
+        at_a_time = self.parallelism.windows if self.device.type == "cpu" else 1
+        self._max_batch = None if max_windows is None else max_windows // max(1, at_a_time)
         self.window_rules = [window_rule(net, options.segment) for net in ensemble.members]
         """For each network, the function from the length of a chunk to its input length."""
         self.grids = [self._grid(network) for network in ensemble.members]
@@ -76,10 +92,12 @@ class RunConfig:
             for shift, origin in enumerate(origins[member])
         )
 
-        def max_batch_size(member: int, window: int) -> int:
-            return self.runner.batch_size(ensemble.members[member], window, options)
+        return Plan(length, passes, plan_batches(passes, self.batch_size))
 
-        return Plan(length, passes, plan_batches(passes, max_batch_size))
+    def batch_size(self, member: int, window: int) -> int:
+        """Return how many windows of `window` samples may run together."""
+        size = self.runner.batch_size(self.ensemble.members[member], window, self.options)
+        return size if self._max_batch is None else min(size, self._max_batch)
 
     def padding_width(self, member: int, length: int) -> int:
         """Return how many samples of padding precede and follow a track of `length` samples."""

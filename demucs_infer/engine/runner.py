@@ -4,19 +4,22 @@ Shapes: N windows, B batch, S stems, C channels, W samples of a window; `...` an
 for recordings that are separated together.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock, RLock
-from typing import Any, cast
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from demucs_infer.engine.device_track import free_device_memory, upload
-from demucs_infer.engine.network import Network, as_tensor
+from demucs_infer.engine.network import Network, SupportsStemSelection, as_tensor
+from demucs_infer.engine.parallel import measure_memory
 from demucs_infer.engine.queries import QueryAdapter
 from demucs_infer.errors import SeparationError, is_out_of_memory
 from demucs_infer.events import BatchSizeReduced, DeviceChosen, Event, WarningEvent
@@ -46,7 +49,7 @@ class _Lease:
 
 
 # Global, because two runners may use the same network at the same time.
-_leases: "WeakKeyDictionary[nn.Module, _Lease]" = WeakKeyDictionary()
+_leases: WeakKeyDictionary[nn.Module, _Lease] = WeakKeyDictionary()
 # Reentrant: the garbage collector may close an abandoned generator, which then releases its
 # network, in a thread that already holds this lock.
 _leases_lock = RLock()
@@ -144,9 +147,33 @@ class Runner:
         self._prepared: dict[tuple[Network, str], Network] = {}
         self._limits: dict[Network, int] = {}
         self._on_cpu: dict[Network, Network] = {}
+        self._baseline: list[int] = []
         # Held while one of the three dictionaries above is changed, but not while it is read: a
         # thread that reads an outdated batch size only runs out of memory once more.
         self._lock = Lock()
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The devices of this runner; none if it uses that of a network."""
+        return () if self.device is None else (self.device,)
+
+    @property
+    def num_devices(self) -> int:
+        """Number of batches that run at a time."""
+        return 1
+
+    def renew(self) -> Runner:
+        """Return a runner that prepares networks anew, and knows which batch sizes fit."""
+        runner = Runner(self.device, prepare=self._prepare, device_choice=self._device_choice)
+        runner._limits, runner._lock = self._limits, self._lock
+        runner._baseline = self._baseline
+        return runner
+
+    def measure_memory(self, device: torch.device) -> int:
+        """Return the bytes that were in use before the first track: later, freed ones may count."""
+        if not self._baseline:
+            self._baseline.append(max(map(measure_memory, self.devices or (device,))))
+        return self._baseline[0]
 
     @contextmanager
     def lease(self, networks: Iterable[Network]) -> Iterator[None]:
@@ -194,9 +221,15 @@ class Runner:
         return min(size, self._limits.get(network, size))
 
     def infer(
-        self, network: Network, windows: Tensor, stems: Sequence[int], options: SeparationOptions
+        self,
+        network: Network,
+        windows: Tensor,
+        stems: Sequence[int] | None,
+        options: SeparationOptions,
     ) -> tuple[Tensor, list[Event]]:
         """Run `network` for `stems`, and return events: (N, ..., C, W) -> (N, ..., S, C, W).
+
+        None for `stems`: all.
 
         If memory runs out, the batch is halved and the failed part retried, down to one window;
         then the CPU is used, if allowed; then the original error is raised. Later batches keep
@@ -224,7 +257,7 @@ class Runner:
         self,
         network: Network,
         windows: Tensor,
-        stems: Sequence[int],
+        stems: Sequence[int] | None,
         options: SeparationOptions,
         events: list[Event],
     ) -> Tensor | str:
@@ -247,7 +280,7 @@ class Runner:
         self,
         network: Network,
         windows: Tensor,
-        stems: Sequence[int],
+        stems: Sequence[int] | None,
         options: SeparationOptions,
         events: list[Event],
     ) -> Tensor:
@@ -278,20 +311,21 @@ class Runner:
         output[bad.to(output.device)] = repaired.to(output)
         return output
 
-    def _forward(self, network: Network, windows: Tensor, stems: Sequence[int]) -> Tensor:
+    def _forward(self, network: Network, windows: Tensor, stems: Sequence[int] | None) -> Tensor:
         """Run `network`, or its copy on the CPU, and select `stems` of its output."""
         cpu_copy = self._on_cpu.get(network)
         target = torch.device("cpu") if cpu_copy is not None else self.device_for(network)
         run = network if cpu_copy is None else cpu_copy
         flat = windows.flatten(0, -3)
-        selected = list(stems)
-        is_all = selected == list(range(len(network.sources)))
-        forward_stems = None if is_all else _find_forward_stems(run)
+        selected = None if stems is None else list(stems)
+        if selected == list(range(len(network.sources))):
+            selected = None
+        forward_stems = None if selected is None else _find_forward_stems(run)
         # Only here: a generator that enters inference mode would impose it on its consumer.
         with torch.inference_mode():
             flat = upload(flat, target)
-            if forward_stems is not None:
-                output, selected = forward_stems(flat, selected), list(range(len(selected)))
+            if forward_stems is not None and selected is not None:
+                output, selected = forward_stems(flat, selected), None
             else:
                 output = as_tensor(run(flat), network.sources)
             if output.shape[-1] != flat.shape[-1] or len(output) != len(flat):
@@ -299,7 +333,7 @@ class Runner:
                     f"the network returned {tuple(output.shape)} for {tuple(flat.shape)}: "
                     "the numbers of windows and samples must stay the same"
                 )
-            if selected != list(range(output.shape[1])):
+            if selected is not None:
                 output = output[:, selected]
             return output.float().reshape(*windows.shape[:-2], *output.shape[1:])
 
@@ -361,8 +395,7 @@ def _find_forward_stems(network: object) -> Callable[[Tensor, Sequence[int]], Te
         return None
     for cls in type(network).__mro__:
         if "forward_stems" in vars(cls):
-            bound: Callable[[Tensor, Sequence[int]], Tensor] = cast(Any, network).forward_stems
-            return bound
+            return cast(SupportsStemSelection, network).forward_stems
         if "forward" in vars(cls):  # overridden alone: the two may differ
             return None
     return None

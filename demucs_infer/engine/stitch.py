@@ -110,8 +110,10 @@ class TrackBuffer:
         *,
         level: Level | None = None,
         start: int = 0,
+        around: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.length = length
+        self._around = around
         self._level = level
         self._source = reblock(blocks, PIECE)
         self._pieces: deque[Tensor] = deque()
@@ -140,11 +142,13 @@ class TrackBuffer:
         pad = 0 if padding == "constant" else pad
         left, right = max(chunk.read, -pad), min(end, self.length + pad)
         if left >= right:  # entirely outside of the track
-            return torch.zeros_like(self.read(0, 1)).repeat_interleave(chunk.window, dim=-1)
-        inside = self._pad(left, right, padding) if pad else self.read(left, right)
-        if self._level is not None:
-            inside = self._level.remove(inside)
-        return F.pad(inside, (left - chunk.read, end - right))
+            window = torch.zeros_like(self.read(0, 1)).repeat_interleave(chunk.window, dim=-1)
+        else:
+            inside = self._pad(left, right, padding) if pad else self.read(left, right)
+            if self._level is not None:
+                inside = self._level.remove(inside)
+            window = F.pad(inside, (left - chunk.read, end - right))
+        return window if self._around is None else self._fill_outside(window, chunk.read)
 
     def cut_whole(self, chunk: Chunk, padding: str = "constant", pad: int = 0) -> Tensor:
         """Return the window that `chunk` reads, extended from the chunk alone: (..., C, W).
@@ -162,6 +166,19 @@ class TrackBuffer:
         """Free the samples before `before`, which must not be read again."""
         while self._pieces and self._begin + self._pieces[0].shape[-1] <= before:
             self._begin += self._pieces.popleft().shape[-1]
+
+    def _fill_outside(self, window: Tensor, read: int) -> Tensor:
+        """Return a window that begins at `read`, with what is around the track in its padding."""
+        assert self._around is not None
+        before, after = self._around
+        size = window.shape[-1]
+        stop = read + size
+        left = before[..., max(0, before.shape[-1] + read) : max(0, before.shape[-1] + stop)]
+        right = after[..., max(0, read - self.length) : max(0, stop - self.length)]
+        inside = window[..., max(0, -read) : max(0, self.length - read)]
+        silence = (-before.shape[-1] - read, stop - self.length - after.shape[-1])
+        parts = torch.cat([left, inside, right], dim=-1)
+        return F.pad(parts, [min(max(0, count), size) for count in silence])
 
     def _pad(self, start: int, stop: int, padding: str) -> Tensor:
         index = source_index(torch.arange(start, stop), self.length, padding)

@@ -20,8 +20,9 @@ import anyio
 
 from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import TrackResult
+from demucs_infer.checkpoints.catalog import split_bag
 from demucs_infer.engine.stems import plan_stems
-from demucs_infer.errors import ConfigError, ModelNotFound
+from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound
 from demucs_infer.events import ChunkProcessed, Event, Stage, event_to_json
 from demucs_infer.pretrained import list_models, model_info
 from demucs_infer.server.admission import Admission, Slot
@@ -589,7 +590,7 @@ def _list_model_names(settings: ServerSettings) -> tuple[str, ...]:
         listed = list_models(settings.repo)
         available = {**listed["bag"], **listed["single"]}
         names = settings.models or tuple(available)
-        missing = [name for name in names if name not in available]
+        missing = [part for name in names for part, _ in split_bag(name) if part not in available]
         if missing:
             raise ConfigError(f"repo = {str(settings.repo)!r} has no model {', '.join(missing)}")
         if not names:
@@ -597,10 +598,10 @@ def _list_model_names(settings: ServerSettings) -> tuple[str, ...]:
         return names
     names = settings.models or DEFAULT_MODELS
     try:
-        for name in names:
-            if not name.startswith("hf://") and not Path(name).is_file():
-                model_info(name)
-    except ModelNotFound as error:
+        for part in (part for name in names for part, _ in split_bag(name)):
+            if not part.startswith("hf://") and not Path(part).is_file():
+                model_info(part)
+    except ModelLoadingError as error:
         raise ConfigError(f"models: {error}") from error
     return names
 

@@ -147,7 +147,12 @@ class Routes:
             if flat and isinstance(values[0], CachedStems)
             else iter_predictions(values)
         )
-        return StreamedFile(content, "application/json", after=lambda: self._delete_uncached(jobs))
+        return StreamedFile(
+            content,
+            "application/json",
+            headers=_name_inputs(results),
+            after=lambda: self._delete_uncached(jobs),
+        )
 
     def _hold_memory(self, request: Request) -> AbstractAsyncContextManager[None]:
         """Return a context that waits for, and holds, the memory of a prediction's body."""
@@ -210,7 +215,10 @@ class Routes:
         if job.error:
             raise job.error
         entry = self._jobs.get_stems(job.record)
-        headers = {"X-Demucs-Cached": "yes" if job.record.is_cached else "no"}
+        headers = {
+            "X-Demucs-Cached": "yes" if job.record.is_cached else "no",
+            **_name_inputs([job]),
+        }
         if not _accepts_audio(accept):
             headers["Content-Disposition"] = _name_zip(job.record)
             content, media_type = iter_zip(entry), "application/zip"
@@ -431,6 +439,7 @@ class Routes:
             id=record.id,
             status=record.status,
             name=record.name,
+            input_sha256=record.sha256,
             model=record.request.get("model") or next(iter(self._jobs.models)),
             format=_get_format(record),
             created=record.created,
@@ -524,6 +533,12 @@ def _health(status_code: int, status: str, message: str = "") -> JSONResponse:
 
 def _get_format(record: JobRecord) -> str:
     return str(record.request.get("format", RequestSchema.model_fields["format"].default))
+
+
+def _name_inputs(results: Sequence[Job | ApiError]) -> dict[str, str]:
+    """Return the header with the sha256 of each upload, `-` for one that could not be read."""
+    digests = [result.record.sha256 if isinstance(result, Job) else "-" for result in results]
+    return {"X-Demucs-Input-Sha256": ", ".join(digests)}
 
 
 def _name_stem(record: JobRecord, stem: CachedStem) -> str:

@@ -213,6 +213,7 @@ class JobView(BaseModel):
     id: str
     status: str = Field(examples=["queued", "running", "done", "failed", "cancelled"])
     name: str
+    input_sha256: str = Field(description="Of the upload, as in stems.json.")
     model: str
     format: str
     created: float = Field(description="Seconds since 1970.")

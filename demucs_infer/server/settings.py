@@ -227,7 +227,8 @@ def load_settings(
         if variable in environ:
             values[name] = _convert_from(variable, name, environ[variable])
     if "DEMUCS_INFER_CACHE" in environ:
-        values.setdefault("cache_dir", Path(environ["DEMUCS_INFER_CACHE"]))
+        if f"{PREFIX}CACHE_DIR" not in environ:
+            values["cache_dir"] = Path(environ["DEMUCS_INFER_CACHE"])
         values.setdefault("data_dir", Path(environ["DEMUCS_INFER_CACHE"]) / "server")
     values |= {name: value for name, value in flags.items() if value is not None}
     return ServerSettings(**values)

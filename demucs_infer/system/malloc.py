@@ -94,6 +94,16 @@ def peak_memory() -> int | None:
     return 1024 * int(match[1]) if match else None
 
 
+def used_memory() -> int | None:
+    """Return the memory of this process in bytes, or None if the system does not report it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return peak_memory()
+    match = re.search(r"VmRSS:\s*(\d+)", status)
+    return 1024 * int(match[1]) if match else None
+
+
 def free_memory(root: Path = Path("/")) -> int | None:
     """Return how many bytes this process can still take without swapping, or None if unknown."""
     limits: list[int] = []

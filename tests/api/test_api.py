@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from torch import nn
 import demucs_infer
 from demucs_infer import (
     Audio,
+    AudioInputError,
     AudioReadError,
     AudioWriteError,
     BagOfModels,
@@ -28,12 +30,13 @@ from demucs_infer import (
     InferenceOutput,
     OutputOptions,
     SeparatedFiles,
+    SeparationOptions,
     Separator,
     Stage,
 )
 from demucs_infer.htdemucs import HTDemucs
 from tests.helpers.audio_signals import make_noise
-from tests.helpers.networks import TINY, DictModel, RecordingModel, ScaleModel, randomize
+from tests.helpers.networks import TINY, DictModel, OomModel, RecordingModel, ScaleModel, randomize
 
 RATE = 8000  # of the tiny models
 MIX = make_noise(2, 4 * RATE)
@@ -597,3 +600,64 @@ def test_freeing_original_weights_keeps_the_stems() -> None:
     assert sizes[1] < sizes[0]
     with pytest.raises(ValueError, match="caller owns"):
         Separator.from_model(plain.model).free_original_weights()
+
+
+def test_reduced_batch_size_is_kept_for_the_next_track_of_the_callers_network() -> None:
+    network = OomModel(limit=1, segment=1.0)
+    separator = Separator.from_model(network, device="cpu", shifts=0, overlap=0, batch_size=4)
+    for tried in ([4, 2, 1, 1, 1, 1], [1, 1, 1, 1]):
+        network.tried.clear()
+        separator.run(MIX[:, : 4 * RATE] if MIX.shape[1] >= 4 * RATE else make_noise(2, 4 * RATE))
+        assert network.tried == tried
+    with pytest.raises(torch.OutOfMemoryError):
+        Separator.from_model(OomModel(limit=1), device="cpu", batch_size=4, oom="raise").run(
+            make_noise(2, 4 * RATE)
+        )
+
+
+@pytest.mark.parametrize("channels", [7, 12])
+def test_array_of_no_usual_layout_is_refused(channels: int) -> None:
+    separator, audio = make_separator(), make_noise(channels, RATE)
+    for array in (audio, audio.T, Audio(audio, RATE)):
+        with pytest.raises(ValueError, match=rf"{channels} channels, expected 2 .*audio\[:2\]"):
+            separator.run(array)
+    with pytest.raises(ValueError, match="6 channels"):
+        separator.open_audio(make_noise(6, RATE), extra_channels="error")
+    pair = separator.run(separator.open_audio(audio, extra_channels="pairs", group=1))
+    assert pair.mixture is not None and torch.equal(pair.mixture, audio[2:4])
+    with pytest.raises(ValueError, match="group = 6 must be 0 to"):
+        separator.open_audio(audio, extra_channels="pairs", group=6)
+
+
+def test_bytes_of_a_path_are_a_path_where_a_path_is_expected(wav: Path) -> None:
+    separator = make_separator()
+    mixture, _ = separator.separate_audio_file(os.fsencode(wav))
+    assert torch.equal(mixture, separator.separate_audio_file(wav)[0])
+    # An upload that has the name of a file must not read that file.
+    with pytest.raises(AudioInputError, match=r"is a path, but bytes are the content .*fsdecode"):
+        separator.run(os.fsencode(wav))
+
+
+def test_keywords_override_options_even_with_a_default() -> None:
+    options = SeparationOptions(shifts=5, overlap=0.5, split=False, segment=None, device="cpu")
+    made = Separator("tiny", shifts=1, split=True, options=options)
+    assert made._state.options.shifts == 1 and made._state.options.split
+    assert made._state.options.overlap == 0.5
+    made = Separator.from_model(ScaleModel(), options=options, shifts=1, overlap=0.25)
+    assert (made._state.options.shifts, made._state.options.overlap) == (1, 0.25)
+    assert not made._state.options.split
+
+
+class OwnReader(Separator):
+    """Reads files in its own way, as one of upstream's class may."""
+
+    def _load_audio(self, track: Path) -> torch.Tensor:
+        return 0.5 * super()._load_audio(track)
+
+
+def test_subclass_may_read_files_in_its_own_way(wav: Path) -> None:
+    own = OwnReader.from_model(ScaleModel(), device="cpu")
+    mixture, stems = own.separate_audio_file(wav)
+    expected, _ = make_separator().separate_audio_file(wav)
+    assert torch.equal(mixture, 0.5 * expected)
+    torch.testing.assert_close(stems["bass"], 0.75 * mixture, **CLOSE)

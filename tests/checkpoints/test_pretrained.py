@@ -20,7 +20,7 @@ from torch import nn
 
 from demucs_infer import pretrained, repo
 from demucs_infer.api import Separator
-from demucs_infer.apply import BagOfModels
+from demucs_infer.apply import BagOfModels, apply_model
 from demucs_infer.checkpoints.cache import CheckpointStore, cache_folder
 from demucs_infer.checkpoints.catalog import NOT_STATED, Catalog, load_catalog, read_catalog
 from demucs_infer.demucs import Demucs
@@ -41,7 +41,7 @@ from demucs_infer.pretrained import (
     remove,
     verify,
 )
-from tests.helpers.networks import TINY, randomize
+from tests.helpers.networks import TINY, ScaleModel, randomize
 from tests.helpers.oracles import require_module
 
 # ── catalog ──
@@ -275,6 +275,57 @@ def test_get_model_downloads_and_builds_a_bag(models: ModelServer) -> None:
     assert not bag.models[0].training
     offline = get_model("two", offline=True)
     assert isinstance(offline, BagOfModels)
+
+
+def test_models_make_a_bag_on_the_spot(models: ModelServer) -> None:
+    bag = get_model("two+aaaa0001@0.5")
+    assert isinstance(bag, BagOfModels)
+    assert bag.weights == [[0.5] * 4, [0.5] * 4, [0.5] * 4]
+    assert have_equal_weights(bag.models[2], models.networks["aaaa0001"])
+    info = model_info("two+aaaa0001@0.5")
+    assert info.is_bag and [file.signature for file in info.files] == ["aaaa0001", "aaaa0002"]
+    assert sorted(path.name for path in pull("aaaa0002+aaaa0001@3")) == [
+        "aaaa0001.th",
+        "aaaa0002.th",
+    ]
+    folder = models.cache / "usb"
+    pull("two", to=folder)
+    local = get_model("two+aaaa0001@0.25", repo=folder)
+    assert isinstance(local, BagOfModels) and local.weights[2] == [0.25] * 4
+    # A file is a model too, and so is a path with a plus in its name.
+    path = models.cached_path("aaaa0001.th")
+    mixed = get_model(f"{path}@3+aaaa0002")
+    assert isinstance(mixed, BagOfModels) and mixed.weights == [[3.0] * 4, [1.0] * 4]
+    odd = path.rename(path.with_name("a+b.th"))
+    assert have_equal_weights(get_model(str(odd)), models.networks["aaaa0001"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("aaaa0001+", "invalid bag .*'' must be the name of a model, or NAME@WEIGHT"),
+        ("aaaa0001+aaaa0002@x", "'aaaa0002@x' must be"),
+        ("aaaa0001+aaaa0002@0", "a weight above 0"),
+        ("aaaa0001+aaaa0002@nan", "a weight above 0"),
+        ("aaaa0001+@2", "'@2' must be"),
+        ("aaaa0001+nosuch@2", "nosuch"),
+        ("+".join(["aaaa0001"] * 17), "17 models in one bag: the limit is 16"),
+        ("aaaa0001+bare", r"cannot make a bag of 'aaaa0001\+bare': .* differ in sources"),
+    ],
+)
+def test_invalid_bag_on_the_spot_is_refused(models: ModelServer, name: str, message: str) -> None:
+    with pytest.raises(ModelLoadingError, match=message):
+        get_model(name)
+
+
+def test_bag_on_the_spot_is_the_weighted_mean() -> None:
+    networks = [ScaleModel(gains=[0.2, 0.4]), ScaleModel(gains=[1.0, 0.0])]
+    inner = BagOfModels([ScaleModel(gains=[0.0, 1.0]), networks[1]], [[1.0, 3.0], [3.0, 1.0]])
+    bag = repo.combine_models("a+b@0.5", [(networks[0], 1.0), (inner, 0.5)])
+    wav = torch.randn(1, 2, 4000)
+    parts = [apply_model(model, wav, shifts=0) for model in (networks[0], inner)]
+    expected = (parts[0] + 0.5 * parts[1]) / 1.5
+    torch.testing.assert_close(apply_model(bag, wav, shifts=0), expected, rtol=0, atol=1e-6)
 
 
 def test_progress_draws_a_bar_for_downloads_only(

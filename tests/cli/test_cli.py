@@ -159,6 +159,18 @@ def test_model_by_path_of_checkpoint(run: Command, work_folder: Path) -> None:
     assert len(list(work_folder.glob("separated/*/song/*.wav"))) == 4
 
 
+def test_bag_on_the_spot_has_its_own_folder_and_manifest(run: Command, work_folder: Path) -> None:
+    run("-d cpu,cpu --gate --max-memory 100GB song.wav", model="bag+4f2b8e3d@0.5")
+    folder = work_folder / "separated" / "bag+4f2b8e3d@0.5" / "song"
+    assert len(stems(folder)) == 4
+    manifest = json.loads((folder / "stems.json").read_text())
+    assert len(manifest["recipe"]["weights"]) == 4 and manifest["device"] == "cpu,cpu"
+    assert manifest["recipe"]["settings"]["gate"] is True
+    assert "max_memory" not in manifest["recipe"]["settings"]
+    run("-d cpu --gate song.wav", model="bag+4f2b8e3d@0.5")  # done before, by more devices
+    run("-d cpu song.wav", model="bag+nosuch@0.5", expect=4)
+
+
 def test_list_models_prints_as_upstream(run: Command, capsys: pytest.CaptureFixture[str]) -> None:
     run("--list-models")
     assert run.out.splitlines() == [

@@ -48,6 +48,7 @@ from demucs_infer.custom.config import StftConfig
 from demucs_infer.custom.metadata import Traits
 from demucs_infer.optimized.compiled import compile_network
 from tests.helpers.audio_signals import make_noise
+from tests.helpers.networks import TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -876,3 +877,45 @@ def test_members_of_a_bag_must_have_the_same_options(checkpoint: Path) -> None:
     ones = load_network(Config.from_dict(CONFIG, ["chunking.window=ones"]), checkpoint, GAIN)
     with pytest.raises(ValueError, match="have different default settings"):
         Separator.from_model(BagOfModels([hann, ones]), device="cpu")
+
+
+def test_plain_module_is_run_with_metadata(checkpoint: Path) -> None:
+    mix, network = make_noise(2, 4000), Gain(GainParams(1000, ("a", "b")))
+    params = GainParams(1000, ("a", "b"))
+    separator = Separator.from_model(network, metadata=params, device="cpu", normalize=False)
+    assert (separator.stems, separator.samplerate) == (("a", "b"), 44100)
+    torch.testing.assert_close(separator.run(mix)["b"], network.gains[1] * mix, rtol=0, atol=1e-6)
+    config = CONFIG | {"derived_stems": {"rest": "mixture-drums"}, "output": {"format": "flac"}}
+    configured = Separator.from_model(network, metadata=config, device="cpu", shifts=2)
+    assert (configured.stems, configured.samplerate) == (("drums", "bass", "rest"), 8000)
+    loaded = Separator.from_pretrained(config=CONFIG, checkpoint_path=checkpoint, metadata=GAIN)
+    assert loaded.samplerate == 8000
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (object(), "object has no chunk_size and no output_stem_names"),
+        (GAIN, r"parameters of this 'gain' are unknown .*metadata=GainParams\(...\)"),
+        ({"model_type": "gain"}, "model: required key is missing"),
+    ],
+    ids=["no parameters", "metadata without parameters", "incomplete configuration"],
+)
+def test_unusable_metadata_is_refused(metadata: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Separator.from_model(Gain(GainParams(1000, ("a", "b"))), metadata=metadata)
+
+
+@pytest.mark.parametrize("names", [(), ("checkpoint", "checkpoint_path")])
+def test_one_checkpoint_is_required(names: tuple[str, ...], checkpoint: Path) -> None:
+    paths: dict[str, Any] = dict.fromkeys(names, checkpoint)
+    with pytest.raises(ValueError, match=f"got {len(names)} of `checkpoint` and"):
+        Separator.from_pretrained(config=CONFIG, metadata=GAIN, **paths)
+
+
+def test_protocol_of_stem_selection_is_public() -> None:
+    from demucs_infer import SupportsStemSelection
+    from demucs_infer.htdemucs import HTDemucs
+
+    assert isinstance(HTDemucs(**TINY["HTDemucs"]), SupportsStemSelection)
+    assert not isinstance(Gain(GainParams(1000, ("a", "b"))), SupportsStemSelection)

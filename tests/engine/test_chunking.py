@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from demucs_infer.engine.chunking import (
     ChunkPlan,
+    NormalizationStats,
     StreamingStitcher,
     denormalize_audio,
     generate_chunks,
@@ -16,6 +17,7 @@ from demucs_infer.engine.chunking import (
     stitch_chunks,
 )
 from demucs_infer.errors import SeparationError
+from demucs_infer.sources import Audio
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.networks import DictModel, OomModel, RecordingModel, ScaleModel
 
@@ -109,13 +111,16 @@ def test_flush_returns_the_tail_of_an_unpadded_track() -> None:
 
 def test_stitcher_state_is_public_and_bounded() -> None:
     stitcher = StreamingStitcher(100, 25, 10**9, make_window("hann", 100))
+    assert stitcher.buffers is None
     assert (stitcher.chunk_size, stitcher.hop_size, stitcher.tail_size) == (100, 25, 75)
     assert (stitcher.samples_to_skip, stitcher.samples_to_keep) == (75, 10**9)
     held = []
     for number in range(3000):
         stitcher.step(torch.ones(4, 2, 100))
         if number in (10, 2999):
-            held.append(sum(t.numel() * t.element_size() for t in stitcher._sum.tensors))
+            assert stitcher.buffers is not None
+            assert stitcher.buffers.buffer.shape == (4, 2, len(stitcher.buffers.norm_buffer))
+            held.append(sum(t.numel() * t.element_size() for t in stitcher.buffers))
     assert held[0] == held[1] <= 2 * (4 * 2 + 1) * 100 * 4
 
 
@@ -174,6 +179,43 @@ def test_normalized_audio_has_mean_0_and_deviation_1() -> None:
     assert empty.audio.shape == (2, 0)
 
 
+def test_audio_is_normalized_with_its_sample_rate() -> None:
+    track = 0.2 + make_noise(2, 500)
+    audio, stats = normalize_audio(Audio(track, 16_000))
+    assert (type(audio), audio.sample_rate) == (Audio, 16_000)
+    assert torch.equal(audio.data, normalize_audio(track).audio)
+    restored = denormalize_audio(audio, stats)
+    assert restored.sample_rate == 16_000
+    torch.testing.assert_close(restored.data, track, rtol=0, atol=1e-6)
+
+
+def test_recording_below_eps_keeps_its_level() -> None:
+    quiet = 1e-5 * make_noise(2, 500)
+    assert normalize_audio(quiet).stats.std < 1e-4
+    audio, stats = normalize_audio(quiet, eps=1e-3)
+    assert torch.equal(audio, quiet)
+    assert stats == NormalizationStats(length=500)
+    with pytest.raises(ValueError, match="eps = -1 must be 0 or more"):
+        normalize_audio(quiet, eps=-1)
+    with pytest.raises(ValueError, match="std = 0 must be above 0"):
+        NormalizationStats(0.0, 0)
+
+
+def test_mean_goes_to_every_stem_or_to_the_last() -> None:
+    track = 0.25 + make_noise(2, 500)
+    audio, stats = normalize_audio(track)
+    stems = torch.stack([0.5 * audio, 0.125 * audio, 0.375 * audio])
+    whole = denormalize_audio(stems, stats, mean_to="residual").sum(0)
+    torch.testing.assert_close(whole, track, rtol=0, atol=1e-6)
+    off = denormalize_audio(stems, stats).sum(0) - track
+    torch.testing.assert_close(off, torch.full_like(off, 2 * stats.mean), rtol=0, atol=1e-6)
+    # One recording is not a set of stems.
+    one = denormalize_audio(audio, stats, mean_to="residual")
+    torch.testing.assert_close(one, track, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="mean_to = 'none' must be 'all' or 'residual'"):
+        denormalize_audio(audio, stats, mean_to="none")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 1000, 1009])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize("hop", [64, 32, 27, 16])
@@ -206,6 +248,69 @@ def test_model_kwargs_are_passed_unchanged_also_after_a_retry() -> None:
     assert all(one is query for one in received)
     with pytest.raises(TypeError, match="nonsense"):
         overlap_add(ScaleModel(), make_noise(2, 100), ChunkPlan(100, 80, 40), nonsense=1)
+
+
+class PlainDictModel(nn.Module):
+    """A network that names its stems in its output alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, mix: Tensor, *, gain: float = 1.0) -> dict[str, Tensor]:
+        self.calls += 1
+        return {"vocals": gain * 0.5 * mix, "bass": gain * 2 * mix}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_network_without_attributes_names_its_stems_by_its_output(batch_size: int) -> None:
+    track, plan, network = make_noise(3, 1009), ChunkPlan(1009, 64, 27), PlainDictModel()
+    stems = overlap_add(network, track, plan, batch_size=batch_size, gain=0.5)
+    assert list(stems) == ["vocals", "bass"]
+    torch.testing.assert_close(stems["bass"], track, rtol=0, atol=1e-6)
+    assert network.calls == plan.num_batches(batch_size)
+    assert network.training, "restored"
+    queries = {"soft": {"gain": 0.5}, "loud": {"gain": 2.0}}
+    by_query = overlap_add(network, track, plan, queries=queries)
+    assert list(by_query) == ["soft_vocals", "soft_bass", "loud_vocals", "loud_bass"]
+    torch.testing.assert_close(by_query["soft_bass"], stems["bass"], rtol=0, atol=1e-6)
+
+
+def test_list_and_tensor_need_names_of_stems() -> None:
+    class ListModel(PlainDictModel):
+        def forward(self, mix: Tensor) -> list[Tensor]:  # type: ignore[override]
+            return list(super().forward(mix).values())
+
+    track, plan = make_noise(2, 300), ChunkPlan(300, 64, 32)
+    stems = overlap_add(ListModel(), track, plan, sources=["a", "b"])
+    torch.testing.assert_close(stems["b"], 2 * track, rtol=0, atol=2e-6)
+    with pytest.raises(SeparationError, match="ListModel has no .*list, which does not name"):
+        overlap_add(ListModel(), track, plan)
+    with pytest.raises(SeparationError, match="returned 2, not .* with 3 stems: a, b, c"):
+        overlap_add(ListModel(), track, plan, sources=["a", "b", "c"])
+
+
+def test_stems_of_later_batches_must_be_those_of_the_first() -> None:
+    class ChangingModel(PlainDictModel):
+        def forward(self, mix: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            stems = super().forward(mix)
+            return stems if self.calls < 3 else {"vocals": mix, "piano": mix}
+
+    with pytest.raises(SeparationError, match=r"\['piano', 'vocals'\], not \['bass', 'vocals'\]"):
+        overlap_add(ChangingModel(), make_noise(2, 1000), ChunkPlan(1000, 64, 32))
+
+
+def test_reduced_batch_size_is_kept_for_the_next_windows() -> None:
+    network = OomModel(limit=3)
+    plan = ChunkPlan(16 * 40 - 40, 80, 40)
+    stems = overlap_add(network, make_noise(2, plan.num_samples), plan, batch_size=8)
+    assert network.tried == [8, 4, 2, 2, 2, 2] + [2] * ((plan.num_chunks - 8 + 1) // 2)
+    without = overlap_add(OomModel(limit=9), make_noise(2, plan.num_samples), plan, batch_size=8)
+    assert all(torch.equal(stems[name], without[name]) for name in without)
+    with pytest.raises(torch.OutOfMemoryError):
+        overlap_add(
+            OomModel(limit=3), make_noise(2, plan.num_samples), plan, batch_size=8, oom="raise"
+        )
 
 
 def test_queries_equal_separate_runs() -> None:

@@ -17,7 +17,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
 BEGIN, END = "<!-- names: begin -->\n", "<!-- names: end -->\n"
 
 UPSTREAM = Path(str(demucs.__file__)).parent
-TRAINING = {"augment", "distrib", "ema", "evaluate", "repitch", "solver", "svd", "train", "wav"}
+TRAINING = {
+    "augment",
+    "distrib",
+    "ema",
+    "evaluate",
+    "grids",
+    "repitch",
+    "solver",
+    "svd",
+    "train",
+} | {"wav"}
 """Modules that a program for inference does not import; they are not here."""
 
 MODULES = tuple(

@@ -1,6 +1,7 @@
 """What upstream's smaller modules offer gives the same numbers here."""
 
 import hashlib
+import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -79,7 +80,41 @@ def test_apply_model_takes_a_chunk_and_a_dummy_pool() -> None:
     chunk = demucs_infer.apply.TensorChunk(wav, 500, 8000)
     pool = demucs_infer.utils.DummyPoolExecutor()
     found = demucs_infer.apply.apply_model(network, chunk, shifts=0, pool=pool)
-    assert torch.equal(found, demucs_infer.apply.apply_model(network, wav[..., 500:8500], shifts=0))
+    assert torch.equal(found, demucs_infer.apply.apply_model(network, chunk, shifts=0))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shifts": 0},
+        {"shifts": 2},
+        {"shifts": 0, "split": False},
+        {"shifts": 1, "split": False},
+        {"shifts": 1, "segment": 0.5, "overlap": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("offset", "length"), [(5000, 8000), (100, 900), (14_000, 99_999)])
+def test_what_is_around_a_chunk_is_read_as_upstream_does(
+    options: dict[str, Any], offset: int, length: int
+) -> None:
+    theirs = randomize(demucs.htdemucs.HTDemucs(**TINY["HTDemucs"]))
+    ours = demucs_infer.htdemucs.HTDemucs(**TINY["HTDemucs"])
+    ours.load_state_dict(theirs.state_dict())
+    if not options.get("split", True):
+        length = min(length, 3000)
+    wav = make_noise(2, 15_000)[None]
+    random.seed(3)
+    expected = demucs.apply.apply_model(
+        theirs, demucs.apply.TensorChunk(wav, offset, length), **options
+    )
+    got = demucs_infer.apply.apply_model(
+        ours.eval(), demucs_infer.apply.TensorChunk(wav, offset, length), **options, seed=3
+    )
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    alone = demucs_infer.apply.apply_model(ours, wav[..., offset:][..., :length], **options, seed=3)
+    assert float((alone - got).abs().max()) > 1e-3
 
 
 # ── spec ──

@@ -54,3 +54,16 @@ def test_sed_of_the_page_renames_imports_alone() -> None:
         ["sed", "-E", script[1]], input=before, capture_output=True, text=True, check=True
     )
     assert done.stdout == after
+
+
+@pytest.mark.parametrize("module", sorted(names.TRAINING))
+def test_module_of_training_tells_why_it_is_left_out(module: str) -> None:
+    with pytest.raises(ImportError, match=rf"demucs_infer\.{module} is left out: .* demucs|eval"):
+        import_module(f"demucs_infer.{module}")
+
+
+def test_helpers_of_the_first_release_are_importable() -> None:
+    from demucs_infer.compat import get_device_tensor, get_torch_arange
+
+    assert get_torch_arange(3, device="cpu").tolist() == [0, 1, 2]
+    assert get_device_tensor("cpu").tolist() == [0]

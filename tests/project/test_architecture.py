@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2] / "demucs_infer"
 LADDER = {
     "errors": "errors",
     "events": "events",
-    "system": "system log utils",
+    "system": "system log utils compat left_out",
     "formats": "audio.formats audio.filenames",  # what options need to know of files
     "options": "options",
     "audio": "audio",

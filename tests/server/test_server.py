@@ -156,6 +156,9 @@ def test_predict_returns_one_result_per_instance_in_order(web: TestClient) -> No
     instances.insert(1, instance(b"this is no music"))
     response = web.post("/predict", json={"instances": instances, "parameters": {"format": "wav"}})
     assert response.status_code == 200
+    digests = [hashlib.sha256(base64.b64decode(each["b64"])).hexdigest() for each in instances]
+    digests[1] = "-"  # refused before it was a job
+    assert response.headers["x-demucs-input-sha256"] == ", ".join(digests)
     first, bad, *rest = response.json()["predictions"]
     assert bad["error"]["code"] == "unreadable_audio"
     for seconds, stems in zip(lengths, [first, *rest]):
@@ -230,6 +233,7 @@ def test_zip_equals_files_of_command_line(web: TestClient, repo: Path, tmp_path:
             assert archive.read(f"{stem}.wav") == written
         about = json.loads(archive.read("stems.json"))
     assert about["recipe"]["input_sha256"] == hashlib.sha256(SONG).hexdigest()
+    assert response.headers["x-demucs-input-sha256"] == hashlib.sha256(SONG).hexdigest()
     assert "input" not in about and str(web.app.state.jobs.uploads) not in json.dumps(about)  # type: ignore[attr-defined]  # our app
 
 
@@ -410,6 +414,7 @@ def test_job_lifecycle(web: TestClient) -> None:
     )  # fmt: skip
     assert response.status_code == 202
     job = response.json()
+    assert job["input_sha256"] == hashlib.sha256(SONG).hexdigest()
     assert response.headers["location"] == f"/v1/jobs/{job['id']}"
     received = parse_events(web.get(f"/v1/jobs/{job['id']}/events").text)
     names = [name for name, _ in received]

@@ -20,6 +20,18 @@ def test_precedence_of_flag_variable_file_and_default(tmp_path: Path) -> None:
     assert found.port == ServerSettings().port and found.models == ("a", "b")
 
 
+def test_variable_of_the_cache_outranks_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("cache_dir = '/of/the/file'\ndata_dir = '/data/of/the/file'\n")
+    general, own = {"DEMUCS_INFER_CACHE": "/general"}, {"DEMUCS_INFER_CACHE_DIR": "/own"}
+    settings = load_settings({}, general, file)
+    assert (settings.cache_dir, settings.data_dir) == (Path("/general"), Path("/data/of/the/file"))
+    assert load_settings({}, {**general, **own}, file).cache_dir == Path("/own")
+    assert load_settings({"cache_dir": Path("/flag")}, {**general, **own}, file).cache_dir == Path(
+        "/flag"
+    )
+
+
 def test_vertex_variables_and_their_precedence(tmp_path: Path) -> None:
     environ = {
         "AIP_HTTP_PORT": "7080",
