@@ -30,7 +30,7 @@ from tests.optimized.test_optimized import HYBRIDS
 CPU = torch.device("cpu")
 EXACT = Precision("float32", emulated=True)
 SPLIT = Precision("split", emulated=True)
-FULL = Precision("split", PRECISIONS["fp32"].exceptions, emulated=True)
+FULL = Precision("float32", PRECISIONS["fp32"].exceptions, emulated=True)
 HALF = Precision("half", PRECISIONS["fp16"].exceptions, emulated=True)
 CORPUS = make_corpus(8000)
 

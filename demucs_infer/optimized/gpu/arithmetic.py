@@ -195,9 +195,10 @@ class Precision:
 # residual branches of the waveform are far larger than their standard deviation, and gates turn the
 # relative error of these values into an absolute one. Outer stages add their error last.
 PRECISIONS: dict[str, Precision] = {
+    # The units that multiply TF32 cut off sums instead of rounding them, which adds up in the long
+    # sums of convolutions; those of the transformer are shorter, and count less.
     "fp32": Precision(
-        "split",
-        {"wave encoder": "float32", "wave decoder": "float32", "wave branches": "float32"},
+        "float32", {"attention": "split", "perceptron": "split", "bottleneck": "split"}
     ),
     "fp16": Precision(
         "half",

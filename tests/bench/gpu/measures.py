@@ -24,6 +24,7 @@ from tests.bench.gpu.checks import make_fast, make_graphs
 from tests.bench.gpu.report import Part
 from tests.bench.gpu.shapes import Shapes, make_network, write_repository
 from tests.bench.music import RATE, song
+from tests.helpers.bursts import decibels
 
 WINDOW_FLOPS = 334.9e9
 """Floating-point operations of a window of htdemucs."""
@@ -142,29 +143,41 @@ def measure_variants(part: Part, network: Any, device: torch.device, shapes: Sha
         f"wave {name}": "float32" for name in ("encoder", "decoder", "branches")
     }
     variants: dict[str, Precision] = {
+        "fp32, all products of strict float32": Precision("float32", {}, emulated),
+        "fp32": Precision("float32", PRECISIONS["fp32"].exceptions, emulated),
+        "fp32, all products of 22 bits": Precision("split", {}, emulated),
         "fp16": Precision("half", half, emulated),
         "fp16, waveform branch in strict float32": Precision("half", {**half, **waves}, emulated),
         "fp16, waveform branch in half, too: not exact": Precision("half", {}, emulated),
-        "fp32, all products of 22 bits": Precision("split", {}, emulated),
-        "fp32, all products of strict float32": Precision("float32", {}, emulated),
     }
+    reference: torch.Tensor | None = None
     for name, precision in variants.items():
         graphs = make_graphs(device)
         form = build.optimize_for_gpu(network, precision, device, graphs=graphs)
-        add_variant(part, name, form, mix, device, shapes)
+        with torch.inference_mode():
+            output = form(mix[:1])
+        reference = output if reference is None else reference
+        note = f"{decibels(reference, output):.1f} dB against strict float32"
+        add_variant(part, name, form, mix, device, shapes, note)
     with mock.patch.object(kernel_loader, "load_kernels", lambda: None):
         form = make_fast(network, device, "fp16")
-        add_variant(part, "fp16, without Triton", form, mix, device, shapes)
+        add_variant(part, "fp16, without Triton", form, mix, device, shapes, "")
 
 
 def add_variant(
-    part: Part, name: str, form: Any, mix: torch.Tensor, device: torch.device, shapes: Shapes
+    part: Part,
+    name: str,
+    form: Any,
+    mix: torch.Tensor,
+    device: torch.device,
+    shapes: Shapes,
+    note: str,
 ) -> None:
     """Measure one form of the network."""
     with torch.inference_mode():
         form(mix)
         seconds = time_on(device, partial(form, mix), shapes.rounds)
-    part.add(f"window, batch {len(mix)}, {name}", 1000 * seconds / len(mix), "ms")
+    part.add(f"window, batch {len(mix)}, {name}", 1000 * seconds / len(mix), "ms", note=note)
 
 
 def measure_tracks(part: Part, shapes: Shapes, device: torch.device, work: Path) -> None:
