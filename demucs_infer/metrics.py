@@ -261,16 +261,14 @@ class Evaluation:
         }
 
     def table(self) -> str:
-        """Format median and mean over the tracks in decibels, one row per stem, for a terminal."""
+        """Format the scores for a terminal, one row per stem: of several tracks median and mean."""
         columns = [m for m in METRICS if any(self.values(stem, m) for stem in self.stems)]
-        header = [
-            "stem",
-            "tracks",
-            *(f"{m} {kind}" for m in columns for kind in ("median", "mean")),
-        ]
-        rows = [header]
+        has_several = any(len(self.values(stem, m)) > 1 for stem in self.stems for m in columns)
+        kinds = ("median", "mean") if has_several else ("median",)
+        titles = (f"{m} {kind}" if has_several else m for m in columns for kind in kinds)
+        rows = [["stem", "tracks", *titles]]
         for stem, metrics in self.summary().items():
-            cells = [_format_cell(metrics[m][kind]) for m in columns for kind in ("median", "mean")]
+            cells = [_format_cell(metrics[m][kind]) for m in columns for kind in kinds]
             rows.append([stem, str(metrics["sdr"]["tracks"]), *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(

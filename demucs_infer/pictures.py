@@ -22,6 +22,9 @@ _LOWEST_HERTZ = 40.0
 _DYNAMIC_RANGE = 80.0
 """Decibels between black and the brightest color."""
 
+_NUM_COLORS = 48
+"""Steps of the color map: fewer make smaller files."""
+
 _COLORS = torch.tensor(
     [(0, 0, 4), (43, 14, 92), (120, 28, 109), (196, 60, 78), (245, 125, 21), (252, 255, 164)]
 )
@@ -97,19 +100,25 @@ def draw_spectrogram(
 ) -> bytes:
     """Return a PNG of the spectrogram (C, T), low frequencies at the bottom."""
     decibels = measure_spectrogram(samples, sample_rate, bands=bands, columns=columns)
-    place = (1 + decibels / _DYNAMIC_RANGE).clamp(0, 1) * (len(_COLORS) - 1)
+    place = torch.linspace(0, len(_COLORS) - 1, _NUM_COLORS)
     below = place.floor().long().clamp(max=len(_COLORS) - 2)
-    share = (place - below)[..., None]
-    rgb = _COLORS[below] * (1 - share) + _COLORS[below + 1] * share
-    return encode_png(rgb.flip(0).round().to(torch.uint8))
+    share = (place - below)[:, None]
+    palette = _COLORS[below] * (1 - share) + _COLORS[below + 1] * share
+    levels = (1 + decibels / _DYNAMIC_RANGE).clamp(0, 1) * (_NUM_COLORS - 1)
+    return encode_png(levels.flip(0).round().to(torch.uint8), palette.round().to(torch.uint8))
 
 
-def encode_png(pixels: Tensor) -> bytes:
-    """Encode pixels (rows, columns, 3) of uint8 as a PNG."""
-    rows, columns, _ = pixels.shape
-    lines = b"".join(b"\0" + bytes(row.flatten().tolist()) for row in pixels)
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))
+def encode_png(pixels: Tensor, palette: Tensor) -> bytes:
+    """Encode pixels (rows, columns), which are indices of the colors of a palette, as a PNG."""
+    rows, columns = pixels.shape
+    lines = b"".join(b"\0" + bytes(row.tolist()) for row in pixels)
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
+    chunks = (
+        (b"IHDR", header),
+        (b"PLTE", bytes(palette.flatten().tolist())),
+        (b"IDAT", zlib.compress(lines, 9)),
+        (b"IEND", b""),
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks

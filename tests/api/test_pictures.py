@@ -1,11 +1,11 @@
 """Pictures of stems and scores are valid, and show what was heard."""
 
+import io
 import re
-import struct
-import zlib
 from pathlib import Path
 from xml.etree import ElementTree
 
+import av
 import pytest
 import torch
 
@@ -33,13 +33,13 @@ def tone(hertz: float, seconds: float = 2.0) -> torch.Tensor:
 
 
 def test_png_decodes_to_its_pixels() -> None:
-    pixels = torch.randint(0, 256, (5, 7, 3), dtype=torch.uint8)
-    data = encode_png(pixels)
-    assert data[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", data[16:24]) == (7, 5)
-    start = data.index(b"IDAT") + 4
-    lines = zlib.decompress(data[start : data.index(b"IEND") - 8])
-    rows = [lines[row * 22 + 1 : (row + 1) * 22] for row in range(5)]
-    assert b"".join(rows) == bytes(pixels.flatten().tolist())
+    pixels = torch.randint(0, 3, (5, 7), dtype=torch.uint8)
+    palette = torch.tensor([(0, 0, 0), (200, 10, 20), (255, 255, 255)], dtype=torch.uint8)
+    data = encode_png(pixels, palette)
+    with av.open(io.BytesIO(data)) as container:
+        (frame,) = container.decode(video=0)
+    decoded = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+    assert torch.equal(decoded, palette[pixels.long()])
 
 
 def test_tone_is_brightest_at_its_frequency() -> None:
