@@ -179,6 +179,13 @@ class Separator:
 
     All other settings are the fields of `SeparationOptions` and `StemOptions`, as keywords or as
     `options` and `stem_options`; keywords that are given take precedence.
+
+    Examples:
+        >>> separator = Separator("htdemucs", stems=["vocals"])
+        >>> output = separator.run("song.mp3")
+        >>> output["vocals"].shape
+        torch.Size([2, 9437184])
+        >>> output.save("stems", "flac")
     """
 
     def __init__(

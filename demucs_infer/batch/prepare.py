@@ -20,6 +20,7 @@ from demucs_infer.audio.spool import Spool, SpoolAbandoned
 from demucs_infer.audio.stem_writer import StemWriter
 from demucs_infer.batch.decoded_cache import DecodedCache
 from demucs_infer.batch.discovery import is_stream
+from demucs_infer.batch.earlier_stems import EarlierStems, find_earlier_stems
 from demucs_infer.batch.job import TrackJob, find_done
 from demucs_infer.batch.manifest import Recipe
 from demucs_infer.batch.request import ModelSpec, make_recipe
@@ -115,6 +116,9 @@ class Preparer:
     made_folders: set[Path]
     """Folders that did not exist before this run."""
 
+    reuses_stems: bool = False
+    """Whether lossless stems of an earlier run are encoded anew, even if that rounds twice."""
+
     def prepare(
         self, job: TrackJob, stop: threading.Event, start_time: float, *, wait_for_lock: bool
     ) -> PreparedTrack:
@@ -138,6 +142,7 @@ class Preparer:
             decoded.remove()  # of a crashed attempt
             # The attempt is counted from here on, as a decoder can crash its process too.
             spool = self._open_spool(job, workdir)
+            earlier = self._reuse_stems(job, recipe, spool)
             reader = self._open_track(job)
             with closing(decoded.tee(reader.blocks())) as blocks:
                 level = measure(check_between(blocks, stop))
@@ -164,7 +169,12 @@ class Preparer:
             writer=writer,
             workdir=workdir,
             resumed_frames=spool.frames,
-            warnings=(*reader.warnings, *self._rate_warning(writer), *workdir.warnings),
+            warnings=(
+                *reader.warnings,
+                *self._rate_warning(writer),
+                *workdir.warnings,
+                *_rounding_warning(earlier),
+            ),
             start_time=start_time,
         )
 
@@ -244,6 +254,28 @@ class Preparer:
         workdir.begin(spool.frames)
         return spool
 
+    def _reuse_stems(self, job: TrackJob, recipe: Recipe, spool: Spool) -> EarlierStems | None:
+        """Fill the spool with the stems of an earlier run if only the files are to be others.
+
+        Stems that are exactly what the network returned give the same bytes as it would; others
+        are only used on request.
+        """
+        if spool.frames or self.skip == "nothing":
+            return None
+        separator = self.separator
+        earlier = find_earlier_stems(
+            job.target.manifest,
+            recipe,
+            separator.stems,
+            separator.samplerate,
+            separator.audio_channels,
+        )
+        if earlier is None or not (earlier.is_exact or self.reuses_stems):
+            return None
+        for block in earlier.blocks():
+            spool.append(block)
+        return earlier
+
     def _open_track(self, job: TrackJob) -> TrackReader:
         separator = self.separator
         return open_track(
@@ -268,6 +300,12 @@ class Preparer:
         rate, written = writer.layout.rate, writer.file_rate
         if isinstance(self.request.output.rate, int) and written != rate:
             yield f"{writer.encoding.format} does not support {rate} Hz: written at {written} Hz"
+
+
+def _rounding_warning(earlier: EarlierStems | None) -> Iterator[str]:
+    """Yield a warning if stems were encoded from others that were rounded."""
+    if earlier is not None and not earlier.is_exact:
+        yield f"encoded from the {earlier.bits}-bit stems of an earlier run"
 
 
 def clean_up(

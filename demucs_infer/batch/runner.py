@@ -75,7 +75,9 @@ class BatchRunner:
     Windows of up to `max_tracks_per_batch` tracks share batches of the network. A track that
     another process separates comes last too: with `waits_for_others` when that has ended, and it
     may be done then; otherwise it is skipped. With `keeps_when_full`, samples that were
-    computed before the disk was full are kept for the next attempt.
+    computed before the disk was full are kept for the next attempt. If only the files of a track
+    are to be others, float stems of an earlier run take the place of the network; with
+    `reuses_stems`, all lossless ones.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class BatchRunner:
         max_tracks_per_batch: int = 1,
         waits_for_others: bool = False,
         keeps_when_full: bool = True,
+        reuses_stems: bool = False,
     ) -> None:
         self._separator = separator
         self._model = model
@@ -107,6 +110,7 @@ class BatchRunner:
             run_id=run_id,
             keeps_when_full=keeps_when_full,
             made_folders=set(),
+            reuses_stems=reuses_stems,
         )
         self._writes_manifest = writes_manifest
         self._max_tracks_per_batch = max_tracks_per_batch

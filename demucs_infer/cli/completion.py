@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from demucs_infer.cli import parser as separate_parser
 from demucs_infer.cli.exit_codes import ExitCode
-from demucs_infer.cli.parser import COMMANDS, make_parser
+from demucs_infer.cli.parser import COMMANDS
 
 _BASH = """\
 _demucs_infer() {{
@@ -33,22 +34,26 @@ complete -o default -F _demucs_infer demucs-infer
 _ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 
 
-def run(words: Sequence[str]) -> int:
-    """Print the script."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `demucs-infer completion`."""
     parser = argparse.ArgumentParser(
         "demucs-infer completion",
         description="Print a script that completes commands, flags and their values in a shell.",
         epilog="example: echo 'eval \"$(demucs-infer completion bash)\"' >> ~/.bashrc",
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
-    shell = parser.parse_args(words).shell
-    sys.stdout.write(make_script(shell))
+    return parser
+
+
+def run(words: Sequence[str]) -> int:
+    """Print the script."""
+    sys.stdout.write(make_script(make_parser().parse_args(words).shell))
     return ExitCode.OK
 
 
 def make_script(shell: str) -> str:
     """Return the completion script for bash, zsh or fish."""
-    parsers = {"": make_parser()}
+    parsers = {"": separate_parser.make_parser()}
     for name in COMMANDS:
         module = import_module(
             f"demucs_infer.cli.{ {'eval': 'evaluate'}.get(name, name.replace('-', '_')) }"

@@ -248,6 +248,12 @@ def _add_run_flags(group: Any) -> None:
         "from stems.json; otherwise only their sizes are compared",
     )
     group.add_argument(
+        "--reuse",
+        action="store_true",
+        help="if only another format is requested, encode the lossless stems of an earlier run "
+        "instead of separating again; float stems are used without this flag, as nothing is lost",
+    )
+    group.add_argument(
         "--clean",
         action="store_true",
         help="remove files that an earlier run with other settings left beside the stems; "

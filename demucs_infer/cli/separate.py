@@ -300,6 +300,7 @@ def _separate(
         weights=weights or model.weights() or (),
         skip="nothing" if args.force else "existing" if args.skip_existing else "same",
         verify=args.verify,
+        reuses_stems=args.reuse,
         writes_manifest=args.manifest,
     )
     reporter.show_stage(f"reading {jobs[0].track}")

@@ -336,6 +336,46 @@ def test_files_of_an_earlier_run_are_listed_and_removed_on_request(
     assert tree(folder) == ["notes.txt", "stems.json", "vocals.wav"]
 
 
+def test_other_format_is_encoded_from_exact_stems_of_an_earlier_run(
+    run: Command, work_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = 0.05 * make_noise(2, 2 * RATE)  # so that no stem clips
+    save(work_folder / "quiet.wav", quiet, subtype="FLOAT")
+    run("quiet.wav -o direct --flac --stems drums")
+    run("quiet.wav -o reused --float32 --stems drums")
+    with monkeypatch.context() as patch:
+        patch.setattr("demucs_infer.engine.runner.Runner.infer", None)  # it must not run
+        rows = run("quiet.wav -o reused --flac --stems drums --json")["tracks"]
+    assert (
+        rows[0]["status"] == "done" and rows[0]["resumed_seconds"] == 2 and not rows[0]["warnings"]
+    )
+    direct, reused = (
+        (work_folder / f"{out}/9d0a6f1c/quiet/drums.flac").read_bytes()
+        for out in ("direct", "reused")
+    )
+    assert direct == reused, "as if it had been separated again"
+
+
+def test_rounded_stems_are_encoded_again_only_on_request(run: Command, work_folder: Path) -> None:
+    run("song.wav")
+    rows = run("song.wav --flac --json")["tracks"]
+    assert rows[0]["resumed_seconds"] == 0 and not rows[0]["warnings"]
+    run("song.wav")
+    stems_before = stems(work_folder / "separated/9d0a6f1c/song")
+    rows = run("song.wav --format aiff --reuse --json")["tracks"]
+    assert rows[0]["resumed_seconds"] == 3
+    assert rows[0]["warnings"] == ["encoded from the 16-bit stems of an earlier run"]
+    for name, before in stems_before.items():
+        again = load(work_folder / f"separated/9d0a6f1c/song/{name}.aiff")
+        # Rounded once before, and once after the gain was undone and applied again.
+        assert np.abs(again - before).max() <= 1.5 / 2**15
+    # Damaged files are not used.
+    run("song.wav")
+    path = work_folder / "separated/9d0a6f1c/song/drums.wav"
+    path.write_bytes(path.read_bytes()[:-4] + b"\1\2\3\4")
+    assert run("song.wav --flac --reuse --json")["tracks"][0]["resumed_seconds"] == 0
+
+
 def test_manifest_cannot_make_clean_remove_files_elsewhere(run: Command, work_folder: Path) -> None:
     run("song.wav")
     manifest = work_folder / "separated/9d0a6f1c/song/stems.json"
