@@ -399,6 +399,11 @@ def test_written_page_plays_stems_without_server(browser: Any, tmp_path: Path) -
     assert page.title() == "a & b"
     page.click(".play")
     wait_until(lambda: evaluate(page, "t.position") > 0.1)
+    page.click("[aria-label='Spectrograms']")
+    row = "c => [...c.getContext('2d').getImageData(9, 0, 1, c.height).data]"
+    pixels = page.locator(".stem canvas").first.evaluate(row)
+    assert len(set(pixels[::4])) > 8 and set(pixels[3::4]) == {255}, "it covers the whole height"
+    page.click("[aria-label='Spectrograms']")
     name, stem = saved(page, "[aria-label='Save bass']")
     assert name == "bass.opus" and stem[:4] == b"OggS", "uncompressed stems are encoded"
     wavs = sum(path.stat().st_size for path in folder.glob("*.wav"))
@@ -415,3 +420,7 @@ def test_docs_list_every_route(page: Any, server: Server) -> None:
     form = page.locator(".route:has(code:text-is('/v1/separate'))")
     form.locator("summary").click()
     assert "two_stems" in form.inner_text() and "required" in form.inner_text()
+    commands = page.locator(".route pre").all_text_contents()
+    upload = f"-F file=@song.mp3 -OJ '{server.url}/v1/separate'"
+    assert any(command.endswith(upload) for command in commands), commands
+    assert all("%7B" not in command for command in commands), "places to fill in are readable"

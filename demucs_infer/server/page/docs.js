@@ -18,6 +18,17 @@ function typeOf(schema = {}) {
   return schema.items ? `${schema.type} of ${typeOf(schema.items)}` : (schema.type ?? schema.$ref?.split("/").pop() ?? "");
 }
 
+// A command that works as it stands, for routes without a body or with a file.
+function curl(method, path, route) {
+  const words = ["curl", "--fail-with-body"];
+  if (method !== "get") words.push("-X", method.toUpperCase());
+  if (route.requestBody?.content?.["multipart/form-data"]) words.push("-F", "file=@song.mp3");
+  else if (route.requestBody) words.push("-H", "'Content-Type: application/json'", "-d", "@body.json");
+  const kinds = Object.keys(route.responses["200"]?.content ?? {});
+  if (kinds.some((kind) => /zip|audio/.test(kind))) words.push("-OJ");
+  return [...words, `'${new URL(path.replace(/^\//, ""), location.href.replace(/docs$/, ""))}'`].join(" ");
+}
+
 const response = await fetch("openapi.json");
 const { paths, components } = await response.json();
 
@@ -33,7 +44,7 @@ for (const [path, methods] of Object.entries(paths)) {
     const box = create("details", "", "card route");
     const head = create("summary");
     head.append(create("span", method.toUpperCase(), "method"), create("code", path), create("span", route.summary ?? ""));
-    box.append(head, create("p", route.description ?? ""));
+    box.append(head, create("p", route.description ?? ""), create("pre", decodeURI(curl(method, path, route))));
     const parameters = (route.parameters ?? []).map((parameter) => [
       parameter.name, parameter.in, typeOf(parameter.schema), parameter.description ?? "",
     ]);

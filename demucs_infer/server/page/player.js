@@ -285,6 +285,74 @@ function computePeaks(buffer) {
   return peaks;
 }
 
+const SIZE = 2048; // samples of a spectrum
+const COLUMNS = 400, BANDS = 72, LOWEST = 40, RANGE = 80; // of a spectrogram: hertz, decibels
+
+// In place; `re` and `im` have SIZE entries.
+function transform(re, im) {
+  for (let i = 1, j = 0; i < SIZE; i++) {
+    let bit = SIZE >> 1;
+    for (; j & bit; bit >>= 1) j ^= bit;
+    j ^= bit;
+    if (i < j) [re[i], re[j], im[i], im[j]] = [re[j], re[i], im[j], im[i]];
+  }
+  for (let length = 2; length <= SIZE; length <<= 1) {
+    const half = length >> 1;
+    for (let k = 0; k < half; k++) {
+      const c = Math.cos((2 * Math.PI * k) / length), s = -Math.sin((2 * Math.PI * k) / length);
+      for (let i = k; i < SIZE; i += length) {
+        const x = re[i + half] * c - im[i + half] * s, y = re[i + half] * s + im[i + half] * c;
+        re[i + half] = re[i] - x; im[i + half] = im[i] - y;
+        re[i] += x; im[i] += y;
+      }
+    }
+  }
+}
+
+// A canvas with one pixel per column and band; low frequencies are at the bottom.
+function computeSpectrogram(buffer, hue) {
+  const data = buffer.getChannelData(0), levels = new Float32Array(COLUMNS * BANDS);
+  const edges = Array.from({ length: BANDS + 1 }, (_, band) =>
+    Math.round((LOWEST * (buffer.sampleRate / 2 / LOWEST) ** (band / BANDS) * SIZE) / buffer.sampleRate));
+  const re = new Float64Array(SIZE), im = new Float64Array(SIZE);
+  for (let column = 0; column < COLUMNS; column++) {
+    const start = Math.floor((column * Math.max(0, data.length - SIZE)) / (COLUMNS - 1));
+    for (let i = 0; i < SIZE; i++) {
+      re[i] = (data[start + i] ?? 0) * (0.5 - 0.5 * Math.cos((2 * Math.PI * i) / SIZE));
+      im[i] = 0;
+    }
+    transform(re, im);
+    for (let band = 0; band < BANDS; band++) {
+      let power = 0;
+      const stop = Math.max(edges[band] + 1, edges[band + 1]);
+      for (let i = edges[band]; i < stop; i++) power += re[i] * re[i] + im[i] * im[i];
+      levels[column * BANDS + band] = 10 * Math.log10(power / (stop - edges[band]) + 1e-9);
+    }
+  }
+  const canvas = Object.assign(document.createElement("canvas"), { width: COLUMNS, height: BANDS });
+  const context = canvas.getContext("2d");
+  const top = levels.reduce((most, level) => Math.max(most, level), -90);
+  for (let column = 0; column < COLUMNS; column++) {
+    for (let band = 0; band < BANDS; band++) {
+      const light = Math.max(0, 1 + (levels[column * BANDS + band] - top) / RANGE);
+      context.fillStyle = `hsl(${hue} 75% ${8 + 82 * light * light}%)`;
+      context.fillRect(column, BANDS - 1 - band, 1, 1);
+    }
+  }
+  return canvas;
+}
+
+function drawSpectrogram(canvas, picture, fraction) {
+  const ratio = window.devicePixelRatio || 1;
+  const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
+  if (!width) return;
+  if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
+  const context = canvas.getContext("2d");
+  context.drawImage(picture, 0, 0, width, height);
+  context.fillStyle = "#fff";
+  if (fraction > 0) context.fillRect(Math.min(fraction * width, width - 2 * ratio), 0, 2 * ratio, height);
+}
+
 function draw(canvas, peaks, hue, fraction, top) {
   const ratio = window.devicePixelRatio || 1;
   const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
@@ -311,6 +379,7 @@ function draw(canvas, peaks, hue, fraction, top) {
 const ICONS = {
   play: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M8 5v14l11-7z"/></svg>',
   pause: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M7 5h4v14H7zM14 5h4v14h-4z"/></svg>',
+  view: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 4h3v16H4zM9 9h3v11H9zM14 6h3v14h-3zM19 12h2v8h-2z"/></svg>',
   loop: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M7 7h10v3l4-4-4-4v3H5v6h2zm10 10H7v-3l-4 4 4 4v-3h12v-6h-2z"/></svg>',
   get: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M12 4v11m0 0 4.5-4.5M12 15l-4.5-4.5M5 20h14"/></svg>',
 };
@@ -341,6 +410,9 @@ export function mountPlayer(root, stems, {
   const loop = element("button", { type: "button", html: ICONS.loop, label: "Loop" });
   const bypass = element("button", { type: "button", textContent: "A/B", label: "Compare with the whole song" });
   const tools = element("div", { className: "tools" }, loop, bypass);
+  const view = element("button", { type: "button", html: ICONS.view, label: "Spectrograms" });
+  let pictures = null; // spectrograms, once they are asked for
+  if (stems.every(({ buffer }) => buffer)) tools.prepend(view); // stems that are here as a whole
   const vocals = stems.findIndex(({ name }) => name === "vocals");
   const karaoke = element("button", { type: "button", textContent: "Karaoke", label: "Karaoke: mute the vocals" });
   if (vocals >= 0 && stems.length > 1) tools.append(karaoke);
@@ -363,6 +435,11 @@ export function mountPlayer(root, stems, {
   transport.addEventListener("error", (event) => onError(event.error));
   play.onclick = () => transport.toggle();
   loop.onclick = () => transport.setLoop(!transport.loop);
+  view.onclick = () => {
+    pictures = pictures ? null : stems.map(({ buffer }, i) => computeSpectrogram(buffer, rows[i].hue));
+    view.setAttribute("aria-pressed", pictures !== null);
+    show();
+  };
   bypass.onclick = () => transport.setBypassed(!transport.isBypassed);
   karaoke.onclick = () => transport.set(vocals, { muted: !transport.tracks[vocals].muted });
   seek.oninput = () => transport.seek(Number(seek.value));
@@ -382,7 +459,9 @@ export function mountPlayer(root, stems, {
     seek.value = position;
     fill(seek);
     seek.setAttribute("aria-valuetext", `${clock(position)} of ${clock(transport.duration)}`);
-    rows.forEach((row, i) => draw(row.canvas, peaks[i], row.hue, position / transport.duration, top));
+    const fraction = position / transport.duration;
+    rows.forEach((row, i) => (pictures ? drawSpectrogram(row.canvas, pictures[i], fraction)
+      : draw(row.canvas, peaks[i], row.hue, fraction, top)));
   };
   const update = () => {
     const label = transport.isPlaying ? "Pause" : "Play";
