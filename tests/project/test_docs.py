@@ -1,17 +1,21 @@
 """The pages for people agree with the code."""
 
 import ast
+import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.project.test_architecture import LADDER
-from tools import options_table
+from tools import docs_assets, docs_hooks, options_table
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"]
-PAGES += ["docs/batch.md", "docs/gpu.md", "docs/options.md", "docs/migration.md"]
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+PAGES += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
+MADE = {"reference/commands.md", "reference/http.md"}
+"""Pages of the site that `tools/docs_hooks.py` makes from the code."""
 
 
 def read(page: str) -> str:
@@ -43,6 +47,31 @@ def test_ladder_in_the_docs_is_that_of_the_imports() -> None:
     assert list(documented.items()) == list(LADDER.items()), "update docs/architecture.md"
 
 
+def test_every_page_is_in_the_menu_of_the_site() -> None:
+    menu = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8")))
+    pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
+    assert menu == pages | MADE | set(docs_hooks.OUTSIDE.values())
+
+
+def test_chart_is_drawn_from_the_numbers_of_the_bench() -> None:
+    bench = json.loads(docs_assets.BENCH.read_text("utf-8"))
+    table = read("tests/bench/README.md")
+    for case in bench["cases"]:
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {case['case']} |")][:1]
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert [float(cell.split()[0]) for cell in cells[1:3]] == case["speed"]
+        assert [int(cell.split()[0]) for cell in cells[5].split("/")] == case["peak_mib"]
+    chart = (docs_assets.ASSETS / "bench.svg").read_text("utf-8")
+    assert chart == docs_assets.make_chart(), "run `python -m tools.docs_assets chart`"
+
+
+def test_pictures_and_sounds_are_small() -> None:
+    sizes = {path: path.stat().st_size for path in docs_assets.ASSETS.rglob("*.*")}
+    assert max(sizes.values()) < 200_000 and sum(sizes.values()) < 2_500_000
+    for path in docs_assets.ASSETS.rglob("*.svg"):
+        ElementTree.parse(path)
+
+
 def test_places_in_the_docs_exist() -> None:
     """`audio/gain.py` `clip_gains`: names behind a path are defined in that file."""
     text = read("docs/architecture.md")
@@ -58,8 +87,12 @@ def test_places_in_the_docs_exist() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_files_and_tests_that_a_page_names_exist(page: str) -> None:
     text = read(page)
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text):
-        assert ((ROOT / page).parent / target).exists(), target
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", text):
+        path = ((ROOT / page).parent / target).resolve()
+        is_made = any(
+            path == ROOT / "docs" / made for made in (*MADE, *docs_hooks.OUTSIDE.values())
+        )
+        assert path.exists() or is_made, target
     for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
         assert (ROOT / path).is_file(), path
         assert not name or name in defined_in(ROOT / path), f"{path} has no {name}"

@@ -226,8 +226,8 @@ def test_snippet_of_the_example_runs(home: Environment) -> None:
     home.run("-c", code)
 
 
-def test_custom_network_of_the_readme_runs(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text("utf-8").partition("## Bring your own network")[2]
+def test_custom_network_of_the_docs_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs/howto/network.md").read_text("utf-8")
     code = text.partition("```py\n")[2].partition("```")[0]
     assert len(code.strip().splitlines()) <= 30
     (tmp_path / "split.py").write_text(code, "utf-8")
