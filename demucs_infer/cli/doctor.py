@@ -54,7 +54,6 @@ def inspect_machine(cache_dir: Path | None = None) -> dict[str, Any]:
         **{name: _find_version(name) for name in (*_PACKAGES, *_OPTIONAL)},
         **_list_devices(),
         "cpus": os.cpu_count(),
-        "formats": sorted(FORMATS),
         **_list_codecs(),
         # Not needed, since every codec is bundled with av, but people look for it.
         "ffmpeg": shutil.which("ffmpeg"),
@@ -89,10 +88,20 @@ def _list_codecs() -> dict[str, Any]:
     import av
 
     encoders = {codec.encoder for kind in FORMATS.values() for codec in kind.codecs.values()}
-    missing = [name for name in sorted(encoders - {"libsndfile"}) if not _has_encoder(name)]
-    if "libsndfile" in encoders and _find_version("soundfile") is None:
-        missing.append("libsndfile, for ogg (pip install soundfile)")
-    return {"libavcodec": av.library_versions.get("libavcodec"), "missing_encoders": missing}
+    missing = {name for name in encoders - {"libsndfile"} if not _has_encoder(name)}
+    notes = sorted(missing)
+    if _find_version("soundfile") is None:
+        missing.add("libsndfile")
+        notes.append("libsndfile, for ogg (pip install soundfile)")
+    return {
+        "formats": [
+            name
+            for name, kind in sorted(FORMATS.items())
+            if not missing & {codec.encoder for codec in kind.codecs.values()}
+        ],
+        "libavcodec": av.library_versions.get("libavcodec"),
+        "missing_encoders": notes,
+    }
 
 
 def _has_encoder(name: str) -> bool:

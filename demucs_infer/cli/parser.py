@@ -66,6 +66,8 @@ class FlagParser(argparse.ArgumentParser):
         unknown = message.partition("unrecognized arguments: ")[2].split()
         flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         hints = [f"use {hint} instead of {flag}" for flag in flags if (hint := self._suggest(flag))]
+        if unknown and not flags:  # argparse reads tracks in one place only
+            hints.append("name all tracks in one place, before the flags or after them")
         super().error("; ".join([message, *hints]))
 
     def _suggest(self, flag: str) -> str | None:

@@ -46,7 +46,7 @@ class Reporter:
     def show_event(self, track: str, event: Event) -> None:
         """Report progress of `track`."""
         if isinstance(event, WarningEvent):
-            self.show_note(f"warning: {track}: {event.message}")
+            self.show_note(f"warning: {_name_once(track, event.message)}")
         elif isinstance(event, BatchSizeReduced):
             self.show_note(f"warning: {track}: out of memory, now {event.new} windows at a time")
         elif isinstance(event, DeviceChosen) and event.has_unused_gpu:
@@ -59,11 +59,11 @@ class Reporter:
         """Report the end of a track."""
         for warning in result.warnings:
             if result.status != "skipped":  # those were printed when the track was done
-                self.show_note(f"warning: {result.track}: {warning}")
+                self.show_note(f"warning: {_name_once(result.track, warning)}")
         if result.status == "skipped" and result.error:
             self.show_note(f"{result.track}: skipped: {result.error}")
         elif not result.ok:
-            self._write_line(f"error: {result.track}: {result.error}")
+            self._write_line(f"error: {_name_once(result.track, result.error)}")
         elif result.status == "skipped":
             self.show_note(f"{result.track}: done before, skipped")
         else:
@@ -148,6 +148,11 @@ class JsonReporter(Reporter):
 
     def _write_json(self, values: dict[str, Any]) -> None:
         self._write_line(json.dumps(values, ensure_ascii=False))
+
+
+def _name_once(track: str, message: str) -> str:
+    """Return the message with the name of the track before it, unless it begins with that."""
+    return message if message.startswith(f"{track} ") else f"{track}: {message}"
 
 
 def _summarize(result: TrackResult, is_piped: bool) -> str:

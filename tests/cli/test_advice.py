@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from demucs_infer.batch.workdir import WorkDir
+from demucs_infer.cli import doctor
 from demucs_infer.cli.main import main
 from demucs_infer.cli.progress import make_reporter
 from demucs_infer.options import OPTIONS
@@ -28,6 +29,10 @@ def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("song.wav --model=htdemucs", "use --name instead of --model"),
         ("song.wav --ogg", "use --format ogg instead of --ogg"),
         ("song.wav --twostems vocals", "use --two-stems instead of --twostems"),
+        (
+            "song.wav -o out other.wav",
+            "name all tracks in one place, before the flags or after them",
+        ),
         ("song.wav --cuda", "use --device cuda instead of --cuda"),
         ("batch list.txt --model htdemucs", "use --name instead of --model"),
     ],
@@ -161,6 +166,27 @@ def test_help_has_examples_and_says_what_is_downloaded(capsys: pytest.CaptureFix
     text = capsys.readouterr().out
     assert text.count("\n  demucs-infer song.mp3") == 3
     assert "htdemucs is downloaded at first use" in text and "tiny" in text
+
+
+def test_message_has_the_path_of_its_track_once(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["song.wav", "-n", "tiny", "-d", "cpu", "--start", "1:30"]) == 3
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "error: song.wav ends at 1.00 s, before the requested start at 90 s"
+
+
+def test_doctor_lists_a_format_either_as_there_or_as_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_version = doctor._find_version
+    monkeypatch.setattr(
+        doctor, "_find_version", lambda name: None if name == "soundfile" else find_version(name)
+    )
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "ogg" not in report["formats"] and "opus" in report["formats"]
+    assert report["missing_encoders"] == ["libsndfile, for ogg (pip install soundfile)"]
 
 
 def test_models_ls_marks_the_default(capsys: pytest.CaptureFixture[str]) -> None:
