@@ -19,6 +19,20 @@ OUTSIDE = {
 """Pages at the top of the repository, and where they are on the site."""
 
 
+def on_config(config: Any) -> Any:
+    """Add pages of `docs/` that the menu in `mkdocs.yml` lacks to its section "Explanation"."""
+    (section,) = [entry["Explanation"] for entry in config.nav if "Explanation" in entry]
+    section += list_unlisted_pages()
+    return config
+
+
+def list_unlisted_pages() -> list[str]:
+    """Return the pages of `docs/` that `mkdocs.yml` does not name."""
+    menu = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8")))
+    pages = (path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
+    return sorted(set(pages) - menu)
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are not files in `docs/`."""
     from mkdocs.structure.files import File

@@ -50,6 +50,7 @@ def test_ladder_in_the_docs_is_that_of_the_imports() -> None:
 def test_every_page_is_in_the_menu_of_the_site() -> None:
     menu = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8")))
     pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
+    menu |= set(docs_hooks.list_unlisted_pages())
     assert menu == pages | MADE | set(docs_hooks.OUTSIDE.values())
 
 
