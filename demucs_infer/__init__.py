@@ -1,4 +1,15 @@
-"""Music source separation with the Demucs networks, inference only."""
+"""Music source separation with the Demucs networks, inference only.
+
+Separate a song, and write its stems:
+
+    >>> from demucs_infer import Separator
+    >>> output = Separator("htdemucs").run("song.mp3")
+    >>> vocals = output["vocals"]  # a tensor (channels, samples) at output.sample_rate
+    >>> output.save("stems", "flac")
+
+File to files, in constant memory: `Separator("htdemucs").separate_to("song.mp3", "stems")`. With
+progress: `for event in separator.stream("song.mp3")`. The command line: `demucs-infer --help`.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn

@@ -49,6 +49,8 @@ _MAX_COLLISIONS = 10  # that an error lists
 def separate_tracks(args: argparse.Namespace) -> int:
     """Separate all tracks of the command line, report each, and return the exit code."""
     model, request = read_model(args), read_request(args)
+    if args.page and args.format == "stem.mp4":
+        raise ValueError("--page cannot play stem.mp4 files: omit it, or choose another --format")
     is_piped = str(args.out) == STDIN
     reporter = make_reporter(args.progress, quiet=args.quiet, is_piped=is_piped)
     with ExitStack() as stack:

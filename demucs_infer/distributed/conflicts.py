@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from demucs_infer.batch.output_paths import OutputPaths, fold_case
+from demucs_infer.batch.output_paths import OutputPaths, excerpt_suffix, fold_case
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.distributed.storage import is_remote, join, local_path
@@ -33,6 +33,9 @@ class OutputConflicts:
     model_folder: str
     extension: str
     template: str
+    excerpt: str = ""
+    """What is added to the names of tracks of which only a part is separated."""
+
     stems: tuple[str, ...] = _STEMS
     """Possible stems: the model is not loaded yet. Only some templates depend on them."""
 
@@ -49,6 +52,7 @@ class OutputConflicts:
             model_folder=model.folder,
             extension=request.output.extension,
             template=request.output.template,
+            excerpt=excerpt_suffix(request.input.start, request.input.duration),
             stems=tuple(dict.fromkeys([*stems, *(f"no_{stem}" for stem in stems), *derived])),
         )
 
@@ -69,7 +73,7 @@ class OutputConflicts:
             track=row.name,
             extension=self.extension,
             template=self.template,
-        )
+        ).with_track_suffix(self.excerpt)
 
     def _keys(self, row: TrackRow) -> list[str]:
         """Return paths of which two rows share one exactly if they would write the same file."""

@@ -376,6 +376,14 @@ def test_rounded_stems_are_encoded_again_only_on_request(run: Command, work_fold
     assert run("song.wav --flac --reuse --json")["tracks"][0]["resumed_seconds"] == 0
 
 
+def test_page_of_a_file_that_browsers_cannot_split_is_refused(
+    run: Command, work_folder: Path
+) -> None:
+    run("song.wav --page --format stem.mp4", expect=2)
+    assert "--page cannot play stem.mp4 files" in run.err
+    assert not (work_folder / "separated").exists()
+
+
 def test_manifest_cannot_make_clean_remove_files_elsewhere(run: Command, work_folder: Path) -> None:
     run("song.wav")
     manifest = work_folder / "separated/9d0a6f1c/song/stems.json"

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from demucs_infer.batch.request import ModelSpec
 from demucs_infer.cli.main import main
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import TrackRow
+from demucs_infer.options import Request
 from tests.helpers.batch_runs import MODEL, STEMS, batch_words, read_table, write_manifest
 from tests.helpers.cli_process import environment, write_song
 
@@ -41,6 +43,15 @@ def test_rows_with_the_same_outputs_are_in_conflict(paths: list[str]) -> None:
     assert len(shared_path_digests) == 1 and count == len(rows)
     [text] = OUTPUTS.describe(rows, shared_path_digests)
     assert all(path in text for path in paths) and "another" not in text
+
+
+def test_stems_of_a_part_have_a_folder_of_their_own() -> None:
+    request = Request().replace(
+        {"start": 10.0, "duration": 5.0, "template": "{track}/{stem}.{ext}"}
+    )
+    outputs = OutputConflicts.from_request(ModelSpec(name="tiny"), request)
+    path = outputs.output_paths(row("song.wav")).stems(["drums"])["drums"]
+    assert path == Path("tiny/song [10-15 s]/drums.wav")
 
 
 def test_track_and_stem_in_one_name_may_be_in_conflict() -> None:
