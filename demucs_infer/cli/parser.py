@@ -70,6 +70,12 @@ class FlagParser(argparse.ArgumentParser):
             hints.append("name all tracks in one place, before the flags or after them")
         super().error("; ".join([message, *hints]))
 
+    def _get_option_tuples(self, option_string: str) -> Any:
+        """Return the flags that this may abbreviate; a flag of another program is none of them."""
+        if option_string.partition("=")[0] in _SYNONYMS:
+            return []
+        return super()._get_option_tuples(option_string)
+
     def _suggest(self, flag: str) -> str | None:
         if flag in _SYNONYMS:
             return _SYNONYMS[flag]
