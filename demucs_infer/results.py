@@ -26,6 +26,7 @@ from demucs_infer.audio.stem_files import StemFiles
 from demucs_infer.audio.stem_writer import Layout
 from demucs_infer.audio.writer import AudioWriter, Target
 from demucs_infer.options import Format, OutputChanges, OutputOptions, change_output
+from demucs_infer.system.durability import make_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -94,7 +95,7 @@ def make_folders(targets: Mapping[str, Target], source: Path | None = None) -> I
             with translate_os_errors(str(folder)):
                 missing = (path for path in (folder, *folder.parents) if not path.exists())
                 made.update(missing)
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
         yield
     except BaseException:
         for folder in sorted(made, key=lambda path: len(path.parts), reverse=True):

@@ -26,6 +26,7 @@ from demucs_infer.checkpoints.download import (
 )
 from demucs_infer.errors import CheckpointError, DownloadError
 from demucs_infer.system.checksum import sha256_file
+from demucs_infer.system.durability import make_folder, rename_file, sync_file
 
 _TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 
@@ -128,12 +129,14 @@ class CheckpointStore:
     def add_file(self, source: Path, checkpoint: Checkpoint) -> Path:
         """Copy a file, whose sha256 the caller has verified, into the cache."""
         path = self.path(checkpoint)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with hold_lock(path.with_name(path.name + ".lock")) as is_locked:
             part = partial_path(path, "import", is_locked=is_locked)
             try:
                 shutil.copyfile(source, part)
-                part.replace(path)
+                with part.open("r+b") as file:
+                    sync_file(file)
+                rename_file(part, path)
             finally:
                 part.unlink(missing_ok=True)
         _write_stamp(path, checkpoint.sha256)

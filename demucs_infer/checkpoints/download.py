@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from demucs_infer.errors import DownloadError
 from demucs_infer.system.checksum import sha256_file
+from demucs_infer.system.durability import make_folder, rename_file, sync_file
 from demucs_infer.system.process_lock import NO_LOCKS
 
 Progress = Callable[[int, "int | None"], None]
@@ -66,7 +67,7 @@ def fetch(request: DownloadRequest, progress: Progress | None = None) -> str:
     `DownloadError`, with the problem of each URL, if none works.
     """
     path = request.path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with hold_lock(path.with_name(path.name + ".lock")) as is_locked:
         if path.exists():
             return sha256_file(path)
@@ -197,7 +198,9 @@ def _finish(part: Path, digest: str, request: DownloadRequest) -> str:
     if request.sha256 is not None and digest != request.sha256:
         _discard(part)
         raise _RejectedError(f"sha256 mismatch: expected {request.sha256}, got {digest}")
-    part.replace(request.path)
+    with part.open("r+b") as file:
+        sync_file(file)  # or after a power loss the name may stand for zeros, with a valid stamp
+    rename_file(part, request.path)
     _etag_path(part).unlink(missing_ok=True)
     return digest
 

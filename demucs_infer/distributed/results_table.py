@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 from demucs_infer.distributed import storage
 from demucs_infer.distributed.manifest import ResultRow
 from demucs_infer.distributed.storage import is_remote, local_path
+from demucs_infer.system.durability import make_folder
 from demucs_infer.system.process_lock import ProcessLock
 
 _PARTIAL = ".partial"
@@ -76,7 +77,7 @@ def open_table(location: str) -> Iterator[ResultsTable]:
 @contextmanager
 def _open_locked(path: Path) -> Iterator[BinaryIO]:
     """Open an empty file, locked against other runs that would write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # Not the table itself: on Windows, nothing can be written to a locked file.
     lock = ProcessLock(path.with_name(f".{path.name}.lock"))
     if not lock.acquire():
