@@ -62,11 +62,11 @@ def test_command_of_the_docs_succeeds(
     program, *words = shlex.split(line)
     assert program == "demucs-infer"
     needs_repo = words[0] not in ("models", "doctor", "eval", "--demo") and "--repo" not in words
-    line_of_time = {"1:30": "0:01", "1:02": "0:01", "0:30": "0:01", "15": "1"}  # the song is short
-    words = [line_of_time.get(word, word) for word in words]
+    # The song is short, and the machine may have no GPU.
+    instead = {"1:30": "0:01", "1:02": "0:01", "0:30": "0:01", "15": "1", "cuda": "cpu"}
+    words = [instead.get(word, word) for word in words]
     if "htdemucs_6s" in words:  # the small model has no guitar
-        words = [word.replace("guitar,", "bass,").replace("guitar", "bass") for word in words]
-        words = [word.replace("bassless,bass", "bassless,bass") for word in words]
+        words = [word.replace("guitar", "bass") for word in words]
     assert main([*words, *(["--repo", "models"] if needs_repo else [])]) == 0
 
 
