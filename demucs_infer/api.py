@@ -163,7 +163,7 @@ class Changes(OwnChanges, total=False):
     overlap: float
     split: bool
     segment: float | None
-    jobs: int | Literal["auto"]
+    jobs: int
     progress: bool
     callback: Callback | None
     callback_arg: Mapping[str, object] | None
@@ -197,7 +197,7 @@ class Separator:
         overlap: float = cast("float", Omitted(0.25)),
         split: bool = cast("bool", Omitted(True)),
         segment: float | None = cast("None", Omitted(None)),
-        jobs: int | Literal["auto"] = cast("int", Omitted(0)),
+        jobs: int = cast("int", Omitted(0)),
         progress: bool = False,
         callback: Callback | None = None,
         callback_arg: Mapping[str, object] | None = None,
@@ -361,7 +361,7 @@ class Separator:
         return self._state.devices
 
     @property
-    def jobs(self) -> int | Literal["auto"]:
+    def jobs(self) -> int:
         """Number of background forward passes (0: none)."""
         return self._state.options.jobs
 
@@ -382,7 +382,7 @@ class Separator:
         overlap: float | _NotProvided = NotProvided,
         split: bool | _NotProvided = NotProvided,
         segment: float | _NotProvided | None = NotProvided,
-        jobs: int | Literal["auto"] | _NotProvided = NotProvided,
+        jobs: int | _NotProvided = NotProvided,
         progress: bool | _NotProvided = NotProvided,
         callback: Callback | _NotProvided | None = NotProvided,
         callback_arg: Mapping[str, object] | _NotProvided | None = NotProvided,

@@ -168,13 +168,12 @@ class SeparationOptions(_Options):
         help="windows that run together; auto: 1 on a CPU, from the free memory on a GPU",
         not_in=_OPERATOR,
     )
-    jobs: int | Literal["auto"] = setting(
+    jobs: int = setting(
         0,
         ge=0,
         flags=("-j", "--jobs"),
-        help="windows that run at a time, each on one thread and with its own memory; 0: one after "
-        "the other, with all threads; auto: one per core if there is memory for it, which pays "
-        "beside other busy programs",
+        help="windows that run at a time, each with its own memory; they share the threads; 0: one "
+        "per core if there is memory for it",
         not_in={**_OPERATOR, "config": "it depends on the machine, not on the network"},
         changes_stems=False,
     )

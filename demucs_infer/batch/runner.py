@@ -198,8 +198,7 @@ class BatchRunner:
                     yield SpoolAbandoned()
 
         # One thread for each track that may be in progress, so that a complete one never waits.
-        in_flight = self._separator.jobs
-        background = in_flight if isinstance(in_flight, int) else count_cores()
+        background = self._separator.jobs or count_cores()
         devices = len(self._separator.devices)
         threads = _MAX_UNWRITTEN + self._max_tracks_per_batch + max(background, devices)
         with (

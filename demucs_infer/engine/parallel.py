@@ -1,9 +1,13 @@
-"""Decide how many windows run at a time on a CPU, each on one thread.
+"""Decide how many windows run at a time on a CPU, and on how many threads each.
 
 Threads that share a window must wait for each other at every small step, which is slow while other
 programs use the cores. Many kernels also sum in an order that depends on the number of threads. So
-each core runs a window of its own, and the bytes of a stem depend neither on the number of cores
-nor on the number of windows that run at a time.
+by default each core runs a window of its own, and the bytes of a stem depend neither on the number
+of cores nor on the number of windows that run at a time.
+
+There are two exceptions, where all threads share one window after another: tracks of a single
+batch, which would leave all other cores idle, and networks with long windows, several of which take
+more memory than upstream does.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,8 +23,11 @@ from demucs_infer.options import SeparationOptions
 from demucs_infer.system.malloc import free_memory, used_memory
 from demucs_infer.system.threads import count_cores
 
-_BYTES_PER_SAMPLE = 1000
-"""Memory per sample of each window that runs: 0.3 GB for the 343,980 samples of htdemucs."""
+_BYTES_PER_SAMPLE = 1400
+"""Memory per sample of each window that runs: 0.48 GB for the 343,980 samples of htdemucs."""
+
+_LONGEST_WINDOW = 12.0
+"""Seconds: htdemucs reads 7.8, hdemucs_mmi and mdx 44."""
 
 
 _OVERHEAD_BYTES = 10**8
@@ -32,17 +39,20 @@ _BYTES_PER_SAMPLE_ON_GPU = 1600
 
 @dataclass(frozen=True, slots=True)
 class Parallelism:
-    """How many windows run at a time, each on its own thread, and why."""
+    """How many windows run at a time in threads of this package, and why."""
 
     windows: int
     """0: the calling thread runs one window after another, with all threads of torch."""
     reason: str
+    threads: int = 1
+    """Threads of torch for each window, if `windows` is not 0."""
 
     def __str__(self) -> str:
         if not self.windows:
-            return f"one batch at a time ({self.reason})"
+            return f"one batch at a time, on all threads ({self.reason})"
         windows = "1 window" if self.windows == 1 else f"{self.windows} windows"
-        return f"{windows} at a time, one thread each ({self.reason})"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{windows} at a time, {threads} each ({self.reason})"
 
 
 def decide_parallelism(
@@ -51,13 +61,14 @@ def decide_parallelism(
     """Decide how many windows run at a time, given the resources of the machine.
 
     `cores` is the number of usable cores, `threads` the number that torch may use. The windows
-    take at most half of the free `memory` (None: unknown), but at least one window runs.
+    take at most half of the free `memory` (None: unknown). If there is not enough for two, all
+    threads share one.
     """
     usable = min(cores, threads)
     reason = f"{cores} usable cores, {threads} threads of torch"
     if memory is not None and memory // 2 // window_bytes < usable:
-        usable = max(1, memory // 2 // window_bytes)
-        reason = f"{memory / 1e9:.1f} GB of free memory"
+        windows = memory // 2 // window_bytes
+        return Parallelism(windows if windows > 1 else 0, f"{memory / 1e9:.1f} GB of free memory")
     return Parallelism(usable, reason)
 
 
@@ -70,15 +81,17 @@ def choose_parallelism(
 ) -> Parallelism:
     """Decide how many windows of `networks` run at a time on this machine.
 
-    Each of `num_devices` has a batch. With jobs = "auto", several windows run at a time only on a
-    CPU, and only if tracks are split and each batch is one window. Not more than `max_windows` run
-    at a time on a CPU.
+    Each of `num_devices` has a batch. With jobs = 0, several windows run at a time only on a CPU,
+    and only if tracks are split, each batch is one window, and windows are short. Other numbers of
+    jobs share the threads of torch. Not more than `max_windows` run at a time on a CPU.
     """
     networks = list(networks)
     chosen = _choose_parallelism(networks, options, device, num_devices)
     if max_windows is None or device.type != "cpu" or chosen.windows <= max_windows:
         return chosen
-    return Parallelism(max_windows, f"max_memory = {cast(int, options.max_memory) / 1e9:g} GB")
+    reason = f"max_memory = {cast(int, options.max_memory) / 1e9:g} GB"
+    threads = torch.get_num_threads() if max_windows == 1 else chosen.threads
+    return Parallelism(max_windows, reason, threads)
 
 
 def limit_windows(
@@ -145,14 +158,18 @@ def _choose_parallelism(
 ) -> Parallelism:
     if num_devices > 1:
         return Parallelism(num_devices, f"{num_devices} devices")
-    if options.jobs != "auto":
-        return Parallelism(options.jobs, f"jobs = {options.jobs}")
+    if options.jobs:
+        threads = max(1, torch.get_num_threads() // options.jobs)
+        return Parallelism(options.jobs, f"jobs = {options.jobs}", threads)
     if device.type != "cpu":
         return Parallelism(0, f"on {device}")
     if not options.split:
         return Parallelism(0, "tracks are not split")
     if options.batch_size not in ("auto", 1):
         return Parallelism(0, f"batch_size = {options.batch_size}")
+    longest = max(options.segment or float(network.segment) for network in networks)
+    if longest > _LONGEST_WINDOW:
+        return Parallelism(0, f"windows of {longest:.1f} s")
     samples = max(_window_samples(network, options.segment) for network in networks)
     return decide_parallelism(
         cores=count_cores(),

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Protocol, TypeAlias
 
@@ -46,7 +47,7 @@ from demucs_infer.events import (
 )
 from demucs_infer.options import SeparationOptions
 from demucs_infer.system.malloc import keep_large_allocations
-from demucs_infer.system.threads import limit_to_one_thread
+from demucs_infer.system.threads import limit_threads
 
 
 class Track(Protocol):
@@ -184,7 +185,7 @@ def separate_many(
             stack.enter_context(keep_large_allocations())
         requests = stack.enter_context(closing(_requests(tracks, config)))
         groups = stack.enter_context(closing(_batch_across_tracks(requests, max_tracks_per_batch)))
-        background = options.jobs if isinstance(options.jobs, int) else 0
+        background = config.parallelism.windows
         if max_tracks_per_batch > 1 and _keeps_track_on_device(config):
             background = _count_in_flight(config)
         if runner.num_devices > 1:
@@ -297,6 +298,11 @@ def _keeps_track_on_device(config: RunConfig) -> bool:
     return runs_beside_cpu(config.device) and config.runner.num_devices == 1
 
 
+def _is_whole_track(group: list[_WindowRequest], config: RunConfig) -> bool:
+    """Tell whether a batch on a CPU is all of a track, so that all threads should share it."""
+    return config.device.type == "cpu" and group[0].track.num_batches == 1
+
+
 def _count_in_flight(config: RunConfig) -> int:
     """Return how many batches may run, or wait for a thread, while earlier ones are stitched."""
     windows = config.parallelism.windows
@@ -312,11 +318,12 @@ def _open_pool(config: RunConfig) -> Iterator[Executor | None]:
         with ThreadPoolExecutor(1, "demucs-gpu", share_queue(config.device)) as pool:
             yield pool
         return
-    windows = config.parallelism.windows
-    if not windows or (windows == torch.get_num_threads() == 1 and config.options.jobs == "auto"):
+    windows, threads = config.parallelism.windows, config.parallelism.threads
+    if not windows or (windows == torch.get_num_threads() == 1 and not config.options.jobs):
         yield None
         return
-    begin = limit_to_one_thread if config.device.type == "cpu" else None
+    is_limited = config.device.type == "cpu" and threads != torch.get_num_threads()
+    begin = partial(limit_threads, threads) if is_limited else None
     with ThreadPoolExecutor(windows, "demucs-window", begin) as pool:
         yield pool
 
@@ -362,7 +369,9 @@ def _run_groups(
                     announced.append(item)
                 else:
                     yield item
-            elif pool is None:
+            elif pool is None or (not config.options.jobs and _is_whole_track(item, config)):
+                yield from announced
+                announced = []
                 yield _run_batch(item, config)
             else:
                 in_flight.append(_InFlight(announced, pool.submit(_run_batch, item, config), index))
@@ -485,6 +494,11 @@ class _TrackState:
             # Reflection reads up to `pad + 1` samples further back.
             self._buffer.drop(needed - (pad + 1 if pad else 0))
             yield _WindowRequest(self, number, batch, windows, limit)
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches in the plan of the whole track."""
+        return len(self._plan.batches)
 
     def announce(self, request: _WindowRequest) -> ChunkStarted:
         """Return the event for a batch that is about to run."""

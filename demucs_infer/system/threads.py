@@ -21,9 +21,14 @@ _lock = Lock()
 
 def limit_to_one_thread() -> None:
     """Make torch compute in the calling thread alone; for threads that this package starts."""
+    limit_threads(1)
+
+
+def limit_threads(number: int) -> None:
+    """Make torch use that many threads in the calling thread, which this package has started."""
     with _lock:
         count = torch.get_num_threads()
-        torch.set_num_threads(1)
+        torch.set_num_threads(number)
         # This has also changed the default of later threads. Only another thread can restore that
         # without changing the number of this one.
         restorer = Thread(target=torch.set_num_threads, args=(count,))

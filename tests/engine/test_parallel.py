@@ -34,7 +34,8 @@ GB = 10**9
         ({"cores": 8, "threads": 1}, 1, "8 usable cores, 1 threads of torch"),
         ({"cores": 8, "threads": 8, "memory": None}, 8, "8 usable cores, 8 threads of torch"),
         ({"cores": 8, "threads": 8, "memory": 2 * GB}, 3, "2.0 GB of free memory"),
-        ({"cores": 8, "threads": 8, "memory": 0}, 1, "0.0 GB of free memory"),
+        ({"cores": 8, "threads": 8, "memory": 10**9}, 0, "1.0 GB of free memory"),
+        ({"cores": 8, "threads": 8, "memory": 0}, 0, "0.0 GB of free memory"),
     ],
     ids=[
         "a window a core",
@@ -43,6 +44,7 @@ GB = 10**9
         "torch may use one thread",
         "memory unknown",
         "memory for three",
+        "memory for one: all threads share it",
         "no memory: one at least",
     ],
 )
@@ -57,29 +59,46 @@ def test_windows_in_flight_are_limited_by_cores_memory_and_the_caller(
     ("options", "device", "text"),
     [
         (
-            SeparationOptions(jobs="auto"),
+            SeparationOptions(),
             "cpu",
-            "4 windows at a time, one thread each (8 usable cores",
+            "4 windows at a time, 1 thread each (8 usable cores",
         ),
         (
-            SeparationOptions(jobs="auto", batch_size=1),
+            SeparationOptions(batch_size=1),
             "cpu",
-            "4 windows at a time, one thread each",
+            "4 windows at a time, 1 thread each",
         ),
         (
-            SeparationOptions(jobs="auto", batch_size=2),
+            SeparationOptions(batch_size=2),
             "cpu",
-            "one batch at a time (batch_size = 2)",
+            "one batch at a time, on all threads (batch_size = 2)",
         ),
         (
-            SeparationOptions(jobs="auto", split=False),
+            SeparationOptions(split=False),
             "cpu",
-            "one batch at a time (tracks are not split)",
+            "one batch at a time, on all threads (tracks are not split)",
         ),
-        (SeparationOptions(jobs=1), "cpu", "1 window at a time, one thread each (jobs = 1)"),
-        (SeparationOptions(jobs="auto"), "cuda", "one batch at a time (on cuda)"),
+        (
+            SeparationOptions(segment=44),
+            "cpu",
+            "one batch at a time, on all threads (windows of 44.0 s)",
+        ),
+        (SeparationOptions(jobs=1), "cpu", "1 window at a time, 4 threads each (jobs = 1)"),
+        (SeparationOptions(jobs=3), "cpu", "3 windows at a time, 1 thread each (jobs = 3)"),
+        (SeparationOptions(jobs=9), "cpu", "9 windows at a time, 1 thread each (jobs = 9)"),
+        (SeparationOptions(), "cuda", "one batch at a time, on all threads (on cuda)"),
     ],
-    ids=["default", "batch of 1", "batch of 2", "no split", "jobs", "GPU"],
+    ids=[
+        "default",
+        "batch of 1",
+        "batch of 2",
+        "no split",
+        "long windows",
+        "one job",
+        "jobs",
+        "more jobs than threads",
+        "GPU",
+    ],
 )
 def test_only_windows_that_run_alone_on_a_cpu_share_the_cores(
     options: SeparationOptions, device: str, text: str, machine: None
@@ -89,7 +108,7 @@ def test_only_windows_that_run_alone_on_a_cpu_share_the_cores(
     assert str(decided).startswith(text)
 
 
-AUTO = SeparationOptions(jobs="auto")
+DEFAULT = SeparationOptions()
 
 
 @pytest.fixture
@@ -122,14 +141,14 @@ def test_bytes_do_not_depend_on_threads_or_jobs(
     length = num_windows * stride - 99 if kind != "tiny" else (1 + num_windows) * 44100
     track = TensorTrack(make_noise(2, length))
     runner = Runner(prepare=prepare)
-    digests: dict[tuple[int, Any], str] = {}
+    digests: dict[tuple[int, int], str] = {}
     for threads, jobs in [
-        (1, "auto"),
-        (2, "auto"),
-        (4, "auto"),
-        (8, "auto"),
-        (2, 1),
-        (8, 2),
+        (1, 0),
+        (2, 0),
+        (4, 0),
+        (8, 0),
+        (1, 1),
+        (2, 2),
         (4, 3),
     ]:
         torch.set_num_threads(threads)
@@ -146,7 +165,7 @@ def test_each_window_in_flight_has_one_thread(machine: None) -> None:
 
     seen: list[int] = []
     torch.set_num_threads(4)
-    for jobs in ("auto", 2):
+    for jobs in (0, 4):
         digest(TensorTrack(make_noise(2, 10 * 6000)), ThreadsModel(), shifts=0, jobs=jobs)
     assert seen == [1] * 20
     assert torch.get_num_threads() == 4
@@ -160,23 +179,23 @@ def test_a_network_runs_as_many_windows_as_cores(machine: None) -> None:
 
     torch.set_num_threads(4)
     barrier = threading.Barrier(4)
-    digest(TensorTrack(make_noise(2, 8 * 6000)), MeetingModel(), shifts=0, jobs="auto")
+    digest(TensorTrack(make_noise(2, 8 * 6000)), MeetingModel(), shifts=0)
 
 
 def test_no_thread_is_left_after_the_stream(machine: None) -> None:
     torch.set_num_threads(4)
     before = threading.active_count()
-    stream = separate(TensorTrack(make_noise(2, 60_000)), ScaleModel(), options=AUTO)
+    stream = separate(TensorTrack(make_noise(2, 60_000)), ScaleModel(), options=DEFAULT)
     next(item for item in stream if isinstance(item, ChunkProcessed))
     assert threading.active_count() > before
     stream.close()
     assert threading.active_count() == before
-    digest(TensorTrack(make_noise(2, 60_000)), ScaleModel(), jobs="auto")
+    digest(TensorTrack(make_noise(2, 60_000)), ScaleModel())
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("jobs", ["auto", 2])
-def test_each_batch_is_announced_after_the_one_before_it(jobs: Any, machine: None) -> None:
+@pytest.mark.parametrize("jobs", [0, 2])
+def test_each_batch_is_announced_after_the_one_before_it(jobs: int, machine: None) -> None:
     torch.set_num_threads(4)
     options = SeparationOptions(shifts=0, jobs=jobs)
     stream = separate(
@@ -189,19 +208,34 @@ def test_each_batch_is_announced_after_the_one_before_it(jobs: Any, machine: Non
     assert [event.batch_index for event in chunks[::2]] == list(range(1, 11))
 
 
-def test_tracks_run_side_by_side_only_if_they_may(machine: None) -> None:
+def test_tracks_fill_the_cores_together(machine: None) -> None:
+    class MeetingModel(ScaleModel):
+        def forward(self, mix: torch.Tensor) -> torch.Tensor:
+            barrier.wait(30)  # raises unless four windows are here at a time
+            return super().forward(mix)
+
     torch.set_num_threads(4)
-    tracks = [TensorTrack(make_noise(2, 3000, i)) for i in range(6)]
-    alone = [
-        index
-        for index, _ in separate_many(tracks, ScaleModel(), options=AUTO, max_tracks_per_batch=1)
-    ]
-    assert alone == sorted(alone)
-    together = [
-        index
-        for index, _ in separate_many(tracks, ScaleModel(), options=AUTO, max_tracks_per_batch=4)
-    ]
-    assert together != sorted(together)
+    barrier = threading.Barrier(4)
+    tracks = [TensorTrack(make_noise(2, 9000, i)) for i in range(4)]
+    options = SeparationOptions(shifts=0)
+    stream = separate_many(tracks, MeetingModel(), options=options, max_tracks_per_batch=1)
+    events = [item for _, item in stream]
+    assert sum(isinstance(event, ChunkProcessed) for event in events) == 8
+
+
+@pytest.mark.parametrize("count", [1, 3], ids=["alone", "among others"])
+def test_all_threads_share_a_track_of_one_window(count: int, machine: None) -> None:
+    class ThreadsModel(ScaleModel):
+        def forward(self, mix: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(mix)
+
+    seen: list[int] = []
+    torch.set_num_threads(4)
+    tracks = [TensorTrack(make_noise(2, 3000, i)) for i in range(count)]
+    options = SeparationOptions(shifts=0)
+    list(separate_many(tracks, ThreadsModel(), options=options, max_tracks_per_batch=1))
+    assert seen == [4] * count
 
 
 def test_error_stops_what_is_in_flight(machine: None) -> None:
@@ -214,5 +248,5 @@ def test_error_stops_what_is_in_flight(machine: None) -> None:
 
     network = FailsModel()
     with pytest.raises(RuntimeError, match="a shape"):
-        digest(TensorTrack(make_noise(2, 60_000)), network, shifts=0, jobs="auto")
+        digest(TensorTrack(make_noise(2, 60_000)), network, shifts=0)
     assert len(network.seen) <= 3, "two in flight, and one that follows"

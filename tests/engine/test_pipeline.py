@@ -608,7 +608,7 @@ def test_chunk_started_announces_the_next_batch() -> None:
         ("window", "x", r"window = 'x' must be one of triangle, hann"),
         ("padding", "x", r"padding = 'x' must be one of constant, reflect, replicate"),
         ("split", 1, r"split = 1 must be True or False"),
-        ("jobs", -1, r"jobs = -1 must be 'auto' or an integer, 0 or more"),
+        ("jobs", -1, r"jobs = -1 must be an integer, 0 or more"),
     ],
 )
 def test_options_reject_invalid_values(name: str, value: object, words: str) -> None:
