@@ -127,7 +127,7 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
     get(settings.health_route, routes.get_health, **health)
     if settings.health_route != "/readyz":
         get("/readyz", routes.get_health, **health)
-    get("/livez", routes.get_liveness, response_model=Health)
+    get("/livez", routes.get_liveness, **health)
     get(
         "/metrics",
         routes.get_metrics,

@@ -2,18 +2,22 @@
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+import torch
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from prometheus_client.core import Metric
 
     from demucs_infer.server.queue import JobQueue
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_WAIT_BUCKETS = (0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
+_DURATION_BUCKETS = (10, 30, 60, 120, 180, 240, 300, 600, 1800, 3600, 7200)
+_FACTOR_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _BUCKETS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800)
 
 
@@ -33,7 +37,33 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self._registry,
         )
+        self._wait = Histogram(
+            "demucs_queue_wait_seconds",
+            "Time from the upload of a track to its start.",
+            buckets=_WAIT_BUCKETS,
+            registry=self._registry,
+        )
+        self._duration = Histogram(
+            "demucs_track_duration_seconds",
+            "Duration of separated tracks.",
+            buckets=_DURATION_BUCKETS,
+            registry=self._registry,
+        )
+        self._real_time_factor = Histogram(
+            "demucs_real_time_factor",
+            "Processing time of a track divided by its duration.",
+            buckets=_FACTOR_BUCKETS,
+            registry=self._registry,
+        )
+        ProcessCollector(registry=self._registry)
         self._registry.register(_QueueCollector(jobs))
+        jobs.on_wait = self._wait.observe
+        jobs.on_separated = self._observe_track
+
+    def _observe_track(self, duration: float, seconds: float) -> None:
+        self._duration.observe(duration)
+        if duration > 0:
+            self._real_time_factor.observe(seconds / duration)
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a finished request."""
@@ -60,6 +90,15 @@ class _QueueCollector:
         yield GaugeMetricFamily(
             "demucs_ready", "Whether requests are accepted.", value=jobs.is_ready
         )
+        yield GaugeMetricFamily(
+            "demucs_workers_dead",
+            "Workers that ended by themselves; the process has to be restarted.",
+            value=jobs.dead_workers,
+        )
+        yield CounterMetricFamily(
+            "demucs_cache_evictions", "Results deleted for age or space.", jobs.counts["evicted"]
+        )
+        yield from _collect_device_memory(jobs.settings.devices)
         finished = CounterMetricFamily("demucs_jobs", "Finished jobs.", labels=["status"])
         for status in ("done", "failed", "cancelled"):
             finished.add_metric([status], jobs.counts[status])
@@ -71,3 +110,17 @@ class _QueueCollector:
         yield CounterMetricFamily(
             "demucs_audio_seconds", "Seconds of audio separated.", jobs.audio_seconds
         )
+
+
+def _collect_device_memory(devices: "Iterable[str]") -> "Iterator[Metric]":
+    """Yield the memory of each GPU in use; nothing without one."""
+    if not torch.cuda.is_available():
+        return
+    memory = GaugeMetricFamily(
+        "demucs_device_memory_bytes", "Memory of a GPU held by this process.", labels=["device"]
+    )
+    for name in devices:
+        if name.startswith("cuda") or name == "auto":
+            device = "cuda" if name == "auto" else name
+            memory.add_metric([device], torch.cuda.memory_reserved(device))
+    yield memory

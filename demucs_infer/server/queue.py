@@ -115,13 +115,19 @@ class JobQueue:
             max_upload_seconds=settings.upload_seconds,
             estimate_wait=self._estimate_wait,
         )
-        self.is_ready = False
+        self._is_loaded = False
         self.is_stopping = False
         self.stop_at = math.inf
         """When requests that still run are refused, on the clock `time.monotonic`."""
 
         self.load_error = ""
         """Why the first model could not be loaded."""
+
+        self.on_wait: Callable[[float], None] = lambda _: None
+        """Called with the seconds that each job has waited."""
+
+        self.on_separated: Callable[[float, float], None] = lambda _, __: None
+        """Called with the duration of each track, and the processing time."""
 
         self.counts: Counter[str] = Counter()
         self.audio_seconds = 0.0
@@ -133,6 +139,16 @@ class JobQueue:
         self._workers: list[ModelWorker] = []
         self._idle: list[ModelWorker] = []
 
+    @property
+    def dead_workers(self) -> int:
+        """The number of workers that have died; only a new process has them again."""
+        return sum(worker.is_dead for worker in self._workers)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a model is loaded, and no worker is dead."""
+        return self._is_loaded and not self.dead_workers
+
     # ── start and stop ──
 
     async def start(self) -> None:
@@ -143,7 +159,7 @@ class JobQueue:
         self._store = JobStore(self.settings.data_dir / "jobs.sqlite")
         for device in self.settings.devices:
             pool = ModelPool(device, self.settings.model_memory_bytes, self._on_model_loaded)
-            worker = ModelWorker(pool)
+            worker = ModelWorker(pool, self._on_worker_death)
             worker.start()
             self._workers.append(worker)
             self._warm_up(worker)
@@ -181,7 +197,7 @@ class JobQueue:
     def _warm_up(self, worker: ModelWorker) -> None:
         first = next(iter(self.models.values()))
         if not self.settings.warmup:
-            self.is_ready = True
+            self._is_loaded = True
             self._idle.append(worker)
             return
 
@@ -197,7 +213,7 @@ class JobQueue:
 
     def _on_warmed_up(self, worker: ModelWorker, load_error: str) -> None:
         self.load_error = load_error
-        self.is_ready = self.is_ready or not load_error
+        self._is_loaded = self._is_loaded or not load_error
         self._idle.append(worker)
         self._dispatch()
 
@@ -353,6 +369,7 @@ class JobQueue:
     def _start_job(self, worker: ModelWorker, job: Job) -> None:
         self._running[worker] = job
         job.started_at = time.monotonic()
+        self.on_wait(max(time.time() - job.record.created, 0.0))
         job.stage = "fetch" if _needs_download(job.item.model) else "load"
         job.record = job.record.replace(status="running", attempts=job.record.attempts + 1)
         self._save(job)
@@ -387,6 +404,14 @@ class JobQueue:
         job.stage = "read"
         job.notify()
 
+    def _on_worker_death(self, worker: ModelWorker) -> None:
+        self._call_soon(lambda: self._fail_job_of(worker))
+
+    def _fail_job_of(self, worker: ModelWorker) -> None:
+        job = self._running.pop(worker, None)
+        if job is not None:
+            self._set_final(job, "failed", ApiError("failed", "the worker died: try again later"))
+
     def _on_event(self, job: Job, event: Event) -> None:
         if isinstance(event, ChunkProcessed):
             job.fraction = event.fraction
@@ -407,7 +432,8 @@ class JobQueue:
         if isinstance(outcome, TrackResult):
             self._recent_seconds.append(seconds)
             self.audio_seconds += outcome.duration_seconds
-            self.is_ready = True
+            self.on_separated(outcome.duration_seconds, seconds)
+            self._is_loaded = True
             job.record = job.record.replace(warnings=tuple(outcome.warnings))
             self._set_final(job, "done")
         elif isinstance(outcome, JobCancelled):
@@ -554,7 +580,8 @@ class JobQueue:
             elif record.finished is not None:
                 self._delete(record)
         in_use = {job.record.entry for job in [*self._running.values(), *self._waiting]}
-        await asyncio.to_thread(self.results.evict, in_use, kept)
+        evicted = await asyncio.to_thread(self.results.evict, in_use, kept)
+        self.counts["evicted"] += len(evicted)
 
     def _delete(self, record: JobRecord) -> None:
         self._store.remove(record.id)

@@ -82,12 +82,16 @@ class Routes:
         """Return 200 once the first model is loaded, for load balancers and Vertex AI."""
         if self._jobs.is_stopping:
             return _health(503, "stopping")
+        if self._jobs.dead_workers:
+            return _health(503, "dead", "a worker died: restart the server")
         if not self._jobs.is_ready:
             return _health(503, "loading", self._jobs.load_error)
         return _health(200, "healthy")
 
     async def get_liveness(self) -> JSONResponse:
-        """Return 200 while the process responds."""
+        """Return 200 while the process responds, and does not have to be restarted."""
+        if self._jobs.dead_workers:
+            return _health(503, "dead", "a worker died: restart the server")
         return _health(200, "alive")
 
     async def get_metrics(self) -> Response:

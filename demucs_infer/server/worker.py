@@ -163,8 +163,11 @@ def _too_long(max_duration_seconds: float) -> ApiError:
 class ModelWorker:
     """A thread with the models of one device; does one thing after the other."""
 
-    def __init__(self, pool: ModelPool) -> None:
+    def __init__(self, pool: ModelPool, on_death: Callable[["ModelWorker"], None]) -> None:
+        """Make the thread; it calls `on_death` if it ends by itself, which it never should."""
         self._pool = pool
+        self._on_death = on_death
+        self._is_stopping = False
         self._inbox: queue.SimpleQueue[Callable[[ModelPool], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"demucs-{pool.device}", daemon=True)
 
@@ -172,16 +175,27 @@ class ModelWorker:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the thread has ended by itself."""
+        return self._thread.ident is not None and not (self._thread.is_alive() or self._is_stopping)
+
     def submit(self, work: Callable[[ModelPool], None]) -> None:
         """Queue a function to call with the models."""
         self._inbox.put(work)
 
     def stop(self) -> None:
         """End the thread once the current work is done, and wait for it."""
+        self._is_stopping = True
         self._inbox.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while (work := self._inbox.get()) is not None:
-            work(self._pool)
+        try:
+            while (work := self._inbox.get()) is not None:
+                work(self._pool)
+        except BaseException:
+            logger.critical("the worker of %s died", self._pool.device, exc_info=True)
+            self._on_death(self)
+            return
         self._pool.close()

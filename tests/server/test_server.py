@@ -81,6 +81,40 @@ def test_health_liveness_readiness_and_metrics(web: TestClient) -> None:
     assert "demucs_ready 1.0" in web.get("/metrics").text
 
 
+def test_dead_worker_makes_server_unready(repo: Path, tmp_path: Path) -> None:
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    with client(repo, tmp_path) as web:
+        jobs = web.app.state.jobs  # type: ignore[attr-defined]  # our app
+        worker = jobs._workers[0]
+        job = web.post("/v1/jobs", params={"model": "bag", "shifts": 9}, content=song(5.0)).json()
+        live = jobs.get_job(job["id"])
+        wait_until(lambda: live.live is not None)
+        live.item.cancel.is_set = die
+        wait_until(lambda: worker.is_dead)
+        wait_until(lambda: web.get(f"/v1/jobs/{job['id']}").json()["status"] == "failed")
+        assert "demucs_ready 0.0" in web.get("/metrics").text
+        assert "demucs_workers_dead 1.0" in web.get("/metrics").text
+        for path in ("/readyz", "/health", "/livez"):
+            response = web.get(path)
+            assert (response.status_code, response.json()["status"]) == (503, "dead")
+
+
+def test_metrics_of_tracks(repo: Path, tmp_path: Path) -> None:
+    with client(repo, tmp_path) as web:
+        for seed in (1, 1, 2):
+            web.post("/v1/separate", params=PLAIN, content=song(0.5, seed))
+        lines = web.get("/metrics").text.splitlines()
+        found = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        for name in ("queue_wait_seconds", "track_duration_seconds", "real_time_factor"):
+            assert found[f"demucs_{name}_count"] == "2.0"
+        assert found["demucs_track_duration_seconds_sum"] == "1.0"
+        assert found["demucs_jobs_cached_total"] == "1.0"
+        assert found["demucs_cache_evictions_total"] == "0.0"
+        assert float(found["process_resident_memory_bytes"]) > 1e7
+
+
 def test_unknown_method_is_counted_as_other(web: TestClient) -> None:
     for number in range(3):
         assert web.request(f"INVENTED{number}", "/livez").status_code == 405
