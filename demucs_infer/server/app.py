@@ -33,6 +33,7 @@ from demucs_infer.server.schemas import (
     Health,
     JobList,
     JobView,
+    ModelView,
     Waveform,
     add_shared_schemas,
     error_responses,
@@ -135,14 +136,29 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
         responses=error_responses(),
     )
     get("/v1/models", routes.list_models, response_model=Capabilities, responses=error_responses())
-    post(settings.predict_route, routes.predict, PREDICTION)
-    post(
-        "/v1/separate",
-        routes.separate,
-        AUDIO,
-        response_class=Response,
-        responses=_content("application/zip", "audio/*"),
+    for action, handler in (("load", routes.load_model), ("unload", routes.unload_model)):
+        app.add_api_route(
+            f"/v1/models/{{name:path}}/{action}",
+            handler,
+            methods=["POST"],
+            response_model=ModelView,
+            responses=error_responses(404, 500),
+        )
+    get(
+        "/v1/models/{name:path}",
+        routes.get_model,
+        response_model=ModelView,
+        responses=error_responses(404),
     )
+    post(settings.predict_route, routes.predict, PREDICTION)
+    for path in ("/v1/separate", "/v1/audio/separations"):
+        post(
+            path,
+            routes.separate,
+            AUDIO,
+            response_class=Response,
+            responses=_content("application/zip", "audio/*"),
+        )
     job: dict[int | str, dict[str, Any]] = {202: {"model": JobView}}
     post("/v1/jobs", routes.create_job, AUDIO, status_code=202, responses=job)
     get(

@@ -26,6 +26,7 @@ STATUS = {
     "no_key": 401,
     "foreign_origin": 403,
     "no_such_job": 404,
+    "no_such_model": 404,
     "no_such_stem": 404,
     "not_found": 404,
     "method_not_allowed": 405,

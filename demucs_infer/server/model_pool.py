@@ -1,5 +1,6 @@
 """The loaded models of one device; the least recently used is closed when memory runs short."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ class ModelPool:
     max_bytes: int
     on_load: Callable[[str, tuple[str, ...]], None]
     """Called with the name and the stems of every model that is loaded."""
+    on_unload: Callable[[str], None]
+    """Called with the name of every model that is closed."""
+
+    _used_at: dict[ModelSpec, float] = field(default_factory=dict, init=False)
     _separators: "OrderedDict[ModelSpec, Separator]" = field(
         default_factory=OrderedDict, init=False
     )
@@ -36,6 +41,7 @@ class ModelPool:
             self._separators[model] = separator
             self.on_load(model.name, separator.stems)
         self._separators.move_to_end(model)
+        self._used_at[model] = time.monotonic()
         self._evict()
         return self._separators[model]
 
@@ -55,17 +61,32 @@ class ModelPool:
         separator = self.get_separator(model)
         separator.run(torch.zeros(separator.audio_channels, separator.samplerate))
 
+    def unload(self, model: ModelSpec) -> None:
+        """Close a model, if it is loaded, and free its memory."""
+        separator = self._separators.pop(model, None)
+        if separator is None:
+            return
+        del self._used_at[model]
+        separator.close()
+        self.on_unload(model.name)
+
+    def unload_idle(self, seconds: float) -> None:
+        """Close the models that were not used for that time."""
+        oldest = time.monotonic() - seconds
+        for model in [model for model, used in self._used_at.items() if used <= oldest]:
+            self.unload(model)
+
     def close(self) -> None:
-        """Close every separator."""
-        while self._separators:
-            self._separators.popitem()[1].close()
+        """Close every model."""
+        for model in list(self._separators):
+            self.unload(model)
 
     def _evict(self) -> None:
         sizes = {model: _count_bytes(opened) for model, opened in self._separators.items()}
         while len(self._separators) > 1 and sum(sizes.values()) > self.max_bytes:
-            model, separator = self._separators.popitem(last=False)
+            model = next(iter(self._separators))
             del sizes[model]
-            separator.close()
+            self.unload(model)
 
 
 def _count_bytes(separator: Separator) -> int:

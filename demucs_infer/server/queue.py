@@ -130,6 +130,9 @@ class JobQueue:
         """Called with the duration of each track, and the processing time."""
 
         self.counts: Counter[str] = Counter()
+        self.loaded: Counter[str] = Counter()
+        """On how many devices each model is loaded."""
+
         self.audio_seconds = 0.0
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._waiting: deque[Job] = deque()
@@ -158,7 +161,12 @@ class JobQueue:
             _make_private(folder)
         self._store = JobStore(self.settings.data_dir / "jobs.sqlite")
         for device in self.settings.devices:
-            pool = ModelPool(device, self.settings.model_memory_bytes, self._on_model_loaded)
+            pool = ModelPool(
+                device,
+                self.settings.model_memory_bytes,
+                self._on_model_loaded,
+                self._on_model_unloaded,
+            )
             worker = ModelWorker(pool, self._on_worker_death)
             worker.start()
             self._workers.append(worker)
@@ -193,6 +201,53 @@ class JobQueue:
     def _on_model_loaded(self, name: str, stems: tuple[str, ...]) -> None:
         self._call_soon(lambda: self.model_stems.update({name: stems}))
         self._call_soon(lambda: self.counts.update(["loaded"]))
+        self._call_soon(lambda: self.loaded.update([name]))
+
+    def _on_model_unloaded(self, name: str) -> None:
+        self._call_soon(lambda: self.loaded.subtract([name]))
+
+    async def load_model(self, name: str) -> None:
+        """Load a model on every device, after what runs there; raise `ApiError` if that fails."""
+        model = self.find_model(name)
+        try:
+            await self._run_on_workers(lambda pool: pool.get_separator(model))
+        except Exception as error:
+            raise model_unavailable(model, error) from error
+        self._is_loaded = True
+
+    async def unload_model(self, name: str) -> None:
+        """Unload a model from every device, after what runs there."""
+        model = self.find_model(name)
+        await self._run_on_workers(lambda pool: pool.unload(model))
+
+    async def _run_on_workers(self, work: Callable[[ModelPool], object]) -> None:
+        """Call a function on every worker, and wait for all; raise what the first one raises."""
+        if self.dead_workers:
+            raise ApiError("busy", "a worker died: try again later", 60)
+
+        def submit(worker: ModelWorker) -> "asyncio.Future[None]":
+            future: asyncio.Future[None] = self._loop.create_future()
+
+            def finish(error: Exception | None) -> None:
+                if future.done():  # the client has left
+                    return
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
+
+            def run(pool: ModelPool) -> None:
+                error: Exception | None = None
+                try:
+                    work(pool)
+                except Exception as raised:  # noqa: BLE001 (passed on)
+                    error = raised
+                self._call_soon(lambda: finish(error))
+
+            worker.submit(run)
+            return future
+
+        await asyncio.gather(*map(submit, self._workers))
 
     def _warm_up(self, worker: ModelWorker) -> None:
         first = next(iter(self.models.values()))
@@ -591,8 +646,15 @@ class JobQueue:
 
     async def _clean_up_forever(self) -> None:
         while True:
-            await asyncio.sleep(min(max(self.settings.keep_seconds / 4, 1), 60))
+            periods = (self.settings.keep_seconds, self.settings.idle_unload or math.inf)
+            await asyncio.sleep(min(max(min(periods) / 4, 1), 60))
             await self.clean_up()
+            if self.settings.idle_unload:
+                for worker in self._idle:
+                    worker.submit(self._unload_idle_models)
+
+    def _unload_idle_models(self, pool: ModelPool) -> None:
+        pool.unload_idle(self.settings.idle_unload)
 
 
 def _make_private(folder: Path) -> None:

@@ -102,13 +102,8 @@ class Routes:
     async def list_models(self) -> Capabilities:
         """List the available models and formats, and the limits."""
         jobs, settings = self._jobs, self._settings
-        first = next(iter(jobs.models))
         return Capabilities(
-            models=[
-                ModelView(name=name, stems=None if stems is None else list(stems),
-                          is_default=name == first)
-                for name, stems in jobs.model_stems.items()
-            ],
+            models=[self._view_model(name) for name in jobs.models],
             formats=[
                 FormatView(name=name, is_lossy=format.is_lossy, type=MIME_TYPES[name])
                 for name, format in FORMATS.items() if name in MIME_TYPES
@@ -118,6 +113,39 @@ class Routes:
             keep_seconds=settings.keep_seconds,
             version=__version__,
         )  # fmt: skip
+
+    async def get_model(self, name: str) -> ModelView:
+        """Return a model and its state."""
+        self._check_model(name)
+        return self._view_model(name)
+
+    async def load_model(self, name: str) -> ModelView:
+        """Load a model on every device, so that its first request does not wait."""
+        self._check_model(name)
+        await self._jobs.load_model(name)
+        await asyncio.sleep(0)  # so that the callback about its state has run
+        return self._view_model(name)
+
+    async def unload_model(self, name: str) -> ModelView:
+        """Unload a model and free its memory; the next request loads it again."""
+        self._check_model(name)
+        await self._jobs.unload_model(name)
+        await asyncio.sleep(0)
+        return self._view_model(name)
+
+    def _check_model(self, name: str) -> None:
+        if name not in self._jobs.models:
+            names = ", ".join(self._jobs.models)
+            raise ApiError("no_such_model", f"unknown model {name!r}: expected one of {names}")
+
+    def _view_model(self, name: str) -> ModelView:
+        stems = self._jobs.model_stems[name]
+        return ModelView(
+            name=name,
+            stems=None if stems is None else list(stems),
+            is_default=name == next(iter(self._jobs.models)),
+            state="loaded" if self._jobs.loaded[name] > 0 else "unloaded",
+        )
 
     # ── predictions ──
 

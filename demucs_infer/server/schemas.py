@@ -252,6 +252,7 @@ class ModelView(BaseModel):
     name: str
     stems: list[str] | None = Field(description="None until the model has been loaded once.")
     is_default: bool
+    state: str = Field(examples=["loaded", "unloaded"])
 
 
 class FormatView(BaseModel):

@@ -105,6 +105,9 @@ class ServerSettings:
         "first",
         4096 * _MIB,
     )
+    idle_unload: float = setting(
+        "seconds without a request after which a model is unloaded (0: never)", 0.0, ge=0
+    )
     warmup: bool = setting("load the first model at startup instead of on first use", True)
     api_keys: tuple[str, ...] = setting(
         "accepted API keys (default: no authentication)", (), is_secret=True

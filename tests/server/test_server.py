@@ -170,7 +170,7 @@ def test_openapi_describes_errors_and_keys(web: TestClient, repo: Path, tmp_path
     for path, methods in schema["paths"].items():
         for operation in methods.values():
             for status, response in operation["responses"].items():
-                if int(status) >= 400 and path not in ("/health", "/readyz"):
+                if int(status) >= 400 and path not in ("/health", "/readyz", "/livez"):
                     content = response["content"]["application/json"]["schema"]
                     assert content == {"$ref": "#/components/schemas/ErrorBody"}, (path, status)
             if path.startswith("/v1"):
@@ -951,6 +951,49 @@ def test_models_are_loaded_once_and_least_recently_used_is_evicted(
         assert jobs.counts["loaded"] == 2
         web.post("/v1/separate", params=PLAIN, content=song(0.2, 9))
         assert jobs.counts["loaded"] == 3
+
+
+def test_models_are_loaded_and_unloaded_on_request(repo: Path, tmp_path: Path) -> None:
+    def states(web: TestClient) -> dict[str, str]:
+        return {one["name"]: one["state"] for one in web.get("/v1/models").json()["models"]}
+
+    with client(repo, tmp_path) as web:
+        assert states(web) == {FAST: "loaded", "bag": "unloaded"}
+        loaded = web.post("/v1/models/bag/load")
+        assert loaded.status_code == 200 and loaded.json()["state"] == "loaded"
+        assert loaded.json()["stems"] == STEMS
+        assert web.post(f"/v1/models/{FAST}/unload").json()["state"] == "unloaded"
+        assert web.get(f"/v1/models/{FAST}").json()["state"] == "unloaded"
+        assert web.post(f"/v1/models/{FAST}/unload").status_code == 200
+        assert states(web) == {FAST: "unloaded", "bag": "loaded"}
+        assert web.post("/v1/separate", params=PLAIN, content=song(0.2)).status_code == 200
+        assert states(web) == {FAST: "loaded", "bag": "loaded"}
+        for path in ("nobody", "nobody/load"):
+            method = "POST" if path.endswith("load") else "GET"
+            assert read_error(web.request(method, f"/v1/models/{path}")) == (404, "no_such_model")
+
+
+def test_idle_model_is_unloaded(repo: Path, tmp_path: Path) -> None:
+    with client(repo, tmp_path, idle_unload=0.5) as web:
+        wait_until(lambda: web.get(f"/v1/models/{FAST}").json()["state"] == "unloaded", 10)
+        assert web.get("/readyz").status_code == 200
+        assert web.post("/v1/separate", params=PLAIN, content=song(0.2)).status_code == 200
+
+
+def test_model_that_cannot_be_loaded_is_reported(repo: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "models"
+    bad.mkdir()
+    (bad / "aaaa1111.th").write_bytes(b"no checkpoint")
+    with TestClient(_create_app(bad, tmp_path / "data", models=(), warmup=False)) as web:
+        refused = web.post("/v1/models/aaaa1111/load")
+        assert read_error(refused) == (503, "model_unavailable")
+
+
+def test_separations_have_a_second_name(web: TestClient) -> None:
+    form = {"model": FAST, **PLAIN}
+    first = web.post("/v1/audio/separations", data=form, files={"file": ("a.wav", SONG)})
+    second = web.post("/v1/separate", data=form, files={"file": ("a.wav", SONG)})
+    assert first.status_code == 200 and first.content == second.content
 
 
 def test_concurrent_requests_load_model_once(repo: Path, tmp_path: Path) -> None:
