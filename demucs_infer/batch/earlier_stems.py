@@ -15,6 +15,7 @@ from torch import Tensor
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.audio.reader import AudioReader
 from demucs_infer.batch.manifest import Recipe, read_manifest
+from demucs_infer.errors import AudioReadError
 from demucs_infer.options import OutputOptions
 from demucs_infer.system.checksum import sha256_file
 
@@ -55,7 +56,7 @@ def find_earlier_stems(
         return None
     try:
         return _open_stems(path.parent, manifest, stems, sample_rate, channels)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+    except (AudioReadError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
