@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from demucs_infer.audio.channels import require_tensor
 from demucs_infer.demucs import Demucs
+from demucs_infer.devices import choose_device
 from demucs_infer.engine.network import Ensemble, Network, check_weights
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate
 from demucs_infer.engine.queries import QueryAdapter
@@ -161,13 +163,15 @@ def apply_model(
     global generator as upstream does. The networks run on `device` (None: that of `mix`) and are
     restored afterwards. `pool` runs the forwards. `lock` is held during `callback`, whose
     exceptions end the work. Windows at the ends of a `TensorChunk` read what is around it: half a
-    second with `shifts`, as upstream's do. Raises `ValueError` for a mix of another shape.
+    second with `shifts`, as with upstream. Raises `ValueError` for a mix of another shape and an
+    unknown device, `ConfigError` for a device that is not available.
     """
     around = None
     if isinstance(mix, TensorChunk):
         reach = int(0.5 * Ensemble.from_model(model).samplerate) if shifts else None
         around = mix.around(reach)
         mix = mix.padded(mix.length)
+    require_tensor(mix)
     if isinstance(pool, DummyPoolExecutor):
         pool = None
     _check_mix(model, mix)
@@ -182,7 +186,7 @@ def apply_model(
         jobs=max(num_workers, 0 if pool is None else 1),
         normalize=False,
     )
-    runner = Runner(mix.device if device is None else device)
+    runner = Runner(mix.device if device is None else choose_device(device))
     ensemble = _with_arguments(Ensemble.from_model(model), model_kwargs)
     stream: Iterator[Event | Block] = separate(
         TensorTrack(mix, around),

@@ -43,8 +43,10 @@ def convert_channels(block: Tensor, channels: int) -> Tensor:
     first ones. The result may share memory with `block`.
 
     Raises:
+        TypeError: `block` is not a tensor.
         ValueError: `block` has two or more channels, but fewer than requested.
     """
+    require_tensor(block)
     if not channels >= 1:
         raise ValueError(f"{channels = } must be at least 1")
     *shape, from_channels, length = block.shape
@@ -60,6 +62,15 @@ def convert_channels(block: Tensor, channels: int) -> Tensor:
         f"{from_channels} channels cannot become {channels}: only a single channel can be copied; "
         "choose the channels yourself, or mix them down to one"
     )
+
+
+def require_tensor(samples: object) -> None:
+    """Raise `TypeError` with advice for an array of another package."""
+    if not isinstance(samples, Tensor):
+        raise TypeError(
+            f"expected a torch tensor, got {type(samples).__name__}: use torch.from_numpy(array) "
+            "or torch.as_tensor(samples)"
+        )
 
 
 def convert_audio(wav: Tensor, from_samplerate: int, to_samplerate: int, channels: int) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demucs_infer.audio.channels import convert_channels
+from demucs_infer.audio.channels import convert_channels, require_tensor
 from demucs_infer.audio.encoders.base import pieces
 from demucs_infer.audio.formats import FORMATS, format_of
 from demucs_infer.audio.reader import AudioInfo, AudioReader, probe
@@ -31,8 +31,8 @@ class AudioFile:
     Audio is resampled by this package; upstream uses the ffmpeg program.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
+        self.path = Path(os.fsdecode(path))
 
     def __len__(self) -> int:
         return self._probe.num_streams
@@ -142,6 +142,7 @@ def convert_audio_channels(wav: Tensor, channels: int = 2) -> Tensor:
 
 def i16_pcm(wav: Tensor) -> Tensor:
     """Convert floats to int16, clamped to full scale; return integers unchanged."""
+    require_tensor(wav)
     if not wav.is_floating_point():
         return wav
     return (wav.clamp(-1, 1) * _INT16_MAX).short()
@@ -149,6 +150,7 @@ def i16_pcm(wav: Tensor) -> Tensor:
 
 def f32_pcm(wav: Tensor) -> Tensor:
     """Convert int16 to float32; return floats unchanged."""
+    require_tensor(wav)
     return wav if wav.is_floating_point() else wav.float() / _INT16_MAX
 
 

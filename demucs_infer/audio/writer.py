@@ -15,7 +15,7 @@ from typing import BinaryIO, Literal, TypeAlias
 
 from torch import Tensor
 
-from demucs_infer.audio.channels import StreamResampler
+from demucs_infer.audio.channels import StreamResampler, require_tensor
 from demucs_infer.audio.encoders.base import Encoder, pieces
 from demucs_infer.audio.encoders.lame import LameEncoder, has_lame
 from demucs_infer.audio.encoders.pyav import Muxer
@@ -307,7 +307,12 @@ def save_audio(
 
     Raises:
         AudioWriteError: The suffix is unknown, a sample is not finite, or writing fails.
+        TypeError: `wav` is not a tensor.
+        ValueError: `wav` is not (C, T).
     """
+    require_tensor(wav)
+    if wav.ndim != 2:
+        raise ValueError(f"cannot save audio of shape {tuple(wav.shape)}: pass (channels, samples)")
     kind = FORMATS[format_of(Path(path))]
     is_mp3 = kind.name == "mp3"
     peak_of(wav.detach(), str(path))

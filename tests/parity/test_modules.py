@@ -1,6 +1,7 @@
 """What upstream's smaller modules offer gives the same numbers here."""
 
 import hashlib
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 import demucs_infer.apply
+import demucs_infer.audio
 import demucs_infer.hf
 import demucs_infer.htdemucs
 import demucs_infer.pretrained
@@ -30,9 +32,15 @@ import demucs_infer.spec
 import demucs_infer.states
 import demucs_infer.utils
 from demucs_infer.checkpoints.catalog import load_catalog
-from demucs_infer.errors import CheckpointError, DownloadError, ModelLoadingError, ModelNotFound
+from demucs_infer.errors import (
+    CheckpointError,
+    ConfigError,
+    DownloadError,
+    ModelLoadingError,
+    ModelNotFound,
+)
 from tests.helpers.audio_signals import make_noise
-from tests.helpers.networks import TINY, randomize
+from tests.helpers.networks import TINY, ScaleModel, randomize
 
 # ── apply ──
 
@@ -460,3 +468,40 @@ def test_fatal_writes_and_exits(capsys: pytest.CaptureFixture[str]) -> None:
         demucs_infer.utils.fatal("no", 3)
     assert caught.value.code == 1
     assert capsys.readouterr().err == "no 3\n"
+
+
+# ── mistakes ──
+
+WAV = make_noise(2, 800)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: demucs_infer.audio.save_audio(WAV.numpy(), "a.wav", 8000), "from_numpy"),
+        (lambda: demucs_infer.audio.convert_audio(WAV.numpy(), 1, 1, 1), "from_numpy"),
+        (lambda: demucs_infer.audio.i16_pcm(WAV.numpy()), "got ndarray"),
+        (lambda: demucs_infer.audio.f32_pcm([1.0]), "got list"),
+        (lambda: demucs_infer.apply.apply_model(ScaleModel(), WAV[None].numpy()), "from_numpy"),
+        (lambda: demucs_infer.audio.save_audio(WAV[None], "a.wav", 8000), r"\(1, 2, 800\): pass"),
+        (
+            lambda: demucs_infer.apply.apply_model(ScaleModel(), WAV[None], device="foo"),
+            "'foo' is not a device; use 'auto'",
+        ),
+        (
+            lambda: demucs_infer.apply.apply_model(ScaleModel(), WAV[None], device="cuda:99"),
+            "cuda:99 is not available here",
+        ),
+    ],
+)
+def test_mistake_at_a_front_of_upstream_is_explained(
+    use: Callable[[], object], message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError, ConfigError), match=message):
+        use()
+
+
+def test_audio_file_takes_a_path_as_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    demucs_infer.audio.save_audio(WAV, path, 8000)
+    assert demucs_infer.audio.AudioFile(os.fsencode(path)).samplerate() == 8000
