@@ -746,7 +746,9 @@ def test_dict_list_and_tensor_outputs_are_equivalent() -> None:
 def test_output_of_the_wrong_shape_is_refused() -> None:
     wrapped = create_w2w_model(Ones(), params("spectrogram", "spectrogram_mask"), stft=STFT)
     wrapped.model.forward = lambda x: x  # type: ignore[method-assign]  # the error under test
-    with pytest.raises(SeparationError, match=r"not \(batch, stems, channels, bins, frames, 2 p"):
+    with pytest.raises(
+        SeparationError, match=r"expected \(batch, stems, channels, bins, frames, 2 p"
+    ):
         wrapped(make_noise(2, 1024)[None])
 
 
