@@ -8,6 +8,7 @@ together.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,11 @@ def share_queue(device: torch.device) -> Callable[[], None]:
     if device.type != "cuda":
         return lambda: None
     return partial(torch.cuda.set_stream, torch.cuda.current_stream(device))
+
+
+def use_device(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which `device` is the current GPU, on which kernels are launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def free_device_memory(device: torch.device) -> int:

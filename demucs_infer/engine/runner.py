@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from demucs_infer.engine.device_track import free_device_memory, upload
+from demucs_infer.engine.device_track import free_device_memory, upload, use_device
 from demucs_infer.engine.network import Network, SupportsStemSelection, as_tensor
 from demucs_infer.engine.parallel import measure_memory
 from demucs_infer.engine.queries import QueryAdapter
@@ -322,7 +322,7 @@ class Runner:
             selected = None
         forward_stems = None if selected is None else _find_forward_stems(run)
         # Only here: a generator that enters inference mode would impose it on its consumer.
-        with torch.inference_mode():
+        with use_device(target), torch.inference_mode():
             flat = upload(flat, target)
             if forward_stems is not None and selected is not None:
                 output, selected = forward_stems(flat, selected), None

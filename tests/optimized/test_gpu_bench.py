@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.bench.gpu.checks import check_products, check_spectra
-from tests.bench.gpu.measures import measure_variants
+from tests.bench.gpu.measures import measure_short_tracks, measure_tracks, measure_variants
 from tests.bench.gpu.profiles import kind_of
 from tests.bench.gpu.report import Part, Report
 from tests.bench.gpu.shapes import RELEASED, SMALL, make_network
@@ -35,8 +35,10 @@ def test_steps_run_on_a_cpu(tmp_path: Path) -> None:
     part.run(
         "variants", lambda: measure_variants(part, make_network(SMALL, "htdemucs"), cpu, SMALL)
     )
+    part.run("short tracks", lambda: measure_short_tracks(part, SMALL, cpu))
+    part.run("tracks", lambda: measure_tracks(part, SMALL, cpu, tmp_path))
     results = read_results(tmp_path)
-    assert len(results) > 20 and all(result["passed"] is not False for result in results)
+    assert len(results) > 23 and all(result["passed"] is not False for result in results)
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ def measure_short_tracks(part: Part, shapes: Shapes, device: torch.device) -> No
     network = make_network(shapes, "htdemucs").to(device)
     precision: Any = fastest_precision(device)
     options = SeparationOptions(shifts=0, precision=precision)
-    runner = make_runner(device, compile=False)
+    runner = make_runner([device], compile=False)
     tracks = [TensorTrack(part.contiguous()) for part in make_music(6 * seconds).chunk(6, dim=1)]
 
     def run() -> None:
