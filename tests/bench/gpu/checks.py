@@ -57,7 +57,8 @@ def check_products(part: Part, device: torch.device) -> None:
     up = torch.randn(48, 24, 8, 1, generator=generator).half().float() / 20
     tokens = torch.randn(2, 4, 300, 64, generator=generator)
     matrix = torch.randn(128, 64, generator=generator).half().float() / 8
-    least: dict[arithmetic.Kind, float] = {"float32": 110, "split": 110, "tf32": 65, "half": 65}
+    # The units for TF32 cut off sums, which an emulation does not show: fewer decibels than 125.
+    least: dict[arithmetic.Kind, float] = {"float32": 110, "split": 95, "tf32": 65, "half": 65}
     for kind, bound in least.items():
         here = Arithmetic(kind, emulated=device.type == "cpu")
         cases: dict[str, tuple[Tensor, Tensor]] = {}
