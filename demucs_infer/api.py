@@ -321,7 +321,7 @@ class Separator:
     ) -> None:
         self._model = model
         self._ensemble = Ensemble.from_model(model)
-        self._values = {**find_preferences(self._ensemble.members), **values}
+        self._values = {**find_preferences(self._ensemble), **values}
         self._state = SeparatorState.resolve(self._ensemble.sources, self._values)
         self._lock = Lock()
         self._is_closed = False

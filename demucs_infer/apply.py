@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from typing import TypeAlias, cast
 
 import torch
@@ -42,6 +43,10 @@ class BagOfModels(nn.Module):
     replaces the segment of every member, except that a network that always runs at its own
     window keeps its segment if that is shorter. The given networks are not changed: a member with
     another segment is a shallow copy that shares the weights.
+
+    `stems` allows networks with different stems: those of the bag, matched by name. A network
+    without one of them has the weight 0 there, and runs with settings of its own. `combine` is
+    mean, median, or the smallest (min) or largest (max) sample in magnitude.
     """
 
     def __init__(
@@ -49,15 +54,29 @@ class BagOfModels(nn.Module):
         models: Sequence[nn.Module],
         weights: Sequence[Sequence[float]] | None = None,
         segment: float | None = None,
+        *,
+        stems: Sequence[str] | None = None,
+        combine: str = "mean",
     ) -> None:
         super().__init__()
-        first = Ensemble(tuple(cast(Network, model) for model in models))
+        by_name = None if stems is None else tuple(stems)
+        members = tuple(cast(Network, model) for model in models)
+        first = Ensemble(members, stems=by_name, combine=combine)
         self.sources = list(first.sources)
+        self.stems_by_name = by_name
+        self.combine = combine
         self.samplerate = first.samplerate
         self.audio_channels = first.audio_channels
         if weights is None:
-            weights = [[1.0] * len(self.sources) for _ in models]
+            weights = [[float(stem in m.sources) for stem in self.sources] for m in members]
         check_weights(weights, len(models), self.sources)
+        for member, row in zip(members, weights):
+            for stem, weight in zip(self.sources, row):
+                if weight and stem not in member.sources:
+                    raise ValueError(
+                        f"a network has the weight {weight} for {stem!r}, which it does not "
+                        f"separate (its stems: {', '.join(member.sources)}): use 0"
+                    )
         self.weights = [list(member) for member in weights]
         self.models = nn.ModuleList([_at_segment(model, segment) for model in models])
 
@@ -221,7 +240,7 @@ def _with_arguments(ensemble: Ensemble, arguments: Mapping[str, object] | None) 
     members = [
         QueryAdapter(cast(nn.Module, member), {"": arguments}) for member in ensemble.members
     ]
-    return Ensemble(tuple(cast(Network, member) for member in members), ensemble.weights)
+    return replace(ensemble, members=tuple(cast(Network, member) for member in members))
 
 
 def _with_lock(

@@ -16,6 +16,7 @@ from demucs_infer.checkpoints.catalog import (
     NOT_STATED,
     Bag,
     Checkpoint,
+    PublishedNetwork,
     load_catalog,
     split_bag,
 )
@@ -162,6 +163,12 @@ def get_model(
         from demucs_infer.states import load_model
 
         return load_model(text, trust=trust)
+    if text in load_catalog().networks:
+        raise ModelLoadingError(
+            f"{text!r} is a configuration and a checkpoint: config, checkpoint = "
+            f"demucs_infer.pretrained.pull({text!r}), then Separator.from_pretrained(config=config,"
+            " checkpoint=checkpoint)"
+        )
     if not load_catalog().has(text):
         return load_registered_network(text)
     store = CheckpointStore.from_environment(cache_dir, offline, progress)
@@ -227,6 +234,8 @@ def list_models(repo: AnyPath | None = None) -> dict[str, Places]:
 def model_info(name: str, *, cache_dir: AnyPath | None = None) -> ModelInfo:
     """Describe a model of the catalog or of another package, without downloading anything."""
     catalog, store = load_catalog(), CheckpointStore.from_environment(cache_dir, offline=True)
+    if name in catalog.networks:
+        return _describe_network(catalog.networks[name], store)
     if name not in {*catalog.bags, *catalog.checkpoints} and name in list_registered_models():
         return _describe_registered(name)
     parts, checkpoints = split_bag(name), catalog.files(name)
@@ -400,6 +409,23 @@ def _describe_registered(name: str) -> ModelInfo:
     )
 
 
+def _describe_network(network: PublishedNetwork, store: CheckpointStore) -> ModelInfo:
+    score = f"{network.score} ({network.score_source})" if network.score else "no score published"
+    return ModelInfo(
+        name=network.name,
+        is_bag=False,
+        stems=network.stems,
+        sample_rate=None,
+        segment=None,
+        weights=None,
+        license=f"{network.license} (as of {network.as_of})",
+        source=network.source,
+        note=f"{network.architecture} by {network.author}; {score}; needs the extra 'community'",
+        is_bundled=False,
+        files=tuple(_describe_file(file, store) for file in network.files),
+    )
+
+
 def _common_value(values: Iterable[_Value | None]) -> _Value | None:
     distinct = set(values)
     return distinct.pop() if len(distinct) == 1 else None
@@ -410,7 +436,7 @@ def _describe_file(checkpoint: Checkpoint, store: CheckpointStore) -> FileInfo:
     return FileInfo(
         signature=checkpoint.signature,
         file=checkpoint.file,
-        sha256=checkpoint.sha256,
+        sha256=store.digest(checkpoint) or "not published: that of the first download is enforced",
         urls=checkpoint.urls,
         size=path.stat().st_size if path.is_file() else checkpoint.size,
         license=checkpoint.license,

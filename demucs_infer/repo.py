@@ -147,7 +147,10 @@ class RemoteRepo(ModelOnlyRepo):
 
 
 class LocalRepo(ModelOnlyRepo):
-    """A folder of `SIGNATURE.th`, `SIGNATURE-CHECKSUM.th` or `SIGNATURE.safetensors` files."""
+    """A folder of `SIGNATURE.th`, `SIGNATURE-CHECKSUM.th` or `SIGNATURE.safetensors` files.
+
+    `NAME.ckpt` beside `NAME.yaml` is a network of another kind and its configuration.
+    """
 
     def __init__(self, root: str | os.PathLike[str], *, trust: bool = False) -> None:
         self.root = Path(root)
@@ -172,6 +175,14 @@ class LocalRepo(ModelOnlyRepo):
             self._models[signature] = file
             if dash:
                 self._checksums[signature] = checksum
+        for file in _list_files(self.root, ".ckpt"):
+            if file.with_suffix(".yaml").is_file():
+                self._models.setdefault(file.stem, file)
+
+    def files_of(self, sig: str) -> list[Path]:
+        """Return the files of a network: its weights, after its configuration if it has one."""
+        file = self._models[sig]
+        return [file.with_suffix(".yaml"), file] if file.suffix == ".ckpt" else [file]
 
     def has_model(self, sig: str) -> bool:
         """Return whether there is a model of this name."""
@@ -184,6 +195,11 @@ class LocalRepo(ModelOnlyRepo):
         file, checksum = self._models[sig], self._checksums.get(sig)
         if checksum is not None:
             check_checksum(file, checksum)
+        if file.suffix == ".ckpt":
+            from demucs_infer.custom.build import load_network
+            from demucs_infer.custom.config import Config
+
+            return load_network(Config.from_file(file.with_suffix(".yaml")), file)
         return _load(file, trust=self._trust)
 
     def list_model(self) -> Places:
@@ -203,7 +219,9 @@ class BagOnlyRepo:
     def scan(self) -> None:
         """List the folder again."""
         if not isinstance(self.root, Catalog):
-            self._bags = {file.stem: file for file in _list_files(Path(self.root), ".yaml")}
+            files = _list_files(Path(self.root), ".yaml")
+            is_bag = {file: not file.with_suffix(".ckpt").is_file() for file in files}
+            self._bags = {file.stem: file for file in files if is_bag[file]}
 
     def has_model(self, name: str) -> bool:
         """Return whether there is a model of this name."""
@@ -347,7 +365,8 @@ def build_bag(bag: Bag, repo: ModelRepo) -> BagOfModels:
     members = {signature: repo.get_model(signature) for signature in dict.fromkeys(bag.models)}
     weights = None if bag.weights is None else [list(row) for row in bag.weights]
     try:
-        return BagOfModels([members[signature] for signature in bag.models], weights, bag.segment)
+        models = [members[signature] for signature in bag.models]
+        return BagOfModels(models, weights, bag.segment, stems=bag.stems, combine=bag.combine)
     except (AssertionError, ValueError) as error:
         raise CheckpointError(
             f"the members of the bag {bag.name!r} do not match: {error}"

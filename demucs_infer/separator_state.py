@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from demucs_infer.devices import choose_best_device, choose_device, choose_devices
-from demucs_infer.engine.network import Network
+from demucs_infer.engine.network import Ensemble, Network
 from demucs_infer.engine.runner import Runner
 from demucs_infer.engine.runner_group import RunnerGroup
 from demucs_infer.engine.stems import StemPlan, choose_stems
@@ -114,13 +114,15 @@ def merge_values(
     return {**values_of(options), **values_of(stem_options), **given}
 
 
-def find_preferences(members: Sequence[object]) -> dict[str, object]:
-    """Return the settings that the networks use by default.
+def find_preferences(ensemble: Ensemble) -> dict[str, object]:
+    """Return the settings that the networks use by default: none if each has its own.
 
     Raises:
         ValueError: The networks of a bag disagree.
     """
-    preferences = [dict(getattr(member, "preferences", {})) for member in members]
+    if ensemble.stems is not None:
+        return {}
+    preferences = [dict(getattr(member, "preferences", {})) for member in ensemble.members]
     if any(each != preferences[0] for each in preferences):
         raise ValueError(f"the networks of a bag have different default settings: {preferences}")
     return preferences[0]

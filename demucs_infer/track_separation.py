@@ -59,7 +59,7 @@ def with_queries(
         raise ValueError("`queries` is not supported for bags of models")
     all_queries = {name: {**model_kwargs, **query} for name, query in queries.items()}
     members = [QueryAdapter(cast(nn.Module, member), all_queries) for member in ensemble.members]
-    return Ensemble(tuple(cast(Network, member) for member in members), ensemble.weights)
+    return replace(ensemble, members=tuple(cast(Network, member) for member in members))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

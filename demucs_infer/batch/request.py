@@ -65,11 +65,12 @@ class ModelSpec:
         bags = BagOnlyRepo(repo, single)
         files = single.list_model()
         if self.name in files:
-            return (sha256_file(Path(files[self.name])),)
+            return tuple(map(sha256_file, single.files_of(self.name)))
         if not bags.has_model(self.name):
             return None
         paths = [Path(bags.list_model()[self.name])]
-        paths += [Path(files[name]) for name in bags.bag(self.name).models if name in files]
+        members = [name for name in bags.bag(self.name).models if name in files]
+        paths += [path for name in members for path in single.files_of(name)]
         return tuple(map(sha256_file, paths))
 
     def _hub_weights(self) -> tuple[str, ...] | None:

@@ -19,6 +19,7 @@ from typing import TypeVar
 from demucs_infer.api import Separator
 from demucs_infer.audio.gain import translate_os_errors, write_error
 from demucs_infer.audio.spool import Spool, SpoolAbandoned
+from demucs_infer.batch.chain import ChainedModelSpec
 from demucs_infer.batch.custom_model import CustomModelSpec
 from demucs_infer.batch.job import TrackJob as TrackJob
 from demucs_infer.batch.manifest import Manifest, Stem
@@ -45,6 +46,8 @@ _MAX_UNWRITTEN = 2  # tracks whose files may still be written while others are s
 
 def open_separator(model: ModelSpec, request: Request) -> Separator:
     """Return a separator for the tracks of a request; raise `ValueError` for unknown stems."""
+    if isinstance(model, ChainedModelSpec):
+        return model.open(request)
     if isinstance(model, CustomModelSpec):
         separator = model.open(request)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import reprlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from math import inf, nan
 from pathlib import Path
@@ -63,6 +63,7 @@ class Checkpoint:
     file: str
     """File name in the cache, the one that a local repository expects."""
     sha256: str
+    """Empty if none is published: that of the first download is kept and enforced."""
     urls: tuple[str, ...] = ()
     """Addresses of the same bytes, best first."""
     size: int | None = None
@@ -95,6 +96,10 @@ class Bag:
     """One row for each network, one column for each stem."""
     segment: float | None = None
     """Segment in seconds; `None` keeps each network's own."""
+    stems: tuple[str, ...] | None = None
+    """Stems of networks with different ones, matched by name; `None`: all have the same."""
+    combine: str = "mean"
+    """How the networks become one: mean, median, min or max."""
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -111,12 +116,58 @@ class Bag:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedNetwork:
+    """A network of the community, published as a configuration and a checkpoint."""
+
+    name: str
+    architecture: str
+    """Its type, as in `custom.community`."""
+    author: str
+    config: str
+    """Address of the configuration."""
+    checkpoint: str
+    """Address of the weights."""
+    stems: tuple[str, ...]
+    source: str
+    """Where the author, the files and the license can be looked up."""
+    as_of: str
+    """Date on which the license was looked up."""
+    license: str = NOT_STATED
+    score: str | None = None
+    """What `score_source` measured."""
+    score_source: str | None = None
+    sha256: str = ""
+    """Of the weights; empty if none is published."""
+    size: int | None = None
+    """Bytes of the weights."""
+
+    @property
+    def files(self) -> tuple[Checkpoint, Checkpoint]:
+        """The configuration and the weights."""
+        details: dict[str, Any] = {"license": self.license, "source": self.source}
+        config = Checkpoint(
+            self.name, f"{self.name}.yaml", "", (self.config,), size=2**18, **details
+        )
+        weights = Checkpoint(
+            self.name,
+            f"{self.name}.ckpt",
+            self.sha256,
+            (self.checkpoint,),
+            size=self.size,
+            stems=self.stems,
+            **details,
+        )
+        return config, weights
+
+
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Checkpoints by signature and bags by name."""
+    """Checkpoints by signature, bags by name and networks of the community by name."""
 
     checkpoints: Mapping[str, Checkpoint]
     bags: Mapping[str, Bag]
+    networks: Mapping[str, PublishedNetwork] = field(default_factory=dict)
 
     def bag(self, name: str) -> Bag:
         """Return the bag called `name`; a signature gives a bag of that single network."""
@@ -124,10 +175,15 @@ class Catalog:
             return self.bags[name]
         if name in self.checkpoints:
             return Bag(name, (name,))
-        raise ModelNotFound(name, {*self.bags, *self.checkpoints})
+        raise ModelNotFound(name, {*self.bags, *self.checkpoints, *self.networks})
 
     def files(self, name: str) -> list[Checkpoint]:
-        """Return the checkpoints that `name` needs, each once, in the bag's order."""
+        """Return the checkpoints that `name` needs, each once, in the bag's order.
+
+        For a network of the community, these are its configuration and its weights.
+        """
+        if name in self.networks:
+            return list(self.networks[name].files)
         signatures = [
             signature for part, _ in split_bag(name) for signature in self.bag(part).models
         ]
@@ -150,17 +206,23 @@ def read_catalog(path: Path) -> Catalog:
         table = tomllib.loads(path.read_text("utf-8"))
         origins = table.get("origin", {})
         checkpoints = [_parse_checkpoint(entry, origins) for entry in table.get("checkpoint", [])]
+        networks = [
+            PublishedNetwork(**{**entry, "stems": tuple(entry["stems"])})
+            for entry in table.get("network", [])
+        ]
         bags = [parse_bag(entry.pop("name"), entry) for entry in table.get("bag", [])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"cannot read the catalog {path}: {error}") from error
     catalog = Catalog(
         {checkpoint.signature: checkpoint for checkpoint in checkpoints},
         {bag.name: bag for bag in bags},
+        {network.name: network for network in networks},
     )
     missing = {model for bag in bags for model in bag.models} - catalog.checkpoints.keys()
     if missing:
         raise ConfigError(f"the catalog {path} lacks members of its bags: {sorted(missing)}")
-    if len(catalog.checkpoints) != len(checkpoints) or len(catalog.bags) != len(bags):
+    names = [*catalog.checkpoints, *catalog.bags, *catalog.networks]
+    if len(names) != len(checkpoints) + len(bags) + len(networks):
         raise ConfigError(f"the catalog {path} has duplicate names")
     return catalog
 
@@ -175,15 +237,37 @@ def _parse_checkpoint(entry: dict[str, Any], origins: dict[str, dict[str, Any]])
 
 
 def parse_bag(name: str, table: Mapping[str, Any]) -> Bag:
-    """Create a bag from a table with `models`, `weights` and `segment` (catalog or YAML)."""
+    """Create a bag from a table with `models`, `weights` and `segment` (catalog or YAML).
+
+    `stems` lists the stems of networks with different ones; `combine` is mean by default.
+    """
     models, weights, segment = (table.get(key) for key in ("models", "weights", "segment"))
+    stems, combine = table.get("stems"), table.get("combine", "mean")
+    if stems is not None and (
+        not isinstance(stems, list)
+        or not all(isinstance(stem, str) and stem for stem in stems)
+        or len(set(stems)) != len(stems)
+    ):
+        raise ConfigError(f"the bag {name!r} has `stems` that are not a list of different names")
+    if combine not in ("mean", "median", "min", "max"):
+        raise ConfigError(
+            f"the bag {name!r} has combine = {reprlib.repr(combine)}: it must be mean, median, "
+            "min or max"
+        )
     if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
         raise ConfigError(f"the bag {name!r} needs `models`, a list of signatures")
     if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int | float)):
         raise ConfigError(
             f"the bag {name!r} has the segment {reprlib.repr(segment)}: it must be a number"
         )
-    return Bag(name, tuple(models), _parse_weights(name, weights), segment)
+    return Bag(
+        name,
+        tuple(models),
+        _parse_weights(name, weights),
+        segment,
+        stems=None if stems is None else tuple(stems),
+        combine=combine,
+    )
 
 
 def _parse_weights(name: str, weights: object) -> tuple[tuple[float, ...], ...] | None:

@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.request import ModelSpec
+from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.errors import ConfigError, ModelLoadingError
 from demucs_infer.options import NAMES, OPTIONS, Request, drop_inapplicable, list_options
 
@@ -15,6 +17,12 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
     `custom_config` is that configuration, or None, and `config_settings` are its settings.
     """
     args = parser.parse_args(words)
+    pair: tuple[Path, Path] | None = None
+    if args.config is None and (pair := _find_pair(args)) is not None:
+        # The same as if the two files were given, wherever they come from.
+        parser.set_defaults(config=pair[0], checkpoint=pair[1])
+        args = parser.parse_args(words)
+        args.repo = None
     dependent = {
         "--checkpoint": args.checkpoint,
         "--model-type": args.model_type,
@@ -43,13 +51,64 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
     parser.set_defaults(**settings)
     args = parser.parse_args(words)
     args.custom_config, args.config_settings = config, settings
+    if pair is not None:
+        args.repo = None
     if args.two_stems is not None:  # it excludes --stems, which the file may choose
         args.stems = None
     return args
 
 
+def _find_pair(args: argparse.Namespace) -> tuple[Path, Path] | None:
+    """Return configuration and weights of a network that is named, downloaded if necessary."""
+    if args.repo is not None:
+        checkpoint = args.repo / f"{args.name}.ckpt"
+        config = checkpoint.with_suffix(".yaml")
+        return (config, checkpoint) if checkpoint.is_file() and config.is_file() else None
+    if args.name not in load_catalog().networks:
+        return None
+    from demucs_infer.cli.models import download
+
+    config, checkpoint = download(
+        args.name,
+        cache_dir=args.cache_dir,
+        offline=args.offline,
+        quiet=getattr(args, "quiet", False),
+    )
+    return config, checkpoint
+
+
 def read_model(args: argparse.Namespace) -> ModelSpec:
-    """Return the model that the flags name."""
+    """Return the model that the flags name, and the one of `--then` behind it."""
+    first = _read_first_model(args)
+    if args.then is None:
+        return first
+    from demucs_infer.batch.chain import ChainedModelSpec
+
+    stem, equals, name = args.then.rpartition("=")
+    if not (stem and equals and name):
+        raise ValueError(
+            f"--then {args.then}: expected STEM=MODEL, such as drums=drumsep: the stem to separate "
+            "again, and the model to do it with"
+        )
+    second = _read_second_model(args, name)
+    return ChainedModelSpec(
+        name=f"{first.name}-then-{second.name}", first=first, second=second, stem=stem
+    )
+
+
+def _read_second_model(args: argparse.Namespace, name: str) -> ModelSpec:
+    own = argparse.Namespace(**{**vars(args), "name": name})
+    places = {"cache_dir": args.cache_dir, "offline": args.offline}
+    pair = _find_pair(own)
+    if pair is None:
+        return ModelSpec(name=name, repo=args.repo, trust=args.trust_checkpoint, **places)
+    from demucs_infer.batch.custom_model import CustomModelSpec
+    from demucs_infer.custom.config import Config
+
+    return CustomModelSpec(name=name, config=Config.from_file(pair[0]), checkpoint=pair[1])
+
+
+def _read_first_model(args: argparse.Namespace) -> ModelSpec:
     if args.custom_config is None:
         return ModelSpec(
             name=args.sig or args.name,

@@ -77,10 +77,19 @@ def download(
     quiet: bool = False,
 ) -> list[Path]:
     """Return the files of a model, downloading missing ones with a bar if this is a terminal."""
+    network = load_catalog().networks.get(name)
+    is_first = network is not None and not model_info(name, cache_dir=cache_dir).is_cached
     with progress_bar(name, hidden=True if quiet else None) as on_progress:
-        return pretrained.pull(
+        paths = pretrained.pull(
             name, to=to, cache_dir=cache_dir, offline=offline, progress=on_progress
         )
+    if network is not None and is_first and not network.sha256 and not quiet:
+        digest = model_info(name, cache_dir=cache_dir).files[-1].sha256
+        sys.stderr.write(
+            f"{name}: no sha256 of its weights is published; that of this download, {digest}, is "
+            "kept and enforced from now on\n"
+        )
+    return paths
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -93,6 +102,7 @@ def _list(args: argparse.Namespace) -> None:
         catalog = load_catalog()
         bundled = [entry.signature for entry in catalog.checkpoints.values() if entry.is_bundled]
         names = [*catalog.bags, *(catalog.checkpoints if args.all else bundled)]
+        names += catalog.networks
         infos = [model_info(name, cache_dir=args.cache_dir) for name in dict.fromkeys(names)]
         rows = [_make_row(info) for info in infos]
         lines = [_format_line(info) for info in infos]
@@ -106,7 +116,7 @@ def _describe(args: argparse.Namespace) -> None:
         return
     source = f" ({info.source})" if info.source else ""
     lines = [_format_line(info), f"  license of the weights: {info.license}{source}"]
-    if info.note:
+    if info.note and info.name not in load_catalog().networks:
         lines.append(f"  {info.note}")
     for file in info.files:
         url = file.urls[0] if file.urls else "no known URL"
@@ -156,6 +166,7 @@ def _make_row(info: ModelInfo) -> dict[str, Any]:
         "is_cached": info.is_cached,
         "is_bundled": info.is_bundled,
         "license": info.license,
+        "note": info.note,
     }
 
 
@@ -168,7 +179,10 @@ def _format_line(info: ModelInfo) -> str:
         note = " (default: start here)"
     elif info.is_bundled:
         note = " (to try the program; trained on synthetic music)"
-    return f"{info.name:24} {size:>10}  {state:12} {stems}{note}"
+    line = f"{info.name:24} {size:>10}  {state:12} {stems}{note}"
+    if info.name in load_catalog().networks:
+        line += f"\n    {info.note}; license: {info.license}"
+    return line
 
 
 def _print(text: str) -> None:

@@ -203,6 +203,12 @@ def _add_model_flags(group: Any) -> None:
         help="module with the class of the network (default: the package that registered it)",
     )
     group.add_argument("--class", dest="class_name", metavar="CLASS", help="its class in --module")
+    group.add_argument(
+        "--then",
+        metavar="STEM=MODEL",
+        help="separate a stem again with another model, and write the stems of it instead: "
+        "drums=drumsep; name STEM in --stems to keep it, too",
+    )
     group.add_argument("--repo", type=Path, help="folder of models to use instead of the catalog")
     group.add_argument("--list-models", action="store_true", help="list the models and exit")
     group.add_argument("--cache-dir", type=Path, help="folder for downloaded models")

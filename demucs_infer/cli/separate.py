@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from demucs_infer.batch.chain import ChainedModelSpec
 from demucs_infer.batch.discovery import STDIN, DiscoveredTrack, find_tracks
 from demucs_infer.batch.job import TrackJob, find_done_before
 from demucs_infer.batch.manifest import read_manifest
@@ -282,8 +283,9 @@ def _separate(
         from demucs_infer.batch.runner import BatchRunner, open_separator
         from demucs_infer.devices import choose_devices
     choose_devices(request.separation.device)  # an unknown one is reported before any download
-    if model.is_remote:
-        download(model.name, cache_dir=model.cache_dir, offline=model.offline, quiet=args.quiet)
+    for part in (model.first, model.second) if isinstance(model, ChainedModelSpec) else (model,):
+        if part.is_remote:
+            download(part.name, cache_dir=part.cache_dir, offline=part.offline, quiet=args.quiet)
     separator = open_separator(model, request)
     if model.name == "tiny" and any(job.track != "demo" for job in jobs):
         reporter.show_note(

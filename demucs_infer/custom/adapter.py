@@ -166,6 +166,8 @@ class WaveformModel(nn.Module):
         self.postprocess = postprocess
         self.preferences: dict[str, object] = {}
         """Default options of a `Separator` for this network."""
+        self.own_settings: dict[str, object] = {}
+        """Settings of its windows in a bag of networks with different stems."""
         problems = [
             *_find_conflicts(model, self),
             *_find_stft_problems(traits, stft, self.chunk_size),

@@ -53,6 +53,7 @@ def _wrap(model: nn.Module, config: Config, traits: Traits) -> WaveformModel:
         stft=config.stft,
     )
     network.preferences = dict(config.preferences)
+    network.own_settings = {**config.preferences, "overlap": config.overlap, "segment": None}
     return network
 
 

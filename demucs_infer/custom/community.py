@@ -40,6 +40,9 @@ TYPES = {
 }
 """Supported types, and what they are called."""
 
+_PACKABLE = ("layers", "separation_net", "encoder_blocks", "bottleneck_block", "decoder_blocks")
+"""Children whose linear layers are only called; the band splits of RoFormers read their weights."""
+
 _HIDDEN_LAYER = re.compile(r"(?:^|\.)mask_estimators\.0\.to_freqs\.0\.0\.\d+\.weight$")
 
 
@@ -105,6 +108,9 @@ def _build(model_type: str, params: CommunityParams) -> nn.Module:
     if model_type.startswith("mel_band") and isinstance(sections.get("model"), Mapping):
         # The published networks of this type keep the lowest bin; the library's default drops it.
         sections["model"] = {"zero_dc": False, **sections["model"]}
+    model = sections.get("model")
+    if isinstance(model, Mapping) and model.get("flash_attn") is False:
+        sections["model"] = {**model, "flash_attn": True}  # the same sums, in less memory
     with TemporaryDirectory() as folder:
         # JSON is YAML; only plain values are in it, whatever the user's file had.
         path = Path(folder, "config.yaml")
@@ -121,6 +127,7 @@ def _build(model_type: str, params: CommunityParams) -> nn.Module:
     if "window" not in getattr(network, "stft_config", {"window": None}):
         network.register_forward_pre_hook(_set_stft_window)
     network.register_forward_hook(_fit_output)
+    network.packable_children = _PACKABLE
     built: nn.Module = network
     return built
 

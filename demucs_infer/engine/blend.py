@@ -4,6 +4,8 @@ Shapes: S stems, C channels, t samples of a block, W samples of a window; `...` 
 for recordings that are separated together.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,8 @@ class Blend:
         owned = output[..., chunk.skip : chunk.skip + len(chunk)]
         pass_ = self._plan.passes[index]
         weights = self._window_weights(pass_.member, len(chunk), output.device)
-        if self._config.options.window == "edge_fade" and self._config.options.split:
+        options = self._config.member_options[pass_.member]
+        if options.window == "edge_fade" and options.split:
             first, last = pass_.chunks[0], pass_.chunks[-1]
             segment, _ = self._config.grids[pass_.member]
             at_start, at_stop = chunk.start == first.start, chunk.stop >= last.stop
@@ -50,6 +53,10 @@ class Blend:
         if stop <= self.start:
             return None
         config = self._config
+        if config.ensemble.combine != "mean":
+            combined = self._combine(stop)
+            self.start = stop
+            return combined
         result: Tensor | None = None
         for member in config.members:
             mean = self._member_mean(member, stop)
@@ -88,6 +95,21 @@ class Blend:
         assert total is not None
         return total.div_(max(1, self._config.options.shifts))
 
+    def _combine(self, stop: int) -> Tensor:
+        """Return the stems up to sample `stop`, each from the networks with a weight in it."""
+        config = self._config
+        means = {member: self._member_mean(member, stop) for member in config.members}
+        stems = []
+        for stem in config.stems.computed:
+            values = [
+                mean[..., config.member_stems[member].index(stem), :, :]
+                for member, mean in means.items()
+                if stem in config.member_stems[member]
+            ]
+            device = values[0].device  # one of them differs if a network fell back to the CPU
+            stems.append(combine([value.to(device) for value in values], config.ensemble.combine))
+        return torch.stack(stems, dim=-3)
+
     def _add_weighted(self, result: Tensor | None, member: int, mean: Tensor) -> Tensor:
         """Add to `result` the stems that the network `member` computes, each times its weight."""
         config = self._config
@@ -104,7 +126,7 @@ class Blend:
 
     def _window_weights(self, member: int, length: int, device: torch.device) -> Tensor:
         """Return the weights of a chunk of `length` samples, cached per network and device."""
-        options = self._config.options
+        options = self._config.member_options[member]
         if not options.split:
             return torch.ones(length, device=device)
         weights = self._weights.get((member, device))
@@ -117,3 +139,14 @@ class Blend:
             weights = usable_weights(weights, _FLOOR.get(options.window, 1e-8)).to(device)
             self._weights[member, device] = weights
         return weights[:length]
+
+
+def combine(values: Sequence[Tensor], how: str) -> Tensor:
+    """Return the median of tensors, or their sample of the smallest or largest magnitude."""
+    stacked = torch.stack(list(values))
+    if how == "median":
+        middle = stacked.sort(dim=0).values[(len(values) - 1) // 2 : len(values) // 2 + 1]
+        return middle.mean(dim=0)
+    magnitude = stacked.abs()
+    index = magnitude.argmin(dim=0) if how == "min" else magnitude.argmax(dim=0)
+    return stacked.gather(0, index[None])[0]

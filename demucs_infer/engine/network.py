@@ -56,6 +56,10 @@ class SupportsStemSelection(Protocol):
         """
 
 
+COMBINATIONS = ("mean", "median", "min", "max")
+"""How a bag combines its networks: the weighted mean, the median, or the sample that is the
+smallest or largest in magnitude. All but the mean treat networks with a weight alike."""
+
 ATTRIBUTES = ("sources", "samplerate", "audio_channels", "segment")
 
 
@@ -66,6 +70,12 @@ class Ensemble:
     members: tuple[Network, ...]
     weights: tuple[tuple[float, ...], ...] | None = None
     """One row per network, one weight per stem; None: a single network without weights."""
+    stems: tuple[str, ...] | None = None
+    """Stems of a bag of networks with different ones, matched by name; None: all have the same.
+
+    Each of these networks runs with the settings of its own, `own_settings`."""
+    combine: str = "mean"
+    """How the networks become one, sample by sample: one of `COMBINATIONS`."""
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -80,16 +90,19 @@ class Ensemble:
                     "metadata=params to Separator.from_model; params has `chunk_size` and "
                     "`output_stem_names`"
                 )
+        if self.combine not in COMBINATIONS:
+            raise ValueError(f"combine = {self.combine!r} must be one of {', '.join(COMBINATIONS)}")
         first = self.members[0]
+        names = ("samplerate", "audio_channels")
         for member in self.members:
-            for name in ("sources", "samplerate", "audio_channels"):
+            for name in names if self.stems is not None else ("sources", *names):
                 expected, actual = getattr(first, name), getattr(member, name)
                 if actual != expected:
                     raise ValueError(
                         f"the networks of a bag differ in {name}: {expected} and {actual}"
                     )
         if self.weights is not None:
-            check_weights(self.weights, len(self.members), first.sources)
+            check_weights(self.weights, len(self.members), self.sources)
 
     @classmethod
     def from_model(cls, model: object) -> "Ensemble":
@@ -99,12 +112,24 @@ class Ensemble:
         models, weights = getattr(model, "models", None), getattr(model, "weights", None)
         if models is None or weights is None:
             return cls((cast(Network, model),))
-        return cls(tuple(models), tuple(tuple(map(float, member)) for member in weights))
+        stems = getattr(model, "stems_by_name", None)
+        return cls(
+            tuple(models),
+            tuple(tuple(map(float, member)) for member in weights),
+            stems=None if stems is None else tuple(stems),
+            combine=getattr(model, "combine", "mean"),
+        )
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the stems, in order."""
-        return tuple(self.members[0].sources)
+        return tuple(self.members[0].sources) if self.stems is None else self.stems
+
+    def own_index(self, member: int, stem: int) -> int:
+        """Return the index of a stem of the bag in the output of one of its networks."""
+        if self.stems is None:
+            return stem
+        return list(self.members[member].sources).index(self.stems[stem])
 
     @property
     def samplerate(self) -> int:

@@ -392,7 +392,7 @@ def _run_groups(
 def _run_batch(group: list[_WindowRequest], config: RunConfig) -> list[_WindowResponse]:
     """Run requests as one batch; if it fails, run each request alone to find which one fails."""
     member = group[0].batch.member
-    network, select = config.ensemble.members[member], config.member_stems[member]
+    network, select = config.ensemble.members[member], config.own_stems[member]
     windows = torch.cat([request.windows for request in group])
     try:
         output, events = config.runner.infer(network, windows, select, config.options)
@@ -426,19 +426,20 @@ class _TrackState:
         self._config = config
         self._gate: Gate | None = None
         self._level: Level | None = None  # None: the level is not changed
+        self._levels: list[Level | None] = [None] * len(config.ensemble.members)
+        """Levels of networks that differ in whether they change it; then `_level` is None."""
 
     def begin(self) -> Iterator[Event]:
         """Measure the level, and plan the work."""
         config, track = self._config, self._track
-        if config.options.normalize:
+        if any(config.member_options[member].normalize for member in config.members):
             yield Stage.Started("normalize")
             if isinstance(track, DeviceTrack):
                 self._level = track.measure()
             else:
                 self._level = getattr(track, "level", None) or measure(track.blocks())
-            if config.options.profile == "msst":
-                self._level = self._level.with_population_std()
             length = self._level.length
+            self._choose_levels(self._level)
             yield Stage.Completed("normalize")
         else:
             length = _length(track)
@@ -471,6 +472,21 @@ class _TrackState:
         self._blend = Blend(self._plan, config, first)
         yield from config.runner.announce_device()
 
+    def _choose_levels(self, level: Level) -> None:
+        """Set the level that each network expects, or one for all of them."""
+        levels = [
+            None
+            if not options.normalize
+            else level.with_population_std()
+            if options.profile == "msst"
+            else level
+            for options in self._config.member_options
+        ]
+        if self._config.ensemble.stems is None:
+            self._level = levels[0]
+        else:
+            self._level, self._levels = None, levels
+
     def requests(self) -> Iterator[_WindowRequest]:
         """Yield the batches of this track; windows are cut only when a batch is requested."""
         config, plan = self._config, self._plan
@@ -478,21 +494,23 @@ class _TrackState:
         reads = [min(chunk.read for _, chunk in batch.indexed_chunks) for batch in batches]
         # A short chunk at the end of the track reads further back than the chunk before it.
         keep = [*accumulate(reversed(reads), min)][::-1] + [plan.length]
+        widest = max(config.padding_width(member, plan.length) for member in config.members)
         for number, (batch, needed) in enumerate(zip(batches, keep[1:]), start=first):
             if self.is_over:  # an earlier window failed
                 return
+            options, level = config.member_options[batch.member], self._levels[batch.member]
             pad = config.padding_width(batch.member, plan.length)
-            cut = self._buffer.cut_whole if config.options.profile == "msst" else self._buffer.cut
+            cut = self._buffer.cut_whole if options.profile == "msst" else self._buffer.cut
             windows = torch.stack(
-                [cut(chunk, config.options.padding, pad) for _, chunk in batch.indexed_chunks]
+                [cut(chunk, options.padding, pad, level) for _, chunk in batch.indexed_chunks]
             )
             limit = config.batch_size(batch.member, batch.window)
             if config.needs_mixture:
                 # Stem rules and the gate read the track where stems become final, behind the
                 # windows.
                 needed = min(needed, self._blend.start)
-            # Reflection reads up to `pad + 1` samples further back.
-            self._buffer.drop(needed - (pad + 1 if pad else 0))
+            # Reflection reads up to the padding and one sample further back.
+            self._buffer.drop(needed - (widest + 1 if widest else 0))
             yield _WindowRequest(self, number, batch, windows, limit)
 
     @property
@@ -514,6 +532,8 @@ class _TrackState:
             self.is_over = True
             yield TrackFailed(output)
             return
+        level = self._levels[batch.member]
+        output = output if level is None else level.restore(output)
         for (index, chunk), window in zip(batch.indexed_chunks, output, strict=True):
             self._blend.add(index, chunk, window)
         self._num_done += 1

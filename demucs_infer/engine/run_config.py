@@ -1,8 +1,9 @@
 """Define the configuration that all tracks of a run share, and plan a track by it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from demucs_infer.engine.network import Ensemble, Network, window_rule
+from demucs_infer.engine.network import Ensemble, window_rule
 from demucs_infer.engine.parallel import choose_parallelism, limit_windows
 from demucs_infer.engine.plan import (
     Chunk,
@@ -40,9 +41,19 @@ class RunConfig:
         self.stems = stems
         self.runner = runner
         self.announce = announce
+        own = [getattr(member, "own_settings", {}) for member in ensemble.members]
+        self.member_options = [
+            options if ensemble.stems is None else replace(options, **settings) for settings in own
+        ]
+        """For each network, the settings of its windows."""
         weights = ensemble.weights or ([1.0] * len(ensemble.sources),)
         self.member_stems = needed_members(weights, stems.computed)
         """For each network, the indices of the stems that it must compute."""
+        self.own_stems = [
+            tuple(ensemble.own_index(i, stem) for stem in selected)
+            for i, selected in enumerate(self.member_stems)
+        ]
+        """The same as indices into the stems of each network."""
         self.needs_mixture = stems.needs_mixture or options.gate
         """Whether final blocks depend on the track itself."""
         self.members = [i for i, selected in enumerate(self.member_stems) if selected]
@@ -65,17 +76,18 @@ class RunConfig:
         self._max_batch = None if max_windows is None else max_windows // max(1, at_a_time)
         self.window_rules = [window_rule(net, options.segment) for net in ensemble.members]
         """For each network, the function from the length of a chunk to its input length."""
-        self.grids = [self._grid(network) for network in ensemble.members]
+        self.grids = [self._grid(member) for member in range(len(ensemble.members))]
         """For each network, (segment, stride) in samples."""
 
-    def _grid(self, network: Network) -> tuple[int, int]:
+    def _grid(self, member: int) -> tuple[int, int]:
         """Return (segment, stride) in samples, each truncated as upstream truncates them."""
-        seconds = self.options.segment
+        network, options = self.ensemble.members[member], self.member_options[member]
+        seconds = options.segment
         segment = int(network.samplerate * (network.segment if seconds is None else seconds))
-        stride = int((1 - self.options.overlap) * segment)
-        if self.options.split and not stride > 0:
+        stride = int((1 - options.overlap) * segment)
+        if options.split and not stride > 0:
             raise ValueError(
-                f"overlap = {self.options.overlap} of a segment of {segment} samples leaves "
+                f"overlap = {options.overlap} of a segment of {segment} samples leaves "
                 "no sample to advance by: lower the overlap, or use a longer segment"
             )
         return segment, stride
@@ -101,12 +113,13 @@ class RunConfig:
 
     def padding_width(self, member: int, length: int) -> int:
         """Return how many samples of padding precede and follow a track of `length` samples."""
+        options = self.member_options[member]
         segment, stride = self.grids[member]
-        if self.options.padding == "constant":
+        if options.padding == "constant":
             return 0
         width = segment - stride
         # With this profile, a track that is too short for its reflection is not padded.
-        return 0 if self.options.profile == "msst" and length <= 2 * width else width
+        return 0 if options.profile == "msst" and length <= 2 * width else width
 
     def _draws(self, member: int, length: int) -> Callable[[int], int]:
         """Return a function from the first sample of a pass to the number of draws in it."""
@@ -118,19 +131,20 @@ class RunConfig:
         return lambda origin: -(-(length - origin) // stride)
 
     def _chunks(self, member: int, length: int, origin: int) -> tuple[Chunk, ...]:
+        options = self.member_options[member]
         segment, stride = self.grids[member]
-        if self.options.profile == "padded" and self.options.split:
+        if options.profile == "padded" and options.split:
             return plan_padded(length, segment=segment, stride=stride, origin=origin)
-        if self.options.profile == "msst" and self.options.split:
+        if options.profile == "msst" and options.split:
             border = self.padding_width(member, length)
             return plan_msst(length, segment=segment, stride=stride, border=border, origin=origin)
         rule = self.window_rules[member]
-        if not self.options.split:
+        if not options.split:
             segment = stride = length - origin
             if rule(segment) < segment:
                 raise ValueError(
                     f"split=False makes one window of {segment} samples, but with segment_seconds "
-                    f"= {self.options.segment} the network reads {rule(segment)}: "
+                    f"= {options.segment} the network reads {rule(segment)}: "
                     "use only one of the two options"
                 )
         return plan_chunks(length, segment=segment, stride=stride, window=rule, origin=origin)

@@ -133,11 +133,15 @@ class TrackBuffer:
             at += piece.shape[-1]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
-    def cut(self, chunk: Chunk, padding: str = "constant", pad: int = 0) -> Tensor:
+    def cut(
+        self, chunk: Chunk, padding: str = "constant", pad: int = 0, level: Level | None = None
+    ) -> Tensor:
         """Return the window that `chunk` reads, at the level that networks expect: (..., C, W).
 
         The track is extended on both sides by up to `pad` samples of `padding`, then by silence.
+        `level` replaces that of the track.
         """
+        level = self._level if level is None else level
         end = chunk.read + chunk.window
         pad = 0 if padding == "constant" else pad
         left, right = max(chunk.read, -pad), min(end, self.length + pad)
@@ -145,20 +149,24 @@ class TrackBuffer:
             window = torch.zeros_like(self.read(0, 1)).repeat_interleave(chunk.window, dim=-1)
         else:
             inside = self._pad(left, right, padding) if pad else self.read(left, right)
-            if self._level is not None:
-                inside = self._level.remove(inside)
+            if level is not None:
+                inside = level.remove(inside)
             window = F.pad(inside, (left - chunk.read, end - right))
         return window if self._around is None else self._fill_outside(window, chunk.read)
 
-    def cut_whole(self, chunk: Chunk, padding: str = "constant", pad: int = 0) -> Tensor:
+    def cut_whole(
+        self, chunk: Chunk, padding: str = "constant", pad: int = 0, level: Level | None = None
+    ) -> Tensor:
         """Return the window that `chunk` reads, extended from the chunk alone: (..., C, W).
 
         If the chunk ends before its window, the rest of the window is the reflection of the chunk,
         or silence if the chunk is not longer than half of the window.
         """
         if len(chunk) == chunk.window:
-            return self.cut(chunk, padding, pad)
-        owned = self.cut(Chunk(chunk.start, chunk.stop, chunk.read, len(chunk)), padding, pad)
+            return self.cut(chunk, padding, pad, level)
+        owned = self.cut(
+            Chunk(chunk.start, chunk.stop, chunk.read, len(chunk)), padding, pad, level
+        )
         is_long = len(chunk) > chunk.window // 2 + 1 and padding != "constant"
         return pad_audio(owned, 0, chunk.window - len(chunk), "reflect" if is_long else "constant")
 

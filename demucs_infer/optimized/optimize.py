@@ -19,6 +19,11 @@ from demucs_infer.optimized.gpu.arithmetic import choose_arithmetic
 from demucs_infer.optimized.gpu.build import optimize_for_gpu
 from demucs_infer.optimized.gpu.graphs import CudaGraphs
 from demucs_infer.optimized.istft import InverseStft
+from demucs_infer.optimized.packed_linear import (
+    find_packable_children,
+    pack_linear_layers,
+    release_originals,
+)
 from demucs_infer.optimized.unet import (
     FastDecoder,
     FastEncoder,
@@ -101,9 +106,22 @@ def optimize(
             has_tf32 = torch.cuda.get_device_capability(device) >= (8, 0)
             arithmetic = choose_arithmetic(precision, has_tf32=has_tf32)
             return optimize_for_gpu(network, arithmetic, device, graphs=CudaGraphs(device))
+    if device.type == "cpu" and precision == "fp32" and find_packable_children(network):
+        return _pack_linear_layers(network, consume_weights=consume_weights)
     if isinstance(network, Hybrid) and complex_device(device) != device:
         network = spectra.compute_without_complex(network, device)
     return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])
+
+
+def _pack_linear_layers(network: nn.Module, *, consume_weights: bool) -> nn.Module:
+    """Return a copy of a custom network whose inner network has packed linear layers."""
+    fast = copy.copy(network)
+    fast._modules = dict(network._modules)
+    inner = cast(nn.Module, network.model)
+    fast.model = pack_linear_layers(inner, find_packable_children(network), torch.float32)
+    if consume_weights and release_originals(fast.model):
+        setattr(network, _RELEASED, True)
+    return fast
 
 
 def _optimize_for_cpu(

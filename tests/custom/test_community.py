@@ -20,7 +20,7 @@ from demucs_infer.custom.build import load_network
 from demucs_infer.engine.pipeline import Block, TensorTrack
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import write_song
-from tests.helpers.community import CONFIGS, write_files
+from tests.helpers.community import CONFIGS, decibels, write_files
 from tests.helpers.oracles import import_oracle, require_module
 
 
@@ -35,12 +35,6 @@ def silent_logger() -> Any:
     logger = logging.getLogger("tests.pymss")
     logger.propagate = False
     return logger
-
-
-def decibels(reference: Tensor, other: Tensor) -> float:
-    """Return the level of `reference` over that of the difference."""
-    error = (reference.double() - other.double()).square().mean()
-    return float(10 * torch.log10(reference.double().square().mean() / (error + 1e-30)))
 
 
 @pytest.mark.filterwarnings("ignore:A window was not provided")  # by the other implementation

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from demucs_infer import Config
 from demucs_infer.custom.build import build_network
@@ -215,3 +216,9 @@ def write_files(config: dict[str, Any], folder: Path, name: str = "model") -> tu
             parameter += 0.05 * torch.randn_like(parameter)
     torch.save(network.state_dict(), checkpoint)
     return config_path, checkpoint
+
+
+def decibels(reference: Tensor, other: Tensor) -> float:
+    """Return the level of `reference` over that of the difference."""
+    error = (reference.double() - other.double()).square().mean()
+    return float(10 * torch.log10(reference.double().square().mean() / (error + 1e-30)))

@@ -1,0 +1,80 @@
+"""Replace the linear layers of any network by ones with packed weights, for a CPU."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from demucs_infer.optimized import kernels
+
+MIN_FEATURES = 16
+"""Below, a packed product is not faster."""
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer that computes with packed weights, and shares the original ones."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self._packed = kernels.Linear(linear.weight, linear.bias, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply (..., C) by the weights: (..., O)."""
+        return self._packed(input).to(input.dtype)
+
+
+def find_packable_children(network: object) -> tuple[str, ...]:
+    """Return the children of a custom network's inner network whose linear layers may be packed."""
+    inner = getattr(network, "model", None)
+    names: tuple[str, ...] = getattr(inner, "packable_children", ())
+    return names
+
+
+def pack_linear_layers(network: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> nn.Module:
+    """Return a copy of `network` whose linear layers under the children `names` are packed.
+
+    All other modules and all weights are shared.
+    """
+    fast = _copy_module(network)
+    for name in names:
+        child = network._modules.get(name)
+        if child is not None:
+            fast._modules[name] = _pack(child, dtype, {})
+    return fast
+
+
+def release_originals(fast: nn.Module) -> bool:
+    """Free the weights that `fast` and its original share, and return whether there were any.
+
+    The original can then neither be run nor saved.
+    """
+    layers = [module for module in fast.modules() if isinstance(module, PackedLinear)]
+    for layer in layers:
+        layer.weight.data = layer.weight.new_empty(0)
+    return bool(layers)
+
+
+def _pack(module: nn.Module, dtype: torch.dtype, packed: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Return the packed copy of a module; one that occurs twice is copied once."""
+    if module in packed:
+        return packed[module]
+    result = module
+    if type(module) is nn.Linear:
+        if min(module.in_features, module.out_features) >= MIN_FEATURES:
+            result = PackedLinear(module, dtype)
+    elif any(type(part) is nn.Linear for part in module.modules()):
+        result = _copy_module(module)
+        for name, child in module.named_children():
+            result._modules[name] = _pack(child, dtype, packed)
+    packed[module] = result
+    return result
+
+
+def _copy_module(module: nn.Module) -> nn.Module:
+    result = copy.copy(module)
+    result._modules = dict(module._modules)
+    return result
