@@ -117,7 +117,7 @@ class TrackFinished:
 
 
 def event_to_json(event: Event) -> dict[str, object]:
-    """Convert an event to the JSON object that `--progress json` and the server send.
+    """Convert an event to JSON, for the server and (with a `track`) for `--progress json`.
 
     The first key, `event`, is the name of the class. Positions are left out: they are for
     upstream's callback, and there may be thousands.

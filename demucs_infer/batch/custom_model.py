@@ -14,7 +14,7 @@ from demucs_infer.batch.request import ModelSpec
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
 from demucs_infer.errors import ModelLoadingError
-from demucs_infer.options import Request, StemOptions
+from demucs_infer.options import Request
 from demucs_infer.system.checksum import sha256_file
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class CustomModelSpec(ModelSpec):
         return sha256_file(path) if path and path.is_file() else None
 
     def open(self, request: Request) -> Separator:
-        """Return a separator for the network, with the settings of a request and all its stems."""
+        """Return a separator for the network, with the settings of a request."""
         from demucs_infer.api import Separator  # imports torch, which finished tracks do not need
 
         return Separator.from_pretrained(
@@ -73,5 +73,5 @@ class CustomModelSpec(ModelSpec):
             checkpoint=self.checkpoint,
             metadata=self.metadata,
             options=request.separation,
-            stem_options=StemOptions(),
+            stem_options=request.stems,
         )

@@ -55,11 +55,11 @@ def open_separator(model: ModelSpec, request: Request) -> Separator:
             model.name,
             model.repo,
             options=request.separation,
+            stem_options=request.stems,
             cache_dir=model.cache_dir,
             offline=model.offline,
             trust=model.trust,
         )
-    separator.update_parameter(stem_options=request.stems)
     separator.free_original_weights()
     return separator
 
