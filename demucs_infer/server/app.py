@@ -27,10 +27,13 @@ from demucs_infer.server.responses import error_response
 from demucs_infer.server.routes import STATIC, Routes
 from demucs_infer.server.schemas import (
     AUDIO,
+    INFERENCE,
     PREDICTION,
     SECURITY_SCHEMES,
     Capabilities,
     Health,
+    InferModelView,
+    InferServerView,
     JobList,
     JobView,
     ModelView,
@@ -40,6 +43,7 @@ from demucs_infer.server.schemas import (
 )
 from demucs_infer.server.settings import ServerSettings
 
+_HEALTH_PATHS = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 _PARTIAL: dict[int | str, dict[str, Any]] = {
     206: {"description": "The requested range."},
     304: {"description": "The client has it already (`If-None-Match`)."},
@@ -82,8 +86,8 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     app.add_middleware(
         AccessMiddleware,
         needs_key=bool(keys),
-        protected_paths=("/v1", "/metrics", settings.predict_route),
-        health_paths=("/livez", "/readyz", settings.health_route),
+        protected_paths=("/v1", "/v2", "/metrics", settings.predict_route),
+        health_paths=(*_HEALTH_PATHS, settings.health_route),
         allowed_hosts=AllowedHosts.make(settings.allowed_host_names, settings.host),
         allowed_origins=settings.cors_origins,
         max_requests=max(4 * settings.max_queue, 256),
@@ -151,6 +155,26 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
         responses=error_responses(404),
     )
     post(settings.predict_route, routes.predict, PREDICTION)
+    get(
+        "/v2",
+        routes.get_server_metadata,
+        response_model=InferServerView,
+        responses=error_responses(),
+    )
+    get("/v2/health/live", routes.get_liveness, **health)
+    get("/v2/health/ready", routes.get_health, **health)
+    get(
+        "/v2/models/{name:path}/ready",
+        routes.get_model_readiness,
+        responses=error_responses(404),
+    )
+    post("/v2/models/{name:path}/infer", routes.infer, INFERENCE, responses=error_responses(404))
+    get(
+        "/v2/models/{name:path}",
+        routes.get_model_metadata,
+        response_model=InferModelView,
+        responses=error_responses(404),
+    )
     for path in ("/v1/separate", "/v1/audio/separations"):
         post(
             path,

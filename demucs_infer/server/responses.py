@@ -225,6 +225,21 @@ def iter_predictions(results: Sequence[CachedStems | dict[str, Any]]) -> Iterato
     yield b"]}"
 
 
+def iter_inference(entry: CachedStems, model: str, id: str | None) -> Iterator[bytes]:
+    """Yield the response of the open inference protocol: a tensor of bytes for each stem."""
+    head = {"model_name": model, "model_version": "1", "id": id}
+    given = {name: value for name, value in head.items() if value is not None}
+    yield json.dumps(given).encode()[:-1] + b', "outputs": ['
+    for number, stem in enumerate(entry.stems):
+        tensor: dict[str, Any] = {"name": stem.stem, "shape": [1], "datatype": "BYTES"}
+        tensor["parameters"] = {"content_type": "base64"}
+        yield (b", " if number else b"") + json.dumps(tensor).encode()[:-1] + b', "data": ["'
+        for data in iter_file(stem.path):
+            yield b64encode(data)
+        yield b'"]}'
+    yield b"]}"
+
+
 def iter_zip(entry: CachedStems) -> Iterator[bytes]:
     """Yield a zip of the stems and their manifest; equal entries give equal bytes."""
     buffer = _ZipBuffer()

@@ -15,7 +15,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from demucs_infer import __version__
 from demucs_infer.audio.formats import FORMATS
@@ -35,6 +35,7 @@ from demucs_infer.server.responses import (
     is_not_modified,
     iter_base64,
     iter_file,
+    iter_inference,
     iter_predictions,
     iter_zip,
     not_modified,
@@ -46,6 +47,10 @@ from demucs_infer.server.schemas import (
     ErrorDetail,
     FormatView,
     Health,
+    InferModelView,
+    InferRequest,
+    InferServerView,
+    InferTensorView,
     JobList,
     JobView,
     ModelView,
@@ -62,6 +67,7 @@ from demucs_infer.server.store import JobRecord
 from demucs_infer.server.uploads import Upload, decode_base64, receive_body, receive_upload
 
 _Value = TypeVar("_Value")
+_Body = TypeVar("_Body", bound=BaseModel)
 
 STATIC = Path(__file__).parent / "page"
 
@@ -186,6 +192,55 @@ class Routes:
             after=lambda: self._delete_uncached(jobs),
         )
 
+    # ── the open inference protocol of KServe and Triton, version 2 ──
+
+    async def get_server_metadata(self) -> InferServerView:
+        """Return the name and the version of the server."""
+        return InferServerView(name="demucs-infer", version=__version__)
+
+    async def get_model_metadata(self, name: str) -> InferModelView:
+        """Return what a model takes and returns; its outputs are unknown until it was loaded."""
+        self._check_model(name)
+        stems = self._jobs.model_stems[name] or ()
+        return InferModelView(
+            name=name,
+            inputs=[InferTensorView(name="audio")],
+            outputs=[InferTensorView(name=stem) for stem in stems],
+        )
+
+    async def get_model_readiness(self, name: str) -> JSONResponse:
+        """Return 200 if a model is loaded, and 503 if its first request would have to wait."""
+        self._check_model(name)
+        is_ready = self._jobs.is_ready and self._jobs.loaded[name] > 0
+        return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
+
+    async def infer(self, name: str, request: Request) -> Response:
+        """Return the stems of one track; audio and stems are base64 in tensors of bytes."""
+        self._check_model(name)
+        with self._jobs.admission.begin_upload(get_client(request.scope).name) as place:
+            async with self._hold_memory(request):
+                body = await self._read_json(request, place, InferRequest)
+                slot = self._jobs.admission.reserve(place)
+                with _release_on_error(slot):
+                    parameters = parse_request(
+                        {"format": "wav", **body.separation_parameters, "model": name}
+                    )
+                    id, text = body.id, body.inputs[0].data[0]
+                    del body
+                    result = await self._submit_instance(text, parameters)
+                    del text
+        with _release_at_end(slot):
+            jobs = [result] if isinstance(result, Job) else []
+            await self._wait_for(request, jobs)
+        outcome = self._get_outcome(result)
+        if isinstance(outcome, ApiError):
+            raise outcome
+        return StreamedFile(
+            iter_inference(outcome, name, id),
+            "application/json",
+            after=lambda: self._delete_uncached(jobs),
+        )
+
     def _hold_memory(self, request: Request) -> AbstractAsyncContextManager[None]:
         """Return a context that waits for, and holds, the memory of a prediction's body."""
         length = request.headers.get("content-length", "")
@@ -194,18 +249,22 @@ class Routes:
         # The bytes, their text, and the strings of the parsed JSON.
         return self._memory.hold(3 * int(size), self._settings.upload_seconds)
 
-    async def _read_prediction(self, request: Request, place: UploadPlace) -> PredictRequest:
-        settings = self._settings
-        data = await receive_body(request, max_bytes=settings.max_json_bytes, place=place)
+    async def _read_json(self, request: Request, place: UploadPlace, kind: type[_Body]) -> _Body:
+        max_bytes = self._settings.max_json_bytes
+        data = await receive_body(request, max_bytes=max_bytes, place=place)
         try:
             value = await asyncio.to_thread(json.loads, data)
         except (ValueError, RecursionError) as error:
             raise ApiError("not_json", "the body is not valid JSON") from error
         del data
         try:
-            body = PredictRequest.model_validate(value)
+            return kind.model_validate(value)
         except ValidationError as error:
             raise ApiError("invalid_request", describe_invalid_fields(error)) from error
+
+    async def _read_prediction(self, request: Request, place: UploadPlace) -> PredictRequest:
+        settings = self._settings
+        body = await self._read_json(request, place, PredictRequest)
         if len(body.instances) > settings.max_instances:
             raise ApiError(
                 "too_many_instances",

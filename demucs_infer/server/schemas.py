@@ -166,6 +166,38 @@ class PredictRequest(BaseModel):
     )
 
 
+class InferInput(BaseModel):
+    """A tensor of one element: the bytes of an audio file in base64."""
+
+    name: str = "audio"
+    datatype: Literal["BYTES"]
+    shape: list[int] = Field(min_length=1, max_length=2)
+    data: list[str] = Field(min_length=1, max_length=1)
+
+
+class InferOutput(BaseModel):
+    """A stem that is requested."""
+
+    name: str
+
+
+class InferRequest(BaseModel):
+    """The body of `POST /v2/models/{name}/infer`, the open inference protocol."""
+
+    id: str | None = Field(None, max_length=200)
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="The query parameters of POST /v1/separate, as JSON."
+    )
+    inputs: list[InferInput] = Field(min_length=1, max_length=1)
+    outputs: list[InferOutput] = Field([], description="The stems to return (default: all).")
+
+    @property
+    def separation_parameters(self) -> dict[str, Any]:
+        """The parameters, with the requested outputs as stems."""
+        stems = [output.name for output in self.outputs]
+        return {"stems": stems, **self.parameters} if stems else self.parameters
+
+
 # ── responses ──
 
 
@@ -255,6 +287,32 @@ class ModelView(BaseModel):
     state: str = Field(examples=["loaded", "unloaded"])
 
 
+class InferServerView(BaseModel):
+    """The server, as the open inference protocol describes it."""
+
+    name: str
+    version: str
+    extensions: list[str] = []
+
+
+class InferTensorView(BaseModel):
+    """An input or an output of a model: a file in base64."""
+
+    name: str
+    datatype: str = "BYTES"
+    shape: list[int] = [1]
+
+
+class InferModelView(BaseModel):
+    """A model, as the open inference protocol describes it."""
+
+    name: str
+    versions: list[str] = ["1"]
+    platform: str = "demucs-infer"
+    inputs: list[InferTensorView]
+    outputs: list[InferTensorView]
+
+
 class FormatView(BaseModel):
     """An available output format."""
 
@@ -320,7 +378,16 @@ def _body(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"required": True, "content": content}
 
 
+def _describe_inference() -> dict[str, Any]:
+    schema = InferRequest.model_json_schema()
+    kinds = schema.pop("$defs")
+    schema["properties"]["inputs"]["items"] = kinds["InferInput"]
+    schema["properties"]["outputs"]["items"] = kinds["InferOutput"]
+    return {"requestBody": _body({"application/json": schema})}
+
+
 PREDICTION = _describe_prediction()
+INFERENCE = _describe_inference()
 AUDIO = _describe_audio()
 
 
