@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from demucs_infer import Separator
-from demucs_infer.engine.parallel import limit_windows
+from demucs_infer.engine.parallel import _BYTES_PER_SAMPLE, _OVERHEAD_BYTES, limit_windows
 from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.options import OPTIONS
 from tests.helpers.audio_signals import make_noise
@@ -113,20 +113,24 @@ def test_invalid_sizes_tell_what_is_expected(text: str) -> None:
 
 
 def test_windows_are_limited_by_the_memory_that_is_left() -> None:
-    network = RecordingModel(samplerate=44_100, segment=10.0)  # 0.44 GB a window
-    for max_memory, count in ((2 * GB, 3), (1.1 * GB, 1)):
-        options: dict[str, Any] = {"segment": None, "used": GB // 2, "is_cpu": True}
-        assert limit_windows([network], int(max_memory), **options) == count
-    assert limit_windows([network], GB, segment=1.0, used=GB // 2, is_cpu=True) == 9
-    with pytest.raises(ValueError, match=r"max_memory = 0.80 GB is too little: about 1.04 GB"):
-        limit_windows([network], 8 * GB // 10, segment=None, used=GB // 2, is_cpu=True)
+    network = RecordingModel(samplerate=44_100, segment=10.0)
+    window, used = 441_000 * _BYTES_PER_SAMPLE, GB // 2
+    base = used + _OVERHEAD_BYTES
+    for segment, size in ((None, window), (1.0, window // 10)):
+        for count in (1, 3):
+            memory = base + count * size + size // 2
+            limit = limit_windows([network], memory, segment=segment, used=used, is_cpu=True)
+            assert limit == count
+    needed = f"about {(base + window) / GB:.2f} GB"
+    with pytest.raises(ValueError, match=rf"max_memory = 0.80 GB is too little: {needed}"):
+        limit_windows([network], 8 * GB // 10, segment=None, used=used, is_cpu=True)
 
 
 def test_batches_and_windows_in_flight_stay_within_max_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("demucs_infer.engine.runner.measure_memory", lambda device: GB)
-    window = 8000 * 1000
+    window = 8000 * _BYTES_PER_SAMPLE
     for jobs, batches in ((0, [3, 3]), (3, [1] * 6)):
         network = RecordingModel(segment=1.0)
         separator = Separator.from_model(
@@ -136,7 +140,7 @@ def test_batches_and_windows_in_flight_stay_within_max_memory(
             overlap=0,
             batch_size=6,
             jobs=jobs,
-            max_memory=GB + 10**8 + 3 * window + 100,
+            max_memory=GB + _OVERHEAD_BYTES + 3 * window + 100,
         )
         separator.run(MIX)
         assert [shape[0] for shape in network.seen] == batches
