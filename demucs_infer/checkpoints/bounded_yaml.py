@@ -1,4 +1,4 @@
-"""Read YAML from files that cannot be trusted: in bounded time and memory, plain values only."""
+"""Read YAML from untrusted files: only plain values, with limits on time and memory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 @dataclass(frozen=True, slots=True)
 class YamlLimits:
-    """What a file may have at most."""
+    """The largest YAML file that is read."""
 
     num_bytes: int
     num_events: int
-    """Values and brackets."""
+    """Number of values, and of starts and ends of lists and tables."""
     depth: int
-    """Levels of lists and tables."""
+    """Levels of nested lists and tables."""
 
 
 def load_yaml(data: bytes, limits: YamlLimits, *, tuples: bool = False) -> Any:
-    """Return the content of a file; `tuples` reads `!!python/tuple` as a tuple.
+    """Return the content of a YAML file; with `tuples`, `!!python/tuple` is read as a tuple.
 
-    Raises `ConfigError` for files beyond `limits`, for aliases, for every other tag that names a
-    type of a language, and for text that is not YAML.
+    Raises `ConfigError` if the file exceeds `limits`, contains an alias or any other tag of a
+    type (such as `!!python/object`), or is not valid YAML.
     """
     import yaml
 
@@ -40,14 +40,15 @@ def load_yaml(data: bytes, limits: YamlLimits, *, tuples: bool = False) -> Any:
         _check_events(text, limits, _TAGS | {_TUPLE} if tuples else _TAGS)
         return yaml.load(text, _make_loader())
     except (ValueError, OverflowError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"it is not valid YAML: {error}") from error
+        raise ConfigError(f"not valid YAML: {error}") from error
 
 
 def _check_events(text: str, limits: YamlLimits, tags: set[str]) -> None:
-    """Raise `ConfigError` for YAML that takes long, or much memory, to load.
+    """Raise `ConfigError` for YAML that would take too much time or memory to load.
 
-    Events are parsed one by one and nothing is built from them, so that this ends early. Aliases
-    are refused: a few nested ones stand for billions of values.
+    The parser's events are counted one by one, and no values are built from them, so a file that
+    is too large is rejected early. Aliases are rejected because a few nested ones can expand to
+    billions of values.
     """
     import yaml
 
@@ -56,7 +57,9 @@ def _check_events(text: str, limits: YamlLimits, tags: set[str]) -> None:
         if count > limits.num_events:
             raise ConfigError(f"too many values: the limit is {limits.num_events}")
         if isinstance(event, yaml.AliasEvent):
-            raise ConfigError("unsupported alias: write its value instead")
+            raise ConfigError(
+                "YAML aliases (`*name`) are not supported: write the value out in full"
+            )
         tag = getattr(event, "tag", None)
         if tag is not None and tag not in tags:
             name = tag.replace(_CORE, "!!", 1)
@@ -70,7 +73,7 @@ def _check_events(text: str, limits: YamlLimits, tags: set[str]) -> None:
 
 
 def _make_loader() -> Any:
-    """Return the class that builds plain values, tuples, and floats such as 1e-4."""
+    """Return a YAML loader class for plain values and tuples that reads 1e-4 as a float."""
     import yaml
 
     class Loader(yaml.SafeLoader):

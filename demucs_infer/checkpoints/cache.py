@@ -1,8 +1,8 @@
 """Store downloaded checkpoints on disk, and verify them against their sha256.
 
-Each file has a stamp beside it (sha256, size and modification time), written when its digest was
-computed. A file that matches its stamp is trusted; any other (changed, or copied there by hand) is
-hashed again.
+When a file has been hashed, its sha256, size and modification time are recorded in a `.stamp` file
+beside it. As long as size and time match this stamp, the file is not hashed again. A file that was
+changed, or copied there by hand, is.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class CheckpointStore:
         return cls(cache_folder(cache_dir), offline, progress)
 
     def path(self, checkpoint: Checkpoint) -> Path:
-        """Return where a checkpoint is, or will be after its download."""
+        """Return the path of a checkpoint, whether or not it has been downloaded."""
         return (
             checkpoint.path if checkpoint.is_bundled else self.folder / "models" / checkpoint.file
         )
 
     def has(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the file is here and its stamp matches; without a stamp it counts."""
+        """Return whether the file exists, unless a different sha256 is recorded for it."""
         path = self.path(checkpoint)
         if not checkpoint.sha256:
             return path.is_file()
@@ -86,7 +86,8 @@ class CheckpointStore:
     def obtain(self, checkpoint: Checkpoint) -> Path:
         """Return the verified file of a checkpoint, downloading it if necessary.
 
-        Raises `DownloadError` if it cannot be downloaded, `CheckpointError` if its sha256 differs.
+        Raises `DownloadError` if it cannot be downloaded, and `CheckpointError` if its sha256 is
+        not the expected one.
         """
         path = self.path(checkpoint)
         if checkpoint.is_bundled:
@@ -107,7 +108,10 @@ class CheckpointStore:
         return path
 
     def obtain_unlisted(self, url: str, path: Path, max_bytes: int) -> Path:
-        """Return a file that is not in the catalog; its first digest is recorded and enforced."""
+        """Return a file that is not in the catalog, downloading it if necessary.
+
+        Its sha256 is recorded after the download; later, raises `CheckpointError` if it differs.
+        """
         if path.is_file():
             digest = _recorded_digest(path)
             if digest is not None:
@@ -119,7 +123,11 @@ class CheckpointStore:
         return path
 
     def verify(self, checkpoint: Checkpoint) -> None:
-        """Hash a file again, whatever its stamp; raise `CheckpointError` if it differs."""
+        """Rehash the checkpoint's file, even if it is recorded as verified.
+
+        Raises `CheckpointError` if the hash is not the expected one, and `DownloadError` if there
+        is no file.
+        """
         path = self.path(checkpoint)
         if not path.is_file():
             raise DownloadError(_describe_missing(path, checkpoint.urls, checkpoint.sha256))
@@ -127,7 +135,7 @@ class CheckpointStore:
             self._verify(path, digest)
 
     def remove(self, checkpoint: Checkpoint) -> bool:
-        """Delete a downloaded file; return whether there was one. Bundled files stay."""
+        """Delete a downloaded file, but never a bundled one; return whether a file was deleted."""
         path = self.path(checkpoint)
         if checkpoint.is_bundled or not path.exists():
             return False
@@ -163,7 +171,7 @@ class CheckpointStore:
 
 
 def _mirror_urls(file: str) -> tuple[str, ...]:
-    """Return the file's URL at `DEMUCS_INFER_MIRROR`; its sha256 is checked like any other's."""
+    """Return the URL of a file on the mirror that `DEMUCS_INFER_MIRROR` names, if it is set."""
     mirror = os.environ.get("DEMUCS_INFER_MIRROR")
     return (f"{mirror.rstrip('/')}/{file}",) if mirror else ()
 
@@ -191,7 +199,7 @@ def _stamp_path(path: Path) -> Path:
 
 
 def _write_stamp(path: Path, sha256: str) -> None:
-    """Record a digest that was just computed; a read-only cache works without stamps."""
+    """Record a digest that was just computed; do nothing if the cache is read-only."""
     status = path.stat()
     stamp = {"sha256": sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     with suppress(OSError):
@@ -201,7 +209,7 @@ def _write_stamp(path: Path, sha256: str) -> None:
 
 
 def _read_valid_stamp(path: Path) -> str | None:
-    """Return the digest in a file's stamp, if size and modification time still match."""
+    """Return the recorded digest of a file, if its size and modification time are unchanged."""
     stamp, status = _read_stamp(path), path.stat()
     matches = (stamp.get("size"), stamp.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
     return str(stamp["sha256"]) if matches and "sha256" in stamp else None

@@ -1,6 +1,6 @@
-"""Look up checkpoints and bags of models by name: plain records, without files or network.
+"""Look up checkpoints and bags of models by name, without downloading or opening them.
 
-The data is in `catalog.toml` beside this module.
+The records are in `catalog.toml` beside this module.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ else:
     import tomli as tomllib
 
 MAX_MEMBERS = 16
-"""Limit for the models of a bag on the spot."""
+"""Limit for the number of models in a name such as `a+b@0.3`."""
 
 NOT_STATED = "not stated"
 CATALOG_FILE = Path(__file__).with_name("catalog.toml")
 
 
 def split_bag(name: str) -> list[tuple[str, float]]:
-    """Return the models of a bag on the spot, such as `a+b@0.3`, and their weights.
+    """Split a name that combines models, such as `a+b@0.3`, into models and their weights.
 
-    A weight is relative to the others, and 1 if omitted. A plain name, and the path of a file,
-    is the only entry. Raises `ModelLoadingError` for an invalid weight.
+    A weight is relative to the others, and 1 if omitted. Any other name, or the path of a file,
+    is returned as the only model. Raises `ModelLoadingError` for an invalid weight or an empty
+    name.
     """
     if "+" not in name or Path(name).is_file():
         return [(name, 1.0)]
@@ -61,23 +62,23 @@ class Checkpoint:
 
     signature: str
     file: str
-    """File name in the cache, the one that a local repository expects."""
+    """File name, in the cache and in a local repository."""
     sha256: str
-    """Empty if none is published: that of the first download is kept and enforced."""
+    """Empty if none is published; then that of the first download is recorded and required."""
     urls: tuple[str, ...] = ()
-    """Addresses of the same bytes, best first."""
+    """Addresses of the same file, in the order in which they are tried."""
     size: int | None = None
     license: str = NOT_STATED
     source: str | None = None
-    """Where the license, or its absence, can be looked up."""
+    """Address of a page that states the license, or lacks one."""
     stems: tuple[str, ...] | None = None
-    """Names of the outputs in the file's order; they replace the names in the file."""
+    """Names of the stems, which replace the names in the file, in the same order."""
     sample_rate: int | None = None
     is_bundled: bool = False
-    """Whether the file is part of the package: nothing to download."""
+    """Whether the file is part of this package and need not be downloaded."""
     klass: str | None = None
     kwargs: Mapping[str, Any] | None = None
-    """Architecture of a bare state dict."""
+    """Class (`klass`) and arguments of the network, for a file that contains only weights."""
     note: str | None = None
 
     @property
@@ -93,13 +94,13 @@ class Bag:
     name: str
     models: tuple[str, ...]
     weights: tuple[tuple[float, ...], ...] | None = None
-    """One row for each network, one column for each stem."""
+    """Weights of the average: one row for each network, one column for each stem."""
     segment: float | None = None
-    """Segment in seconds; `None` keeps each network's own."""
+    """Segment in seconds; with `None`, each network uses its own."""
     stems: tuple[str, ...] | None = None
-    """Stems of networks with different ones, matched by name; `None`: all have the same."""
+    """Stems of the bag, if its networks have different stems; `None` if all have the same."""
     combine: str = "mean"
-    """How the networks become one: mean, median, min or max."""
+    """How the outputs of the networks are combined: mean, median, min or max."""
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -201,7 +202,11 @@ def load_catalog() -> Catalog:
 
 
 def read_catalog(path: Path) -> Catalog:
-    """Read a catalog; raise `ConfigError` unless names are unique and all members exist."""
+    """Read a catalog file.
+
+    Raises `ConfigError` if it is invalid, if two records have the same name, or if a bag refers to
+    a missing checkpoint.
+    """
     try:
         table = tomllib.loads(path.read_text("utf-8"))
         origins = table.get("origin", {})
@@ -220,7 +225,9 @@ def read_catalog(path: Path) -> Catalog:
     )
     missing = {model for bag in bags for model in bag.models} - catalog.checkpoints.keys()
     if missing:
-        raise ConfigError(f"the catalog {path} lacks members of its bags: {sorted(missing)}")
+        raise ConfigError(
+            f"bags in the catalog {path} refer to missing checkpoints: {sorted(missing)}"
+        )
     names = [*catalog.checkpoints, *catalog.bags, *catalog.networks]
     if len(names) != len(checkpoints) + len(bags) + len(networks):
         raise ConfigError(f"the catalog {path} has duplicate names")
@@ -228,7 +235,7 @@ def read_catalog(path: Path) -> Catalog:
 
 
 def _parse_checkpoint(entry: dict[str, Any], origins: dict[str, dict[str, Any]]) -> Checkpoint:
-    """Create a checkpoint from its table; fields that it lacks come from its origin's."""
+    """Create a checkpoint from its table, with missing fields from the table of its `origin`."""
     entry = {**origins.get(entry.pop("origin", ""), {}), **entry}
     for key in ("urls", "stems"):
         if key in entry:
@@ -276,6 +283,6 @@ def _parse_weights(name: str, weights: object) -> tuple[tuple[float, ...], ...] 
     rows = []
     for row in weights if isinstance(weights, list) else [weights]:
         if not isinstance(row, list) or not all(isinstance(value, int | float) for value in row):
-            raise ConfigError(f"the bag {name!r} has `weights` that are not rows of numbers")
+            raise ConfigError(f"the `weights` of the bag {name!r} must be lists of numbers")
         rows.append(tuple(float(value) for value in row))
     return tuple(rows)

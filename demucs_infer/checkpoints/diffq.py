@@ -1,6 +1,6 @@
-"""Decode the quantized states that DiffQ writes: packed integers of 1 to 14 bits.
+"""Decode weights that DiffQ has quantized: packed integers of 1 to 14 bits.
 
-Written from the format instead of depending on `diffq`, which is CC-BY-NC and needs a compiler.
+The package `diffq` is not used: its license is CC-BY-NC, and it needs a compiler.
 
 Letters: L lines of 2048 values, P bit planes, 32 words of 64 bits per line and plane.
 Bit `s` of word `j` in plane `b` of line `l` is bit `b` of value `2048 l + 32 s + j`.
@@ -23,7 +23,7 @@ from demucs_infer.checkpoints.torch_file import Placeholder
 from demucs_infer.errors import CheckpointError
 
 MAX_BITS = 14
-"""DiffQ codes groups with up to 15 bits, but its writer omits those with 15 from the file."""
+"""Limit for the bits of a group; DiffQ allows 15, but does not write groups with 15 bits."""
 
 _WORDS, _WORD_BITS = 32, 64
 _LINE = _WORDS * _WORD_BITS
@@ -33,12 +33,12 @@ Shapes = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """Validated parameters of the quantizer that wrote a state."""
+    """Validated settings of the quantizer that wrote the weights."""
 
     is_diffq: bool
     is_packed: bool
     min_size: float = 0.01
-    """Mebibytes of float32; parameters up to this size are not quantized."""
+    """Size in mebibytes of float32; parameters up to this size are not quantized."""
     float16: bool = False
     exclude: tuple[str, ...] = ()
     group_size: int = 1
@@ -66,7 +66,10 @@ _QUANTIZERS = {"diffq.diffq.DiffQuantizer": True, "diffq.uniform.UniformQuantize
 
 
 def decode(state: Mapping[str, Any], shapes: Shapes) -> Iterator[tuple[str, Tensor]]:
-    """Decode each parameter of a network with these `shapes` (in its own order) as float32."""
+    """Yield the name and the float32 weights of each parameter.
+
+    `shapes` has the shapes of the network's parameters by name, in the network's order.
+    """
     scheme = _parse_scheme(state.get("meta"))
     plain = {name for name, shape in shapes.items() if scheme.is_plain(name, math.prod(shape))}
     plain_names = [name for name in shapes if name in plain]
@@ -133,7 +136,7 @@ def _sequence(state: Mapping[str, Any], key: str, count: int) -> Sequence[object
     items = state.get(key)
     if not isinstance(items, list | tuple) or len(items) != count:
         have = len(items) if isinstance(items, list | tuple) else "no"
-        raise CheckpointError(f"expected {count} `{key}` weights for the network, got {have}")
+        raise CheckpointError(f"the network needs {count} weights in `{key}`, the file has {have}")
     return items
 
 
@@ -143,7 +146,7 @@ def _decode_uniform(entry: tuple[object, ...], numel: int, scheme: Scheme) -> Te
             read = _unpack if scheme.is_packed else _read_numbers
             levels = read(stored, numel)
             return _restore(levels, torch.tensor(float(scheme.bits)), limits)
-    raise CheckpointError("uniformly quantized weights are not a tensor and its limits")
+    raise CheckpointError("uniformly quantized weights must be a tensor and its limits")
 
 
 def _decode_diffq(entry: tuple[object, ...], numel: int, scheme: Scheme) -> Tensor:
@@ -158,12 +161,12 @@ def _decode_diffq(entry: tuple[object, ...], numel: int, scheme: Scheme) -> Tens
             bits = _unpack(widths, groups) + scheme.min_bits
             levels = _gather(planes, bits, size)
         case _:
-            raise CheckpointError("quantized weights are not levels, limits and bits")
+            raise CheckpointError("quantized weights must consist of levels, limits and bits")
     return _restore(levels.view(groups, size), bits[:, None], limits)
 
 
 def _gather(planes: Sequence[object], bits: Tensor, size: int) -> Tensor:
-    """Collect the levels of all groups (groups size) from the packs, one for each bit width."""
+    """Unpack the levels (groups size); `planes` has one packed tensor for each bit width."""
     levels = torch.empty(len(bits), size, dtype=torch.int16)
     for width in sorted(set(bits.tolist())):
         stored = planes[width - 1] if 1 <= width <= min(MAX_BITS, len(planes)) else None

@@ -1,6 +1,6 @@
-"""Download one file over HTTP: resumable, hashed while it arrives, and never left incomplete.
+"""Download a file over HTTP, hash it on arrival, and give it its final name when it is complete.
 
-Uses `urllib` alone, so that listing and downloading models needs no HTTP package.
+Only `urllib` is used, so that listing and downloading models needs no HTTP package.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class DownloadRequest:
     """A file to download."""
 
     urls: Sequence[str]
-    """Addresses of the same bytes, tried in this order."""
+    """Addresses of the same file, tried in this order."""
     path: Path
     sha256: str | None = None
     max_bytes: int = MAX_BYTES
 
 
 class _RejectedError(Exception):
-    """A URL does not offer the requested file; retrying it is pointless."""
+    """Raised when a URL cannot give the requested file, so that trying it again is pointless."""
 
 
 class _Hash(Protocol):
@@ -63,8 +63,8 @@ class _Hash(Protocol):
 def fetch(request: DownloadRequest, progress: Progress | None = None) -> str:
     """Download `request.path` from the first URL that works, and return its sha256.
 
-    One process at a time downloads a file: a second one waits, and finds it complete. Raises
-    `DownloadError`, with the problem of each URL, if none works.
+    While one process downloads a file, others wait for it and then use it. Raises `DownloadError`
+    with the problem of each URL if none works.
     """
     path = request.path
     make_folder(path.parent)
@@ -91,7 +91,7 @@ def fetch(request: DownloadRequest, progress: Progress | None = None) -> str:
 
 @contextmanager
 def progress_bar(name: str, *, hidden: bool | None = False) -> Iterator[Progress]:
-    """Yield a callback that draws a bar on stderr, from the first received byte on.
+    """Yield a callback that draws a progress bar on stderr, once data arrives.
 
     `hidden=None` draws it only on a terminal.
     """
@@ -127,7 +127,7 @@ def _fetch_from(url: str, part: Path, request: DownloadRequest, progress: Progre
             digest = _attempt(url, part, request, progress)
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 416:  # the part is longer than the file that is there now
+            if error.code == 416:  # the part is longer than the file on the server
                 _discard(part)
             elif error.code < 500 and error.code != 429:
                 raise _RejectedError(f"HTTP {error.code} {error.reason}") from error
@@ -143,7 +143,7 @@ def _fetch_from(url: str, part: Path, request: DownloadRequest, progress: Progre
 
 
 def _attempt(url: str, part: Path, request: DownloadRequest, progress: Progress) -> str:
-    """Append what one connection sends to `part`; return the digest of the whole file."""
+    """Download the rest of `part` over one connection; return the digest of the whole file."""
     done = part.stat().st_size if part.exists() else 0
     etag_path = _etag_path(part)
     http_request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT})
@@ -157,16 +157,16 @@ def _attempt(url: str, part: Path, request: DownloadRequest, progress: Progress)
         elif _first_byte(response) != done:
             _discard(part)  # so that the next attempt starts from the beginning
             raise ConnectionError(
-                f"the server sent another range than requested (from byte {done})"
+                f"the server did not send the requested range, which starts at byte {done}"
             )
         total = _total_bytes(response, done)
         if total is not None and total > request.max_bytes:
-            raise _RejectedError(f"it is {total} bytes, more than the {request.max_bytes} allowed")
+            raise _RejectedError(f"too large: {total} bytes, the limit is {request.max_bytes}")
         etag = response.headers.get("ETag", "")
         if etag.startswith('"') and etag.isascii():
             etag_path.write_text(etag, "ascii")
         elif not done:
-            etag_path.unlink(missing_ok=True)  # it belongs to what another URL sent
+            etag_path.unlink(missing_ok=True)  # this ETag is from another URL
         return _receive(response, part, done, total, request.max_bytes, progress)
 
 
@@ -187,7 +187,7 @@ def _receive(
             digest.update(block)
             done += len(block)
             if done > limit:
-                raise _RejectedError(f"it is more than the {limit} bytes allowed")
+                raise _RejectedError(f"too large: the limit is {limit} bytes")
             progress(done, total)
     if total is not None and done != total:
         raise ConnectionError(f"the connection was cut after {done} of {total} bytes")
@@ -199,7 +199,7 @@ def _finish(part: Path, digest: str, request: DownloadRequest) -> str:
         _discard(part)
         raise _RejectedError(f"sha256 mismatch: expected {request.sha256}, got {digest}")
     with part.open("r+b") as file:
-        sync_file(file)  # or after a power loss the name may stand for zeros, with a valid stamp
+        sync_file(file)  # otherwise a power loss may leave zeros under the final name
     rename_file(part, request.path)
     _etag_path(part).unlink(missing_ok=True)
     return digest
@@ -211,7 +211,7 @@ def _discard(part: Path) -> None:
 
 
 def _etag_path(part: Path) -> Path:
-    """Return where the ETag of a part is kept, so that only the same version is resumed."""
+    """Return the path of a part's ETag, which shows if the server has another version now."""
     return part.with_name(part.name + ".etag")
 
 
@@ -225,7 +225,7 @@ def _first_byte(response: http.client.HTTPResponse) -> int | None:
 
 
 def _total_bytes(response: http.client.HTTPResponse, done: int) -> int | None:
-    """Return the size of the whole file; a partial response may end before the file does."""
+    """Return the size of the whole file, or `None` if the server does not send it."""
     match = _match_range(response) if response.status == 206 else None
     if match and match[2] != "*":
         return int(match[2])
@@ -251,7 +251,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
-    """Open an http or https URL, with the proxies and certificates of the environment."""
+    """Open an http or https URL, through the proxies that environment variables name."""
     if request.type not in ("http", "https"):
         raise _RejectedError("only http and https URLs are supported")
     opener = urllib.request.OpenerDirector()
@@ -270,10 +270,10 @@ def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
 
 @contextmanager
 def hold_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock between processes; the system releases it if this process dies.
+    """Lock a file against other processes; yield whether this succeeded.
 
-    Yields whether the lock is held: a file system without locks (NFS, sometimes) gives a warning
-    and `False`, and the caller must then write to a path of its own.
+    The system releases the lock if this process dies. On a file system without locks (some NFS
+    servers), this warns and yields `False`: the caller must then write to a unique path.
     """
     lock = FileLock(path)
     try:
@@ -295,6 +295,6 @@ def hold_lock(path: Path) -> Iterator[bool]:
 
 
 def partial_path(path: Path, suffix: str, *, is_locked: bool) -> Path:
-    """Return where `path` is written before it is complete; without a lock, a unique path."""
+    """Return the path for an incomplete version of `path`, which is unique without a lock."""
     unique = "" if is_locked else f".{uuid.uuid4().hex}"
     return path.with_name(f"{path.name}{unique}.{suffix}")

@@ -1,4 +1,4 @@
-"""A lazily loaded tensor: dtype and shape are validated before memory is allocated."""
+"""Represent a tensor in a file: validated first, and read into memory when it is needed."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _BRIEF.maxlevel, _BRIEF.maxtuple, _BRIEF.maxlist, _BRIEF.maxdict = 2, 4, 4, 4
 
 
 def short_repr(value: object, limit: int = 80) -> str:
-    """Return an untrusted value as one short line; cheap for values of any size."""
+    """Return an untrusted value as one short line, quickly even if the value is huge."""
     if isinstance(value, Exception):
         value = str(value)
     try:
         text = ascii(value[: limit + 1]) if isinstance(value, str) else _BRIEF.repr(value)
-    except ValueError:  # a number of more digits than Python likes to print
+    except ValueError:  # Python does not print numbers with thousands of digits
         text = f"an enormous {type(value).__name__}"
     return text if len(text) <= limit + 2 else text[: limit - 3] + "..."
 
 
 @dataclass(slots=True)
 class Storage:
-    """A run of `numel` numbers of one dtype; `data` is the part of the file with their bytes."""
+    """A sequence of `numel` numbers of one dtype; `data` is the part of the file with them."""
 
     dtype: torch.dtype
     numel: int
@@ -42,14 +42,17 @@ class Storage:
         size = self.numel * self.dtype.itemsize
         if not 0 <= size <= len(data):
             raise CheckpointError(
-                f"truncated or forged file: it declares {size} bytes of weights and has {len(data)}"
+                f"truncated or forged file: expected {size} bytes of weights, found {len(data)}"
             )
         self.data = data[:size]
 
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A strided view of a storage; it must lie inside the storage and not overlap itself."""
+    """A strided view of a storage.
+
+    Raises `CheckpointError` if it extends beyond the storage, or uses a number twice.
+    """
 
     storage: Storage
     offset: int
@@ -103,11 +106,11 @@ class LazyTensor:
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
 
     def read(self) -> Tensor:
-        """Copy the tensor into memory of its own."""
+        """Return a copy of the tensor in memory."""
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         start = self.offset * self.dtype.itemsize
         stop = start + self.span * self.dtype.itemsize
-        # bytearray copies once out of the mapped file and is writable, as torch wants it.
+        # A bytearray copies the mapped bytes once, and is writable, which torch asks for.
         flat = torch.frombuffer(bytearray(self.storage.data[start:stop]), dtype=self.dtype)
         return flat.as_strided(self.shape, self.strides).contiguous()

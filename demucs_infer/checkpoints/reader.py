@@ -1,11 +1,12 @@
-"""Read a checkpoint file: the name and arguments of a network, and its weights, lazily.
+"""Read the class and arguments of a network from a checkpoint file, and its weights lazily.
 
-Three layouts are supported: upstream's pickled packages (`klass`, `args`, `kwargs`, `state`), its
-safetensors files (the same as JSON in the header), and bare state dicts, Lightning's included.
+Three layouts are supported: upstream's pickled packages (`klass`, `args`, `kwargs`, `state`),
+upstream's safetensors files (the same fields as JSON in the header), and files of weights alone,
+including those of Lightning.
 
-safetensors files are parsed here, not with `safetensors.safe_open`: it would be one more compiled
-dependency, and it accepts headers of 100 MB (80 MB took it 16 s and 1.1 GB), where the limit here
-is 8 MiB. The weights become the same `LazyTensor` as those of a pickle, mapped until they are read.
+`safetensors.safe_open` is not used. It would be one more compiled dependency, and it accepts
+headers of 100 MB (one of 80 MB took 16 s and 1.1 GB); the limit here is 8 MiB. Weights of all
+layouts become `LazyTensor`s, which stay in the file until they are read.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from demucs_infer.checkpoints.torch_file import Placeholder, map_file, read_torc
 from demucs_infer.errors import CheckpointError, ModelLoadingError
 
 MAX_HEADER_BYTES = 8 * 2**20
-"""Enough for fifty thousand tensors in a safetensors header; a Demucs file needs a hundredth."""
+"""Limit for a safetensors header: enough for 50,000 tensors; Demucs has about 600."""
 
 MAX_ARGUMENTS = 4096
-"""Values in the arguments of a network, including nested ones; released files have about 80."""
+"""Limit for the values in a network's arguments, including nested ones; Demucs has about 80."""
 
 MAX_NESTING = 16
-"""Levels of lists and tables in arguments; released files have three."""
+"""Limit for the levels of lists and tables in arguments; Demucs has three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +49,18 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """Content of a file; `architecture` is `None` if it has weights alone."""
+    """The content of a checkpoint; `architecture` is `None` if the file has only weights."""
 
     architecture: Architecture | None
     state: Mapping[str, Any]
     size: int
-    """Bytes of the file, an upper limit for its weights."""
+    """Size of the file in bytes, an upper limit for the size of the weights."""
 
 
 def read_package(path: Path, *, trust: bool = False) -> Package:
-    """Read a file without executing anything; `trust=True` unpickles it, which can run any code.
+    """Read a checkpoint without running code from it, unless `trust` is set.
+
+    With `trust`, Python unpickles the file, which can run any code.
 
     Raises `ModelLoadingError` if it cannot be opened, `CheckpointError` if it is not valid.
     """
@@ -94,16 +97,21 @@ def _from_pickle(content: object, size: int) -> Package:
 
 def _parse_architecture(klass: str, args: object, kwargs: object) -> Architecture:
     if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
-        raise CheckpointError(f"its args and kwargs are {_describe(args)} and {_describe(kwargs)}")
+        raise CheckpointError(
+            f"its args must be a list and its kwargs a dictionary, got {_describe(args)} and "
+            f"{_describe(kwargs)}"
+        )
     _check_values([args, kwargs])
     if not all(isinstance(key, str) for key in kwargs):
-        raise CheckpointError("the names of its arguments must be text")
+        raise CheckpointError("the names in its kwargs must be text")
     return Architecture(klass, tuple(args), kwargs)
 
 
 def _check_state(state: object) -> Mapping[str, Any]:
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"its state must be named weights, got {_describe(state)}")
+        raise CheckpointError(
+            f"its state must be a dictionary of weights by name, got {_describe(state)}"
+        )
     if "__quantized" in state:
         return state
     for name, value in state.items():
@@ -123,7 +131,7 @@ def _describe(value: object) -> str:
 
 
 def _check_values(values: list[object]) -> None:
-    """Check that arguments are plain values, not too many and not too deeply nested."""
+    """Raise `CheckpointError` if arguments are not plain, too many or too deeply nested."""
     plain = (str, int, float, bool, Fraction, type(None))
     pending, count = [(value, 0) for value in values], 0
     while pending:
@@ -140,7 +148,7 @@ def _check_values(values: list[object]) -> None:
             raise CheckpointError(f"its arguments contain {_describe(value)}, not a plain value")
 
 
-# ── safetensors: eight bytes of length, a JSON header, the numbers ──
+# ── safetensors files: the header's length (eight bytes), the header (JSON), the weights ──
 
 _DTYPES = {
     "F64": torch.float64,
@@ -182,7 +190,7 @@ def _from_safetensors(data: memoryview, size: int) -> Package:
 
 def _parse_json(text: object) -> Any:
     try:
-        # Decoded here: `json` would detect UTF-16 and UTF-32, and import their codecs.
+        # Given bytes, `json` would also accept UTF-16 and UTF-32, and import their codecs.
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError) as error:
@@ -190,7 +198,10 @@ def _parse_json(text: object) -> Any:
 
 
 def _parse_header(header: dict[str, Any], data: memoryview) -> dict[str, LazyTensor]:
-    """Return the tensors of a header; they must cover `data` without gaps or overlaps."""
+    """Return the tensors that a safetensors header describes.
+
+    Raises `CheckpointError` unless they cover `data` without gaps or overlaps.
+    """
     tensors = {}
     ranges = []
     for name, entry in header.items():
@@ -216,12 +227,12 @@ def _parse_header(header: dict[str, Any], data: memoryview) -> dict[str, LazyTen
             raise CheckpointError("its tensors overlap or leave a gap")
         end = stop
     if end != len(data):
-        raise CheckpointError("its tensors do not fill the file: truncated or extended")
+        raise CheckpointError("bytes after the last tensor: the file is damaged")
     return tensors
 
 
 def _decode_argument(value: object) -> object:
-    """Convert JSON to an argument; upstream writes a fraction as an object of two numbers."""
+    """Convert a JSON value to an argument, including the objects that stand for fractions."""
     if isinstance(value, list):
         return [_decode_argument(item) for item in value]
     if not isinstance(value, dict):
@@ -235,7 +246,7 @@ def _decode_argument(value: object) -> object:
 
 
 def _unflatten(node: object, weights: Mapping[str, LazyTensor]) -> object:
-    """Rebuild a nested state from its JSON description; a class becomes a placeholder."""
+    """Rebuild a nested state from its JSON description, with a `Placeholder` for each class."""
     match node:
         case {"_tensor": str(key)} if key in weights:
             return weights[key]
@@ -251,7 +262,7 @@ def _unflatten(node: object, weights: Mapping[str, LazyTensor]) -> object:
             return Placeholder(name[:200])
         case None | bool() | int() | float() | str():
             return node
-    raise CheckpointError("unsupported node in the structure of its state")
+    raise CheckpointError("invalid structure of its state")
 
 
 # ── trusted files ──
@@ -270,7 +281,7 @@ def _unpickle_trusted(path: Path) -> object:
 
 
 def _convert_objects(value: object) -> object:
-    """Convert unpickled objects to what `read_torch_file` returns for them."""
+    """Convert unpickled tensors and classes to the types that `read_torch_file` returns."""
     if isinstance(value, Tensor):
         flat = value.detach().contiguous().reshape(-1)
         data = memoryview(flat.view(torch.uint8).numpy().data)

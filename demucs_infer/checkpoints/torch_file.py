@@ -1,12 +1,12 @@
 """Read a `.th`, `.pt` or `.ckpt` file as data, without executing the pickle in it.
 
-The opcodes are parsed (`pickletools.genops`) and applied to a stack of plain values. A name in the
-file becomes an inert `Placeholder`; only the few names that torch itself writes (tensors, ordered
-dictionaries, fractions) become values.
+The instructions of the pickle are parsed with `pickletools.genops` and applied to a stack of plain
+values. A few known calls (for tensors, ordered dictionaries and fractions) make values; every other
+class or function in the file becomes a `Placeholder`.
 
-torch's own `weights_only` reader is not used: it refuses files whose `training_args` name foreign
-classes, as released checkpoints do, it could execute code up to torch 2.5, and it copies all
-weights into memory, where this reader maps them and bounds memory by the size of the file.
+torch's own `weights_only` reader is not used. It rejects released checkpoints whose
+`training_args` contain classes of other packages, it could execute code up to torch 2.5, and it
+copies all weights into memory. This reader leaves them in the file until they are needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from demucs_infer.checkpoints.zip_index import is_zip, read_entries
 from demucs_infer.errors import CheckpointError
 
 MAX_OPCODES = 300_000
-"""A Demucs package has about 15,000; one with an optimizer state a few times as many."""
+"""Limit for the instructions of a pickle.
+
+A Demucs package has about 15,000, and a few times as many with the state of an optimizer.
+"""
 
 MAX_PICKLE_BYTES = 64 * 2**20
 
@@ -37,7 +40,7 @@ FindStorage = Callable[[str, torch.dtype, int], Storage]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placeholder:
-    """Inert stand-in for a name in a file (`posix.system`), or for a call of it."""
+    """Stands for a class or function in a file (such as `posix.system`), or for a call of it."""
 
     name: str
     is_call: bool = False
@@ -46,7 +49,7 @@ class Placeholder:
 def read_torch_file(path: Path) -> object:
     """Return the content of a file that `torch.save` wrote.
 
-    It consists of containers, numbers, strings, `LazyTensor` and `Placeholder`. Raises
+    The result consists of containers, numbers, strings, `LazyTensor`s and `Placeholder`s. Raises
     `CheckpointError` if the file is damaged or in another format.
     """
     data = map_file(path)
@@ -69,12 +72,14 @@ def _read_zip(data: memoryview) -> object:
     entries = read_entries(data)
     root = next(iter(entries)).split("/")[0]
     if f"{root}/data.pkl" not in entries or f"{root}/constants.pkl" in entries:
-        raise CheckpointError("unsupported archive: not written by torch.save (or TorchScript)")
+        raise CheckpointError("unsupported zip archive: TorchScript, or not written by torch.save")
     if bytes(entries.get(f"{root}/byteorder", memoryview(b"little"))) != b"little":
         raise CheckpointError("unsupported big-endian weights: save them as little-endian")
     program = entries[f"{root}/data.pkl"]
     if len(program) > MAX_PICKLE_BYTES:
-        raise CheckpointError(f"its data.pkl has {len(program)} bytes, limit {MAX_PICKLE_BYTES}")
+        raise CheckpointError(
+            f"data.pkl is too large: {len(program)} bytes, the limit is {MAX_PICKLE_BYTES}"
+        )
 
     def find(key: str, dtype: torch.dtype, numel: int) -> Storage:
         storage = Storage(dtype, numel)
@@ -88,7 +93,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def _read_legacy(data: memoryview) -> object:
-    """Read the format before torch 1.6: five pickles in sequence, then the storages."""
+    """Read the format that torch used before 1.6: five pickles, then the data of the tensors."""
     storages: dict[str, Storage] = {}
 
     def find(key: str, dtype: torch.dtype, numel: int) -> Storage:
@@ -96,7 +101,7 @@ def _read_legacy(data: memoryview) -> object:
 
     file = _Window(data)
     if _Machine(find).run(file) != _LEGACY_MAGIC:
-        raise CheckpointError("a bare pickle, not a file of torch.save")
+        raise CheckpointError("the pickle was not written by torch.save")
     _Machine(find).run(file)  # version of the format
     _Machine(find).run(file)  # byte order and type sizes of the machine that wrote it
     value = _Machine(find).run(file)
@@ -111,12 +116,12 @@ def _read_legacy(data: memoryview) -> object:
         storage.locate(data[at + 8 :])
         at += 8 + storage.numel * storage.dtype.itemsize
     if any(len(storage.data) == 0 < storage.numel for storage in storages.values()):
-        raise CheckpointError("missing weights of some tensors")
+        raise CheckpointError("the data of some tensors is missing")
     return value
 
 
 class _Window(io.BytesIO):
-    """A mapped file with the interface that `pickletools` reads; never allocates past its end."""
+    """Reads a mapped file for `pickletools`, and never allocates more memory than it has bytes."""
 
     def __init__(self, data: memoryview) -> None:
         super().__init__()
@@ -159,7 +164,7 @@ _STORAGES = {
 
 
 class _Machine:
-    """The stack machine of a pickle, on plain values and placeholders only."""
+    """Executes the instructions of a pickle on plain values and placeholders only."""
 
     def __init__(self, find_storage: FindStorage) -> None:
         self._find_storage = find_storage
@@ -170,7 +175,7 @@ class _Machine:
         self._budget = MAX_OPCODES
 
     def run(self, program: io.BytesIO) -> object:
-        """Return the value of one pickle, and leave `program` after its end."""
+        """Return the value of the next pickle in `program`, which is read up to its end."""
         try:
             for opcode, argument, _ in pickletools.genops(program):
                 self._spend(1)
@@ -179,12 +184,12 @@ class _Machine:
                 self._step(opcode.name, argument)
         except (ValueError, IndexError, KeyError, ArithmeticError, struct.error) as error:
             raise CheckpointError(f"damaged pickle: {short_repr(error)}") from error
-        raise CheckpointError("truncated pickle: it has no STOP")
+        raise CheckpointError("truncated pickle: the STOP instruction is missing")
 
     def _spend(self, amount: int) -> None:
         self._budget -= amount
         if self._budget < 0:
-            raise CheckpointError(f"its pickle has more than {MAX_OPCODES} steps")
+            raise CheckpointError(f"the pickle has more than {MAX_OPCODES} instructions")
 
     def _step(self, name: str, argument: object) -> None:
         if name in _LITERALS:
@@ -255,7 +260,7 @@ class _Machine:
         self._call(self._stack.pop(), ())
 
     def _call(self, function: object, arguments: object) -> None:
-        """Push the value of one of the few calls that torch writes, or a `Placeholder`."""
+        """Push the result of a call if it is in `_CALLS`, otherwise a `Placeholder`."""
         name = function.name if isinstance(function, Placeholder) else type(function).__name__
         is_name = isinstance(function, Placeholder) and not function.is_call
         make = _CALLS.get(name) if is_name else None
@@ -266,9 +271,9 @@ class _Machine:
             self._push(make(arguments))
 
     def _persistent(self, identity: object) -> None:
-        """Push the storage of ("storage", type, key, device, numel, view), or the name of a class.
+        """Push the object with a persistent id: a storage or, in the old format, a class.
 
-        The legacy format writes the class of a network as ("module", class, file, source).
+        The id is ("storage", type, key, device, numel, view) or ("module", class, file, source).
         """
         match identity:
             case ("module", Placeholder(is_call=False) as klass, _, _):
@@ -285,7 +290,7 @@ class _Machine:
         if key not in self._storages:
             self._storages[key] = self._find_storage(key, dtype, numel)
         if (self._storages[key].dtype, self._storages[key].numel) != (dtype, numel):
-            raise ValueError("contradictory descriptions of a storage")
+            raise ValueError("a storage is described twice, with different types or sizes")
         self._push(self._storages[key])
 
     def _put(self, index: object) -> None:
@@ -296,7 +301,10 @@ class _Machine:
 
 
 def _check_key(value: object) -> object:
-    """Return a dictionary key if hashing it is safe (a deep tuple could exhaust the stack)."""
+    """Return a dictionary key; raise `ValueError` for types that are not safe to hash.
+
+    Hashing a deeply nested tuple could exhaust the stack.
+    """
     scalar = (str, int, float, bool, bytes, Placeholder, type(None))
     parts = value if isinstance(value, tuple) else (value,)
     if len(parts) > 16 or not all(isinstance(part, scalar) for part in parts):
@@ -321,7 +329,7 @@ def _tensor(arguments: tuple[object, ...]) -> LazyTensor:
 
 
 def _parameter(arguments: tuple[object, ...]) -> object:
-    """Return the tensor of a parameter; its other arguments matter to training alone."""
+    """Return the tensor of a parameter; the other arguments only matter for training."""
     return arguments[0]
 
 
@@ -341,7 +349,7 @@ def _size(arguments: tuple[object, ...]) -> tuple[object, ...]:
     raise ValueError("invalid shape")
 
 
-# The only names in a file that become values.
+# The only calls in a file that are carried out.
 _CALLS: dict[str, Callable[[tuple[object, ...]], object]] = {
     "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_tensor": _tensor,
@@ -391,7 +399,7 @@ _STEPS: dict[str, Callable[[_Machine, object], None]] = {
     "REDUCE": lambda self, _: self._reduce(),
     "NEWOBJ": lambda self, _: self._reduce(),
     "NEWOBJ_EX": lambda self, _: self._new_object_ex(),
-    # Dropped: the `_metadata` of a state dict, or the state of a placeholder.
+    # Ignored: the `_metadata` of a state dict, or the attributes of an object.
     "BUILD": lambda self, _: self._drop(),
     "BINPERSID": lambda self, _: self._persistent(self._stack.pop()),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine._put),

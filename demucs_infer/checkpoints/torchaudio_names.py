@@ -1,7 +1,7 @@
 """Map torchaudio's names for the weights of HDemucs to those of this package.
 
-torchaudio released `hdemucs_high_trained.pt` and `hdemucs_high_musdbhq_only.pt` as bare state
-dicts of its own copy of the network; its arguments are inferred from the shapes.
+torchaudio released `hdemucs_high_trained.pt` and `hdemucs_high_musdbhq_only.pt` for its own copy of
+the network, as weights alone: the network's arguments are inferred from their shapes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def is_torchaudio_state(state: Mapping[str, LazyTensor]) -> bool:
 def rename_weights(state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Return the weights under the names that upstream's checkpoints use.
 
-    A layer without `rewrite` has a norm in torchaudio that is never used: it is dropped.
+    In torchaudio, a layer without `rewrite` has a `norm1` that is never used; it is omitted.
     """
     renamed = {}
     for name, weight in state.items():
@@ -42,7 +42,10 @@ def rename_weights(state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def infer_architecture(state: Mapping[str, LazyTensor]) -> Architecture:
-    """Return the architecture of a torchaudio state; raise `CheckpointError` if it is unclear."""
+    """Return the architecture for torchaudio's weights.
+
+    Raises `CheckpointError` if weights are missing, or the stems are not the four of MUSDB.
+    """
     try:
         depth = len({name.split(".")[1] for name in state if name.startswith("freq_encoder.")})
         channels, audio_channels = state["time_encoder.0.conv.weight"].shape[:2]

@@ -1,7 +1,7 @@
 """Locate the entries of an uncompressed zip archive as slices of a mapped file.
 
-Used instead of `zipfile` because `torch.save` never compresses: an entry is a slice of the file, so
-no weight is copied before it is read, and a compressed entry (a zip bomb) is refused.
+`torch.save` never compresses, so each entry is a slice of the file. Unlike with `zipfile`, weights
+are not copied before they are read, and a compressed entry (a zip bomb) is rejected.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from demucs_infer.errors import CheckpointError
 
 MAX_DIRECTORY_BYTES = 16 * 2**20
-"""Enough for fifty thousand tensors with long names; a Demucs file has about six hundred."""
+"""Limit for the zip directory: enough for 50,000 tensors with long names; Demucs has about 600."""
 
 _END = struct.Struct("<4s4H2LH")  # the end-of-directory record
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -23,7 +23,7 @@ _FULL32 = 0xFFFFFFFF
 
 
 def is_zip(data: memoryview) -> bool:
-    """Return whether a file begins like an archive that torch writes."""
+    """Return whether a file starts with the signature of a zip archive."""
     return bytes(data[:4]) == b"PK\x03\x04"
 
 
@@ -39,7 +39,7 @@ def read_entries(data: memoryview) -> dict[str, memoryview]:
 
 
 def _find_directory(data: memoryview) -> tuple[int, int]:
-    """Return the start and stop of the directory."""
+    """Return the positions at which the zip directory starts and ends."""
     tail = bytes(data[max(0, len(data) - _END.size - 2**16) :])
     at = tail.rfind(b"PK\x05\x06")
     if at < 0:
@@ -77,7 +77,7 @@ def _iterate_entries(data: memoryview, at: int, stop: int) -> Iterator[tuple[str
 
 
 def _read_zip64(extra: memoryview, size: int, packed: int, start: int) -> tuple[int, int]:
-    """Return size and start of an entry, from its 64-bit field where 32 bits do not suffice."""
+    """Return the size and start of an entry, from the 64-bit field if 32 bits are too few."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
