@@ -4,6 +4,9 @@
     python -m tests.bench --full              # everything, an hour or two
     python -m tests.bench --peer PYTHON       # against the demucs-infer that PYTHON has
     python -m tests.bench --level workers     # a batch: two workers against one
+    python -m tests.bench --level batch       # 20 short songs in one run
+    python -m tests.bench --busy 0,1,2        # beside so many processes that compute all the time
+    python -m tests.bench --cores 1,2,4       # with so many cores, and as many threads
 
 Weights are random at the released shapes: speed and error need no training. Nothing else should run
 on the machine.
@@ -15,18 +18,22 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.bench.music import RATE, song
+from tests.bench.neighbors import busy_processes, limited_cores
 from tests.bench.pairs import HEADER, Row, compare, compare_commands
 from tests.bench.shapes import BAGS, write_repo
 
-TRACKS = 8  # of the batch
+TRACKS = 8  # of the two workers
+SHORT_SONGS = 20
 WINDOW = {"htdemucs": 7.8, "htdemucs_ft": 7.8, "hdemucs_mmi": 10.0, "mdx": 10.0}
 
 
@@ -36,7 +43,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--full", action="store_true", help="every model at every level")
     parser.add_argument(
-        "--level", action="append", choices=["network", "engine", "command", "start", "workers"]
+        "--level",
+        action="append",
+        choices=["network", "engine", "command", "start", "workers", "batch"],
     )
     parser.add_argument("--model", action="append", choices=list(BAGS))
     parser.add_argument("--precision", action="append", choices=["fp32", "bf16", "fp16"])
@@ -45,8 +54,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, help="length of the engine's and command's track")
     parser.add_argument("--to", action="append", choices=["wav", "mp3"], help="of the command")
+    parser.add_argument("--busy", type=_parse_counts, default=[0], help="busy processes: 0,1,2")
+    parser.add_argument("--busy-memory", action="store_true", help="and one that moves memory")
+    parser.add_argument("--cores", type=_parse_counts, default=[None], help="cores to use: 1,2,4")
     parser.add_argument("--peer", metavar="PYTHON", help="an interpreter with demucs-infer 4.4.0")
     return parser.parse_args()
+
+
+def _parse_counts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def describe_machine(args: argparse.Namespace) -> str:
@@ -100,6 +116,8 @@ def compare_all(args: argparse.Namespace, work: Path) -> Iterator[Row]:
                     yield compare(f"{model}, {length:g} s, {precision}", whole, **common)
         if "command" in levels and model == "htdemucs":
             yield from compare_command_line(args, repo, work)
+        if "batch" in levels and model == "htdemucs":
+            yield compare_batch(args, repo, work)
         if "workers" in levels and model == "htdemucs":
             yield from compare_workers(args, repo, work)
     if "start" in levels:
@@ -140,6 +158,19 @@ def compare_command_line(args: argparse.Namespace, repo: Path, work: Path) -> It
         case = f"command, {seconds:g} s mp3 to {kind}"
         both = {"ours": [ours], side: [theirs]}
         yield compare_commands(case, seconds, both, pairs=args.pairs, work=work)
+
+
+def compare_batch(args: argparse.Namespace, repo: Path, work: Path) -> Row:
+    """Compare runs over 20 songs of 17.5 s, three windows each, in one process."""
+    seconds = args.seconds or 17.5
+    names = [f"short-{number}.wav" for number in range(SHORT_SONGS)]
+    write_tracks(work, names, seconds)
+    shared = ["-n", "htdemucs", "--repo", str(repo), "-d", args.device, "--shifts", "0", *names]
+    ours = [sys.executable, "-m", "demucs_infer", "-o", "a", "--force", "-q", *shared]
+    theirs = [sys.executable, "-W", "ignore", "-m", "demucs", "-o", "b", *shared]
+    case = f"command, {SHORT_SONGS} songs of {seconds:g} s"
+    both = {"ours": [ours], "upstream": [theirs]}
+    return compare_commands(case, SHORT_SONGS * seconds, both, pairs=args.pairs, work=work)
 
 
 def compare_workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
@@ -193,9 +224,19 @@ def main() -> None:
     """Print one row of the table after the other."""
     args = parse_arguments()
     print(f"{describe_machine(args)}\n\n{HEADER}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for row in compare_all(args, Path(folder)):
-            print(row.markdown(), flush=True)
+    for cores, busy in product(args.cores, args.busy):
+        args.threads = cores or args.threads
+        conditions = [f"{cores} cores"] if cores else []
+        conditions += [f"{busy} busy"] if busy else []
+        conditions += ["1 moving memory"] if args.busy_memory else []
+        with (
+            limited_cores(cores),
+            busy_processes(busy, int(args.busy_memory)),
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            for row in compare_all(args, Path(folder)):
+                case = ", ".join([row.case, *conditions])
+                print(replace(row, case=case).markdown(), flush=True)
 
 
 if __name__ == "__main__":
