@@ -38,3 +38,27 @@ def test_mutated_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
 def test_a_few_mutated_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
     report = run_subject(name, tmp_path, "--count", "150", "--seconds", "60", "--seed", "7")
     assert report["figures"]["cases"] == 150
+
+
+@pytest.mark.slow
+def test_failing_calls_lose_nothing(tmp_path: Path) -> None:
+    report = run_subject("faults", tmp_path, "--count", "150", "--seconds", "100", "--first", "1")
+    assert report["figures"]["cases"] >= 100
+
+
+@pytest.mark.slow
+def test_killed_work_is_finished(tmp_path: Path) -> None:
+    assert run_subject("kills", tmp_path, "--count", "12", "--seconds", "60")["counts"]
+
+
+def test_work_is_stored_before_it_is_told(tmp_path: Path) -> None:
+    assert run_subject("power", tmp_path)["counts"]["final names"] == 25
+
+
+def test_odd_signals_are_separated_as_upstream_does(tmp_path: Path) -> None:
+    assert run_subject("numbers", tmp_path)["counts"]["separated"] == 32
+
+
+@pytest.mark.slow
+def test_threads_share_a_separator(tmp_path: Path) -> None:
+    assert run_subject("threads", tmp_path, "--count", "1")["figures"]["cases"] == 1
