@@ -4,7 +4,7 @@ Shapes: C channels, t samples of a block.
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -60,6 +60,7 @@ class DecodedTrack:
         self.first = first
         self._decoded = decoded
         self._is_abandoned = threading.Event()
+        self._reading: Generator[Tensor, None, None] | None = None
 
     def abandon(self) -> None:
         """Make the reader of the blocks fail: the stems are no longer needed."""
@@ -67,6 +68,19 @@ class DecodedTrack:
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the samples from the first on: (C, t)."""
+        self._reading = self._read()
+        return self._reading
+
+    def close(self) -> None:
+        """Stop reading now, and not when the generator is collected as garbage.
+
+        By then another run may be reading a file of that name, which would be removed, as happened
+        with Python 3.10.
+        """
+        if self._reading is not None:
+            self._reading.close()
+
+    def _read(self) -> Generator[Tensor, None, None]:
         with closing(self._decoded.blocks()) as blocks:
             yield from check_between(blocks, self._is_abandoned)
 

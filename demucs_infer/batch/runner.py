@@ -219,6 +219,7 @@ class BatchRunner:
                 yield from _take_results(pending, max_unwritten=0)
             finally:
                 stop.set()
+                _stop_reading(running.values())
                 for result in pending:
                     if result.spool:
                         result.spool.abandon()
@@ -319,6 +320,11 @@ class _PendingResult:
     def is_separated(self) -> bool:
         """Whether the network is done with it."""
         return self.spool is None or self.spool.is_closed
+
+
+def _stop_reading(tracks: Iterable[PreparedTrack]) -> None:
+    for prepared in tracks:
+        prepared.track.close()
 
 
 def _route_event(
