@@ -115,7 +115,7 @@ __getattr__ = make_getattr(  # what upstream's module imports is imported from i
 
 
 class _NotProvided(Enum):
-    """The default of `update_parameter`, as None is a valid value."""
+    """Marks arguments of `update_parameter` that were omitted, as None is a valid value."""
 
     NotProvided = "as it is"
 
@@ -228,7 +228,7 @@ class Separator:
         self._init_from(self._model, values, owns_model=is_own)
 
     def _load_model(self) -> None:
-        """Set `_model`. A subclass may do it in its own way, as one of upstream's class may."""
+        """Load the model into `_model`; a subclass may override this, as with upstream's class."""
         has_bar = self._has_download_bar
         with progress_bar(os.fspath(self._name)) if has_bar else nullcontext() as on_progress:
             self._model = get_model(
@@ -236,9 +236,10 @@ class Separator:
             )
 
     def __getattr__(self, name: str) -> Any:
-        """Prepare a subclass of upstream's kind, which sets `_model` and does not call `__init__`.
+        """Initialize a subclass that sets `_model` itself and does not call `__init__`.
 
-        Such subclasses also read `_samplerate` and `_audio_channels`, which upstream's class has.
+        Subclasses written for upstream do that. They may also read its attributes `_samplerate`
+        and `_audio_channels`.
         """
         if "_model" in vars(self):
             if "_runner" not in vars(self) and name in _PREPARED:
@@ -258,15 +259,15 @@ class Separator:
         stem_options: StemOptions | None = None,
         **changes: Unpack[Changes],
     ) -> Separator:
-        """Return a separator around a network, or a bag of them, that is in memory already.
+        """Return a separator for a network, or a bag of networks, that is already in memory.
 
-        The settings are those of `Separator(...)`. The network still belongs to the caller: after
-        each track it is on its own device and in its own mode again.
+        The settings are those of `Separator(...)`. After each track, the network is back on the
+        device and in the mode (training or evaluation) in which it was passed.
 
-        It needs `sources`, `samplerate`, `audio_channels` and `segment`. For a module without them
-        `metadata` is what the network is for: parameters with `chunk_size` and
+        The network needs the attributes `sources`, `samplerate`, `audio_channels` and `segment`.
+        For a network without them, pass `metadata`: parameters with `chunk_size` and
         `output_stem_names`, a `ModelMetadata` whose parameters have defaults, or a `Config`, whose
-        settings are then the defaults. Raises `ConfigError` if it does not fit the network.
+        settings become the defaults. Raises `ConfigError` if the metadata does not fit the network.
         """
         separator = cls.__new__(cls)
         values, config = merge_values(options, stem_options, changes), None
@@ -295,10 +296,10 @@ class Separator:
     ) -> Separator:
         """Return a separator for a custom network, from its configuration and its weights.
 
-        `overrides` change the configuration (`"inference.batch_size=2"`); the settings are those
-        of `Separator(...)`, which take precedence over it. `metadata` defines the class of the
-        network; by default, `model_type` in the configuration selects a registered one.
-        `checkpoint_path` is another name of `checkpoint`.
+        `overrides` change values of the configuration (`"inference.batch_size=2"`). The keyword
+        arguments of `Separator(...)` are accepted too, and take precedence over the configuration.
+        `metadata` defines the class of the network; by default, `model_type` in the configuration
+        selects a registered class. `checkpoint_path` is another name of `checkpoint`.
         """
         paths = [path for path in (checkpoint, checkpoint_path) if path is not None]
         if len(paths) != 1:
@@ -329,11 +330,11 @@ class Separator:
         self._input_options = InputOptions()
         self._output_options = OutputOptions()
         self._device_lease = ExitStack()
-        """Keeps our own networks on their device between tracks."""
+        """Keeps the networks on their device between tracks, unless the caller owns them."""
         self._runner = self._move_to(self._state.devices)
 
     def _move_to(self, devices: Sequence[torch.device]) -> Runner:
-        """Return a runner for the devices, and move our own networks there."""
+        """Return a runner for the devices; move the networks there unless the caller owns them."""
         choice = self._state.device_choice
         runner = make_runner(devices, compile=self._state.options.compile, device_choice=choice)
         if self._owns_model:
@@ -391,9 +392,9 @@ class Separator:
         stem_options: StemOptions | None = None,
         **changes: Unpack[OwnChanges],
     ) -> None:
-        """Change settings, for tracks that start after the call.
+        """Change settings; this affects tracks that start after the call.
 
-        `options` and `stem_options` replace all settings of their kind.
+        `options` replaces all settings of the separation, `stem_options` all settings of the stems.
         """
         given = {
             "device": device,
@@ -416,7 +417,7 @@ class Separator:
                 self._device_lease.close()
                 try:
                     self._runner = self._move_to(state.devices)
-                except ValueError:  # in use by a track that has begun
+                except ValueError:  # a track is still running on the old device
                     self._state = before
                     self._move_to(before.devices)
                     raise
@@ -427,7 +428,7 @@ class Separator:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Separate an array; return the mixture at the model's rate, and its stems: each (C, T).
 
-        Unlike upstream's, channels are converted even if `sr` is the sample rate of the model.
+        Unlike with upstream, channels are converted even if `sr` is the sample rate of the model.
         """
         return _pair(self.run(wav, sr))
 
@@ -436,8 +437,8 @@ class Separator:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Separate a file; return the mixture at the model's rate, and its stems: each (C, T).
 
-        Here, bytes are a path too. A subclass of upstream's kind may override `_load_audio`, or
-        `separate_tensor`.
+        Bytes are the path of a file here, not its content. A subclass may override `_load_audio` or
+        `separate_tensor`, as with upstream's class.
         """
         file = os.fsdecode(file)
         own = type(self)
@@ -500,9 +501,9 @@ class Separator:
         model_kwargs: Mapping[str, object] | None = None,
         queries: Mapping[str, Mapping[str, object]] | None = None,
     ) -> Events:
-        """Do the same as `run`, and yield progress events; the output is the last item.
+        """Separate a track as `run` does, yielding progress events and finally the output.
 
-        Closing the generator stops the work within a batch.
+        Closing the generator stops the separation when the current batch of windows is done.
         """
         separation = self._make_separation(model_kwargs, queries)
         return separate_in_memory(separation, self.open_audio(audio, sample_rate))
@@ -523,9 +524,9 @@ class Separator:
         `sample_rate` is that of an array. `options` and `changes` are the settings of
         `OutputOptions`; the defaults are those of a custom model's configuration, otherwise wav.
 
-        All files appear at the end; after an error there are neither files nor new folders.
-        Meanwhile a temporary file beside them has the stems as floats (4 bytes per sample). Unlike
-        upstream, all stems get one gain if one would clip; `clip="rescale"` gives each its own.
+        All files appear at the end; an error leaves neither files nor new folders. Until then, the
+        stems are in a temporary file in the same place (4 bytes per sample). Unlike with upstream,
+        if one stem would clip, all stems get the same gain; `clip="rescale"` gives each its own.
         """
         stream = self.stream_to(
             audio, out, format, sample_rate=sample_rate, options=options, **changes
@@ -545,29 +546,30 @@ class Separator:
         options: OutputOptions | None = None,
         **changes: Unpack[OutputChanges],
     ) -> FileEvents:
-        """Do the same as `separate_to`, and yield progress events; the files are the last item.
+        """Separate a track as `separate_to` does, yielding progress events and finally the files.
 
-        Closing the generator stops the work within a batch, and leaves no files.
+        Closing the generator stops the separation when the current batch of windows is done, and
+        leaves no files.
         """
         output = change_output(options or self._output_options, format, changes)
         source = self.open_audio(audio, sample_rate)
         return separate_to_files(self._make_separation(), source, out, output)
 
     def stream_blocks(self, track: Track) -> BlockEvents:
-        """Yield blocks of final samples, in order, and events for a track at the model's rate.
+        """Yield progress events and blocks of finished samples, in order.
 
-        `open_audio` makes such a track from any input.
+        The track must have the model's sample rate, as one from `open_audio` has.
         """
         return self._make_separation().run(track)
 
     def stream_blocks_many(
         self, tracks: Iterable[Track | Exception], *, max_tracks_per_batch: int = 1
     ) -> TrackEvents:
-        """Do the same as `stream_blocks` for several tracks; yield `(index, item)`.
+        """Yield `(index of the track, item)` for the items of `stream_blocks` of several tracks.
 
         Windows of up to `max_tracks_per_batch` consecutive tracks run as one batch. The last item
-        of a track is `TrackFinished` or `TrackFailed`; an exception in place of a track fails as
-        if it had been raised by it. The callback is not called.
+        of a track is `TrackFinished` or `TrackFailed`. An exception in `tracks` is reported as the
+        failure of a track. The callback of the settings is not called.
         """
         separation = self._make_separation()
         return separate_many(
@@ -580,10 +582,11 @@ class Separator:
         )
 
     def free_original_weights(self) -> None:
-        """Keep one copy of the weights instead of two; to be called before the first track.
+        """Keep one copy of the weights instead of two; call this before the first track.
 
-        For processes that only separate, with one precision: on a CPU, the weights move into the
-        optimized networks. `model` can then neither be run nor saved.
+        Use this in a process that only separates, and always at the same precision. On a CPU, the
+        weights are moved into the optimized networks. After that, `model` can be neither run nor
+        saved.
         """
         if not self._owns_model:
             raise ValueError(

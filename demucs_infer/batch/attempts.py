@@ -1,7 +1,8 @@
 """Withdraw open attempts on a clean shutdown, so that interrupted tracks do not count as crashes.
 
-An attempt is counted in a journal before it begins, as a process that crashes cannot count it. When
-a process is told to end, by Ctrl-C or a scheduler, it takes its open attempts back.
+An attempt to separate a track is counted before it begins, because a process that crashes cannot
+count it afterwards. A process that is told to end, by Ctrl-C or a scheduler, undoes this count for
+all attempts that have not ended.
 """
 
 import threading
@@ -13,7 +14,7 @@ _shutting_down = threading.Event()
 
 
 def register(key: Hashable, undo: Callable[[], None]) -> None:
-    """Register an attempt that was counted; `undo` takes the count back."""
+    """Register an attempt that was counted; `undo` is the function that undoes the count."""
     _open_attempts[key] = undo
     if _shutting_down.is_set():  # begun by a thread that is still running
         withdraw(key)
@@ -25,15 +26,15 @@ def complete(key: Hashable) -> None:
 
 
 def withdraw(key: Hashable) -> None:
-    """Take an attempt back, if it has not ended."""
+    """Undo the count of an attempt, if it has not ended."""
     undo = _open_attempts.pop(key, None)
     if undo:
-        with suppress(Exception):  # then it stays counted
+        with suppress(Exception):  # if this fails, the attempt remains counted
             undo()
 
 
 def withdraw_all() -> None:
-    """Take back all open attempts, and those that begin from now on: the process is ending."""
+    """Undo the count of all attempts, also of those that begin while the process is ending."""
     _shutting_down.set()
     for key in tuple(_open_attempts):
         withdraw(key)

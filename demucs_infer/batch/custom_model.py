@@ -50,7 +50,7 @@ class CustomModelSpec(ModelSpec):
             raise ValueError(str(error)) from error
 
     def weights(self) -> tuple[str, ...]:
-        """Return digests of all that determines the output, apart from what the module imports."""
+        """Return digests of the configuration, the code of `module`, and the checkpoint."""
         description = [self.config.to_dict(), self.module, self.class_name, self._code_digest()]
         text = json.dumps(description, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest(), sha256_file(self.checkpoint)

@@ -1,7 +1,8 @@
-"""Cache the decoded samples of a track on disk: written to measure the level, read to separate.
+"""Cache the decoded samples of a track on disk, so that it is decoded only once.
 
-A decoder in Python competes with the network for the interpreter, which slows the network down by
-far more than the time that decoding takes. Reading samples from the disk does not.
+The samples are written while the level of the track is measured, and read while it is separated.
+Decoding again during the separation would slow the network down by far more than its own time, as
+both compete for the Python interpreter.
 
 Shapes: C channels, t samples of a block.
 """

@@ -26,7 +26,7 @@ class DiscoveredTrack:
 
     folder: Path = Path()
     is_discovered: bool = False
-    """Whether a folder or a pattern was given, and not this track itself."""
+    """Whether the track was found in a folder or by a pattern, and not given by its own path."""
 
     @property
     def name(self) -> str:
@@ -37,8 +37,8 @@ class DiscoveredTrack:
 def find_tracks(arguments: Iterable[str], *, skip: Sequence[Path] = ()) -> list[DiscoveredTrack]:
     """Return all tracks in the order of the arguments, without duplicates.
 
-    Folders in `skip` are not searched. An argument that matches no file is returned as a track: the
-    error is reported when it is read.
+    Folders in `skip` are not searched. An argument that matches no file is returned as a track, so
+    that the error is reported when that track is read.
     """
     skipped_folders = [folder.resolve() for folder in skip]
     tracks: dict[str, DiscoveredTrack] = {}

@@ -1,4 +1,4 @@
-"""Take the stems of an earlier run in place of the network, if only other files are requested.
+"""Reuse the stems of an earlier run, if the new run differs only in the format of its files.
 
 Shapes: S stems, C channels, t samples of a block.
 """
@@ -21,18 +21,18 @@ from demucs_infer.system.checksum import sha256_file
 
 _OUTPUT_SETTINGS = {field.name for field in fields(OutputOptions)}
 _REVERSIBLE = {"track", "rescale", "none"}
-"""Clip modes that multiply by a gain, which the manifest has."""
+"""Clip modes that multiply the stems by a gain, which can be undone as the manifest has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierStems:
-    """The files of an earlier run, from which the output of the network can be read again."""
+    """Files of an earlier run, used in place of running the network again."""
 
     files: tuple[Path, ...]
     gains: tuple[float, ...]
     bits: int
     is_exact: bool
-    """Whether they are what the network returned, to the last bit."""
+    """Whether the files contain exactly what the network returned."""
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the stems (S C t), without the gains that prevented clipping."""
@@ -46,10 +46,10 @@ class EarlierStems:
 def find_earlier_stems(
     path: Path, recipe: Recipe, stems: Sequence[str], sample_rate: int, channels: int
 ) -> EarlierStems | None:
-    """Return the stems that the manifest at `path` lists, or None.
+    """Return the stems that the manifest at `path` lists, or None if they cannot be reused.
 
-    They are of use if input, model, versions and all settings but those of the files are equal, and
-    if they are complete, lossless, and at the sample rate and with the channels of the model.
+    Input, model, versions, and all settings except those of the files must be the same. The files
+    must be complete and lossless, with the sample rate and the channels of the model.
     """
     manifest = read_manifest(path)
     if manifest is None or _without_output(manifest["recipe"]) != _without_output(asdict(recipe)):

@@ -22,7 +22,7 @@ class TrackJob:
     """Its name in results."""
 
     result: TrackResult | None = None
-    """The result, if there is one already: then the job is only reported, not processed."""
+    """The result, if it is known already; then the track is not separated."""
 
     sha256: str | None = None
     """Expected digest of the file, if given."""
@@ -31,9 +31,9 @@ class TrackJob:
 def find_done(job: TrackJob, recipe: Recipe, *, verify: bool = False) -> TrackResult | None:
     """Return the result of an earlier run that made the same stems, or None.
 
-    A track is done if its manifest has the same recipe, and all files in it exist with their
-    sizes; with `verify`, they must also have their digests. Temporary files of a run that crashed
-    after its last rename are removed.
+    The manifest of the track must have the same recipe, and all files that it lists must exist with
+    the recorded sizes; with `verify`, also with the recorded digests. Temporary files that such a
+    run left behind are removed.
     """
     manifest = find_match(job.target.manifest, recipe, verify=verify)
     if manifest is None:
@@ -50,7 +50,7 @@ def find_done_before(
     *,
     verify: bool = False,
 ) -> TrackResult | None:
-    """Do the same for a request; the input is read only if there is a manifest."""
+    """Find the result as `find_done` does, and hash the input only if there is a manifest."""
     if read_manifest(job.target.manifest) is None or not job.source.is_file():
         return None
     recipe = make_recipe(request, sha256_file(job.source), model, weights)

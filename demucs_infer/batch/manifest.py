@@ -1,7 +1,7 @@
 """Read and write `stems.json`: the input, model and settings that a track's stems were made with.
 
-It is beside the stems and written last, so stems without one are incomplete. A track whose manifest
-matches the current input, model and settings is skipped.
+This file, the manifest, is in the folder of the stems and is written last: stems without a manifest
+are incomplete. A track whose manifest matches the current input, model and settings is skipped.
 """
 
 import hashlib
@@ -75,10 +75,10 @@ class Manifest:
     device: str = ""
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
-    """Processing time, without that of an interrupted run that this one continued."""
+    """Processing time of this run, without that of an interrupted run that it resumed."""
 
     resumed_seconds: float = 0.0
-    """Duration that the interrupted run had separated."""
+    """Seconds of audio that an interrupted run had separated before."""
 
     def to_json(self) -> str:
         """Return the text of the file."""
@@ -88,7 +88,7 @@ class Manifest:
     def write(self, path: Path, temp_folder: Path) -> None:
         """Write the file atomically, so that it survives a power loss.
 
-        Until it is complete it is in `temp_folder`, where a crash leaves it for removal.
+        It is first written to `temp_folder`, and then renamed.
         """
         temporary = temp_folder / "manifest"
         # Names that are not UTF-8 are written as JSON escapes.
@@ -121,10 +121,10 @@ def parse_manifest(value: Any) -> dict[str, Any] | None:
 
 
 def find_match(path: Path, recipe: Recipe, *, verify: bool = False) -> dict[str, Any] | None:
-    """Return the manifest if it matches `recipe` and all its files have their sizes.
+    """Return the manifest at `path` if it matches `recipe` and all its files are intact, or None.
 
-    With `verify`, the files are also read, and must have their digests. Those that were written
-    shortly before the machine was started are always read: the power may have failed.
+    Files must have the recorded sizes; with `verify`, also the recorded digests. Files from before
+    the last start of the machine are always compared by digest, as the power may have failed.
     """
     manifest = read_manifest(path)
     if manifest is None or manifest.get("key") != recipe.key:
@@ -138,12 +138,12 @@ def find_match(path: Path, recipe: Recipe, *, verify: bool = False) -> dict[str,
 
 
 def list_files(path: Path, manifest: Mapping[str, Any]) -> dict[Path, Mapping[str, Any]]:
-    """Return the entries of the files of a manifest at `path`."""
+    """Return the path of each file in the manifest at `path`, and its entry there."""
     return {path.parent / stem["file"]: stem for stem in manifest["stems"].values()}
 
 
 def is_intact(file: Path, stem: Mapping[str, Any], *, verify: bool) -> bool:
-    """Return whether a file has the size of its entry, and its digest if that is compared."""
+    """Return whether a file has the size in its entry, and the digest if it is to be compared."""
     status = file.stat()
     if status.st_size != stem["bytes"]:
         return False

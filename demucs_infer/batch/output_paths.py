@@ -77,10 +77,10 @@ class OutputPaths:
 def find_collisions(
     inputs: Iterable[str], outputs: Iterable[tuple[str, Iterable[Path]]]
 ) -> dict[int, str]:
-    """Return a message for each output, by its index, that shares a file with another track.
+    """Return a message for each track whose files collide, by the index of the track.
 
-    An output is a track and its files. It must not share any with another output or overwrite one
-    of the `inputs`.
+    `outputs` has the name and the files of each track. Two tracks must not have a file in common,
+    and no file may overwrite one of the `inputs`.
     """
     input_keys = {_path_key(Path(source)) for source in inputs}
     owners: dict[str, int] = {}
@@ -99,9 +99,9 @@ def find_collisions(
 
 
 def excerpt_suffix(start: float, duration: float | None) -> str:
-    """Return what is added to the name of a track of which only a part is separated.
+    """Return a suffix such as ` [10-20 s]` for a track of which only a part is separated.
 
-    The stems of a part must not replace those of the whole track.
+    It prevents the stems of the part from replacing those of the whole track.
     """
     if not start and duration is None:
         return ""
@@ -112,9 +112,9 @@ def excerpt_suffix(start: float, duration: float | None) -> str:
 def add_types(
     outputs: Mapping[str, OutputPaths], discovered: Container[str], stems: Iterable[str]
 ) -> dict[str, OutputPaths]:
-    """Return new outputs for discovered tracks that share a name: `song-mp3` and `song-flac`.
+    """Return new outputs for tracks in `discovered` that share a name: `song-mp3`, `song-flac`.
 
-    Unlike numbers, these names stay when other tracks are added to a folder.
+    Unlike numbers, these suffixes do not change when other tracks are added to the folder.
     """
     stems = tuple(stems)
     sharing: dict[str, list[str]] = {}

@@ -39,7 +39,7 @@ _POLL_SECONDS = 0.2  # between attempts to lock a track
 
 
 class AlreadyDone(Exception):
-    """Raised when a track has its result without being separated."""
+    """Raised when a track need not be separated; `result` is its result."""
 
     def __init__(self, result: TrackResult) -> None:
         super().__init__(result.status)
@@ -51,7 +51,10 @@ class TrackLocked(DemucsError):
 
 
 class DecodedTrack:
-    """A decoded track of known level for the engine, from the first sample not separated yet."""
+    """A track that is decoded and whose level is measured, as input of the engine.
+
+    `first` is the first sample that has not been separated yet.
+    """
 
     def __init__(self, decoded: DecodedCache, level: Level, channels: int, first: int) -> None:
         self.channels = channels
@@ -63,11 +66,11 @@ class DecodedTrack:
         self._reading: Generator[Tensor, None, None] | None = None
 
     def abandon(self) -> None:
-        """Make the reader of the blocks fail: the stems are no longer needed."""
+        """Stop the separation of this track: `blocks` raises `SpoolAbandoned` from now on."""
         self._is_abandoned.set()
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield the samples from the first on: (C, t)."""
+        """Yield all samples of the track: (C, t)."""
         self._reading = self._read()
         return self._reading
 
@@ -99,13 +102,13 @@ class PreparedTrack:
     writer: StemWriter
     workdir: WorkDir
     resumed_frames: int
-    """Samples that an earlier run left in the spool."""
+    """Number of samples that an interrupted run had separated before."""
 
     warnings: tuple[str, ...]
     start_time: float
 
     def release(self) -> None:
-        """Give the track up, so that a later run can continue it."""
+        """Stop work on the track, and keep its samples so that a later run can resume it."""
         self.track.remove()
         self.writer.spool.abandon()
         self.writer.abort()
@@ -114,7 +117,7 @@ class PreparedTrack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparer:
-    """Checks, decodes and measures tracks, and locks the folders that their stems are made in."""
+    """Checks, decodes and measures tracks, and locks their working folders."""
 
     separator: Separator
     model: ModelSpec
@@ -122,21 +125,21 @@ class Preparer:
     weights: tuple[str, ...]
     skip: Skip
     verify: bool
-    """Whether finished tracks are recognized by the digests of their files, not just the sizes."""
+    """Whether the files of finished tracks are compared by digest, not just by size."""
 
     max_crashes: int | None
     run_id: str
     keeps_when_full: bool
     made_folders: set[Path]
-    """Folders that did not exist before this run."""
+    """Folders that this run has created."""
 
     reuses_stems: bool = False
-    """Whether lossless stems of an earlier run are encoded anew, even if that rounds twice."""
+    """Whether any lossless stems of an earlier run are reused, even if they were rounded."""
 
     def prepare(
         self, job: TrackJob, stop: threading.Event, start_time: float, *, wait_for_lock: bool
     ) -> PreparedTrack:
-        """Return the track, ready for the network, with its lock held.
+        """Lock, decode and measure a track, and return it ready for the network.
 
         Raises:
             AlreadyDone: The track has its result already.
@@ -154,7 +157,7 @@ class Preparer:
         try:
             decoded = DecodedCache(workdir.data_folder, self.separator.audio_channels)
             decoded.remove()  # of a crashed attempt
-            # The attempt is counted from here on, as a decoder can crash its process too.
+            # This counts the attempt before decoding, as a decoder may crash the process, too.
             spool = self._open_spool(job, workdir)
             earlier = self._reuse_stems(job, recipe, spool)
             reader = self._open_track(job)
@@ -162,7 +165,8 @@ class Preparer:
                 level = measure(check_between(blocks, stop))
             if _stamp(job.source) != stamp:
                 raise AudioReadError(
-                    "the file changed while it was read: try again when it is complete"
+                    "the file changed while it was being read: try again once it has been fully "
+                    "written"
                 )
             writer = self._open_writer(job, reader, workdir, spool)
         except Exception as error:
@@ -193,7 +197,7 @@ class Preparer:
         )
 
     def workdir(self, job: TrackJob) -> WorkDir:
-        """Return the folder that the stems of a track are made in."""
+        """Return the working folder of a track."""
         return WorkDir(job.target.folder, job.target.manifest, self.made_folders, self.run_id)
 
     def _make_recipe(self, job: TrackJob, stop: threading.Event) -> Recipe:
@@ -238,7 +242,7 @@ class Preparer:
             if stop.wait(_POLL_SECONDS):
                 raise SpoolAbandoned
         try:
-            self._check_done(job, recipe)  # by the process that held the lock before
+            self._check_done(job, recipe)  # the process that had the lock may have separated it
         except AlreadyDone:
             workdir.remove()
             raise
@@ -247,8 +251,8 @@ class Preparer:
     def _open_spool(self, job: TrackJob, workdir: WorkDir) -> Spool:
         """Return the spool, with the samples of earlier attempts, and count this attempt.
 
-        Raises `AlreadyDone` if the track is quarantined. It stays so until its folder in
-        `.partial` is removed, or a run with another `run_id` tries it again.
+        Raises `AlreadyDone` if the track is quarantined, because it has crashed too often. It is
+        tried again when its folder in `.partial` is removed, or by a run with another `run_id`.
         """
         separator = self.separator
         spool = Spool(workdir.data_folder, len(separator.stems), separator.audio_channels)
@@ -269,10 +273,10 @@ class Preparer:
         return spool
 
     def _reuse_stems(self, job: TrackJob, recipe: Recipe, spool: Spool) -> EarlierStems | None:
-        """Fill the spool with the stems of an earlier run if only the files are to be others.
+        """Fill the spool with the stems of an earlier run, if they can replace the network.
 
-        Stems that are exactly what the network returned give the same bytes as it would; others
-        are only used on request.
+        Stems that were not rounded give the same files as the network would. Others are used only
+        with `reuses_stems`.
         """
         if spool.frames or self.skip == "nothing":
             return None
@@ -325,7 +329,10 @@ def _rounding_warning(earlier: EarlierStems | None) -> Iterator[str]:
 def clean_up(
     error: Exception, job: TrackJob, workdir: WorkDir, *, keeps_when_full: bool
 ) -> Exception:
-    """Clean up after an error and return it; with a full disk, what was separated can be kept."""
+    """Clean up after an error, and return the error to report.
+
+    With `keeps_when_full`, a full disk leaves the samples that were separated for the next attempt.
+    """
     if not (keeps_when_full and workdir.is_resumable and is_disk_full(error)):
         workdir.remove()
         return error

@@ -1,4 +1,4 @@
-"""Specify the model of a run, and all that determines its stems; without importing torch."""
+"""Specify the model of a run, and everything that determines its stems, without torch."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -34,7 +34,7 @@ class ModelSpec:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is downloaded before its first use, unlike local files."""
+        """Whether the model must be downloaded before its first use, unlike local files."""
         return self.repo is None and any(
             load_catalog().has(part) or part.startswith("hf://") for part, _ in split_bag(self.name)
         )
@@ -86,7 +86,7 @@ class ModelSpec:
 def make_recipe(
     request: Request, input_sha256: str, model: ModelSpec, weights: tuple[str, ...]
 ) -> Recipe:
-    """Return all that determines the bytes of a track's stems."""
+    """Return the recipe of a track: everything that determines the bytes of its stems."""
     return Recipe(
         input_sha256=input_sha256,
         model=model.name,

@@ -16,7 +16,7 @@ _IN_PROGRESS = "in progress elsewhere: another process is separating it"
 
 
 def fault_of(error: Exception) -> Fault:
-    """Classify an error by its cause; a full disk counts as such, whatever was written."""
+    """Return the kind of an error: "input", "model", "disk" or "other"."""
     if is_disk_full(error):
         return "disk"
     if isinstance(error, AudioReadError):
@@ -48,7 +48,7 @@ class TrackResult:
     """The smallest gain of a stem; 1.0 if none would clip."""
 
     resumed_seconds: float = 0.0
-    """Duration that an interrupted run had separated."""
+    """Seconds of audio that an interrupted run had separated before."""
 
     warnings: tuple[str, ...] = ()
     error: str = ""
@@ -57,7 +57,7 @@ class TrackResult:
 
     @classmethod
     def done(cls, track: str, path: Path, manifest: Manifest, is_written: bool) -> "TrackResult":
-        """Build the result of a track that was separated; `path` is that of its manifest."""
+        """Build the result of a separated track, whose manifest has the path `path`."""
         return cls(
             track=track,
             status="done",

@@ -1,7 +1,8 @@
-"""Separate many tracks: decode ‖ separate ‖ encode, skip what is done, resume what was interrupted.
+"""Separate many tracks, skipping finished ones and resuming interrupted ones.
 
-A track never raises: it ends as a `TrackResult`. No file has its final name before it is complete,
-and the manifest beside the stems is written last.
+While one track is separated, the next one is decoded and the previous one is encoded. An error in a
+track is not raised, but becomes its `TrackResult`. Files get their final names when they are
+complete, and the manifest in the same folder is written last.
 """
 
 import logging
@@ -67,20 +68,20 @@ def open_separator(model: ModelSpec, request: Request) -> Separator:
 class BatchRunner:
     """Separates tracks with one model, one after the other, reading and writing in the background.
 
-    `weights` are the digests from `ModelSpec.weights`. `skip` decides which tracks are done: those
-    with a manifest of the same recipe ("same"), those whose files exist ("existing"), or none
-    ("nothing"). With `verify`, the files of a manifest must have their digests, and not just their
-    sizes. A track in which the process crashed `max_crashes` times at the same position ends
-    as `quarantined`; None: no limit. With a `run_id`, only crashes in the run of that id count, so
-    that a new id tries quarantined tracks again. Tracks that were in progress at a crash come after
-    all others, each alone, as only one of them is the cause.
+    `weights` are the digests from `ModelSpec.weights`. `skip` decides which tracks are skipped:
+    those with a manifest of the same recipe ("same"), those whose files exist ("existing"), or none
+    ("nothing"). With `verify`, the files of a manifest are compared by digest, not just by size.
 
-    Windows of up to `max_tracks_per_batch` tracks share batches of the network. A track that
-    another process separates comes last too: with `waits_for_others` when that has ended, and it
-    may be done then; otherwise it is skipped. With `keeps_when_full`, samples that were
-    computed before the disk was full are kept for the next attempt. If only the files of a track
-    are to be others, float stems of an earlier run take the place of the network; with
-    `reuses_stems`, all lossless ones.
+    A track that crashed the process `max_crashes` times at the same position gets the status
+    `quarantined` (None: never). With a `run_id`, only crashes in the run with that id count, so
+    that a run with a new id tries quarantined tracks again. Tracks that were in progress during a
+    crash are separated after all others, one at a time, as only one of them is the cause.
+
+    Windows of up to `max_tracks_per_batch` tracks run as one batch. A track that another process is
+    separating is left for the end: with `waits_for_others`, the runner then waits for that process;
+    otherwise it skips the track. With `keeps_when_full`, a full disk leaves the samples that were
+    separated for the next attempt. If a new run differs only in the format of its files, it reuses
+    float stems of an earlier run; with `reuses_stems`, any lossless stems.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class BatchRunner:
     ) -> Generator[tuple[TrackJob, Event | TrackResult], None, None]:
         """Yield events, and one result per track; closing the generator stops the work.
 
-        Samples that were separated by then stay in the spool, and the next run continues there.
+        The samples that were separated by then are kept, and the next run resumes from them.
         """
         crashed_jobs: list[TrackJob] = []
         locked_jobs: list[TrackJob] = []
@@ -153,10 +154,10 @@ class BatchRunner:
     def _run_pipeline(
         self, jobs: Iterable[TrackJob], locked_jobs: list[TrackJob] | None
     ) -> Generator[tuple[TrackJob, Event | TrackResult], None, None]:
-        """Read one track, separate one and write one at the same time, or a few of each.
+        """Read, separate and write different tracks at the same time.
 
-        Jobs that another process or thread has locked are put into `locked_jobs`; without such a
-        list they are waited for, or fail.
+        Jobs that another process or thread has locked are put into `locked_jobs`. If that is None,
+        they are waited for or skipped.
         """
         stop = threading.Event()
         ready: deque[PreparedTrack] = deque()
@@ -200,7 +201,7 @@ class BatchRunner:
                     spool.finish()
                     yield SpoolAbandoned()
 
-        # One thread for each track that may be in progress, so that a complete one never waits.
+        # One thread for each track in progress, so that a separated track is written at once.
         background = self._separator.jobs or count_cores()
         devices = len(self._separator.devices)
         threads = _MAX_UNWRITTEN + self._max_tracks_per_batch + max(background, devices)

@@ -1,4 +1,4 @@
-"""Make the stems of a track in a hidden folder, from which they are renamed when complete."""
+"""Manage the hidden folder in which the stems of a track are written until they are complete."""
 
 import hashlib
 import os
@@ -21,12 +21,12 @@ _TRIES = 100  # to lock a folder that other processes remove at the same time
 
 
 class WorkDir:
-    """A folder that is locked by one process at a time, and that belongs to one recipe.
+    """A working folder for one track and one recipe, which one process at a time may lock.
 
-    The files of an interrupted process stay in it, and the next process with the same recipe
-    continues from them. On a file system without locks, each process has a subfolder of its own,
-    which is removed when it ends: other processes may separate the same track, and interrupted
-    tracks start again, but files are never mixed.
+    An interrupted process leaves its files there, and the next process with the same recipe resumes
+    from them. On a file system without locks, each process uses its own subfolder, which is removed
+    at the end. Then several processes may separate the same track, and interrupted tracks start
+    again, but files are never mixed.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class WorkDir:
     ) -> None:
         """Choose the folder below `top`, by the path of the manifest.
 
-        `made` collects the folders above `top` that this run has made. With a `run_id`, only
-        crashes in the run of that id count.
+        `made` collects the folders that this run has created, including those above `top`. With a
+        `run_id`, only crashes in the run with that id count.
         """
         self._run_id = run_id
         self._made = set() if made is None else made
@@ -47,7 +47,7 @@ class WorkDir:
         self._lock = ProcessLock(self.folder / "lock")
 
     def acquire(self, key: str) -> bool:
-        """Lock the folder for the recipe with that key; return whether it is locked now."""
+        """Lock the folder for the recipe with this key; return whether this succeeded."""
         for left in reversed(range(_TRIES)):
             above = self.folder.parents[1:]
             self._made.update(takewhile(lambda folder: not folder.exists(), above))
@@ -72,7 +72,7 @@ class WorkDir:
         return True
 
     def _remove_folders(self) -> None:
-        """Remove folders that something else made in place of the files."""
+        """Remove folders that have the names of files of this module."""
         for name in ("lock", "key", "attempts", "samples.f32", "journal", "decoded.f32"):
             path = self.folder / name
             if path.is_dir() and not path.is_symlink():
@@ -84,16 +84,16 @@ class WorkDir:
             if path.is_dir():  # of a process without locks
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name != "lock":
-                path.unlink(missing_ok=True)  # another process may remove what it made for a moment
+                path.unlink(missing_ok=True)  # another process may remove its own temporary file
 
     @property
     def is_resumable(self) -> bool:
-        """Whether a later run finds the files that this one leaves."""
+        """Whether a later run can resume from the files in this folder."""
         return self._lock.is_supported
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the caller should know about the file system, after `acquire`."""
+        """Warnings about the file system, available after `acquire`."""
         if self._lock.is_supported:
             return ()
         return (
@@ -128,7 +128,7 @@ class WorkDir:
 
     @property
     def has_open_attempt(self) -> bool:
-        """Whether an attempt is counted: a process crashed, or is at work now."""
+        """Whether an attempt is counted: a process has crashed, or is still working."""
         return self._attempts.exists()
 
     @property
@@ -141,11 +141,11 @@ class WorkDir:
         self._unlock()
 
     def abandon(self) -> None:
-        """Release the lock without touching the journal of attempts."""
+        """Release the lock, and leave the number of counted attempts as it is."""
         self._unlock()
 
     def remove(self) -> None:
-        """Remove the folder, and those above it that this run made and that are empty."""
+        """Remove the folder, and empty folders above it that this run has created."""
         complete(self)
         with suppress(OSError):
             if self._lock.is_supported:
@@ -174,10 +174,10 @@ class WorkDir:
                     self._made.discard(folder)
 
     def commit(self, name_files: Callable[[], None], manifest: Manifest | None, path: Path) -> None:
-        """Give the files their names, then write the manifest to `path`, and remove the folder.
+        """Give the files their final names, write the manifest to `path`, and remove the folder.
 
-        The manifest is written last, so that stems with one are complete; an old one is removed
-        first.
+        An old manifest is removed first, and the new one is written last, so that the stems in a
+        manifest are always complete.
         """
         if path.exists():
             path.unlink()
@@ -188,7 +188,7 @@ class WorkDir:
         self.remove()
 
     def remove_stale(self) -> None:
-        """Remove what a process left that crashed after its last rename; the track is done."""
+        """Remove the folder of a finished track, left by a process that crashed at the very end."""
         if not self.folder.is_dir() or not self._lock.acquire():
             return  # another process separates it again
         if self._lock.is_supported:

@@ -1,8 +1,7 @@
 """Store downloaded checkpoints on disk, and verify them against their sha256.
 
 When a file has been hashed, its sha256, size and modification time are recorded in a `.stamp` file
-beside it. As long as size and time match this stamp, the file is not hashed again. A file that was
-changed, or copied there by hand, is.
+beside it. The file is hashed again only if its size or time has changed, or if it has no stamp.
 """
 
 from __future__ import annotations
