@@ -1,4 +1,4 @@
-"""Run a network, or a bag of them, over a mix in memory: upstream's API, on our engine.
+"""Run a network, or a bag of networks, on a mix in memory, with upstream's API.
 
 Shapes: B recordings, S stems, C channels, T samples of the track.
 """
@@ -39,14 +39,14 @@ __getattr__ = make_getattr(__name__, {"center_trim": "demucs_infer.utils"})
 class BagOfModels(nn.Module):
     """A bag of networks with the same stems, whose outputs are averaged with weights per stem.
 
-    `weights` is one list of S numbers per network; None weighs all equally. `segment` (seconds)
-    replaces the segment of every member, except that a network that always runs at its own
-    window keeps its segment if that is shorter. The given networks are not changed: a member with
-    another segment is a shallow copy that shares the weights.
+    `weights` has one list of S numbers per network; None gives all networks the same weight.
+    `segment` (seconds) replaces the segment of every network, except that an HTDemucs keeps its own
+    segment if that is shorter. The networks passed are not changed: one that gets another segment
+    is copied, and shares its weights with the copy.
 
-    `stems` allows networks with different stems: those of the bag, matched by name. A network
-    without one of them has the weight 0 there, and runs with settings of its own. `combine` is
-    mean, median, or the smallest (min) or largest (max) sample in magnitude.
+    `stems` are the stems of the bag, if its networks have different ones. Each network must then
+    have the weight 0 for the stems that it lacks, and runs with its own settings. `combine` is
+    "mean", "median", or "min" or "max" for the sample with the smallest or largest magnitude.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ def _at_segment(model: nn.Module, segment: float | None) -> nn.Module:
     is_fixed = hasattr(model, "use_train_segment")
     if segment is None or segment == current or (is_fixed and segment > current):
         return model
-    # A fixed network pads its input to its own segment, so an option of the engine would not do.
+    # An HTDemucs pads its input to its own segment, so the engine cannot change it by an option.
     model = copy.copy(model)
     setattr(model, "segment", segment)  # noqa: B010 - assignment is typed as for a submodule
     return model
 
 
 class TensorChunk:
-    """A part of the last axis of a tensor, or of another chunk, that knows what is around it."""
+    """A range of the last axis of a tensor, with access to the samples around it."""
 
     def __init__(
         self, tensor: "Tensor | TensorChunk", offset: int = 0, length: int | None = None
@@ -125,13 +125,13 @@ class TensorChunk:
 
     @property
     def shape(self) -> list[int]:
-        """The shape of the part."""
+        """Shape of the chunk."""
         return [*self.tensor.shape[:-1], self.length]
 
     def padded(self, target_length: int) -> Tensor:
-        """Return `target_length` samples with the part in their middle.
+        """Return `target_length` samples with the chunk in the middle.
 
-        What is around it comes from the whole tensor, or is silence where that ends.
+        The samples around it are those of the whole tensor, and zeros beyond its ends.
         """
         if target_length < self.length:
             raise ValueError(f"{target_length = } must be at least {self.length}")
@@ -141,7 +141,7 @@ class TensorChunk:
         return F.pad(self.tensor[..., start + left : stop - right], (left, right))
 
     def around(self, reach: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return what is before and after the part, up to `reach` samples each."""
+        """Return the samples before and after the chunk, at most `reach` on each side."""
         stop = self.offset + self.length
         first = 0 if reach is None else max(0, self.offset - reach)
         last = self.tensor.shape[-1] if reach is None else stop + reach
@@ -149,7 +149,7 @@ class TensorChunk:
 
 
 def tensor_chunk(tensor_or_chunk: Tensor | TensorChunk) -> TensorChunk:
-    """Return a chunk as it is, and a tensor as one chunk."""
+    """Return a chunk unchanged, or a tensor as one chunk."""
     if isinstance(tensor_or_chunk, TensorChunk):
         return tensor_or_chunk
     return TensorChunk(tensor_or_chunk)
@@ -177,13 +177,15 @@ def apply_model(
 ) -> Tensor:
     """Separate `mix`: (B, C, T) -> (B, S, C, T), on the device of `mix`.
 
-    Has the signature and the numbers of upstream's function. Shifts are drawn from `seed`:
-    `seed=k` gives what upstream gives after `random.seed(k)`, and `seed=None` draws from the
-    global generator as upstream does. The networks run on `device` (None: that of `mix`) and are
-    restored afterwards. `pool` runs the forwards. `lock` is held during `callback`, whose
-    exceptions end the work. Windows at the ends of a `TensorChunk` read what is around it: half a
-    second with `shifts`, as with upstream. Raises `ValueError` for a mix of another shape and an
-    unknown device, `ConfigError` for a device that is not available.
+    The signature and the results are those of upstream's function. Shifts are drawn from `seed`:
+    `seed=k` gives the same as upstream after `random.seed(k)`, and `seed=None` draws from the
+    global generator, as upstream does. The networks run on `device` (None: that of `mix`), and are
+    moved back afterwards. `pool` runs their forward passes. `lock` is held while `callback` is
+    called; an exception in it stops the separation. If `mix` is a `TensorChunk`, windows at its
+    ends read the samples around it: half a second with `shifts`, as with upstream.
+
+    Raises `ValueError` for a mix of another shape or an unknown device, and `ConfigError` for a
+    device that is not available.
     """
     around = None
     if isinstance(mix, TensorChunk):
@@ -254,10 +256,10 @@ def _with_lock(
 
 
 def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
-    """Pass `stream` on, and show a bar of the seconds that are done on the error stream.
+    """Yield the items of `stream`, and show a progress bar in seconds on the error stream.
 
-    The bar iterates over windows, and `tqdm` is looked up for every track, as upstream does:
-    programs put a class or a function of their own in the place of `tqdm.tqdm`, to see progress.
+    Some programs replace `tqdm.tqdm` to observe progress. As with upstream, it is therefore looked
+    up for every track, and iterates over the windows.
     """
     import tqdm  # here, because most calls show no bar
 

@@ -1,4 +1,4 @@
-"""Offer the helpers that the first release of this package had around torch, for old programs."""
+"""Provide the torch helpers of this package's first release, for programs that import them."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Public names for custom networks, under the path that packages import them from."""
+"""Public names for packages that provide custom networks."""
 
 from demucs_infer.custom.adapter import WaveformModel, apply_mask, create_w2w_model
 from demucs_infer.custom.build import build_network, load_network

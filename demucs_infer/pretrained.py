@@ -53,9 +53,9 @@ __getattr__ = make_getattr(
 
 ROOT_URL = "https://dl.fbaipublicfiles.com/demucs/"
 REMOTE_ROOT = Path(__file__).with_name("remote")
-"""Upstream's models as upstream lists them, for programs that read `files.txt` and the bags.
+"""Folder with upstream's lists of its models, for programs that read these files.
 
-The catalog has them too, with more than fits here; a test compares the two.
+This package uses its catalog instead, which contains the same models; a test compares the two.
 """
 
 DEFAULT_MODEL = "htdemucs"
@@ -77,11 +77,11 @@ class FileInfo:
     sha256: str
     urls: tuple[str, ...]
     size: int | None
-    """Bytes; `None` if unknown before the download."""
+    """Size in bytes; `None` if unknown before the download."""
     license: str
     source: str | None
     path: Path
-    """Path of the file, or of its future download."""
+    """Path of the file, whether or not it has been downloaded."""
     is_cached: bool
 
 
@@ -103,7 +103,7 @@ class ModelInfo:
 
     @property
     def size(self) -> int | None:
-        """Bytes of all files; `None` if the size of one is unknown."""
+        """Size of all files in bytes; `None` if the size of one is unknown."""
         sizes = [file.size for file in self.files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
@@ -127,7 +127,7 @@ def get_model(
     `name` is a model of the catalog or of another package, a signature, `hf://namespace/name`, or
     the path of a checkpoint; with `repo`, a model or bag in that folder. Several of them, as in
     `htdemucs+mdx_extra@0.5`, make a bag with relative weights. Downloads call
-    `progress(received bytes, total bytes)`. Raises a `ModelLoadingError`.
+    `progress(received bytes, total bytes)`. Raises `ModelLoadingError` if it cannot be loaded.
     """
     text = os.fspath(name)
     parts = split_bag(text)
@@ -180,13 +180,14 @@ def get_model(
 def get_model_from_sig(sig: str) -> nn.Module:
     """Load the network with this signature from the catalog.
 
-    Upstream's looks in the folder of its training instead; load such a checkpoint by its path.
+    Upstream's function of this name searches the folder of its trainings; load such a checkpoint by
+    its path with `get_model`.
     """
     return get_model(sig)
 
 
 def get_model_from_args(args: argparse.Namespace) -> nn.Module | BagOfModels:
-    """Load the model that the flags of `add_model_flags` ask for."""
+    """Load the model selected on the command line with the flags of `add_model_flags`."""
     if getattr(args, "sig", None) is not None:
         return get_model_from_sig(args.sig)
     return get_model(args.name or DEFAULT_MODEL, args.repo)
@@ -210,7 +211,7 @@ def demucs_unittest() -> HDemucs:
 
 
 def _parse_remote_files(remote_file_list: Path) -> dict[str, str]:
-    """Read `files.txt`: signatures and URLs. Private upstream too, and programs import it."""
+    """Return URLs by signature from `files.txt`; some programs import this private function."""
     folder, models = "", {}
     for line in remote_file_list.read_text("utf-8").splitlines():
         entry = line.partition("#")[0].strip()
@@ -290,7 +291,7 @@ def _obtain_files(name: str, store: CheckpointStore) -> list[Path]:
     """Return the files of a model of the catalog, downloading missing ones.
 
     Raises:
-        DownloadError: Some cannot be had; the message names the model, and what to do.
+        DownloadError: A file cannot be downloaded; the message explains what to do.
     """
     checkpoints = load_catalog().files(name)
     missing = [checkpoint for checkpoint in checkpoints if not store.path(checkpoint).is_file()]
@@ -317,13 +318,13 @@ def _describe_missing(missing: list[Checkpoint], count: int) -> str:
 
 
 def paths(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
-    """Return where the files of a model are, or will be after its download."""
+    """Return the paths of a model's files, whether or not they have been downloaded."""
     store = CheckpointStore.from_environment(cache_dir)
     return [store.path(checkpoint) for checkpoint in load_catalog().files(name)]
 
 
 def verify(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
-    """Hash every file of a model; raise `CheckpointError` if one differs from the catalog."""
+    """Hash every file of a model; raise `CheckpointError` if a hash is not that of the catalog."""
     store = CheckpointStore.from_environment(cache_dir)
     checkpoints = load_catalog().files(name)
     for checkpoint in checkpoints:
@@ -355,9 +356,9 @@ def remove(name: str, *, cache_dir: AnyPath | None = None) -> list[Path]:
 
 
 def add_checkpoint(source: AnyPath, *, cache_dir: AnyPath | None = None) -> list[Path]:
-    """Copy a file, or every file of a folder, into the cache: for machines without a network.
+    """Copy a checkpoint, or all checkpoints in a folder, into the cache, without a network.
 
-    Files are identified by their sha256, not by their name.
+    Checkpoints are recognized by their sha256, not by their name.
     """
     origin, store = Path(source), CheckpointStore.from_environment(cache_dir)
     files = sorted(origin.iterdir()) if origin.is_dir() else [origin]
@@ -383,7 +384,7 @@ def add_checkpoint(source: AnyPath, *, cache_dir: AnyPath | None = None) -> list
 
 
 def _is_path(name: str) -> bool:
-    """Return whether a name denotes a file: it has the suffix of a checkpoint, or exists."""
+    """Return whether a name is a path: it has a checkpoint's suffix, or is a file in a folder."""
     return Path(name).suffix in _SUFFIXES or (Path(name).parent != Path() and Path(name).is_file())
 
 
@@ -393,7 +394,7 @@ def _open_folder(root: Path, *, trust: bool = False) -> AnyModelRepo:
 
 
 def _describe_registered(name: str) -> ModelInfo:
-    """Describe a model of another package without importing it."""
+    """Describe a model registered by another package, without importing that package."""
     return ModelInfo(
         name=name,
         is_bag=False,

@@ -1,7 +1,7 @@
-"""Repositories of models: a local folder, the catalog, or the Hugging Face Hub.
+"""Find and load models in a repository: a local folder, the catalog, or the Hugging Face Hub.
 
-Each has upstream's three methods: `has_model`, `get_model`, `list_model`. torch is imported only
-when a network is built.
+Each repository has the methods of upstream's classes: `has_model`, `get_model` and `list_model`.
+torch is imported only when a network is built.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ __getattr__ = make_getattr(
 Places = Mapping[str, "str | Path"]
 
 MAX_YAML_BYTES = 2**16
-"""Size of a bag's file; released ones have less than 200 bytes."""
+"""Limit for the size of a bag's file; those of released bags have less than 200 bytes."""
 
 _YAML_LIMITS = YamlLimits(MAX_YAML_BYTES, num_events=4096, depth=8)
-"""For bags; released ones have less than 60 events."""
+"""Limits for the files of bags; those of released bags have less than 60 events."""
 
 DEFAULT_NAMESPACE = "adefossez"
 _PLAIN_NAME = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
@@ -94,8 +94,8 @@ class ModelOnlyRepo:
 class RemoteRepo(ModelOnlyRepo):
     """The checkpoints of the catalog, or those at the URLs of `models`, downloaded on demand.
 
-    A checkpoint of the catalog is verified by its whole sha256; another one by the checksum in
-    its name, as in `SIGNATURE-CHECKSUM.th`.
+    A checkpoint of the catalog is verified by its complete sha256, any other by the checksum in its
+    file name (`SIGNATURE-CHECKSUM.th`).
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class RemoteRepo(ModelOnlyRepo):
 class LocalRepo(ModelOnlyRepo):
     """A folder of `SIGNATURE.th`, `SIGNATURE-CHECKSUM.th` or `SIGNATURE.safetensors` files.
 
-    `NAME.ckpt` beside `NAME.yaml` is a network of another kind and its configuration.
+    A pair of files `NAME.ckpt` and `NAME.yaml` is a custom network and its configuration.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, trust: bool = False) -> None:
@@ -275,10 +275,10 @@ class AnyModelRepo:
 
 
 class HubRepo(ModelOnlyRepo):
-    """One model on the Hub in upstream's layout: `NAME.yaml` and `SIGNATURE.safetensors`.
+    """One model on the Hugging Face Hub: `NAME.yaml` and `SIGNATURE.safetensors` files.
 
-    Digests of its files are not known in advance, so the Hub is used only for `hf://` names. The
-    digest of the first download is recorded, and later files must have the same.
+    The Hub is used only for `hf://` names, as the digests of its files are not known in advance.
+    The digest of the first download is recorded, and later required.
     """
 
     def __init__(self, name: str, store: CheckpointStore, *, trust: bool = False) -> None:
@@ -308,7 +308,7 @@ class HubRepo(ModelOnlyRepo):
         return {sig: self._url(f"{sig}.safetensors") for sig in self.bag().models}
 
     def bag(self) -> Bag:
-        """Return the bag of the model; raise `DownloadError` if it cannot be had."""
+        """Return the bag of the model; raise `DownloadError` if it cannot be downloaded."""
         return read_bag(self.file(f"{self.name}.yaml", MAX_YAML_BYTES))
 
     def fetch(self) -> list[Path]:
@@ -354,7 +354,7 @@ def read_bag(file: Path) -> Bag:
             raise ConfigError("expected a table with `models`")
         return parse_bag(file.stem, table)
     except (OSError, OverflowError, ConfigError) as error:
-        reason = " ".join(str(error).split())  # of several lines, if it shows a part of the file
+        reason = " ".join(str(error).split())  # on one line, even if it quotes lines of the file
         raise CheckpointError(f"{file} is not a valid bag of models: {reason}") from error
 
 
@@ -374,9 +374,10 @@ def build_bag(bag: Bag, repo: ModelRepo) -> BagOfModels:
 
 
 def combine_models(name: str, models: Sequence[tuple[nn.Module, float]]) -> BagOfModels:
-    """Return the bag of models, and of the members of bags, each with its weight in the mean.
+    """Combine models, each with its relative weight, into one bag.
 
-    Raises `ModelLoadingError` if they do not have the same stems, sample rate and channels.
+    A bag among the models is replaced by its networks. Raises `ModelLoadingError` if the models do
+    not have the same stems, sample rate and channels.
     """
     from demucs_infer.apply import BagOfModels
 

@@ -1,4 +1,4 @@
-"""Offer the command under upstream's module name: `separate.main(["song.mp3"])`."""
+"""Run the command from Python as with upstream: `separate.main(["song.mp3"])`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ __getattr__ = make_getattr(
 
 
 class _Parser(argparse.ArgumentParser):
-    """The parser of the command, whose values have upstream's names too."""
+    """The parser of the command, which also sets values under upstream's names."""
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
         """Parse as `argparse` does, and add upstream's values."""
@@ -73,7 +73,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def load_track(track: str | os.PathLike[str], audio_channels: int, samplerate: int) -> Tensor:
-    """Read a file as a model wants it: (audio_channels, T) at `samplerate`.
+    """Read a file with the channels and sample rate of a model: (audio_channels, T).
 
     Raises:
         AudioReadError: The file cannot be read.
@@ -84,11 +84,11 @@ def load_track(track: str | os.PathLike[str], audio_channels: int, samplerate: i
 
 
 def main(opts: Sequence[str] | None = None) -> None:
-    """Run the command line `opts`, or that of the process, and return if all went well.
+    """Run the command with the arguments `opts`, or those of the process.
 
-    As upstream's, it shows a bar whether or not there is a terminal, skips files that do not exist
-    with a message, and leaves by `SystemExit`: 0 after `--list-models`, 2 for wrong flags, 1 for
-    all else. `demucs_infer.cli.main.main` is the same command with more exit codes.
+    As with upstream, a progress bar is shown even without a terminal, missing files are skipped
+    with a message, and `SystemExit` is raised with 0 after `--list-models`, 2 for wrong flags, and
+    1 for other errors. `demucs_infer.cli.main.main` is the same command with more exit codes.
     """
     words = list(sys.argv[1:] if opts is None else opts)
     if words[:1] and words[0] in COMMANDS:

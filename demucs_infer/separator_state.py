@@ -27,7 +27,7 @@ _STEM_NAMES = {option.name for option in list_options(StemOptions)}
 
 
 class Omitted:
-    """The default of a keyword, which is equal to it, but is not what a caller passes."""
+    """Marks the default of a keyword that the caller omitted; compares equal to the default."""
 
     def __init__(self, value: object) -> None:
         self._value = value
@@ -60,7 +60,7 @@ class SeparatorState:
 
     @classmethod
     def resolve(cls, sources: Sequence[str] | None, values: Mapping[str, object]) -> SeparatorState:
-        """Check all values by name; `sources` are the model's stems, None before it is loaded."""
+        """Check settings given by name; `sources` are the model's stems, None if not loaded yet."""
         settings: dict[str, Any] = {
             name: value for name, value in values.items() if name not in _STEM_NAMES
         }
@@ -115,7 +115,7 @@ def merge_values(
 
 
 def find_preferences(ensemble: Ensemble) -> dict[str, object]:
-    """Return the settings that the networks use by default: none if each has its own.
+    """Return the default settings of the networks; empty if each network keeps its own.
 
     Raises:
         ValueError: The networks of a bag disagree.

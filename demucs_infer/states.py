@@ -1,7 +1,8 @@
-"""Load networks from checkpoint files, in evaluation mode on the CPU in float32, and save them.
+"""Load networks from checkpoint files, and save them.
 
-A network that is loaded is first built without memory, on the meta device. The names and shapes of
-the file's weights must match it exactly before any weight is read.
+A network is first built on torch's meta device, which uses no memory for weights. Weights are read
+only if their names and shapes match it exactly. A loaded network is in evaluation mode, on the CPU
+and in float32.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 StateDictTransform: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
-# The only classes that a file can request. Names of this package equal upstream's.
+# The only classes that a checkpoint can refer to, under upstream's names.
 _CLASSES: dict[str, type[nn.Module]] = {
     "demucs.Demucs": Demucs,
     "hdemucs.HDemucs": HDemucs,
@@ -55,7 +56,7 @@ _DRAWS = {"normal_", "uniform_", "kaiming_uniform_", "kaiming_normal_", "xavier_
 _FACTORIES = {"empty", "ones", "zeros", "rand", "randn", "full", "arange"}
 
 MAX_COUNT = 256
-"""Limit for layers, heads and strides: above any real network, and quick to build."""
+"""Limit for the numbers of layers, heads and strides, so that building never takes long."""
 
 MAX_NUMBER = 10**7
 MAX_TEXT = 200
@@ -77,13 +78,13 @@ def load_model(
     architecture: Architecture | None = None,
     trust: bool = False,
 ) -> nn.Module:
-    """Load the network of a `.th` or `.safetensors` file, or of a bare state dict.
+    """Load a network from a `.th` or `.safetensors` file, or from a `serialize_model` package.
 
-    What `serialize_model` returns is taken too. Arguments that the network no longer has are
-    dropped with a warning, or with `strict` refused. `architecture` is needed for a bare state
-    dict (torchaudio's are recognized). `trust=True` unpickles the file, which lets it run code:
-    only for your own files. Raises `ModelLoadingError` if the file cannot be read,
-    `CheckpointError` if it is not valid.
+    Arguments that the network no longer has are ignored with a warning; with `strict`, they are an
+    error. A file that contains only weights needs `architecture`, unless torchaudio released it.
+    `trust=True` unpickles the file, which can run any code: use it for your own files only.
+
+    Raises `ModelLoadingError` if the file cannot be read, and `CheckpointError` if it is not valid.
     """
     if isinstance(path_or_package, Mapping):
         return _load_package(path_or_package, strict=strict)
@@ -101,7 +102,7 @@ def load_model(
 
 
 def _load_package(package: Mapping[str, Any], *, strict: bool) -> nn.Module:
-    """Load a network from a package in memory, whose class the caller has imported already."""
+    """Load a network from a package in memory, as `serialize_model` returns it."""
     missing = {"klass", "args", "kwargs", "state"} - package.keys()
     if missing:
         raise CheckpointError(f"the package lacks {', '.join(sorted(missing))}")
@@ -115,7 +116,7 @@ def _load_package(package: Mapping[str, Any], *, strict: bool) -> nn.Module:
 def serialize_model(
     model: nn.Module, training_args: Any, quantizer: Any = None, half: bool = True
 ) -> dict[str, Any]:
-    """Return what a checkpoint has: class, arguments and weights of a network, for `load_model`.
+    """Return the class, arguments and weights of a network as a package for `load_model`.
 
     `training_args` may be a mapping or an OmegaConf configuration. Raises `ValueError` for a
     network whose class does not record its arguments with `capture_init`.
@@ -127,7 +128,7 @@ def serialize_model(
         )
     args, kwargs = cast("tuple[Any, Any]", model._init_args_kwargs)
     if not isinstance(training_args, Mapping):
-        from omegaconf import OmegaConf  # training code that has such arguments has it
+        from omegaconf import OmegaConf  # installed wherever such arguments come from
 
         training_args = OmegaConf.to_container(training_args, resolve=True)
     return {
@@ -179,7 +180,7 @@ def copy_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def swap_state(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give `model` other weights inside a `with` block."""
+    """Replace the weights of `model` inside a `with` block."""
     before = copy_state(model.state_dict())
     model.load_state_dict(state, strict=False)
     try:
@@ -236,7 +237,7 @@ def _load_network(
         state = rename_weights(state)
     if architecture is None:
         raise CheckpointError(
-            "the file has weights, but does not name their network class: "
+            "the file contains only weights, and not the class of their network: "
             "pass its architecture to load_model, or use load_weights on an existing network"
         )
     model = build(architecture, strict=strict)
@@ -248,7 +249,7 @@ def _load_network(
 
 
 def build(architecture: Architecture, *, strict: bool = False) -> nn.Module:
-    """Build a network on the meta device: shapes without memory."""
+    """Build a network on torch's meta device, which uses no memory for weights."""
     klass = _find_class(architecture.klass)
     arguments = _bind_arguments(klass, architecture, strict=strict)
     for name, value in arguments.items():
@@ -285,9 +286,9 @@ class _SkipRandomInit(TorchFunctionMode):
 
 
 class AllocationLimit(TorchFunctionMode):
-    """Raise `CheckpointError` when a network is built that its file is too small for.
+    """Raise `CheckpointError` when building a network creates more than `num_values` numbers.
 
-    The random initialization of its weights, which are about to be replaced, is skipped.
+    The random initialization of the weights is skipped, as they are about to be replaced.
     """
 
     def __init__(self, num_values: int) -> None:
@@ -329,7 +330,7 @@ def _bind_arguments(
 ) -> dict[str, Any]:
     """Return all arguments by name.
 
-    Those that the network no longer has give a warning, or with `strict` a `CheckpointError`.
+    Warns of arguments that the network no longer has, or with `strict` raises `CheckpointError`.
     """
     parameters = inspect.signature(klass).parameters
     if len(architecture.args) > len(parameters):
@@ -357,7 +358,7 @@ def _bind_arguments(
 
 
 def _check_argument(name: str, value: object) -> None:
-    """Check that an argument is in a range that is quick and small to build and run."""
+    """Raise `CheckpointError` for an argument that would make the network extremely large."""
     if name == "sources":
         is_valid = (
             isinstance(value, list | tuple)
@@ -454,7 +455,7 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def _read(name: str, weight: LazyTensor | Tensor, target: Tensor) -> Tensor:
-    # Counters of a network (batches that a norm has seen, for instance) stay integers.
+    # Counters, such as the number of batches in a batch norm, remain integers.
     if weight.dtype == target.dtype and not target.is_floating_point():
         return weight if isinstance(weight, Tensor) else weight.read()
     if not weight.dtype.is_floating_point:

@@ -1,4 +1,4 @@
-"""Separate one track with fixed settings: to blocks, in memory, or to files.
+"""Separate one track with fixed settings, into blocks, memory or files.
 
 Shapes: C channels, T samples of the track.
 """
@@ -52,7 +52,7 @@ def with_queries(
     model_kwargs: Mapping[str, object],
     queries: Mapping[str, Mapping[str, object]] | None,
 ) -> Ensemble:
-    """Return the networks with additional arguments for every call."""
+    """Return the networks with additional arguments that are passed in every call."""
     if queries is None:
         queries = {"": {}}
     elif ensemble.weights is not None:
@@ -102,7 +102,7 @@ class TrackSeparation:
 def _with_length(
     stream: Iterator[Event | Block], track: Track, extra: dict[str, object]
 ) -> Iterator[Event | Block]:
-    """Yield the stream; the length of a file is known after it was read to measure its level."""
+    """Yield the items, and update the track's length, which is known once its level is measured."""
     for item in stream:
         extra["audio_length"] = getattr(track, "length", None)
         yield item
@@ -119,7 +119,7 @@ def separate_in_memory(separation: TrackSeparation, source: AudioSource) -> Even
     if is_file:
         yield Stage.Completed("load")
     shape = (separation.ensemble.audio_channels, wav.shape[-1])
-    # One tensor each: a stem that is kept must not keep the others.
+    # One tensor each, so that a program that keeps one stem does not keep the memory of all.
     stems = {
         name: torch.empty(shape, device=separation.state.track_device)
         for name in separation.plan.outputs
@@ -142,7 +142,7 @@ def separate_to_files(
     out: str | os.PathLike[str] | Mapping[str, Target],
     options: OutputOptions,
 ) -> FileEvents:
-    """Yield events, then the files: all of them, or none after an error or `close`."""
+    """Yield progress events, then the files; an error, or `close`, leaves no files."""
     start_time = perf_counter()
     targets = stem_targets(out, separation.plan.outputs, options, source.name)
     warnings: list[str] = []
@@ -214,7 +214,7 @@ def _open_writer(
 
 @contextmanager
 def _temporary_spool(targets: Mapping[str, Target], separation: TrackSeparation) -> Iterator[Spool]:
-    """Make a spool beside the files; the temporary folder of the system may be in memory."""
+    """Make a spool in the folder of the files, as the temporary folder may be in memory."""
     paths = [Path(target) for target in targets.values() if isinstance(target, str | os.PathLike)]
     parent = paths[0].parent if paths else None
     with translate_os_errors(str(parent or tempfile.gettempdir())):

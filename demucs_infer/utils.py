@@ -48,7 +48,8 @@ def unfold(a: Tensor, kernel_size: int, stride: int) -> Tensor:
 def center_trim(tensor: Tensor, reference: Tensor | int) -> Tensor:
     """Return the middle of the last axis, as long as `reference` or its last axis.
 
-    Of an odd surplus the right side loses one more. Raises `ValueError` if there is too little.
+    If an odd number of samples is removed, the right side loses one more. Raises `ValueError` if
+    the axis is too short.
     """
     length = reference.shape[-1] if isinstance(reference, Tensor) else reference
     surplus = tensor.shape[-1] - length
@@ -81,7 +82,7 @@ def temp_filenames(count: int, delete: bool = True) -> Iterator[list[str]]:
 
 
 def random_subset(dataset: Data, max_samples: int, seed: int = 42) -> "Data | Subset[Any]":
-    """Return `max_samples` items of a dataset, drawn from `seed`; a smaller dataset as it is."""
+    """Return `max_samples` random items of a dataset, or a smaller dataset unchanged."""
     if max_samples >= len(dataset):
         return dataset
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))

@@ -6,7 +6,7 @@ from math import isfinite
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """Return a type for integers from `low` on."""
+    """Return an `argparse` type for integers of at least `low`."""
 
     def integer(text: str) -> int:
         value = int(text)
@@ -18,7 +18,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def number(low: float) -> Callable[[str], float]:
-    """Return a type for finite numbers from `low` on."""
+    """Return an `argparse` type for finite numbers of at least `low`."""
 
     def real(text: str) -> float:
         value = float(text)

@@ -1,4 +1,4 @@
-"""Turn the command line into values: the model, the request, and settings of `--config`."""
+"""Parse the command line into the model, the request and the settings given with `--config`."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,14 +12,15 @@ from demucs_infer.options import NAMES, OPTIONS, Request, drop_inapplicable, lis
 
 
 def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line, with settings of the `--config` file as defaults of its flags.
+    """Parse the command line; settings of the `--config` file become the defaults of the flags.
 
-    `custom_config` is that configuration, or None, and `config_settings` are its settings.
+    The result has the configuration, or None, as `custom_config`, and its settings as
+    `config_settings`.
     """
     args = parser.parse_args(words)
     pair: tuple[Path, Path] | None = None
     if args.config is None and (pair := _find_pair(args)) is not None:
-        # The same as if the two files were given, wherever they come from.
+        # Parse again, as if the two files had been given with --config and --checkpoint.
         parser.set_defaults(config=pair[0], checkpoint=pair[1])
         args = parser.parse_args(words)
         args.repo = None
@@ -59,7 +60,7 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
 
 
 def _find_pair(args: argparse.Namespace) -> tuple[Path, Path] | None:
-    """Return configuration and weights of a network that is named, downloaded if necessary."""
+    """Return the configuration and weights of a custom network that was given by its name."""
     if args.repo is not None:
         checkpoint = args.repo / f"{args.name}.ckpt"
         config = checkpoint.with_suffix(".yaml")
@@ -78,7 +79,7 @@ def _find_pair(args: argparse.Namespace) -> tuple[Path, Path] | None:
 
 
 def read_model(args: argparse.Namespace) -> ModelSpec:
-    """Return the model that the flags name, and the one of `--then` behind it."""
+    """Return the model that the flags select, chained with the one of `--then` if there is one."""
     first = _read_first_model(args)
     if args.then is None:
         return first
@@ -130,14 +131,14 @@ def _read_first_model(args: argparse.Namespace) -> ModelSpec:
 
 
 def read_request(args: argparse.Namespace) -> Request:
-    """Return the request that the flags make, with settings of `--config` that have no flag."""
+    """Return the request: the values of the flags, and settings of `--config` without a flag."""
     values = {name: getattr(args, name) for name in NAMES if hasattr(args, name)}
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return Request().replace(drop_inapplicable({**args.config_settings, **values}))
 
 
 def describe_ineffective_flags(args: argparse.Namespace) -> str:
-    """Return a warning about flags that the format of the files ignores; "" if there are none."""
+    """Return a warning about flags that have no effect on the output format, or ""."""
     kind = FORMATS[args.format]
     applies = {
         "bits": not kind.is_lossy,

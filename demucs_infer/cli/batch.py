@@ -146,7 +146,7 @@ def _plan_flags(group: Any) -> None:
 
 
 def _plan(args: argparse.Namespace, manifest: TrackManifest) -> int:
-    """Print an estimate for workers as in the file, or like this machine; download nothing."""
+    """Print an estimate for workers like those of the `--bench` file, or like this machine."""
     from demucs_infer.distributed.planner import Benchmark, plan
 
     if args.bench:
@@ -171,7 +171,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _absolute(location: str) -> str:
-    """Return the same location for workers that run in another folder."""
+    """Return an absolute location, for workers that run in another folder."""
     return location if is_remote(location) else str(local_path(location).absolute())
 
 
@@ -284,7 +284,7 @@ def _results_table(args: argparse.Namespace, manifest: TrackManifest) -> str:
 def _run_engine(
     args: argparse.Namespace, manifest: TrackManifest, config: "WorkerConfig"
 ) -> Generator["ResultRow", None, None]:
-    """Return the rows to come; a local model is loaded first, so that its errors come first."""
+    """Return the result rows; the local engine loads its model first, so that errors come early."""
     from demucs_infer.distributed.worker import TrackWorker
 
     if args.engine == "ray":

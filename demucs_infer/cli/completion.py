@@ -1,7 +1,7 @@
 """Run `demucs-infer completion SHELL`: print a script that completes commands, flags and values.
 
-It is made from the parsers, so it knows what they know; shtab, which does the same, would be one
-more dependency, and does not know commands that are modules of their own.
+The script is generated from the parsers of all commands. The package shtab does the same, but would
+be one more dependency, and does not support commands whose parsers are in separate modules.
 """
 
 import argparse

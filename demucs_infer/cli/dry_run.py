@@ -30,7 +30,7 @@ _LOSSLESS_RATIO = 0.6
 def print_dry_run(
     args: argparse.Namespace, model: ModelSpec, request: Request, jobs: Sequence[TrackJob]
 ) -> int:
-    """Print what would be done with these jobs, whose outputs are known not to collide."""
+    """Print what a run would do with these jobs, whose outputs do not collide."""
     tracks = [_describe_track(job, model, request, args) for job in jobs]
     durations = [track["seconds"] for track in tracks if track["state"] == "to do"]
     report: dict[str, Any] = {

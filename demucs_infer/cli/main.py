@@ -1,6 +1,6 @@
-"""The entry point of `demucs-infer`: run a command, print its error in one line, return its code.
+"""The entry point of `demucs-infer`: run a command, and print its error on one line.
 
-It computes nothing, and imports torch as late as possible.
+torch is imported as late as possible.
 """
 
 import logging
@@ -66,7 +66,7 @@ def main(opts: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _exit_on_signal(command: str | None) -> Iterator[None]:
-    """End commands that separate soon after a signal; a server ends in its own way."""
+    """Exit soon after a signal in commands that separate; a server handles signals itself."""
     if command is None:
         with exit_on_signal(_INTERRUPTED):
             yield
@@ -80,7 +80,8 @@ def _exit_on_signal(command: str | None) -> Iterator[None]:
 def _reopen_closed_streams() -> None:
     """Open the null device in place of closed standard streams.
 
-    Otherwise the next file that is opened gets the number of one, and what is written to it.
+    Otherwise the next file that is opened gets the descriptor of a closed stream, and the output
+    meant for that stream.
     """
     for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY)):
         if getattr(sys, name) is None:

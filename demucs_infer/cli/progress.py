@@ -1,6 +1,6 @@
-"""Report a run while it works: a bar for people, lines of JSON for programs, or results only.
+"""Report the progress of a run as a bar, as lines of JSON, or as results only.
 
-Everything goes to standard error; standard output is for data that was asked for.
+All reports go to standard error; standard output is for requested data.
 """
 
 import json
@@ -36,7 +36,7 @@ def make_reporter(
 
 
 class Reporter:
-    """Prints one line for every track that ended; when quiet, for those that failed only."""
+    """Prints one line for every finished track, or if quiet only for tracks that failed."""
 
     def __init__(self, stream: TextIO, *, quiet: bool = False, is_piped: bool = False) -> None:
         self._stream = stream
@@ -53,7 +53,7 @@ class Reporter:
             self.show_note(f"warning: running on {event.device}: {event.reason}")
 
     def show_stage(self, text: str) -> None:
-        """Report what takes time before the first bar; only at a terminal, which would be blank."""
+        """Report a step before the first bar; does nothing unless output goes to a terminal."""
 
     def show_result(self, result: TrackResult) -> None:
         """Report the end of a track."""
@@ -79,11 +79,11 @@ class Reporter:
         self._stream.flush()
 
     def close(self) -> None:
-        """Remove what is in progress from the terminal."""
+        """Close the progress bar, if there is one."""
 
 
 class BarReporter(Reporter):
-    """Prints the same lines, and a bar for the track in progress."""
+    """Prints a line for every finished track, and a bar for the track in progress."""
 
     def __init__(self, stream: TextIO, *, quiet: bool = False, is_piped: bool = False) -> None:
         super().__init__(stream, quiet=quiet, is_piped=is_piped)
@@ -101,7 +101,7 @@ class BarReporter(Reporter):
             self._bar = tqdm.tqdm(  # looked up here: programs replace the class
                 desc=_fit(track, _NAME_WIDTH),
                 total=event.seconds_total,
-                # The clock starts here: what was done before took none of its time.
+                # What was done before the bar began must not count in its estimate of time.
                 initial=event.seconds_done,
                 bar_format=_BAR,
                 file=self._stream,
@@ -130,7 +130,7 @@ class BarReporter(Reporter):
 
 
 class JsonReporter(Reporter):
-    """Prints one JSON object per line for every event, also when quiet."""
+    """Prints every event as one line of JSON, even if quiet."""
 
     def show_event(self, track: str, event: Event) -> None:
         """Print an event and its track."""
@@ -151,7 +151,7 @@ class JsonReporter(Reporter):
 
 
 def _name_once(track: str, message: str) -> str:
-    """Return the message with the name of the track before it, unless it begins with that."""
+    """Return the message, preceded by the name of the track unless it begins with it."""
     return message if message.startswith(f"{track} ") else f"{track}: {message}"
 
 

@@ -1,4 +1,4 @@
-"""Run `demucs-infer TRACKS...`: from the command line to jobs, and from results to an exit code."""
+"""Run `demucs-infer TRACKS...`: separate tracks, report each, and return an exit code."""
 
 import argparse
 import errno
@@ -43,7 +43,7 @@ from demucs_infer.cli.progress import Reporter, make_reporter
 from demucs_infer.options import Request
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 
-_PIPE_SECONDS = 3  # before the command tells that it waits for a pipe
+_PIPE_SECONDS = 3  # until a message says that the command is waiting for a pipe
 _MAX_COLLISIONS = 10  # that an error lists
 
 
@@ -121,8 +121,8 @@ def _make_jobs(
         for track in tracks
     }
     inputs = [track.source for track in tracks if track.source != STDIN]
-    # The stems are unknown until the model is loaded, but tracks that would share the file of any
-    # stem would share that of this one.
+    # The stems are unknown until the model is loaded. Two tracks that would write the same file for
+    # some stem would also write the same file for a stem called "{stem}".
     if args.collisions == "number":
         targets = resolve_collisions(inputs, targets, ["{stem}"])
     else:
@@ -146,7 +146,7 @@ def _make_jobs(
 
 
 def _list_older_files(job: TrackJob) -> list[Path]:
-    """Return the files of the stems that an earlier run made, and its page."""
+    """Return the stems and the page that an earlier run made of the same track."""
     manifest = read_manifest(job.target.manifest)
     if manifest is None:
         return []
@@ -164,7 +164,7 @@ def _page_path(job: TrackJob) -> Path:
 def _clear_older_files(
     older: Sequence[Path], result: TrackResult, args: argparse.Namespace, reporter: Reporter
 ) -> None:
-    """Remove with --clean, or list, files of an earlier run that this one has not replaced."""
+    """List files of an earlier run that this run has not replaced; with --clean, remove them."""
     new = {path.resolve() for path in result.stems.values()}
     left = [
         file
@@ -194,7 +194,7 @@ def check_out_folder(out: Path) -> None:
 def _check_collisions(
     inputs: Sequence[str], targets: dict[str, OutputPaths], stems: Sequence[str]
 ) -> None:
-    """Raise `ValueError` with the files that would be written twice, or replace an input."""
+    """Raise `ValueError` if files would be written twice or would replace an input."""
     outputs = [(source, target.stems(stems).values()) for source, target in targets.items()]
     problems = list(find_collisions(inputs, outputs).values())
     if problems:
@@ -206,7 +206,7 @@ def _check_collisions(
 
 
 def _save_stream(track: DiscoveredTrack, stack: ExitStack) -> Path:
-    """Return the file of a track; save standard input or a pipe, which can be read only once."""
+    """Return the file of a track; standard input or a pipe is saved to a file first."""
     source = Path(track.source)
     if track.source != STDIN and not source.is_fifo():
         return source
@@ -222,7 +222,7 @@ def _save_stream(track: DiscoveredTrack, stack: ExitStack) -> Path:
 
 
 def _open_pipe(path: Path) -> IO[bytes]:
-    """Open a pipe once there is data in it; tell after a while that the command waits for that."""
+    """Open a pipe once it has data; after a while, print that the command is waiting for it."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     stream = os.fdopen(number, "rb")
     poll = select.poll()
@@ -241,7 +241,7 @@ def _run_jobs(
     jobs: Sequence[TrackJob],
     reporter: Reporter,
 ) -> Iterator[TrackResult]:
-    """Yield a result per job, first those that need neither the model nor torch."""
+    """Yield a result per job, beginning with jobs that need neither the model nor torch."""
     weights = model.weights() or ()
     remaining = []
     find_done = partial(find_done_before, verify=args.verify)
@@ -282,7 +282,7 @@ def _separate(
     with exempt_imports_from_gc():
         from demucs_infer.batch.runner import BatchRunner, open_separator
         from demucs_infer.devices import choose_devices
-    choose_devices(request.separation.device)  # an unknown one is reported before any download
+    choose_devices(request.separation.device)  # reports an unknown device before any download
     for part in (model.first, model.second) if isinstance(model, ChainedModelSpec) else (model,):
         if part.is_remote:
             download(part.name, cache_dir=part.cache_dir, offline=part.offline, quiet=args.quiet)
@@ -317,7 +317,7 @@ def _separate(
 
 
 def _write_page(result: TrackResult, jobs: Sequence[TrackJob], reporter: Reporter) -> None:
-    """Write a player with the stems of a track beside them."""
+    """Write an HTML page with a player into the folder of a track's stems."""
     from demucs_infer.server.player import estimate_size, write_player
 
     job = next(job for job in jobs if job.track == result.track)

@@ -1,9 +1,8 @@
 """End the command soon after Ctrl-C or a scheduler's SIGTERM, even in the middle of a long call.
 
-Python handles a signal between two of its instructions, but a network may compute for many seconds
-in one call, in the main thread or in a thread that has to be joined. Ending the process without
-waiting loses nothing: spools are complete at any moment, as they have to be for a power cut, and
-the same command resumes from them.
+Python handles a signal only between two of its own instructions, and a network may compute for many
+seconds in one call. Ending the process without waiting loses no results: the samples separated so
+far are on disk, and the same command resumes from them.
 """
 
 import os
@@ -28,11 +27,11 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def exit_on_signal(message: str, grace_seconds: float = _GRACE_SECONDS) -> Iterator[None]:
-    """Exit a moment after an interrupt and print `message`, unless the process ends by itself.
+    """Print `message` and exit a moment after a signal, unless the process ends by itself.
 
-    A second interrupt ends it at once. Use it only in the main thread of a process of our own.
+    A second signal ends the process at once. Use this only in the main thread of the command.
     """
-    # The C handler writes signal numbers here, even while the main thread runs no Python.
+    # The signal handler in C writes signal numbers here, even while no Python code runs.
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     finished = threading.Event()

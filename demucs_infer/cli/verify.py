@@ -16,7 +16,7 @@ _MANIFEST = "stems.json"
 
 
 def run(words: Sequence[str]) -> int:
-    """Print each damaged or missing stem, and return 1 if there are some, 3 without manifests."""
+    """Print damaged and missing stems; return 1 if there are any, 3 if there are no manifests."""
     args = make_parser().parse_args(words)
     manifests = sorted(path for folder in args.folders for path in _find_manifests(folder))
     problems: dict[str, list[str]] = {}
@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _find_manifests(folder: Path) -> Iterator[Path]:
-    """Yield the manifests below a folder; those of other templates end with the same name."""
+    """Yield the manifests below a folder, including those with a prefix (`song_stems.json`)."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: name the output folder of an earlier run")
     for top, folders, files in os.walk(folder):
