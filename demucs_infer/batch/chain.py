@@ -1,7 +1,7 @@
-"""Separate one stem again with a second model: stems of a stem, in one run.
+"""Separate a stem of one model further with a second model, in one run.
 
-The stems of the first model are buffered in a temporary file until the second model is done, and
-only what is asked for is written. Memory does not grow with the track.
+The stems of the first model are buffered in a temporary file, so that memory does not grow with the
+length of the track. Only the requested stems are written to files.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ class ChainedModelSpec(ModelSpec):
         return (*first, f"then {self.stem}", *second)
 
     def open(self, request: Request) -> Separator:
-        """Return what separates with both, with the settings and the stems of a request.
+        """Return a separator that runs both models, for the settings and stems of a request.
 
-        The second model has its own settings, except for the device, the precision and the jobs.
+        The second model runs with default settings, but with the device, precision and jobs of the
+        request.
         """
         from typing import cast
 
@@ -66,7 +67,7 @@ class ChainedModelSpec(ModelSpec):
 
 
 class ChainedSeparator:
-    """Two separators as one: what a batch run needs of a `Separator`."""
+    """Two separators in the place of one `Separator`, with the methods that a batch run calls."""
 
     def __init__(
         self, first: Separator, second: Separator, stem: str, *, keeps_stem: bool = False
@@ -87,24 +88,24 @@ class ChainedSeparator:
         self._kept = [first.stems.index(name) for name in kept]
         new = [name if name not in kept else f"{stem}_{name}" for name in second.stems]
         self.stems = (*kept, *new)
-        """Names of the stems: those of the first model, then the stems of its stem."""
+        """Names of the stems: those of the first model, then those of the second."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return what both models have in common, such as the devices: that of the first."""
+        """Return an attribute of the first separator, such as `devices`; both have the same."""
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._first, name)
 
     def update_parameter(self, **_settings: object) -> None:
-        """Change nothing: both models have their settings already."""
+        """Do nothing, as both separators have their settings already."""
 
     def free_original_weights(self) -> None:
-        """Change nothing: both models have freed theirs."""
+        """Do nothing, as both separators have freed their weights already."""
 
     def stream_blocks_many(
         self, tracks: Iterable[Track | Exception], *, max_tracks_per_batch: int = 1
     ) -> Generator[tuple[int, TrackEvent], None, None]:
-        """Do what `Separator.stream_blocks_many` does, one track after the other."""
+        """Yield the items of `Separator.stream_blocks_many`, one track after the other."""
         from demucs_infer.events import TrackFailed, TrackFinished
 
         del max_tracks_per_batch

@@ -1,4 +1,4 @@
-"""Wrap any network as waveform in, one waveform per stem out, with spectra in between if needed.
+"""Wrap any network so that it takes a waveform and returns a waveform per stem.
 
 Shapes: B batch, S stems, C channels, W samples of a window, F bins, T frames; a last axis of 2
 contains the real and the imaginary part.
@@ -134,7 +134,7 @@ def _window(name: str, length: int, device: torch.device) -> Tensor:
 
 
 class WaveformModel(nn.Module):
-    """Adapter between a network and the engine; further keyword arguments reach the network.
+    """A network with the interface that the engine expects.
 
     `preprocess` receives what the network would read (waveform, spectrum or both) and returns the
     tensors to call it with. `postprocess` receives the output of the network, then those tensors,
@@ -181,7 +181,7 @@ class WaveformModel(nn.Module):
         return model_floating_dtype(self.model)
 
     def valid_length(self, length: int) -> int:
-        """Return the input length for a chunk: a short one is read with its context."""
+        """Return the input length for a chunk: a short chunk is extended to `chunk_size`."""
         return max(length, self.chunk_size)
 
     def forward(self, mix: Tensor, **arguments: object) -> Tensor:
@@ -233,10 +233,10 @@ def create_w2w_model(
     preprocess: Preprocess | None = None,
     postprocess: Postprocess | None = None,
 ) -> WaveformModel:
-    """Wrap `model` as waveform to waveform, according to the input and output type of `params`.
+    """Wrap `model`, according to `params`, so that it takes and returns waveforms.
 
-    See `WaveformModel` for `preprocess` and `postprocess`. Raises `ConfigError` where model,
-    parameters and arguments disagree.
+    See `WaveformModel` for `preprocess` and `postprocess`. Raises `ConfigError` if the model, the
+    parameters and the arguments contradict each other.
     """
     return WaveformModel(
         model,

@@ -21,7 +21,7 @@ from demucs_infer.errors import ConfigError
 from demucs_infer.states import AllocationLimit, load_weights
 
 _MAX_TABLES = 2**24
-"""Numbers in tables of a network that are computed and not saved."""
+"""Limit for the numbers in tables that a network computes, and that are not in its checkpoint."""
 
 
 def build_network(config: Config, metadata: ModelMetadata[Any] | None = None) -> WaveformModel:
@@ -58,7 +58,7 @@ def _wrap(model: nn.Module, config: Config, traits: Traits) -> WaveformModel:
 
 
 def wrap_network(model: nn.Module, metadata: object) -> tuple[WaveformModel, Config | None]:
-    """Wrap a network in memory for the engine; return the configuration too, if that was passed.
+    """Wrap a network for the engine; also return the configuration, if `metadata` is one.
 
     `metadata` is a `Config`, its JSON data, an object with the parameters of the network, or a
     `ModelMetadata` whose parameters all have defaults. Raises `ConfigError` for anything else.
@@ -101,7 +101,7 @@ def load_network(
     if metadata is None and find_community_metadata(config.model_type) is not None:
         package = read_package(Path(checkpoint))
         config = adapt_to_weights(config, package.state)
-        # A weight takes a byte of the file at least; tables that are not saved come on top.
+        # Each weight takes at least one byte of the file.
         with AllocationLimit(package.size + _MAX_TABLES):
             network = build_network(config)
     else:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from demucs_infer.custom.config import Config
 
 PREFIX = "msst."
-"""Begins the `model_type` of these networks."""
+"""Prefix of the `model_type` of these networks."""
 
 TYPES = {
     "bs_roformer": "BS-RoFormer",
@@ -38,7 +38,7 @@ TYPES = {
     "bandit_v2": "Bandit v2",
     "apollo": "Apollo",
 }
-"""Supported types, and what they are called."""
+"""Display names of the supported types."""
 
 _PACKABLE = ("layers", "separation_net", "encoder_blocks", "bottleneck_block", "decoder_blocks")
 """Children whose linear layers are only called; the band splits of RoFormers read their weights."""
@@ -69,10 +69,10 @@ def import_library() -> Any:
 
 
 def detect_type(data: Mapping[str, object]) -> str:
-    """Return the type of the network that a file describes.
+    """Return the type of the network that a configuration describes.
 
-    It is declared there as `model_type`, or follows from the keys of its section `model`. Raises
-    `ConfigError` if it cannot be told or is not supported.
+    This is its `model_type`, or else detected from the keys of its section `model`. Raises
+    `ConfigError` if the type cannot be detected or is not supported.
     """
     declared = data.get("model_type")
     if declared is not None and declared not in TYPES:
@@ -85,7 +85,7 @@ def detect_type(data: Mapping[str, object]) -> str:
         model_type: str = library.detect_model_type(data)
     except library.ModelTypeDetectionError as error:
         raise ConfigError(
-            "model_type: the type of the network does not follow from the file: set it to one of "
+            "model_type: cannot detect the type of the network from the file: set it to one of "
             f"{', '.join(TYPES)}"
         ) from error
     if model_type not in TYPES:
@@ -148,10 +148,10 @@ def _fit_output(_network: nn.Module, inputs: tuple[Tensor, ...], output: Tensor)
 
 
 def adapt_to_weights(config: Config, names: Collection[str]) -> Config:
-    """Return the configuration of the network that has weights of these names.
+    """Complete a configuration with what only the names of the weights show.
 
-    Files of these networks leave open how deep the mask estimators of a Mel-Band network are, and
-    whether a BS-RoFormer has the segmentation network of HyperACE.
+    That is the depth of the mask estimators of a Mel-Band network, and whether a BS-RoFormer has
+    the segmentation network of HyperACE.
     """
     model_type = config.model_type.removeprefix(PREFIX)
     if model_type == "bs_roformer" and any(".segm." in name for name in names):

@@ -1,7 +1,8 @@
-"""Configuration of a custom network in one file: `Config.from_file("model.json")`.
+"""Read the configuration of a custom network: `Config.from_file("model.json")`.
 
-Parsing is strict; all problems are reported in one `ConfigError` with their paths. Keys of the
-`model` section beyond the two common ones are validated by the network's parameters class.
+Parsing is strict, and one `ConfigError` reports all problems with their paths. In the section
+`model`, keys other than `chunk_size` and `output_stem_names` are validated by the parameters class
+of the network.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class LazyModelConfig:
         field_names = getattr(params_cls, "__dataclass_fields__", None)
         if field_names is None:
             raise ConfigError(f"model: {params_cls.__name__} is not a dataclass")
-        # A class may derive these two from other fields; then they are compared, not passed.
+        # A class may compute these two from other fields; then they are only compared.
         common = ("chunk_size", "output_stem_names")
         derived = [n for n in common if n not in field_names and hasattr(params_cls, n)]
         arguments = {name: value for name, value in data.items() if name not in derived}
@@ -152,9 +153,9 @@ class InferenceConfig:
     hop_size_seconds: float | None = _number(None, exclusiveMinimum=0)
     batch_size: int | Literal["auto"] = _number("auto", minimum=1)
     precision: Precision = "fp32"
-    """Of the arithmetic; `weights_dtype` is separate."""
+    """Precision of the arithmetic."""
     weights_dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Of the weights; None: as the network creates them."""
+    """Data type of the weights; None: that with which the network creates them."""
     device: str = "auto"
     io_device: str = "cpu"
     """Device of the track and the stems."""
@@ -195,8 +196,7 @@ class OutputConfig:
     stems: tuple[str, ...] | None = field(
         default=None, metadata={"minItems": 1, "uniqueItems": True}
     )
-    """Stems of the model, to which derived ones are added; if derived stems are listed, exactly
-    the listed stems. None: all."""
+    """Stems to return; None: all. Unless a derived stem is among them, all of these are added."""
     format: str = "wav"
     bits: int | None = None
     bitrate: int | None = None
@@ -257,10 +257,10 @@ class Config:
         source: str = "the configuration",
         name: str = "",
     ) -> Config:
-        """Read JSON data, also of splifft and of Music-Source-Separation-Training.
+        """Read JSON data in the format of this package, splifft or MSST.
 
-        Errors begin with `source`; `name` identifies a configuration of the latter. Raises
-        `ConfigError` with all problems.
+        MSST is Music-Source-Separation-Training, whose configurations get `name` as `identifier`.
+        Raises `ConfigError` with all problems; its message begins with `source`.
         """
         data, reader = apply_overrides(data, overrides), SchemaReader()
         translation = splifft.translate(data) if splifft.is_splifft(data) else None
@@ -282,7 +282,7 @@ class Config:
         config: Config | Mapping[str, object] | str | os.PathLike[str],
         overrides: Sequence[str] = (),
     ) -> Config:
-        """Return a configuration from an instance, JSON data or the path of a file."""
+        """Return a configuration from a `Config`, parsed JSON or a file, changed by `overrides`."""
         if isinstance(config, Config):
             return cls.from_dict(config.to_dict(), overrides) if overrides else config
         if isinstance(config, Mapping):
@@ -361,7 +361,7 @@ class Config:
         return OutputOptions(**cast("dict[str, Any]", {**sections, **self._options_of("output")}))
 
     def _options_of(self, part: str) -> dict[str, object]:
-        """Return what `options` has for one part of a request."""
+        """Return the settings in `options` that belong to one part of a request."""
         names = {option.name for option in list_options(PARTS[part])}
         return {
             name: tuple(value) if isinstance(value, list) else value
@@ -441,7 +441,7 @@ def _sizes(
 
 
 def _overlap(chunk: int, hop: int) -> float:
-    """Return the fraction that results in exactly this hop when the engine truncates it."""
+    """Return an overlap from which the engine computes exactly this hop, despite truncation."""
     overlap = 1 - hop / chunk
     while int((1 - overlap) * chunk) < hop:
         overlap = nextafter(overlap, 0)
@@ -449,7 +449,7 @@ def _overlap(chunk: int, hop: int) -> float:
 
 
 def _find_conflicts(sections: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the problems between sections, as far as those could be read."""
+    """Yield contradictions between sections; sections that could not be read are omitted."""
     needed = ("inference", "chunking", "model", "audio")
     if all(name in sections for name in needed):
         yield from _find_chunking_problems(*(sections[name] for name in needed))

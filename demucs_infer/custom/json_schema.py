@@ -1,14 +1,13 @@
-"""Read dataclasses from JSON data strictly, report every problem at once, and derive JSON Schema.
+"""Read dataclasses from JSON data, reporting all problems at once, and derive their JSON Schema.
 
 A field's metadata may contain JSON Schema keywords (`minimum`, `uniqueItems`, ...), which are
 validated here and written into the schema. One field of a class may be marked as `rest`: it
 collects all keys that are not fields.
 
-Written by hand instead of with pydantic, because network authors bring plain dataclasses, nested as
-they like. For those pydantic ignores unknown keys and accepts NaN unless each class is configured,
-which would take a walk over the same types again; its import and one schema take 0.3 s, where this
-takes nothing measurable, and it would be a compiled dependency of the core. About half of this
-module would go.
+pydantic is not used, because the parameters of custom networks are plain, nested dataclasses. For
+these, pydantic ignores unknown keys and accepts NaN unless each class is configured. It would also
+be a compiled dependency of the core, and takes 0.3 s to import and make one schema. It would
+replace about half of this module.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _MAX_LENGTH = 1000
 
 
 def config_error(source: str, problems: Sequence[str]) -> ConfigError:
-    """Return one error that lists the `problems` of `source`, of thousands only the first."""
+    """Return one error that lists the `problems` of `source`, up to a limit."""
     listed = [_shorten(problem) for problem in problems[:_MAX_PROBLEMS]]
     if len(problems) == 1:
         return ConfigError(f"{source}: {listed[0]}")

@@ -27,7 +27,7 @@ P = TypeVar("P")
 
 @runtime_checkable
 class ModelParamsLike(Protocol):
-    """The attributes or properties that every parameters class has; it may be a base class."""
+    """The attributes or properties that every parameters class must have."""
 
     if TYPE_CHECKING:  # read-only, so that frozen dataclasses and properties match
 
@@ -39,7 +39,7 @@ class ModelParamsLike(Protocol):
         def output_stem_names(self) -> Sequence[str]:
             """Stems that the network returns, in its order."""
 
-    else:  # a dataclass would take an inherited property for the default of its field
+    else:  # a dataclass that inherits a property would use it as the default of its field
         chunk_size: int
         output_stem_names: Sequence[str]
 

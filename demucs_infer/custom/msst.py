@@ -1,10 +1,10 @@
 """Translate configuration files of Music-Source-Separation-Training to the format of `Config`.
 
-They are YAML files with the sections `audio`, `model` (or one named by it), `training` and
-`inference`. The stems are those of that tool: windows of `chunk_size` samples every
-`chunk_size // num_overlap`, faded over a tenth, with reflected borders; for htdemucs, a plain mean.
-Not translated is what only training needs, and `inference.batch_size`, which is a matter of the
-machine and not of the network.
+They are YAML files with the sections `audio`, `model` (or a section that `model` names), `training`
+and `inference`. Stems are the same as with that tool: windows of `chunk_size` samples start every
+`chunk_size // num_overlap` samples, fade over a tenth of their length, and read the track reflected
+at its ends; those of htdemucs are averaged without fades. Keys that only training needs are
+ignored, and so is `inference.batch_size`, which depends on the machine and not on the network.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from demucs_infer.custom.translation import Translation
 from demucs_infer.errors import ConfigError
 
 LIMITS = YamlLimits(num_bytes=2**18, num_events=20_000, depth=12)
-"""For configurations; published ones have less than 16 KB and 1000 events."""
+"""Limits for configurations; published ones have less than 16 KB and 1000 events."""
 
 _NETWORK_SECTIONS = ("audio", "model", "training", "kwargs")
 
 
 def read_yaml(path: Path) -> Mapping[str, object]:
-    """Read a YAML file with one table; nothing in it is run."""
+    """Read a YAML file of plain values, whose content must be a table."""
     try:
         with path.open("rb") as stream:
             data = load_yaml(stream.read(LIMITS.num_bytes + 1), LIMITS, tuples=True)
@@ -40,7 +40,7 @@ def read_yaml(path: Path) -> Mapping[str, object]:
     if not is_msst(data):
         raise ConfigError(
             f"{path}: expected a configuration of Music-Source-Separation-Training, with a section "
-            "`training`; a configuration in our own format is a JSON file"
+            "`training`; a configuration in the format of demucs-infer is a JSON file"
         )
     return data
 
@@ -51,7 +51,7 @@ def is_msst(data: Mapping[str, object]) -> bool:
 
 
 def translate(data: Mapping[str, object], name: str = "") -> Translation:
-    """Translate a configuration; `name` identifies it. Values are validated here."""
+    """Translate and validate a configuration; `name` becomes its `identifier`."""
     reader = _Reader(data)
     model_type = reader.read_type()
     stems, target = reader.read_stems()
@@ -130,7 +130,7 @@ class _Reader:
             return ""
 
     def read_stems(self) -> tuple[list[str], str | None]:
-        """Return the instruments, and the only one that the network separates, or None."""
+        """Return all instruments, and the one that the network separates, or None for all."""
         stems = self.get("training.instruments", list[str], [])
         target = self.get("training.target_instrument", str)
         if not stems and not self.problems:
@@ -140,7 +140,7 @@ class _Reader:
         return stems, target or None
 
     def read_network_sections(self) -> dict[str, object]:
-        """Return what the network is built from: plain values only."""
+        """Return the sections from which the network is built, and check their values."""
         model = self._data.get("model")
         if not isinstance(model, str | Mapping | None):
             self._schema.add_problem("model", f"expected a table, got {describe_value(model)}")
@@ -170,7 +170,7 @@ class _Reader:
             rate = self.get("audio.sample_rate", int, 44100, 1000)
             chunk = self.get("inference.chunk_size", int, 0, 1)
             chunk = chunk or self.get("audio.chunk_size", int, 0, 1)
-            if not chunk:  # the rule of the first networks of this kind
+            if not chunk:  # in the oldest configurations
                 frames = self.get("inference.dim_t", int, 0, 2) or self.get("audio.dim_t", int, 0)
                 chunk = self.get("audio.hop_length", int, 0, 1) * max(0, frames - 1)
             missing = "audio.chunk_size"
@@ -182,7 +182,9 @@ class _Reader:
         else:
             hop = chunk // self.get("inference.num_overlap", int, 2, 1)
         if chunk and hop < 1:
-            self._schema.add_problem("inference", f"the overlap leaves no hop of {chunk} samples")
+            self._schema.add_problem(
+                "inference", f"the overlap must be less than the window of {chunk} samples"
+            )
         return rate, chunk, hop
 
     def read_channels(self, model_type: str) -> int:
@@ -206,7 +208,7 @@ _MAX_SMALL, _MAX_NUMBER, _MAX_TEXT = 1024, 10**7, 200
 
 
 def _find_values(value: object, path: str) -> list[str]:
-    """Return the values that no network has: objects, texts and numbers out of all proportion."""
+    """Return a problem for each value that is not plain, or far too large for any network."""
     if isinstance(value, Mapping):
         bad = [key for key in value if not isinstance(key, str)]
         if bad:

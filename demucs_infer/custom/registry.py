@@ -1,9 +1,9 @@
-"""Registry of custom networks by name; none is imported before it is used.
+"""Register custom networks by name, and import them only when they are used.
 
-Installed packages register theirs with entry points of the group `demucs_infer.models`, programs
-with `register_model`. A name refers to a `ModelMetadata`, which needs a configuration and weights,
-or to a function without arguments that returns such metadata, or a network with its weights. A
-function is called when its model is used.
+Packages register networks with entry points of the group `demucs_infer.models`, and programs with
+`register_model`. A registered name refers to a `ModelMetadata`, which needs a configuration and
+weights, or to a function without arguments that returns such metadata or a network with its
+weights.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def list_registered_models() -> dict[str, str]:
 
 
 def find_package(name: str) -> str | None:
-    """Return package, version and location of an entry point `name`; None if there is none."""
+    """Return the package, version and location of the entry point `name`, or None."""
     for point in _entry_points().get(name, []):
         if point.dist is not None:
             return f"{point.dist.name}=={point.dist.version} {point.value}"

@@ -1,9 +1,9 @@
 """Translate configuration files of the splifft package to the format of `Config`.
 
-Results are the same, so far as the formats allow. Not translated are keys that change the speed or
-the rounding only: `transform.conv_dtype` and the dtypes of `masking` (spectra are float32 here),
-the parts of `inference.compile_model`, and `experimental`. Models that do not return audio
-(`sequence_chunking`, other transforms than "stft") are refused.
+Results are the same as with splifft as far as the formats allow. Keys that only affect the speed or
+the rounding are ignored: `transform.conv_dtype` and the dtypes of `masking` (spectra are float32
+here), the keys in `inference.compile_model`, and `experimental`. Models that do not return audio
+(with `sequence_chunking`, or a transform other than "stft") are rejected.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _rule_terms(rule: object) -> str | None:
 
 
 def _select_stems(result: Translation) -> None:
-    """Drop the derived stems if the stems to write are listed and none of them is derived."""
+    """Remove the derived stems if the stems to write are listed and none of them is derived."""
     output, derived = result.data.get("output"), result.data.get("derived_stems")
     if result.paths.get("output.stems") != "output.stem_names" or not isinstance(output, dict):
         return

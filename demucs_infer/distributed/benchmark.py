@@ -17,7 +17,7 @@ from demucs_infer.distributed.planner import Benchmark
 from demucs_infer.errors import DownloadError
 from demucs_infer.options import Request
 
-# Three strides of htdemucs, less the longest shift: the last window is nearly full.
+# Three strides of htdemucs, minus the longest shift, so that the last window is nearly full.
 _SECONDS = 17.0
 
 ASSUMED = Benchmark(
@@ -34,7 +34,7 @@ ASSUMED = Benchmark(
 
 
 def measure_worker(model: ModelSpec, request: Request) -> Benchmark:
-    """Measure a worker like this process; return `ASSUMED` if the model is not downloaded."""
+    """Measure this process as a worker; return `ASSUMED` if the model is not downloaded."""
     start = perf_counter()
     try:
         separator = open_separator(model, request)

@@ -1,7 +1,7 @@
 """Find tracks of a manifest whose stems would overwrite each other, or an input.
 
-This is checked for all rows before any work. It takes 16 bytes a row, and as much again to sort
-them.
+All rows are checked before the first track is separated. This takes 16 bytes per row, and the same
+again for sorting.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ class OutputConflicts:
     extension: str
     template: str
     excerpt: str = ""
-    """What is added to the names of tracks of which only a part is separated."""
+    """Suffix for the names of tracks of which only a part is separated."""
 
     stems: tuple[str, ...] = _STEMS
-    """Possible stems: the model is not loaded yet. Only some templates depend on them."""
+    """All stems that the model may have, as it is not loaded yet; few templates need them."""
 
     shared_path_digests: frozenset[int] = frozenset()
     """Digests of paths that several rows share: the names of those rows get a suffix."""
@@ -76,7 +76,7 @@ class OutputConflicts:
         ).with_track_suffix(self.excerpt)
 
     def _keys(self, row: TrackRow) -> list[str]:
-        """Return paths of which two rows share one exactly if they would write the same file."""
+        """Return paths for a row; rows with a path in common would write the same file."""
         outputs = self._plain_output_paths(row)
         parts = re.split(r"[/\\]", self.template)
         if any(_STEM in part and "{track" in part for part in parts):
@@ -133,14 +133,14 @@ class OutputConflicts:
 
 
 def _inputs(row: TrackRow) -> Iterator[str]:
-    """Yield what is read for a row and must not be overwritten."""
+    """Yield the locations that are read for a row and must not be overwritten."""
     yield _normalize(row.source)
     if row.references:
         yield f"{_normalize(row.references)}/*"
 
 
 def _normalize(location: str) -> str:
-    """Return the same text for locations of the same file; links in its folder are resolved."""
+    """Return a text that is the same for all locations of a file; links are resolved."""
     location = location.removeprefix("local://")
     if is_remote(location):
         return location

@@ -27,7 +27,7 @@ class TrackRow:
     """One track of a manifest."""
 
     path: str
-    """As in the manifest; the results table uses it too."""
+    """The path as written in the manifest; also used in the results table."""
 
     source: str
     """The resolved path or URI."""

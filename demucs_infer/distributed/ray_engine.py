@@ -1,9 +1,8 @@
-"""Run track workers on a Ray cluster: Ray Data hands out tasks, with back-pressure and retries.
+"""Run track workers on a Ray cluster, where Ray Data distributes tasks of manifest rows.
 
-Ray retries the task of a crashed worker without limit; that ends because a track that crashed its
-worker twice is quarantined instead of tried. Audio never travels through Ray, because decoded audio
-has many times the bytes of the files: manifest rows go in, result rows come out, and each worker
-reads, separates and writes in parallel.
+Ray retries the task of a crashed worker without limit, but a track that has crashed its worker
+twice is quarantined and not tried again. Only manifest rows and result rows pass through Ray:
+decoded audio is many times larger than the files, so each worker reads and writes files itself.
 """
 
 import asyncio
@@ -19,10 +18,10 @@ from typing import Any
 from demucs_infer.batch.attempts import withdraw_all
 from demucs_infer.distributed.manifest import ResultRow, TrackRow
 
-# Unlike the share of any worker: Ray fuses two stages that ask for the same resources.
+# Different from the CPUs of any worker, as Ray merges stages that request the same resources.
 _READER_CPUS = 0.01
 _MAX_LISTENERS = 100_000  # workers that may wait for one shutdown notice
-_SHUTDOWN_SECONDS = 3.0  # for all workers to withdraw their attempts; some may have crashed
+_SHUTDOWN_SECONDS = 3.0  # time limit for the workers to withdraw their attempts
 
 WorkerFactory = Callable[[], Callable[[Iterable[TrackRow]], Iterator[ResultRow]]]
 """Makes a worker in the process that it runs in."""
@@ -30,7 +29,7 @@ WorkerFactory = Callable[[], Callable[[Iterable[TrackRow]], Iterator[ResultRow]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Which Ray cluster to use, and which resources of it."""
+    """The Ray cluster to use, and the resources to request from it."""
 
     address: str | None = None
     """As in `ray.init`; None starts a cluster on this machine that ends with the run."""

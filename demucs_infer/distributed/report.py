@@ -1,4 +1,4 @@
-"""Write a page about a run: what is done, what failed and why, and the speed over time."""
+"""Write an HTML page about a run: counts, failures with their reasons, and speed over time."""
 
 import html
 from collections import Counter
@@ -14,7 +14,7 @@ _MAX_FAILURES = 1000  # that the page lists
 
 @dataclass(slots=True)
 class RunReport:
-    """Collects what the page needs; its memory does not grow with the number of finished tracks."""
+    """Collects the data for the page, in memory that does not grow with the number of tracks."""
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[str, str, str]] = field(default_factory=list)

@@ -34,7 +34,7 @@ class ResultsTable(Protocol):
 
 
 def check_table(location: str) -> None:
-    """Raise `ValueError` if no table can be written to `location`, as far as can be predicted."""
+    """Raise `ValueError` if it is already certain that no table can be written to `location`."""
     if not location.lower().endswith((*_JSON_LINES, *_PARQUET)):
         suffixes = ", ".join((*_JSON_LINES, *_PARQUET))
         raise ValueError(f"unsupported results table {location}: expected one of {suffixes}")
@@ -48,7 +48,7 @@ def check_table(location: str) -> None:
 
 @contextmanager
 def open_table(location: str) -> Iterator[ResultsTable]:
-    """Open a table that appears at `location` when complete; until then it is at `.partial`.
+    """Open a table, which has the suffix `.partial` until it is complete.
 
     Raises:
         ValueError: if no table can be written there, or another run is writing it.

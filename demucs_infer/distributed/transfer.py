@@ -1,7 +1,7 @@
 """Download remote inputs and upload stems.
 
-Local and mounted files are used in place. A remote track is staged in a scratch folder; the number
-of its crashes is kept beside its stems, where every machine sees it.
+Local and mounted files are used in place. A remote track is downloaded to a scratch folder. The
+number of its crashes is stored in the output folder, where every machine can read it.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class StagedTrack:
 
     row: TrackRow
     job: TrackJob | None = None
-    """None: a worker crashed in this track before, and nothing has been done yet."""
+    """None if this track has crashed a worker before, and is to be processed after the others."""
 
     scratch: Path | None = None
 
@@ -83,9 +83,9 @@ class Transfer:
         return replace(outputs, shared_path_digests=self.shared_path_digests)
 
     def download(self, row: TrackRow, *, is_alone: bool = False) -> StagedTrack:
-        """Return the row as a job, never raising: a job may carry its result already.
+        """Download a track, and return it with its job; errors become the result of the job.
 
-        Unless the track `is_alone`, it gets no job if a worker crashed in it before.
+        A track that has crashed a worker before gets a job only with `is_alone`.
         """
         source, scratch, result = Path(row.name), None, None
         try:
@@ -145,7 +145,7 @@ class Transfer:
         return TrackResult.skipped(row.path, path, manifest) if manifest else None
 
     def _find_done_remote(self, row: TrackRow, sha256: str) -> TrackResult | None:
-        """Do the same as `batch.manifest.find_match`, at a URI."""
+        """Find the result of a finished track in remote output."""
         if self.skip != "same":
             return None
         path = self._output_paths(row).manifest
@@ -284,5 +284,5 @@ def _hash_file(path: Path) -> str:
 
 
 def failure(row: TrackRow, model: ModelSpec, error: str, fault: Fault) -> TrackResult:
-    """Return the result of a row that failed before it was a job."""
+    """Return the result of a row that failed before it had a job."""
     return TrackResult(track=row.path, status="failed", model=model.name, error=error, fault=fault)

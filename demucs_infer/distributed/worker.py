@@ -1,6 +1,7 @@
-"""Process manifest rows: separate, commit the stems, return one result row each.
+"""Separate the tracks of manifest rows, and return one result row for each.
 
-Every engine runs the same worker, in any number of processes; a row never raises.
+Every engine runs the same worker, in any number of processes. An error in a track is not raised,
+but reported in its result row.
 """
 
 import logging
@@ -74,11 +75,11 @@ class TrackWorker:
             return
         crashed: list[TrackRow] = []
         yield from _process(batch, transfer, rows, crashed)
-        for row in crashed:  # alone, so that no other track is counted for its crash
+        for row in crashed:  # one at a time, so that a crash is not counted for other tracks
             yield from _process(batch, transfer, [row], None)
 
     def open(self) -> tuple[BatchRunner, Transfer]:
-        """Load the model, unless it is loaded already, raising what is wrong with it."""
+        """Load the model, unless it is loaded already; errors in loading it are raised."""
         if self._batch is None or self._transfer is None:
             config = self._config
             separator = open_separator(config.model, config.request)
@@ -155,7 +156,7 @@ def _process(
 
 
 def _jobs(tracks: Iterable[StagedTrack], crashed: list[TrackRow] | None) -> Iterator[TrackJob]:
-    """Yield the jobs of tracks; rows without a job are put to `crashed`."""
+    """Yield the jobs of tracks; rows without a job are added to `crashed`."""
     for track in tracks:
         if track.job:
             yield track.job

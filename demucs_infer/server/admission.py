@@ -1,7 +1,7 @@
-"""Admission: who may upload now, and who gets a place in the queue; free of HTTP.
+"""Decide which clients may upload now, and which get a place in the queue, without using HTTP.
 
-A body counts against the queue only while it arrives, at a minimum rate: uploads that stall take no
-place from others, and give way when places for uploads run out.
+An upload counts against the limit of the queue only while it arrives at a minimum rate. One that
+stalls blocks nobody else, and is cancelled when there are too many uploads.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ _GRACE_SECONDS = 10.0
 """How long an upload may fall behind the minimum rate."""
 
 _MAX_AHEAD_SECONDS = 5.0
-"""For how long, at most, bytes that have arrived let an upload count as arriving."""
+"""How long, at most, an upload counts as arriving after its last bytes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +37,7 @@ class Slot:
 
 @dataclass(slots=True, eq=False)
 class UploadPlace:
-    """A body that is being received, with its time limits."""
+    """An upload in progress, with its time limits."""
 
     client: str
     min_rate: float
@@ -63,7 +63,7 @@ class UploadPlace:
 
     @contextmanager
     def limit_time(self) -> Iterator[None]:
-        """Raise `ApiError` in the block if the upload is too slow, or has to give way."""
+        """Cancel the block and raise `ApiError` if the upload is too slow, or has to give way."""
         self.started_at = anyio.current_time()
         self._update_deadline()
         with self._scope:
@@ -93,7 +93,7 @@ class UploadPlace:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Admission:
-    """The places of the queue and of uploads, in all and per client."""
+    """Limits the places in the queue and the uploads, in total and per client."""
 
     max_queue: int
     max_per_client: int
@@ -102,7 +102,7 @@ class Admission:
     min_upload_rate: float
     max_upload_seconds: float
     estimate_wait: Callable[[], int]
-    """Return the seconds until a place may be free."""
+    """Returns the seconds until a place may be free."""
 
     is_closed: bool = False
     _slots: Counter[str] = field(default_factory=Counter)
@@ -129,7 +129,7 @@ class Admission:
                 self._uploads.remove(place)
 
     def reserve(self, place: UploadPlace) -> Slot:
-        """Reserve a place in the queue for a body that has arrived; raise `ApiError` if full."""
+        """Reserve a place in the queue for a complete upload; raise `ApiError` if it is full."""
         if place in self._uploads:
             self._uploads.remove(place)
         if self._slots.total() >= self.max_queue:
@@ -137,7 +137,7 @@ class Admission:
         return self.take_slot(place.client)
 
     def take_slot(self, client: str) -> Slot:
-        """Take a place in the queue, whether there is one or not."""
+        """Take a place in the queue, even if it is full."""
         self._slots[client] += 1
         return Slot(client, self._on_release)
 
@@ -169,7 +169,7 @@ class Admission:
 
 @dataclass(slots=True, eq=False)
 class MemoryBudget:
-    """Bytes of bodies that are in memory at a time; the next waits, first come, first served."""
+    """Limits the bytes of request bodies in memory; others wait, first come, first served."""
 
     max_bytes: int
     _held: int = 0
@@ -178,7 +178,7 @@ class MemoryBudget:
 
     @asynccontextmanager
     async def hold(self, size: int, seconds: float) -> AsyncIterator[None]:
-        """Wait until `size` bytes are free, and hold them; raise `ApiError` after `seconds`."""
+        """Reserve `size` bytes in the block; raise `ApiError` if none are free for `seconds`."""
         size = min(size, self.max_bytes)
         try:
             with anyio.fail_after(seconds):

@@ -256,12 +256,12 @@ def _describe_security(app: FastAPI, settings: ServerSettings) -> None:
 
 
 def _check_route_conflicts(app: FastAPI, settings: ServerSettings) -> None:
-    """Raise `ConfigError` if a configured path is taken: only the first route would be reached."""
+    """Raise `ConfigError` if a configured path is already used by another route."""
     for name, method in (("predict_route", "POST"), ("health_route", "GET")):
         path = getattr(settings, name)
         scope = {"type": "http", "path": path, "method": method}
         if sum(route.matches(scope)[0] is Match.FULL for route in app.routes) > 1:
-            raise ConfigError(f"{name} = {path!r} is already a route of the server: choose another")
+            raise ConfigError(f"{name} = {path!r} is already used by another route: choose another")
 
 
 def _content(*media_types: str) -> dict[int | str, dict[str, Any]]:
@@ -286,7 +286,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         response = error_response(from_exception(error))
         response.headers.update(error.headers or {})
         methods = _list_methods(app, request) if error.status_code == 405 else []
-        if methods:  # the router names those of one route only
+        if methods:  # the router lists the methods of one route only
             response.headers["Allow"] = ", ".join(methods)
         return response
 

@@ -1,4 +1,4 @@
-"""On-disk result cache: finished stems keyed by recipe, with size and age limits."""
+"""Keep finished stems on disk by the key of their recipe, with limits on size and age."""
 
 import logging
 import os
@@ -41,7 +41,7 @@ class CachedStems:
     manifest: dict[str, Any]
 
     def public_manifest(self) -> dict[str, Any]:
-        """Return the manifest without what describes this machine."""
+        """Return the manifest without the fields that describe this machine."""
         return {
             name: value for name, value in self.manifest.items() if name not in ("input", "device")
         }
@@ -55,7 +55,7 @@ class ResultCache:
     max_bytes: int
     keep_seconds: float
     _verified: dict[str, float] = field(default_factory=dict, init=False, compare=False)
-    """When the files of a folder had their digests."""
+    """When the files of a folder were last verified, by the path of the folder."""
 
     def output_paths(self, name: str, extension: str) -> OutputPaths:
         """Return where to write the stems of the entry `name`."""
@@ -64,21 +64,21 @@ class ResultCache:
         )
 
     def find(self, recipe: Recipe, name: str | None = None) -> CachedStems | None:
-        """Return the entry of a recipe if all its files have their digests; reads them."""
+        """Return the entry of a recipe after verifying its files; None if there is no valid one."""
         folder = self.root / (name or recipe.key)
         if find_match(folder / MANIFEST, recipe) is None:
             return None
         stems = self.open(folder.name)
         if stems is not None and not self.verify(stems):
-            logger.error("the entry %s of the result cache is damaged and is made again", name)
+            logger.error("entry %s of the result cache is damaged: it will be made again", name)
             self.remove(folder.name)
             return None
         return stems
 
     def verify(self, stems: CachedStems) -> bool:
-        """Return whether the files have their digests; they are read once in `_VERIFIED_SECONDS`.
+        """Return whether the files have the recorded digests, as a failing disk may damage them.
 
-        A disk that fails changes neither the size nor the time of a file.
+        The files are read at most once in `_VERIFIED_SECONDS`.
         """
         now, path = time.monotonic(), str(stems.folder)
         if self._verified.get(path, -inf) > now - _VERIFIED_SECONDS:
@@ -125,10 +125,10 @@ class ResultCache:
         kept: Collection[str],
         now: Callable[[], float] = time.time,
     ) -> list[str]:
-        """Delete entries that are too old, then the oldest while there are too many bytes.
+        """Delete entries that are too old, then the oldest until the rest fits into `max_bytes`.
 
-        Entries `in_use` stay; `kept` ones are deleted for lack of space only, and last. Returns the
-        names of the deleted entries.
+        Entries in `in_use` are never deleted; those in `kept` are deleted last, and only for lack
+        of space. Returns the names of the deleted entries.
         """
         entries = [entry for entry in self._list_entries() if entry[2] not in in_use]
         total, deleted = sum(size for _, size, _ in entries), []

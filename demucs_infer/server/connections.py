@@ -1,8 +1,8 @@
-"""Connections of clients that are silent, send headers slowly, or do not read: each has a limit.
+"""Close connections of clients that send nothing, send headers slowly, or do not read responses.
 
-uvicorn limits connections by their number alone, and above it answers 503 at every address, health
-checks included. Here a silent connection is closed in time, or when a new one needs its place;
-requests are limited by `middleware.AccessMiddleware`.
+uvicorn can only limit the number of connections, and then answers 503 to all others, including
+health checks. Here, a connection without a request is closed after a time limit, or earlier if
+there are too many. `middleware.AccessMiddleware` limits the number of requests.
 """
 
 import asyncio
@@ -11,17 +11,17 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 _MAX_WAITING = 256
-"""Connections without a request; above this the one that has waited longest is closed."""
+"""Limit for connections without a request, above which the oldest of them is closed."""
 
 
 class TimedProtocol(H11Protocol):
     """HTTP/1.1 with time limits; `make_protocol` sets them for one server."""
 
     header_seconds: ClassVar[float]
-    """From the start of a connection, or the end of a response, to the end of the headers."""
+    """Time limit from the start of a connection, or the last response, to the next request."""
 
     stall_seconds: ClassVar[float]
-    """How long a client may read nothing of a response."""
+    """Time limit for a client that does not read its response."""
 
     max_waiting: ClassVar[int]
     waiting: ClassVar["dict[TimedProtocol, asyncio.TimerHandle]"]
@@ -80,7 +80,7 @@ class TimedProtocol(H11Protocol):
             self._stall_timer.cancel()
 
     def close(self) -> None:
-        """Close the connection, whatever is still to be sent."""
+        """Close the connection, even if a response has not been sent completely."""
         self._stop_waiting()
         self.transport.abort()
 

@@ -1,6 +1,6 @@
-"""What every request passes through: metrics and log, security headers, hosts, keys and limits.
+"""Check, count and log every request, and add security headers to every response.
 
-`RecordMiddleware` is the outermost layer, `AccessMiddleware` comes after that for CORS, so that the
+`RecordMiddleware` is the outermost layer. `AccessMiddleware` is inside the layer for CORS, so that
 pages of allowed sites can read why a request was refused.
 """
 
@@ -82,7 +82,7 @@ def get_api_key(headers: Headers) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who sends a request."""
+    """The sender of a request."""
 
     name: str
     """For limits and the log: a digest of a valid API key, or the address."""
@@ -210,7 +210,7 @@ class RecordMiddleware:
 
 
 class AccessMiddleware:
-    """Refuses requests for other hosts, of other sites, without a key, and above the limit."""
+    """Refuses requests with a wrong host, origin or API key, and requests above the limit."""
 
     def __init__(
         self,
@@ -267,15 +267,15 @@ class AccessMiddleware:
 
 @dataclass(frozen=True, slots=True)
 class AllowedHosts:
-    """The names under which a server may be addressed.
+    """The host names that requests may be addressed to, as a protection from DNS rebinding.
 
-    A page of another site can make its own name resolve to this server (DNS rebinding), and its
-    requests are then of the same origin for the browser. Their `Host` is that name.
+    Another site can make its own name resolve to this server, so that a browser treats both as the
+    same origin. The `Host` header of such a request has the name of that site.
     """
 
     names: frozenset[str]
     has_addresses: bool
-    """Whether IP addresses are allowed: a page cannot rebind one."""
+    """Whether IP addresses are allowed, which cannot be used for rebinding."""
 
     @classmethod
     def make(cls, names: Iterable[str], host: str) -> "AllowedHosts":
@@ -307,11 +307,10 @@ def _is_address(name: str) -> bool:
 
 
 def _is_cross_origin(headers: Headers, allowed_origins: frozenset[str]) -> bool:
-    """Return whether a browser sends this for a page of another origin that is not allowed.
+    """Return whether a request comes from a page of another origin that is not allowed.
 
-    Browsers let forms cross sites without asking, so that any page could use a server on the
-    visitor's own machine; so could a page of another port. Browsers declare the origin; other
-    clients send neither header.
+    Browsers let any page send forms to any server, including one on the visitor's own machine, but
+    state the origin of the page in a header. Other clients do not send such a header.
     """
     origin = headers.get("origin")
     if origin in allowed_origins:

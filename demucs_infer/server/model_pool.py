@@ -71,7 +71,7 @@ class ModelPool:
         self.on_unload(model.name)
 
     def unload_idle(self, seconds: float) -> None:
-        """Close the models that were not used for that time."""
+        """Close the models that have not been used for the given time."""
         oldest = time.monotonic() - seconds
         for model in [model for model, used in self._used_at.items() if used <= oldest]:
             self.unload(model)

@@ -1,7 +1,7 @@
-"""Listen to stems while they are made, and to parts of finished ones: samples and waveforms.
+"""Read parts and waveforms of stems, both of finished ones and while they are being separated.
 
-A page that played whole files would have to decode them completely; parts of a few seconds keep its
-memory small, and play in step to the sample.
+The page plays stems in parts of a few seconds, which need little memory and stay in step to the
+sample. It would have to decode whole files completely.
 
 Shapes: S stems, C channels, t samples.
 """
@@ -34,7 +34,7 @@ class Preview(Protocol):
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """Their names."""
+        """Names of the stems."""
 
     @property
     def sample_rate(self) -> int:
@@ -45,10 +45,10 @@ class Preview(Protocol):
         """Samples of the whole track; 0 if that is not known yet."""
 
     def count_frames(self) -> int:
-        """Return how many samples there are now."""
+        """Return the number of samples that can be read now."""
 
     def read(self, stem: str, start: int, stop: int) -> Tensor:
-        """Return samples of a stem (C, t), or those that there are of them."""
+        """Return samples of a stem (C, t), fewer than requested if the rest is not there yet."""
 
     def measure(self, stem: str) -> "NDArray[np.float32]":
         """Return the peaks of all channels in each of `PEAKS` columns of the track."""
@@ -101,7 +101,7 @@ class FilePreview:
         return tuple(self.files)
 
     def count_frames(self) -> int:
-        """Return the length: all samples are there."""
+        """Return the length of the track, as all samples can be read."""
         return self.length
 
     def read(self, stem: str, start: int, stop: int) -> Tensor:

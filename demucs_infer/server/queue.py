@@ -1,4 +1,4 @@
-"""The job queue: waiting and running jobs, their events and results; free of HTTP.
+"""The queue of waiting and running jobs, with their events and results, independent of HTTP.
 
 Everything here runs on the event loop. `worker.ModelWorker` threads do the work, and report back
 through `JobQueue._call_soon`.
@@ -64,7 +64,7 @@ class Job:
     record: JobRecord
     item: WorkItem
     is_persistent: bool
-    """Whether it outlives the request that created it, and the process."""
+    """Whether the job continues after the request that created it, and after a restart."""
 
     slot: Slot | None = None
     live: LivePreview | None = None
@@ -118,7 +118,7 @@ class JobQueue:
         self._is_loaded = False
         self.is_stopping = False
         self.stop_at = math.inf
-        """When requests that still run are refused, on the clock `time.monotonic`."""
+        """Time at which running requests are refused, on the clock of `time.monotonic`."""
 
         self.load_error = ""
         """Why the first model could not be loaded."""
@@ -144,7 +144,7 @@ class JobQueue:
 
     @property
     def dead_workers(self) -> int:
-        """The number of workers that have died; only a new process has them again."""
+        """The number of workers that have died; they are not replaced before a restart."""
         return sum(worker.is_dead for worker in self._workers)
 
     @property
@@ -207,7 +207,7 @@ class JobQueue:
         self._call_soon(lambda: self.loaded.subtract([name]))
 
     async def load_model(self, name: str) -> None:
-        """Load a model on every device, after what runs there; raise `ApiError` if that fails."""
+        """Load a model on every device, after its current job; raise `ApiError` if that fails."""
         model = self.find_model(name)
         try:
             await self._run_on_workers(lambda pool: pool.get_separator(model))
@@ -216,12 +216,12 @@ class JobQueue:
         self._is_loaded = True
 
     async def unload_model(self, name: str) -> None:
-        """Unload a model from every device, after what runs there."""
+        """Unload a model from every device, after its current job."""
         model = self.find_model(name)
         await self._run_on_workers(lambda pool: pool.unload(model))
 
     async def _run_on_workers(self, work: Callable[[ModelPool], object]) -> None:
-        """Call a function on every worker, and wait for all; raise what the first one raises."""
+        """Call a function on every worker, wait for all, and raise the error of the first one."""
         if self.dead_workers:
             raise ApiError("busy", "a worker died: try again later", 60)
 
@@ -378,7 +378,7 @@ class JobQueue:
         return self.models[name]
 
     def output_stems(self, request: SeparateRequest) -> tuple[str, ...] | None:
-        """Return the stems a request results in, or None if its model was never loaded."""
+        """Return the names of the stems of a request, or None if its model was never loaded."""
         self.find_model(request.model)
         sources = self.model_stems[request.model or next(iter(self.models))]
         if sources is None:
@@ -551,7 +551,7 @@ class JobQueue:
         return None
 
     def get_stems(self, record: JobRecord) -> CachedStems:
-        """Return the stems of a finished job; raise `ApiError` if there are none (any more)."""
+        """Return the stems of a job; raise `ApiError` if it has none yet, or none any more."""
         if not record.is_final:
             raise ApiError("not_done", "the job has not finished yet")
         if record.status != "done":
@@ -564,7 +564,7 @@ class JobQueue:
         return stems
 
     async def get_verified_stems(self, record: JobRecord) -> CachedStems:
-        """Return the stems, with the digests of their manifest; raise `ApiError` if damaged."""
+        """Return the stems after comparing their digests; raise `ApiError` if one is damaged."""
         stems = self.get_stems(record)
         if not await asyncio.to_thread(self.results.verify, stems):
             self.results.remove(record.entry)
@@ -658,7 +658,7 @@ class JobQueue:
 
 
 def _make_private(folder: Path) -> None:
-    """Make a folder for this user alone; one that others made keeps its mode."""
+    """Make a folder that only this user can read; the mode of an existing folder is not changed."""
     if not folder.exists():
         folder.mkdir(0o700, parents=True)
     elif folder.name in ("uploads", "results"):

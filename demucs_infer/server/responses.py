@@ -88,17 +88,17 @@ def _range_error(start: Message) -> JSONResponse:
 
 
 REVALIDATE = "private, no-cache"
-"""`Cache-Control` of what a client may keep, but has to ask for before it uses it."""
+"""`Cache-Control` of content that a client may keep, but must revalidate before each use."""
 
 
 def is_not_modified(request: Request, etag: str) -> bool:
-    """Return whether the client has the content with that tag already."""
+    """Return whether the client already has the content with this tag."""
     tags = request.headers.get("if-none-match", "").split(",")
     return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in tags)
 
 
 def not_modified(etag: str) -> Response:
-    """Return the response for content that the client has."""
+    """Return the response (304) for content that the client already has."""
     return Response(status_code=304, headers={"ETag": etag, "Cache-Control": REVALIDATE})
 
 
@@ -138,7 +138,7 @@ def _read_range(match: re.Match[str], size: int) -> tuple[int, int]:
 
 
 def _cut(pieces: Iterator[bytes], first: int, stop: int) -> Iterator[bytes]:
-    """Yield bytes `first` to `stop` of what all pieces make together."""
+    """Yield bytes `first` to `stop` of the joined pieces."""
     position = 0
     for piece in pieces:
         part = piece[max(first - position, 0) : max(stop - position, 0)]
@@ -150,7 +150,7 @@ def _cut(pieces: Iterator[bytes], first: int, stop: int) -> Iterator[bytes]:
 
 
 def zip_digest(entry: CachedStems) -> str:
-    """Return a digest of all that determines the bytes of the zip."""
+    """Return a digest of everything that determines the bytes of the zip."""
     text = [*(f"{stem.path.name}:{stem.sha256}" for stem in entry.stems), _manifest_text(entry)]
     return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
@@ -279,7 +279,7 @@ class _ZipBuffer:
         """Do nothing: `zipfile` requires the method."""
 
     def close(self) -> None:
-        """Do nothing: what was written is still to be drained."""
+        """Do nothing: `drain` still has to return what was written."""
 
     def tell_written(self) -> int:
         return sum(map(len, self._written))

@@ -47,7 +47,7 @@ def serve(settings: ServerSettings) -> bool:
         log_config=None,  # configured by the command line
         access_log=False,
         server_header=False,
-        # Requests that still run end by themselves before, with an error that says why.
+        # By then, running requests have ended with an error that states the reason.
         timeout_graceful_shutdown=round(settings.shutdown_seconds) + 5,
         http=make_protocol(settings.header_seconds, settings.stall_seconds),
         proxy_headers=bool(settings.trusted_proxies),

@@ -1,4 +1,4 @@
-"""The persistent list of jobs: one SQLite file that survives the process."""
+"""Store the list of jobs in a SQLite file, so that it survives a restart."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ create table if not exists jobs (
 create index if not exists jobs_by_owner on jobs (owner, created);
 """
 _MIGRATIONS = {1: "alter table jobs add column owner text not null default ''"}
-"""How a table of that version becomes one of the next."""
+"""SQL statements that convert a table of each version to the next version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class JobRecord:
     """A digest of what identifies its client; empty if the client is not known."""
 
     attempts: int = 0
-    """How often the job was started; more than once if the process ended meanwhile."""
+    """How often the job was started: again after each restart while it was running."""
 
     finished: float | None = None
     seconds: float | None = None
@@ -80,7 +80,7 @@ class JobStore:
     """Job records by id; used from one thread."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file; one that is damaged is renamed, as the server works without it."""
+        """Open the file; a damaged file is renamed, and replaced by an empty one."""
         try:
             self._database = self._open(path)
         except sqlite3.OperationalError as error:
@@ -96,9 +96,9 @@ class JobStore:
     def _open(self, path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(path, timeout=1, isolation_level=None)
         with suppress(OSError):
-            path.chmod(0o600)  # of the server's user alone
+            path.chmod(0o600)  # only the server's user can read it
         try:
-            # Locked until the process ends, however it ends: a second server fails here.
+            # The file stays locked until this process ends, so a second server fails here.
             database.execute("pragma locking_mode = exclusive")
             database.execute("pragma journal_mode = wal")
             database.execute("pragma synchronous = normal")
@@ -182,7 +182,7 @@ def _migrate(database: sqlite3.Connection, path: Path) -> None:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a damaged file and those that belong to it; return the new path."""
+    """Rename a damaged file and the files of SQLite beside it; return the new path."""
     ending = time.strftime(".damaged-%Y%m%dT%H%M%S")
     for name in ("", "-wal", "-shm"):
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Separate one track after the other on the thread of a device, within the limits of a job."""
+"""Separate the tracks of jobs on one thread per device, within the limits of each job."""
 
 import logging
 import queue
@@ -33,7 +33,7 @@ _UNEXPECTED = re.compile(r"\[Errno|\w+(Error|Exception|Interrupt): ")
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class WorkItem:
-    """What a worker needs to know of a job."""
+    """The parts of a job that a worker needs."""
 
     source: Path
     name: str
@@ -55,11 +55,11 @@ class WorkItem:
 
 
 class JobCancelled(Exception):
-    """The client cancelled the job, or disconnected."""
+    """Raised when the client has cancelled the job or disconnected."""
 
 
 class WorkerStopped(Exception):
-    """The server shuts down; the next process continues the job."""
+    """Raised when the server shuts down; the job is resumed after a restart."""
 
 
 def check_duration(source: Path, name: str, request: Request, max_duration_seconds: float) -> None:
@@ -102,7 +102,7 @@ def separate(
                 return _check_result(event, item)
             on_event(event)
             _check_limits(event, item, deadline)
-    raise AssertionError("the events of a track end with its result")
+    raise AssertionError("the track's events ended without a result")
 
 
 def _make_preview(item: WorkItem, separator: Separator) -> LivePreview:
@@ -161,10 +161,10 @@ def _too_long(max_duration_seconds: float) -> ApiError:
 
 
 class ModelWorker:
-    """A thread with the models of one device; does one thing after the other."""
+    """A thread with the models of one device, which runs one task after the other."""
 
     def __init__(self, pool: ModelPool, on_death: Callable[["ModelWorker"], None]) -> None:
-        """Make the thread; it calls `on_death` if it ends by itself, which it never should."""
+        """Create the thread; it calls `on_death` if it ends because of a bug."""
         self._pool = pool
         self._on_death = on_death
         self._is_stopping = False

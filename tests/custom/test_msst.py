@@ -281,7 +281,10 @@ HOSTILE: dict[str, tuple[str, str]] = {
     ),
     "negative overlap": (MEL.replace("num_overlap: 4", "num_overlap: -4"), "at least 1, got -4"),
     "no hop": (MEL.replace("num_overlap: 4", "num_overlap: 9999999"), "leaves no hop"),
-    "unknown network": (MEL.replace("num_bands: 60", "bands: 60"), "model_type: the type"),
+    "unknown network": (
+        MEL.replace("num_bands: 60", "bands: 60"),
+        "model_type: cannot detect the type",
+    ),
     "unsupported network": ("model_type: swin_upernet\n" + MEL, "expected one of bs_roformer"),
     "section of a wrong type": (MEL.replace("inference: {", "inference: [{") + "]", "inference:"),
     "huge number": (MEL.replace("dim: 384", "dim: 38400000000"), "model.dim: must be at most"),
