@@ -49,7 +49,7 @@ _ATTRIBUTES = {"freq_emb_scale": "freq_emb"} | {
         *("kernel_size", "stride", "wiener_iters", "wiener_residual"),
     )
 }
-"""Attributes of upstream's networks, and the fields that they are here."""
+"""Names of attributes of upstream's networks, and of the fields of this module they are in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -208,7 +208,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
         progress = stack.enter_context(_BatchProgress(args, summary, total))
         for row in rows:
             summary.add(row)
-            if row["fault"] == "model":  # so all other rows would fail too
+            if row["fault"] == "model":  # all other rows would fail too
                 raise ModelLoadingError(row["error"])
             table.add(row)
             report.add(row)
@@ -249,12 +249,12 @@ def _check_flags(args: argparse.Namespace, manifest: TrackManifest) -> None:
 def _find_conflicts(
     args: argparse.Namespace, manifest: TrackManifest, outputs: OutputConflicts, out: str
 ) -> tuple[frozenset[int], int]:
-    """Return the shared_path_digests outputs and the number of rows of the shard.
+    """Return the digests of paths that several rows share, and the number of rows of the shard.
 
-    Every shard looks at the whole manifest, so that all of them agree.
+    Every shard checks the whole manifest, so that all shards choose the same names.
 
     Raises:
-        ValueError: if a file would be lost.
+        ValueError: Stems would overwrite an input or other stems.
     """
     whole = replace(manifest, shard=(0, 1))
     shared_path_digests, rows = outputs.find(whole)

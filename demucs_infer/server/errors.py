@@ -1,4 +1,4 @@
-"""Error responses: which HTTP status and code each failure gets, and its JSON body."""
+"""Convert failures to error responses: their HTTP status, error code and JSON body."""
 
 import binascii
 import logging
@@ -73,10 +73,10 @@ _CODES: dict[type[Exception], str] = {
     TimeoutError: "too_slow",
     ClientDisconnect: "disconnected",
 }
-"""The code of every exception that a bad request can cause; the most specific class counts."""
+"""Error codes of the exceptions that a bad request can cause; the most specific class counts."""
 
 _HTTP_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 416: "bad_range"}
-"""The codes of what the web framework itself refuses."""
+"""Error codes of requests that the web framework itself refuses, by HTTP status."""
 
 _RETRY_AFTER = {"model_unavailable": 60, "no_room": 60, "stopping": 30, "not_done": 1}
 """Seconds after which a retry makes sense, by code."""
@@ -121,7 +121,7 @@ class ApiError(Exception):
 
 
 def from_exception(error: Exception, message: str | None = None) -> ApiError:
-    """Return the `ApiError` for an exception; one that no request should cause is logged as well.
+    """Return the `ApiError` for an exception, and log exceptions that no request should cause.
 
     `message` replaces the exception's own text.
     """

@@ -1,8 +1,8 @@
-"""The settings of the server: flag > environment (`DEMUCS_INFER_*`) > TOML file > default.
+"""Read the settings of the server from flags, variables (`DEMUCS_INFER_*`) and a TOML file.
 
-pydantic-settings would read the same sources, but report the field of an invalid value without the
-variable, flag or line of the file it comes from, and it reads the environment in the constructor,
-where `ServerSettings(...)` must depend on its arguments alone.
+pydantic-settings is not used. It reads the same sources, but does not report from which variable or
+file an invalid value comes. It also reads the environment in the constructor, while
+`ServerSettings(...)` must depend on its arguments alone.
 """
 
 import ipaddress
@@ -30,7 +30,7 @@ _VERTEX_VARIABLES = {
     "AIP_HEALTH_ROUTE": "health_route",
     "AIP_STORAGE_URI": "repo",
 }
-"""What Vertex AI sets in a container."""
+"""Environment variables that Vertex AI sets in a container, and the settings they stand for."""
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
@@ -53,7 +53,7 @@ def setting(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """Settings of a server, validated on construction; raises `ConfigError`."""
+    """Settings of a server; raises `ConfigError` for invalid values."""
 
     host: str = setting("address to listen on (0.0.0.0: all)", "127.0.0.1")
     port: int = setting("port to listen on (0: any free one)", 8080, ge=0, lt=65536)
@@ -188,10 +188,10 @@ class ServerSettings:
 
     @property
     def allowed_host_names(self) -> tuple[str, ...]:
-        """The host names to accept; empty: those that the server listens on.
+        """The host names to accept; empty for those that the server listens on, `*` for all.
 
-        What a page of another site could reach under a name of its own, it could not use if an API
-        key or a proxy stands before it.
+        With API keys or behind a proxy, all names are accepted: a page of another site that makes
+        its own name resolve to this server still could not use it.
         """
         if self.allowed_hosts:
             return self.allowed_hosts
@@ -211,9 +211,10 @@ class ServerSettings:
 def load_settings(
     flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None
 ) -> ServerSettings:
-    """Merge flags, environment and a TOML file; raise `ConfigError` naming each invalid value.
+    """Return the settings: flags override variables, and variables override the TOML file.
 
-    On Vertex AI (`AIP_HTTP_PORT` is set) the server listens on all addresses by default.
+    On Vertex AI (if `AIP_HTTP_PORT` is set), the server listens on all addresses by default. Raises
+    `ConfigError` for an invalid value, with its source.
     """
     names = {each.name for each in fields(ServerSettings)}
     values: dict[str, Any] = {}
@@ -238,7 +239,7 @@ def load_settings(
 
 
 def _read_keys(file: Path) -> list[str]:
-    """Return the keys in a file; raise `ConfigError` if there are none, as that would open it."""
+    """Return the API keys in a file; raise `ConfigError` if it has none, as keys are required."""
     try:
         lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -250,7 +251,10 @@ def _read_keys(file: Path) -> list[str]:
 
 
 def convert(name: str, value: Any) -> Any:
-    """Return text, or a value from TOML, as the type of the setting `name`; raise `ValueError`."""
+    """Convert text, or a value from TOML, to the type of the setting `name`.
+
+    Raises `ValueError` if the value is not of that type.
+    """
     hint = get_type_hints(ServerSettings)[name]
     types = get_args(hint) or (hint,)
     if tuple[str, ...] == hint:

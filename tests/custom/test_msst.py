@@ -280,7 +280,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
         'audio.chunk_size: expected an integer, got "large"',
     ),
     "negative overlap": (MEL.replace("num_overlap: 4", "num_overlap: -4"), "at least 1, got -4"),
-    "no hop": (MEL.replace("num_overlap: 4", "num_overlap: 9999999"), "leaves no hop"),
+    "no hop": (MEL.replace("num_overlap: 4", "num_overlap: 9999999"), "must be less than"),
     "unknown network": (
         MEL.replace("num_bands: 60", "bands: 60"),
         "model_type: cannot detect the type",
