@@ -122,7 +122,7 @@ def test_soxr_stream_equals_soxr_of_the_whole(rates: tuple[int, int]) -> None:
 
 def test_missing_soxr_error_has_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "soxr", None)
-    with pytest.raises(ImportError, match=r"demucs-infer\[soxr\]"):
+    with pytest.raises(ImportError, match="pip install soxr"):
         StreamResampler(48000, 44100, 2, "soxr")
 
 
@@ -154,7 +154,7 @@ def test_invalid_arguments_are_reported() -> None:
         StreamResampler(48000, 44100, 0)
     with pytest.raises(ValueError, match="method"):
         StreamResampler(48000, 44100, 2, "swr")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"2 channels \(C t\), got \(3, 10\)"):
+    with pytest.raises(ValueError, match=r"2 channels \(C, t\), got \(3, 10\)"):
         StreamResampler(48000, 44100, 2).push(torch.zeros(3, 10))
     with pytest.raises(ValueError, match="channels"):
         convert_channels(torch.zeros(2, 10), 0)

@@ -34,6 +34,7 @@ from demucs_infer.events import ChunkProcessed
 from demucs_infer.options import Request
 from demucs_infer.system import process_lock
 from demucs_infer.system.checksum import sha256_file
+from demucs_infer.system.threads import count_cores
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
 from tests.helpers.networks import RecordingModel
@@ -177,12 +178,10 @@ def test_interrupted_run_resumes_with_the_same_bytes(workspace: Workspace, share
             run.close()
             break
     assert not list((workspace.folder / "out").glob("*/*.wav"))
-    done = len(workspace.network.seen)
     result = workspace.run(workspace.runner(), [path])[0]
     assert result.status == "done"
-    # Chunks beyond the last final sample are repeated: three at most.
-    assert len(workspace.network.seen) <= num_all + 3
-    assert len(workspace.network.seen) - done <= num_all - done + 3
+    # Chunks beyond the last final sample are repeated: three at most, and those that were running.
+    assert len(workspace.network.seen) <= num_all + 3 + count_cores() + 1
     if share == 0.8:
         assert result.resumed_seconds >= 0.75 * 40
     assert tree(workspace.folder / "out") == tree(whole.folder / "out")

@@ -192,11 +192,10 @@ def test_doctor_lists_a_format_either_as_there_or_as_missing(
 def test_models_ls_marks_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "ls"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    marked = {line.split()[0]: line.partition("(")[2] for line in lines if "(" in line}
-    assert marked == {
-        "htdemucs": "default: start here)",
-        "tiny": "to try the program; trained on synthetic music)",
-    }
+    lines_of = {line.split()[0]: line for line in lines if line.strip()}
+    assert "(default: start here)" in lines_of["htdemucs"]
+    assert "(to try the program; trained on synthetic music)" in lines_of["tiny"]
+    assert sum("start here" in line for line in lines) == 1
 
 
 def test_config_schema_is_that_of_config(capsys: pytest.CaptureFixture[str]) -> None:

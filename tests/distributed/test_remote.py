@@ -91,7 +91,7 @@ class CrashError(BaseException):
 
 
 def test_remote_journal_counts_crashes_of_the_guilty_track_only(
-    repo: Path, tmp_path: Path, memory_store: Any
+    repo: Path, tmp_path: Path, memory_store: Any, one_thread: None
 ) -> None:
     rows = [row_of(write_song(tmp_path / f"{n}.wav", 1, seed=n)) for n in range(3)]
     journals: list[dict[str, bytes]] = []
