@@ -156,7 +156,7 @@ class OwnChanges(TypedDict, total=False):
 
 
 class Changes(OwnChanges, total=False):
-    """All settings of a `Separator`."""
+    """All settings of a `Separator`, as optional keyword arguments."""
 
     device: Device
     shifts: int

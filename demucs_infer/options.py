@@ -625,7 +625,7 @@ NAMES = tuple(OPTIONS)
 
 
 class InputChanges(TypedDict, total=False):
-    """The settings of `InputOptions` as keywords; a test compares the two."""
+    """The fields of `InputOptions` as keyword arguments; a test checks that none is missing."""
 
     start: float
     duration: float | None
@@ -636,7 +636,10 @@ class InputChanges(TypedDict, total=False):
 
 
 class OutputChanges(TypedDict, total=False):
-    """The settings of `OutputOptions` as keywords, without the format; a test compares the two."""
+    """The fields of `OutputOptions` except `format` as keyword arguments.
+
+    A test checks that none is missing.
+    """
 
     bits: Literal[16, 24, 32, "source"] | None
     bitrate: int | None

@@ -67,8 +67,8 @@ def file_layout(
     channels = formats[requested][1] if isinstance(requested, str) else requested
     if 1 < model[1] < channels:
         raise ValueError(
-            f"channels = {requested}: stems of {model[1]} channels cannot be written with "
-            f"{channels}; choose 'model' or fewer"
+            f"channels = {requested!r}: the stems have {model[1]} channels and cannot be written "
+            f"with {channels}; choose 'model', or at most {model[1]}"
         )
     return Layout(
         spool_rate=model[0],

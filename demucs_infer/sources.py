@@ -282,7 +282,7 @@ def is_file(audio: object) -> TypeGuard[Source]:
 
 
 def to_samples(data: object) -> Tensor:
-    """Convert an array of any type to a new float32 tensor (C, T).
+    """Convert samples (floats or integers) of an array or tensor to a new float32 tensor (C, T).
 
     Raises:
         AudioInputError: `data` is empty, not finite, or of an unsupported type or shape.

@@ -98,7 +98,8 @@ class AudioFile:
     ) -> Tensor:
         """Read samples of the streams: (C, T) if `streams` is a number, else (S, C, T).
 
-        With `duration`, the result has at most `int(rate * duration)` samples at its own rate.
+        With `duration`, the result has at most `int(rate * duration)` samples, where the rate
+        is `samplerate`, or that of the file.
         """
         indices = np.arange(len(self))[streams]
         length = None if duration is None else int((samplerate or self.samplerate()) * duration)

@@ -146,7 +146,10 @@ def _plan_flags(group: Any) -> None:
 
 
 def _plan(args: argparse.Namespace, manifest: TrackManifest) -> int:
-    """Print an estimate for workers like those of the `--bench` file, or like this machine."""
+    """Print how long the tracks would take and what that would cost, without separating any.
+
+    The speed of a worker is read from the `--bench` file, or measured on this machine.
+    """
     from demucs_infer.distributed.planner import Benchmark, plan
 
     if args.bench:

@@ -34,8 +34,8 @@ class Gate:
     """Silences a stem that is more than 60 dB below the mixture for more than half a second.
 
     Frames are counted from the start of the track, so that the result does not depend on how it is
-    cut into blocks. The energy is that without the mean of a frame, as each stem has the mean of
-    the whole track.
+    cut into blocks. The mean of each frame is subtracted before its energy
+    is computed: every stem has the constant offset of the track, which would make it look loud.
     """
 
     def __init__(self, sample_rate: int, num_stems: int, start: int = 0) -> None:

@@ -389,7 +389,10 @@ class Runner:
 
 
 def _find_forward_stems(network: object) -> Callable[[Tensor, Sequence[int]], Tensor] | None:
-    """Return `forward_stems` of `network` if it may replace a call of the network, or None."""
+    """Return the method that computes only some stems, or None.
+
+    It is None where it could give another result than a call of the network.
+    """
     # Hooks run when the module is called; `forward_stems` would bypass them.
     if getattr(network, "_forward_hooks", None) or getattr(network, "_forward_pre_hooks", None):
         return None

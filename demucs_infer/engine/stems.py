@@ -53,7 +53,10 @@ class Rule:
 
 
 def parse_stem_rule(text: str, names: Iterable[str] = ()) -> Rule:
-    """Parse a rule; operands with special characters, such as `-`, must be in `names`.
+    """Parse a rule, such as "drumless = mixture - drums".
+
+    A stem whose name has a special character, such as "lead-vocals", must be in `names`; otherwise
+    its `-` is read as minus.
 
     Raises `ValueError` if `text` is not a rule.
 

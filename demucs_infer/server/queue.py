@@ -390,7 +390,10 @@ class JobQueue:
         return plan.outputs
 
     def _lookup_cache(self, job: Job, no_cache: bool) -> None:
-        """Check the track and look for its result; in a thread, as it reads and hashes files."""
+        """Check the length of the track, and look for its result in the cache.
+
+        To be called in a thread: it reads and hashes files.
+        """
         item = job.item
         check_duration(item.source, item.name, item.request, item.max_duration_seconds)
         item.weights = self._get_weights(item.model)
