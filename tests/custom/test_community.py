@@ -5,10 +5,11 @@ own, and reads the same files.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import demucs
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -25,8 +26,11 @@ from tests.helpers.oracles import import_oracle, require_module
 
 
 @pytest.fixture(scope="module")
-def pymss() -> Any:
-    return import_oracle("pymss")
+def pymss() -> Iterator[Any]:
+    """Return the other implementation, which leaves upstream's package without a path."""
+    path = demucs.__path__
+    yield import_oracle("pymss")
+    demucs.__path__ = path
 
 
 def silent_logger() -> Any:
