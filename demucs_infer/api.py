@@ -111,6 +111,7 @@ __getattr__ = make_getattr(  # what upstream's module imports is imported from i
         "convert_audio": "demucs_infer.audio.channels",
         "fatal": "demucs_infer.utils",
     },
+    aliases={"subprocess": "subprocess", "th": "torch"},
 )
 
 

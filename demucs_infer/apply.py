@@ -5,6 +5,7 @@ Shapes: B recordings, S stems, C channels, T samples of the track.
 
 import copy
 import logging
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -33,7 +34,11 @@ _logger = logging.getLogger(__name__)
 
 Model: TypeAlias = Demucs | HDemucs | HTDemucs
 
-__getattr__ = make_getattr(__name__, {"center_trim": "demucs_infer.utils"})
+__getattr__ = make_getattr(
+    __name__,
+    {"ThreadPoolExecutor": "concurrent.futures", "center_trim": "demucs_infer.utils"},
+    aliases={"th": "torch", "tqdm": "tqdm"},
+)
 
 
 class BagOfModels(nn.Module):
@@ -258,10 +263,10 @@ def _with_lock(
 def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
     """Yield the items of `stream`, and show a progress bar in seconds on the error stream.
 
-    Some programs replace `tqdm.tqdm` to observe progress. As with upstream, it is therefore looked
-    up for every track, and iterates over the windows.
+    Some programs replace `tqdm.tqdm`, or `tqdm` in this module, to observe progress. As with
+    upstream, it is therefore looked up for every track, and iterates over the windows.
     """
-    import tqdm  # here, because most calls show no bar
+    tqdm = getattr(sys.modules[__name__], "tqdm")  # noqa: B009 (imported if a bar is shown)
 
     windows: Iterator[int] | None = None
     try:

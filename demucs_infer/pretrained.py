@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 __getattr__ = make_getattr(
     __name__, {"HDemucs": "demucs_infer.hdemucs", "fatal": "demucs_infer.utils"}
 )
+
+logger = logging.getLogger(__name__)
 
 ROOT_URL = "https://dl.fbaipublicfiles.com/demucs/"
 REMOTE_ROOT = Path(__file__).with_name("remote")

@@ -41,6 +41,7 @@ __getattr__ = make_getattr(
         "list_models": "demucs_infer.pretrained",
         "save_audio": "demucs_infer.audio.writer",
     },
+    aliases={"th": "torch"},
 )
 
 

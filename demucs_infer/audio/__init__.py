@@ -44,7 +44,9 @@ __all__ = [
     "save_audio",
 ]
 
-__getattr__ = make_getattr(__name__, _LAZY_IMPORTS)
+__getattr__ = make_getattr(
+    __name__, _LAZY_IMPORTS, aliases={"julius": "julius", "lameenc": "lameenc"}
+)
 
 
 def __dir__() -> list[str]:

@@ -43,6 +43,10 @@ class AudioFile:
             f"channels={self.channels()}, streams={len(self)})"
         )
 
+    @property
+    def _audio_streams(self) -> list[int]:
+        return list(range(len(self)))  # other streams are not in `info`
+
     @cached_property
     def _probe(self) -> AudioInfo:
         return probe(self.path)

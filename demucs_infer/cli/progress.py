@@ -20,6 +20,8 @@ from demucs_infer.events import (
 )
 
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+# Programs that read the output of upstream's command search for "27%|" and "1/3 [".
+_BAR_IN_PIPE = _BAR.replace("% |", "%|").replace(" s [", " [")
 _NAME_WIDTH = 24
 
 
@@ -103,7 +105,7 @@ class BarReporter(Reporter):
                 total=event.seconds_total,
                 # What was done before the bar began must not count in its estimate of time.
                 initial=event.seconds_done,
-                bar_format=_BAR,
+                bar_format=_BAR if self._stream.isatty() else _BAR_IN_PIPE,
                 file=self._stream,
                 dynamic_ncols=True,
             )

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -453,8 +454,35 @@ def test_safetensors_of_the_package_load_by_path() -> None:
 def test_name_that_is_left_out_says_why(module: str, name: str) -> None:
     with pytest.raises(ImportError, match=f"{module}.{name} is left out: .*it is"):
         exec(f"from demucs_infer.{module} import {name}")
+    loaded = import_module(f"demucs_infer.{module}")
+    assert not hasattr(loaded, name)
+    assert getattr(loaded, name, None) is None
+    with pytest.raises(AttributeError, match=f"{module}.{name} is left out: .*it is"):
+        getattr(loaded, name)
     with pytest.raises(ImportError, match="cannot import name"):
         exec(f"from demucs_infer.{module} import nonsense")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("api", "th"),
+        ("api", "subprocess"),
+        ("apply", "th"),
+        ("apply", "tqdm"),
+        ("apply", "ThreadPoolExecutor"),
+        ("audio", "lameenc"),
+        ("audio", "julius"),
+        ("separate", "th"),
+    ],
+)
+def test_what_a_module_of_upstream_imports_is_in_ours(module: str, name: str) -> None:
+    theirs, ours = (import_module(f"{package}.{module}") for package in ("demucs", "demucs_infer"))
+    assert getattr(ours, name) is getattr(theirs, name)
+
+
+def test_pretrained_has_a_logger() -> None:
+    assert demucs_infer.pretrained.logger.name == "demucs_infer.pretrained"
 
 
 @pytest.mark.parametrize("module", ["train", "solver", "evaluate", "augment"])
