@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from demucs_infer.audio.spool import Spool, read_frames
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.errors import ModelLoadingError
 from demucs_infer.options import Request, SeparationOptions
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from demucs_infer.api import Separator
+    from demucs_infer.audio.spool import Spool
     from demucs_infer.engine.pipeline import Track, TrackEvent
 
 _PIECE = 65_536
@@ -125,6 +125,7 @@ class ChainedSeparator:
     def _separate(self, track: Track) -> Generator[TrackEvent, None, None]:
         import torch
 
+        from demucs_infer.audio.spool import Spool, read_frames
         from demucs_infer.engine.pipeline import Block
 
         with TemporaryDirectory(prefix="demucs-stems-") as name:
@@ -196,6 +197,8 @@ class _SpooledStem:
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the samples: (C, t)."""
+        from demucs_infer.audio.spool import read_frames
+
         for start in range(0, self.length, _PIECE):
             stop = min(start + _PIECE, self.length)
             yield read_frames(self._folder, self._shape, start, stop)[self._stem].contiguous()

@@ -84,6 +84,25 @@ def test_process_writes_stems_and_one_line_per_track(repo: Path, work_folder: Pa
     assert b"\r" not in done.stderr and done.stderr.count(b"\n") == 1
 
 
+def test_finished_track_does_not_import_torch(repo: Path, work_folder: Path) -> None:
+    """Importing torch takes a second, and the command tunes the allocator before it does."""
+    words = ["song.wav", "--repo", str(repo), "-n", "bag", "-o", "once"]
+    for _ in range(2):
+        code = (
+            "import sys\nfrom demucs_infer.cli.main import main\n"
+            f"assert main({words!r}) == 0\nprint('torch' in sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=work_folder,
+            capture_output=True,
+            env=environment(),
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "False"
+
+
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["--version"], ["models", "ls"], ["--nonsense"], ["--list-models"], []],
