@@ -129,6 +129,8 @@ NotProvided = _NotProvided.NotProvided
 _PREPARED = {"_device_lease", "_ensemble", "_input_options", "_is_closed", "_lock", "_owns_model"}
 _PREPARED |= {"_output_options", "_runner", "_state", "_values"}
 """Attributes that `Separator._init_from` sets."""
+_REBUILT = {"_device_lease", "_ensemble", "_lock", "_runner", "_state"}
+"""Those that a copy of a `Separator` makes anew."""
 
 TrackEvents: TypeAlias = "Generator[tuple[int, TrackEvent], None, None]"
 
@@ -249,6 +251,22 @@ class Separator:
             if name in ("_samplerate", "_audio_channels"):
                 return getattr(self, name.removeprefix("_"))
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what `pickle` and `copy` keep: the model and the settings, but no runner."""
+        if vars(self).get("_is_consumed"):
+            raise TypeError(
+                "cannot copy this Separator: its weights were freed by free_original_weights(); "
+                "copy it before that"
+            )
+        return {name: value for name, value in vars(self).items() if name not in _REBUILT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Prepare the model of a copy."""
+        vars(self).update(state)
+        if "_values" in state:
+            self._init_from(self._model, state["_values"], owns_model=state["_owns_model"])
+            vars(self).update(state)
 
     @classmethod
     def from_model(
@@ -595,6 +613,7 @@ class Separator:
             )
         with self._lock:
             devices = self._state.devices
+            self._is_consumed = True
             self._runner = make_runner(
                 devices,
                 compile=self._state.options.compile,

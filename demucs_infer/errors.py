@@ -4,11 +4,14 @@ DemucsError
 ├── ModelLoadingError     a model cannot be loaded (also a RuntimeError, as upstream's)
 │   ├── ModelNotFound     no model of that name
 │   ├── CheckpointError   a file is damaged, unsupported, or not a checkpoint
+│   │                     (also a pickle.UnpicklingError, as upstream's)
+│   ├── CheckpointNotFound  a file does not exist (also a FileNotFoundError)
 │   └── DownloadError     a file cannot be downloaded, or downloads are disabled
 ├── AudioError
 │   ├── AudioInputError   invalid shape, type or sample rate of the input (also a ValueError)
 │   ├── AudioReadError    no decoder can read the input
-│   └── AudioWriteError   the output cannot be written
+│   └── AudioWriteError   the output cannot be written; from `save_audio` also a
+│                         FileNotFoundError (no folder) or a ValueError (unknown suffix)
 ├── ConfigError           an invalid configuration
 └── SeparationError       the output of the network is not valid audio
 
@@ -19,6 +22,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable
+from pickle import UnpicklingError
 
 _MAX_NAME = 100  # characters of a name in a message; a file may name anything
 _SIGNATURE = "[0-9a-f]{7,9}"
@@ -58,8 +62,12 @@ class ModelNotFound(ModelLoadingError):
         self.name = name
 
 
-class CheckpointError(ModelLoadingError):
+class CheckpointError(ModelLoadingError, UnpicklingError):
     """A file is damaged, unsupported, or not a checkpoint."""
+
+
+class CheckpointNotFound(ModelLoadingError, FileNotFoundError):
+    """The file of a model does not exist; also a `FileNotFoundError`, as in upstream."""
 
 
 class DownloadError(ModelLoadingError):
@@ -80,6 +88,14 @@ class AudioReadError(AudioError):
 
 class AudioWriteError(AudioError):
     """The output cannot be written; no partial file is left."""
+
+
+class FolderNotFound(AudioWriteError, FileNotFoundError):
+    """The folder of the output of `save_audio` does not exist; an error of upstream's kind too."""
+
+
+class UnknownSuffix(AudioWriteError, ValueError):
+    """The suffix of the output of `save_audio` is not a format; an error of upstream's kind too."""
 
 
 class ConfigError(DemucsError):

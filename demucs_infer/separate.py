@@ -87,9 +87,10 @@ def load_track(track: str | os.PathLike[str], audio_channels: int, samplerate: i
 def main(opts: Sequence[str] | None = None) -> None:
     """Run the command with the arguments `opts`, or those of the process.
 
-    As with upstream, a progress bar is shown even without a terminal, missing files are skipped
-    with a message, and `SystemExit` is raised with 0 after `--list-models`, 2 for wrong flags, and
-    1 for other errors. `demucs_infer.cli.main.main` is the same command with more exit codes.
+    As with upstream, a progress bar is shown even without a terminal, lines about the folder and
+    the tracks are printed, missing files are skipped with a message, and `SystemExit` is raised
+    with 0 after `--list-models`, 2 for wrong flags, and 1 for other errors.
+    `demucs_infer.cli.main.main` is the same command with more exit codes.
     """
     words = list(sys.argv[1:] if opts is None else opts)
     if words[:1] and words[0] in COMMANDS:
@@ -108,7 +109,8 @@ def main(opts: Sequence[str] | None = None) -> None:
     if missing and len(missing) == len(args.tracks) and not args.demo:
         return
     words = [word for word in words if str(Path(word)) not in missing]
-    code = run_command(["--progress", "bar", *words] if args.progress == "auto" else words)
+    words = ["--progress", "bar", *words] if args.progress == "auto" else words
+    code = run_command(words, announces_tracks=True)
     if code or args.list_models:
         raise SystemExit(code if code >= ExitCode.INTERRUPTED else min(code, 1))
 

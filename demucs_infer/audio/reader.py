@@ -83,6 +83,10 @@ def probe(source: Source) -> AudioInfo:
     return AudioReader(source).info
 
 
+class StartBeyondEnd(AudioReadError):
+    """The requested start is beyond the end of the audio."""
+
+
 class AudioReader:
     """Reads one audio stream, or a part of it, from a path, bytes or a file object.
 
@@ -150,7 +154,8 @@ class AudioReader:
         if is_complete:
             integrity.check_length(decoder.count, self._declared)
         if not count:
-            raise AudioReadError(self._describe_emptiness(decoder.count))
+            kind = StartBeyondEnd if decoder.count else AudioReadError
+            raise kind(self._describe_emptiness(decoder.count))
         self.frames = count
         self.warnings = (*self._stream_warnings(), *integrity.warnings)
 

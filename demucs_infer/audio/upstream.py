@@ -5,8 +5,11 @@ Shapes: S streams, C channels, T samples. Samples are floats with full scale 1, 
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import numpy as np
@@ -16,13 +19,36 @@ from torch import Tensor
 from demucs_infer.audio.channels import convert_channels, require_tensor
 from demucs_infer.audio.encoders.base import pieces
 from demucs_infer.audio.formats import FORMATS, format_of
-from demucs_infer.audio.reader import AudioInfo, AudioReader, probe
+from demucs_infer.audio.reader import AudioInfo, AudioReader, StartBeyondEnd, probe
 from demucs_infer.audio.resample import resample
 from demucs_infer.audio.writer import AudioWriter
+from demucs_infer.errors import AudioReadError
 
 _INT16_MAX = 2**15 - 1
 _CONTEXT_SECONDS = 0.1
 """Seconds to read beyond the requested end, as context for the resampler."""
+
+
+class UnreadableFile(AudioReadError, CalledProcessError):
+    """A file that `AudioFile` cannot read; also the error of upstream's ffprobe and ffmpeg."""
+
+    def __init__(self, message: str, path: str) -> None:
+        Exception.__init__(self, message, path)  # the arguments, for pickle
+        self.returncode, self.cmd = 1, ["ffmpeg", "-i", path]
+        self.output = self.stderr = None
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@contextmanager
+def _translate_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnreadableFile:
+        raise
+    except AudioReadError as error:
+        raise UnreadableFile(str(error), str(path)) from error
 
 
 class AudioFile:
@@ -49,11 +75,13 @@ class AudioFile:
 
     @cached_property
     def _probe(self) -> AudioInfo:
-        return probe(self.path)
+        with _translate_errors(self.path):
+            return probe(self.path)
 
     def _stream(self, index: int) -> AudioInfo:
         """Read the headers of one stream; a negative index counts from the end."""
-        return AudioReader(self.path, stream=range(len(self))[index]).info
+        with _translate_errors(self.path):
+            return AudioReader(self.path, stream=range(len(self))[index]).info
 
     @cached_property
     def info(self) -> dict[str, Any]:
@@ -103,7 +131,10 @@ class AudioFile:
         """Read samples of the streams: (C, T) if `streams` is a number, else (S, C, T).
 
         With `duration`, the result has at most `int(rate * duration)` samples, where the rate
-        is `samplerate`, or that of the file.
+        is `samplerate`, or that of the file; none if `seek_time` is beyond the end.
+
+        Raises:
+            AudioReadError: The file cannot be read; also a `subprocess.CalledProcessError`.
         """
         indices = np.arange(len(self))[streams]
         length = None if duration is None else int((samplerate or self.samplerate()) * duration)
@@ -123,13 +154,17 @@ class AudioFile:
         duration = None
         if length is not None:
             duration = length / (samplerate or self.samplerate()) + _CONTEXT_SECONDS
-        reader = AudioReader(
-            self.path,
-            start_seconds=seek_time or 0.0,
-            duration_seconds=duration,
-            stream=int(index),
-        )
-        wav = torch.cat(list(reader.blocks()), dim=-1)
+        with _translate_errors(self.path):
+            reader = AudioReader(
+                self.path,
+                start_seconds=seek_time or 0.0,
+                duration_seconds=duration,
+                stream=int(index),
+            )
+            try:
+                wav = torch.cat(list(reader.blocks()), dim=-1)
+            except StartBeyondEnd:
+                return torch.empty(channels or reader.info.channels, 0)
         if channels is not None:
             wav = convert_channels(wav, channels)
         rate = reader.info.sample_rate

@@ -23,7 +23,7 @@ from demucs_infer.audio.encoders.vorbis import SndfileEncoder
 from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_depth
 from demucs_infer.audio.gain import check_block, peak_of, prevent_clip, translate_os_errors
 from demucs_infer.audio.tags import Cover, parse_cover
-from demucs_infer.errors import AudioWriteError
+from demucs_infer.errors import AudioWriteError, FolderNotFound, UnknownSuffix
 from demucs_infer.system.durability import make_folder, rename_file, sync_file
 
 __all__ = [
@@ -306,23 +306,32 @@ def save_audio(
     formats.
 
     Raises:
-        AudioWriteError: The suffix is unknown, a sample is not finite, or writing fails.
+        AudioWriteError: The suffix is unknown (also a `ValueError`), the folder does not exist
+            (also a `FileNotFoundError`), a sample is not finite, or writing fails.
         TypeError: `wav` is not a tensor.
         ValueError: `wav` is not (C, T).
     """
     require_tensor(wav)
     if wav.ndim != 2:
         raise ValueError(f"cannot save audio of shape {tuple(wav.shape)}: pass (channels, samples)")
-    kind = FORMATS[format_of(Path(path))]
+    try:
+        kind = FORMATS[format_of(Path(path))]
+    except AudioWriteError as error:
+        raise UnknownSuffix(str(error)) from error
     is_mp3 = kind.name == "mp3"
     peak_of(wav.detach(), str(path))
-    with AudioWriter(
-        path,
-        samplerate,
-        len(wav),
-        bits=(32 if as_float else bits_per_sample) if kind.depths else None,
-        bitrate=bitrate if is_mp3 else None,
-        preset=preset if is_mp3 else None,
-    ) as out:
-        for piece in pieces(prevent_clip(wav, mode=clip)):
-            out.write(piece)
+    try:
+        with AudioWriter(
+            path,
+            samplerate,
+            len(wav),
+            bits=(32 if as_float else bits_per_sample) if kind.depths else None,
+            bitrate=bitrate if is_mp3 else None,
+            preset=preset if is_mp3 else None,
+        ) as out:
+            for piece in pieces(prevent_clip(wav, mode=clip)):
+                out.write(piece)
+    except AudioWriteError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise FolderNotFound(str(error)) from error.__cause__
+        raise

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from demucs_infer.checkpoints.lazy_tensor import LazyTensor, Storage, short_repr
 from demucs_infer.checkpoints.torch_file import Placeholder, map_file, read_torch_file
-from demucs_infer.errors import CheckpointError, ModelLoadingError
+from demucs_infer.errors import CheckpointError, CheckpointNotFound, ModelLoadingError
 
 MAX_HEADER_BYTES = 8 * 2**20
 """Limit for a safetensors header: enough for 50,000 tensors; Demucs has about 600."""
@@ -70,6 +70,8 @@ def read_package(path: Path, *, trust: bool = False) -> Package:
             return _from_safetensors(map_file(path), size)
         content = _unpickle_trusted(path) if trust else read_torch_file(path)
         return _from_pickle(content, size)
+    except FileNotFoundError as error:
+        raise CheckpointNotFound(f"cannot read {path}: {error.strerror}") from error
     except OSError as error:
         raise ModelLoadingError(f"cannot read {path}: {error.strerror}") from error
     except CheckpointError as error:

@@ -31,9 +31,10 @@ _COMMANDS_WITHOUT_MODEL = {"serve", "eval"}  # an invalid configuration is wrong
 _BATCH_GRACE_SECONDS = 10.0  # for running windows, uploads, and a cluster
 
 
-def main(opts: Sequence[str] | None = None) -> int:
+def main(opts: Sequence[str] | None = None, *, announces_tracks: bool = False) -> int:
     """Run a command line, by default that of the process, and return the exit code.
 
+    With `announces_tracks`, upstream's lines about the folder and the tracks are printed, too.
     `--help`, `--version` and wrong usage raise `SystemExit`, as argparse does.
     """
     is_process = opts is None
@@ -44,7 +45,7 @@ def main(opts: Sequence[str] | None = None) -> int:
     try:
         with _exit_on_signal(command) if is_process else nullcontext():
             if command is None:
-                return _separate(words)
+                return _separate(words, announces_tracks=announces_tracks)
             name = _MODULES.get(command, command.replace("-", "_"))
             module = import_module(f"demucs_infer.cli.{name}")
             return int(module.run(words[1:]))
@@ -110,7 +111,7 @@ def _use_flag_name(text: str) -> str:
     return f"{match[1]}{option.long_flag} {text[match.end() :]}"
 
 
-def _separate(words: Sequence[str]) -> int:
+def _separate(words: Sequence[str], *, announces_tracks: bool) -> int:
     """Run `demucs-infer TRACKS...`."""
     parser = make_parser()
     args = parse_arguments(parser, words)
@@ -130,7 +131,7 @@ def _separate(words: Sequence[str]) -> int:
     from demucs_infer.cli.separate import separate_tracks
 
     with _log_to_stderr(args.debug, args.verbose):
-        return separate_tracks(args)
+        return separate_tracks(args, announces_tracks=announces_tracks)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ All reports go to standard error; standard output is for requested data.
 
 import json
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 import tqdm
@@ -150,6 +151,45 @@ class JsonReporter(Reporter):
 
     def _write_json(self, values: dict[str, Any]) -> None:
         self._write_line(json.dumps(values, ensure_ascii=False))
+
+
+class AnnouncingReporter(Reporter):
+    """Prints upstream's lines on standard output, for programs that parse them, and reports."""
+
+    def __init__(self, reporter: Reporter, folder: Path) -> None:
+        self._reporter = reporter
+        self._tracks: set[str] = set()
+        self._print(f"Separated tracks will be stored in {folder.resolve()}")
+
+    def show_event(self, track: str, event: Event) -> None:
+        """Print the line of a track that begins, and report progress."""
+        self._announce(track)
+        self._reporter.show_event(track, event)
+
+    def show_stage(self, text: str) -> None:
+        """Report a step before the first bar."""
+        self._reporter.show_stage(text)
+
+    def show_result(self, result: TrackResult) -> None:
+        """Print the line of a track without progress, and report its end."""
+        self._announce(result.track)
+        self._reporter.show_result(result)
+
+    def show_note(self, text: str) -> None:
+        """Report a message that belongs to no track."""
+        self._reporter.show_note(text)
+
+    def _announce(self, track: str) -> None:
+        if track not in self._tracks:
+            self._tracks.add(track)
+            self._print(f"Separating track {track}")
+
+    def _print(self, line: str) -> None:
+        # A closed output is None; the surrogates of a name that is not UTF-8 become escapes.
+        if sys.stdout is not None:
+            encoding = sys.stdout.encoding or "utf-8"
+            line = line.encode(encoding, errors="backslashreplace").decode(encoding)
+            print(line, flush=True)
 
 
 def _name_once(track: str, message: str) -> str:

@@ -39,7 +39,7 @@ from demucs_infer.cli.demo import save_and_score, write_song
 from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.cli.models import download
 from demucs_infer.cli.parser import COMMANDS
-from demucs_infer.cli.progress import Reporter, make_reporter
+from demucs_infer.cli.progress import AnnouncingReporter, Reporter, make_reporter
 from demucs_infer.options import Request
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 
@@ -47,8 +47,12 @@ _PIPE_SECONDS = 3  # until a message says that the command is waiting for a pipe
 _MAX_COLLISIONS = 10  # that an error lists
 
 
-def separate_tracks(args: argparse.Namespace) -> int:
-    """Separate all tracks of the command line, report each, and return the exit code."""
+def separate_tracks(args: argparse.Namespace, *, announces_tracks: bool = False) -> int:
+    """Separate all tracks of the command line, report each, and return the exit code.
+
+    With `announces_tracks`, the lines that upstream's command prints are on standard output, unless
+    other data or nothing is requested there.
+    """
     model, request = read_model(args), read_request(args)
     if args.page and args.format == "stem.mp4":
         raise ValueError("--page cannot play stem.mp4 files: omit it, or choose another --format")
@@ -64,6 +68,7 @@ def separate_tracks(args: argparse.Namespace) -> int:
             return print_dry_run(args, model, request, jobs)
         if warning := describe_ineffective_flags(args):
             reporter.show_note(f"warning: {warning}")
+        reporter = _announce_tracks(reporter, args, out / model.folder, announces_tracks)
         results = []
         older_files = {job.track: _list_older_files(job) for job in jobs}
         for result in _run_jobs(args, model, request, jobs, reporter):
@@ -80,6 +85,14 @@ def separate_tracks(args: argparse.Namespace) -> int:
     if args.json:
         _print_summary(results)
     return _exit_code(results)
+
+
+def _announce_tracks(
+    reporter: Reporter, args: argparse.Namespace, folder: Path, is_wanted: bool
+) -> Reporter:
+    """Return a reporter that prints tracks if wanted, and if standard output is free for it."""
+    is_taken = str(args.out) == STDIN or args.json or args.quiet
+    return AnnouncingReporter(reporter, folder) if is_wanted and not is_taken else reporter
 
 
 def _make_temp_folder(stack: ExitStack) -> Path:

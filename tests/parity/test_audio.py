@@ -4,6 +4,7 @@ Upstream's `AudioFile` calls the programs ffmpeg and ffprobe.
 """
 
 import inspect
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from demucs_infer import audio
+from demucs_infer.errors import AudioReadError, AudioWriteError
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.oracles import require_tool
 
@@ -240,3 +242,40 @@ def test_encode_mp3_writes_upstreams_samples(is_float: bool, tmp_path: Path) -> 
     expected = expected[:, 1105 : 1105 + FRAMES]
     # Floats are rounded to other integers, which changes some decisions of the encoder.
     assert (read - expected).square().mean() < 1e-2 * expected.square().mean()
+
+
+def test_save_audio_raises_upstreams_kinds_of_errors_too(tmp_path: Path) -> None:
+    wav = make_noise(2, 1000)
+    for save in (upstream.save_audio, audio.save_audio):
+        with pytest.raises(FileNotFoundError):
+            save(wav, tmp_path / "absent" / "a.wav", RATE)
+        with pytest.raises(ValueError, match="suffix"):
+            save(wav, tmp_path / "a.xyz", RATE)
+    with pytest.raises(AudioWriteError, match="create the folder first$"):
+        audio.save_audio(wav, tmp_path / "absent" / "a.wav", RATE)
+    with pytest.raises(AudioWriteError, match="^unsupported suffix of 'a.xyz'"):
+        audio.save_audio(wav, tmp_path / "a.xyz", RATE)
+
+
+def test_unreadable_file_is_upstreams_kind_of_error_too(tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no sound")
+    for name in ("none.wav", "text.wav"):
+        for use in (len, repr, audio.AudioFile.read, audio.AudioFile.samplerate):
+            with pytest.raises(AudioReadError, match="^cannot read ") as caught:
+                use(audio.AudioFile(tmp_path / name))  # type: ignore[operator]
+            error = pickle.loads(pickle.dumps(caught.value))
+            assert isinstance(error, subprocess.CalledProcessError)
+            assert str(error) == str(caught.value)
+            assert (error.returncode, error.stderr) == (1, None)
+            assert str(tmp_path / name) in error.cmd
+
+
+def test_nothing_is_read_beyond_the_end(tmp_path: Path) -> None:
+    require_tool("ffmpeg")
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_noise(2, FRAMES).T.numpy(), RATE)
+    for kind in (upstream.AudioFile, audio.AudioFile):
+        assert kind(path)._audio_streams == [0]
+        for arguments in ({}, {"duration": 1.0}, {"samplerate": 22050}):
+            assert kind(path).read(seek_time=5, streams=0, **arguments).shape == (2, 0)
+        assert kind(path).read(seek_time=5).shape == (1, 2, 0)

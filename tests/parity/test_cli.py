@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import demucs_infer.separate
 from demucs_infer.cli.main import main
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
@@ -107,3 +108,29 @@ def test_16_bit_files_are_upstreams_floats_rounded(
         difference = np.abs(samples - written)
         assert difference.max() <= 2
         assert (np.abs(exact[difference == 2]) >= 16384 - 1).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "begins"),
+    [
+        ([], b"Separated tracks will be stored in "),
+        (["--json"], b"{"),
+        (["--stems", "drums", "-o", "-"], b"RIFF"),
+        (["-q"], b""),
+    ],
+    ids=["lines", "json", "stem", "quiet"],
+)
+def test_upstreams_front_alone_prints_lines_and_only_where_nothing_else_is(
+    flags: list[str], begins: bytes, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    make_repo(tmp_path / "repo")
+    write_song(tmp_path / "a.wav", 0.5, seed=1)
+    words = [str(tmp_path / "a.wav"), "-n", "9d0a6f1c", "--repo", str(tmp_path / "repo")]
+    words += ["-d", "cpu", "-o", str(tmp_path / "out"), *flags]
+    demucs_infer.separate.main(words)
+    out = capfdbinary.readouterr().out
+    assert out.startswith(begins)
+    assert (b"Separating track" in out) == (not flags)
+    if not flags:
+        assert main(["--force", *words]) == 0
+        assert capfdbinary.readouterr().out == b""

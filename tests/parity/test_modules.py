@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import random
 import threading
 from collections.abc import Callable
@@ -479,6 +480,20 @@ def test_name_that_is_left_out_says_why(module: str, name: str) -> None:
 def test_what_a_module_of_upstream_imports_is_in_ours(module: str, name: str) -> None:
     theirs, ours = (import_module(f"{package}.{module}") for package in ("demucs", "demucs_infer"))
     assert getattr(ours, name) is getattr(theirs, name)
+
+
+def test_absent_and_damaged_checkpoints_raise_upstreams_kinds_too(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.th"
+    damaged.write_bytes(b"no checkpoint")
+    for package in (demucs.states, demucs_infer.states):
+        with pytest.raises(FileNotFoundError):
+            package.load_model(tmp_path / "absent.th")
+        with pytest.raises(pickle.UnpicklingError):
+            package.load_model(damaged)
+    with pytest.raises(ModelLoadingError, match=r"^cannot read .*absent.th: No such file"):
+        demucs_infer.states.load_model(tmp_path / "absent.th")
+    with pytest.raises(CheckpointError, match=r"damaged.th is not a valid checkpoint"):
+        demucs_infer.states.load_model(damaged)
 
 
 def test_pretrained_has_a_logger() -> None:

@@ -12,6 +12,10 @@ facts = (
     (
         re.findall(r"(\d+)%\|", done.stderr)[-1:],
         bool(re.search(r"([\d.]+)/([\d.]+) \[", done.stderr)),
+        re.findall(
+            r"(?m)^(?:Separated tracks will be stored in|Separating track) .*$",
+            done.stdout.replace(str(OUT), "out"),
+        ),
     ),
 )
 files = [OUT / "htdemucs" / TRACK.stem / f"{name}.wav" for name in ("drums", "no_drums")]
