@@ -1,5 +1,6 @@
 """A script that was written for upstream runs here, but for the name of the package."""
 
+import copy
 import inspect
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,15 @@ def test_an_interrupt_from_the_callback_ends_the_work(repo: Path) -> None:
     assert len(calls) == 3
     separator.update_parameter(callback=None)
     assert separator.separate_tensor(make_noise(2, 8_000))[0].shape == (2, 8_000)
+
+
+def test_copy_of_a_separator_keeps_its_settings_and_whether_it_is_usable() -> None:
+    separator = demucs_infer.api.Separator("tiny", device="cpu", stems=["vocals"])
+    assert copy.deepcopy(separator).stems == ("vocals",)
+    separator.close()
+    with pytest.raises(ValueError, match="this Separator is closed"):
+        copy.deepcopy(separator).separate_tensor(torch.zeros(2, 1000))
+    consumed = demucs_infer.api.Separator("tiny", device="cpu")
+    consumed.free_original_weights()
+    with pytest.raises(TypeError, match="its weights were freed"):
+        copy.deepcopy(consumed)
