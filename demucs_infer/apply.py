@@ -5,7 +5,6 @@ Shapes: B recordings, S stems, C channels, T samples of the track.
 
 import copy
 import logging
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -266,7 +265,7 @@ def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
     Some programs replace `tqdm.tqdm`, or `tqdm` in this module, to observe progress. As with
     upstream, it is therefore looked up for every track, and iterates over the windows.
     """
-    tqdm = getattr(sys.modules[__name__], "tqdm")  # noqa: B009 (imported if a bar is shown)
+    from demucs_infer.apply import tqdm  # this module's, which is imported if a bar is shown
 
     windows: Iterator[int] | None = None
     try:
