@@ -285,7 +285,7 @@ class _SkipRandomInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class AllocationLimit(TorchFunctionMode):
+class AllocationLimit(_SkipRandomInit):
     """Raise `CheckpointError` when building a network creates more than `num_values` numbers.
 
     The random initialization of the weights is skipped, as they are about to be replaced.
@@ -302,12 +302,8 @@ class AllocationLimit(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in _DRAWS:
-            return args[0] if args else kwargs["tensor"]
-        result = func(*args, **kwargs)
-        if name in _FACTORIES and isinstance(result, Tensor):
+        result = super().__torch_function__(func, types, args, kwargs)
+        if getattr(func, "__name__", "") in _FACTORIES and isinstance(result, Tensor):
             self._left -= result.numel()
             if self._left < 0:
                 raise CheckpointError("the file is too small for this network")
