@@ -35,6 +35,7 @@ from demucs_infer import (
     Stage,
 )
 from demucs_infer.htdemucs import HTDemucs
+from demucs_infer.system.threads import count_cores
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.networks import TINY, DictModel, OomModel, RecordingModel, ScaleModel, randomize
 
@@ -250,7 +251,8 @@ def test_inference_mode_does_not_leak_and_closing_stops_the_work() -> None:
         if seen == 2:
             break
     stream.close()
-    assert len(model.seen) <= 3
+    # The two that were delivered, one in flight on each core, and one that follows.
+    assert len(model.seen) <= 2 + count_cores() + 1 < 60 // 2
     assert threading.active_count() == before
 
 

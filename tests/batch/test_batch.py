@@ -203,7 +203,7 @@ def test_other_settings_do_not_resume_an_interrupted_run(workspace: Workspace) -
 def test_failing_network_is_a_result_and_leaves_no_files(workspace: Workspace) -> None:
     class Broken(RampModel):
         def forward(self, mix: Tensor) -> Tensor:
-            if len(self.seen) == 2:
+            if len(self.seen) >= 2:  # not ==: windows side by side may go from 1 to 3
                 raise RuntimeError("the network broke")
             return super().forward(mix)
 
