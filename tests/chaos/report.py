@@ -62,5 +62,8 @@ class Limits:
     first: int = 0
     """Number of the first case: a case depends on it and the seed alone."""
 
+    share: float = 1.0
+    """Share of one core that a soak takes at most."""
+
     keep: Path | None = None
     """Folder for the files of findings."""

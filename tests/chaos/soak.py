@@ -1,11 +1,13 @@
 """Work for a long time, and watch that memory, descriptors, threads and temporary files stay flat.
 
 A server and the library share one process: songs that are separated, damaged and cancelled ones,
-requests that fail, and `separate_to` in between. The figures are read after each minute.
+requests that fail, and `separate_to` in between. The figures are read and printed after each
+minute. `--share 0.3` pauses between pieces of work, so that they take 30 % of a core at most.
 """
 
 import gc
 import io
+import json
 import os
 import random
 import shutil
@@ -99,7 +101,7 @@ def run(limits: Limits) -> Report:
     folder.mkdir()
     prepare(folder)
     tempfile.tempdir = str(folder / "tmp")
-    begin = time.monotonic()
+    begin, begin_cpu = time.monotonic(), time.process_time()
     rows: list[dict[str, float]] = []
     interval = max(min(60.0, limits.seconds / 8), 0.5)
     settings = {"models": (MODEL,), "max_store_bytes": 20_000_000, "keep_seconds": 60.0}
@@ -110,7 +112,10 @@ def run(limits: Limits) -> Report:
             while (now := time.monotonic() - begin) < limits.seconds:
                 if now >= len(rows) * interval:
                     rows.append({"seconds": round(now), **_measure(folder / "tmp")})
+                    print(json.dumps({**rows[-1], "steps": steps}), flush=True)
                 worker.step()
+                pause = (time.process_time() - begin_cpu) / limits.share
+                time.sleep(max(0.0, min(pause - (time.monotonic() - begin), 5.0)))
                 steps += 1
             rows.append({"seconds": round(now), **_measure(folder / "tmp")})
             report.figures["cases"] = steps
