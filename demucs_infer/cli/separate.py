@@ -20,7 +20,6 @@ from typing import IO
 from demucs_infer.batch.chain import ChainedModelSpec
 from demucs_infer.batch.discovery import STDIN, DiscoveredTrack, find_tracks
 from demucs_infer.batch.job import TrackJob, find_done_before
-from demucs_infer.batch.manifest import read_manifest
 from demucs_infer.batch.output_paths import (
     OutputPaths,
     add_types,
@@ -38,6 +37,7 @@ from demucs_infer.cli.arguments import (
 from demucs_infer.cli.demo import save_and_score, write_song
 from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.cli.models import download
+from demucs_infer.cli.older_files import clear_older_files, list_older_files, page_path
 from demucs_infer.cli.parser import COMMANDS
 from demucs_infer.cli.progress import AnnouncingReporter, Reporter, make_reporter
 from demucs_infer.options import Request
@@ -70,14 +70,16 @@ def separate_tracks(args: argparse.Namespace, *, announces_tracks: bool = False)
             reporter.show_note(f"warning: {warning}")
         reporter = _announce_tracks(reporter, args, out / model.folder, announces_tracks)
         results = []
-        older_files = {job.track: _list_older_files(job) for job in jobs}
+        jobs_by_track = {job.track: job for job in jobs}
+        older_files = {job.track: list_older_files(job) for job in jobs}
         for result in _run_jobs(args, model, request, jobs, reporter):
             reporter.show_result(result)
             results.append(result)
-            if result.status == "done":
-                _clear_older_files(older_files[result.track], result, args, reporter)
+            job = jobs_by_track[result.track]
+            if result.ok:
+                _report_older_files(older_files[result.track], job, result, args, reporter)
             if args.page and result.ok:
-                _write_page(result, jobs, reporter)
+                _write_page(result, job, reporter)
             if args.demo and result.ok and result.track == "demo" and not args.quiet:
                 save_and_score(result, jobs[-1].source)
         if is_piped and results[0].ok:
@@ -158,39 +160,17 @@ def _make_jobs(
     ]
 
 
-def _list_older_files(job: TrackJob) -> list[Path]:
-    """Return the stems and the page that an earlier run made of the same track."""
-    manifest = read_manifest(job.target.manifest)
-    if manifest is None:
-        return []
-    folder = job.target.manifest.parent
-    files = [folder / str(stem.get("file", "")) for stem in manifest["stems"].values()]
-    top = job.target.folder.resolve()
-    inside = [file for file in files if file.resolve().is_relative_to(top)]
-    return [file for file in (*inside, _page_path(job)) if file.is_file()]
-
-
-def _page_path(job: TrackJob) -> Path:
-    return job.target.manifest.with_suffix(".html")
-
-
-def _clear_older_files(
-    older: Sequence[Path], result: TrackResult, args: argparse.Namespace, reporter: Reporter
+def _report_older_files(
+    older: Sequence[Path],
+    job: TrackJob,
+    result: TrackResult,
+    args: argparse.Namespace,
+    reporter: Reporter,
 ) -> None:
     """List files of an earlier run that this run has not replaced; with --clean, remove them."""
-    new = {path.resolve() for path in result.stems.values()}
-    left = [
-        file
-        for file in older
-        if file.is_file()
-        and file.resolve() not in new
-        and not (args.page and file.suffix == ".html")
-    ]
-    if not left:
+    left = clear_older_files(older, job, result, removes=args.clean, has_page=args.page)
+    if not left or (result.status == "skipped" and not args.clean):
         return
-    if args.clean:
-        for file in left:
-            file.unlink(missing_ok=True)
     names = ", ".join(file.name for file in left)
     what = "removed" if args.clean else "left from an earlier run with other settings"
     advice = "" if args.clean else " (--clean removes such files)"
@@ -329,13 +309,12 @@ def _separate(
                 reporter.show_event(job.track, item)
 
 
-def _write_page(result: TrackResult, jobs: Sequence[TrackJob], reporter: Reporter) -> None:
+def _write_page(result: TrackResult, job: TrackJob, reporter: Reporter) -> None:
     """Write an HTML page with a player into the folder of a track's stems."""
     from demucs_infer.server.player import estimate_size, write_player
 
-    job = next(job for job in jobs if job.track == result.track)
     size = estimate_size(result.stems, result.duration_seconds)
-    path = _page_path(job)
+    path = page_path(job)
     reporter.show_note(f"writing {path}, about {max(size / 1e6, 0.1):.1f} MB")
     write_player(path, result.stems, job.target.track_name)
 

@@ -355,6 +355,25 @@ def test_files_of_an_earlier_run_are_listed_and_removed_on_request(
     assert tree(folder) == ["notes.txt", "stems.json", "vocals.wav"]
 
 
+def test_files_of_earlier_runs_can_be_removed_after_they_were_listed(
+    run: Command, work_folder: Path
+) -> None:
+    folder = work_folder / "separated/9d0a6f1c/song"
+    run("song.wav --derive band=bass+other --page")
+    run("song.wav --stems drums,bass --flac")
+    run("song.wav --stems vocals")
+    older = "drums.flac, bass.flac, drums.wav, bass.wav, other.wav, band.wav, stems.html"
+    assert f"left from an earlier run with other settings: {older} (--clean" in run.err
+    run("song.wav --stems vocals")
+    assert "done before, skipped" in run.err and "left" not in run.err
+    run("song.wav --stems vocals --page")  # the page is one of this run now
+    run("song.wav --stems vocals --clean")
+    assert "done before, skipped" in run.err
+    assert f"removed: {older.removesuffix(', stems.html')}" in run.err
+    assert tree(folder) == ["stems.html", "stems.json", "vocals.wav"]
+    assert "older_files" not in (folder / "stems.json").read_text("utf-8")
+
+
 def test_other_format_is_encoded_from_exact_stems_of_an_earlier_run(
     run: Command, work_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +426,10 @@ def test_manifest_cannot_make_clean_remove_files_elsewhere(run: Command, work_fo
     run("song.wav")
     manifest = work_folder / "separated/9d0a6f1c/song/stems.json"
     manifest.write_text(manifest.read_text("utf-8").replace('"drums.wav"', '"../../../song.wav"'))
+    run("song.wav --stems vocals --clean")
+    assert (work_folder / "song.wav").exists()
+    text = manifest.read_text("utf-8")
+    manifest.write_text(text.replace("{", '{"older_files": ["../../../song.wav", 3],', 1))
     run("song.wav --stems vocals --clean")
     assert (work_folder / "song.wav").exists()
 
