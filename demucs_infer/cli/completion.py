@@ -17,7 +17,7 @@ _BASH = """\
 _demucs_infer() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}"
     local command="${{COMP_WORDS[1]}}" words=""
-    case "$previous" in
+    case "$command $previous" in
 {values}
     esac
     if [ -z "$words" ]; then
@@ -81,14 +81,15 @@ def _list_values(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
 
 
 def _make_bash(parsers: dict[str, argparse.ArgumentParser], *, is_zsh: bool) -> str:
-    values = {
-        flag: choices
-        for parser in parsers.values()
+    # The flags of the commands come first: some have other values than the same flag without one.
+    values = [
+        (f'"{name} {flag}"' if name else f'*" {flag}"', choices)
+        for name, parser in sorted(parsers.items(), key=lambda item: not item[0])
         for flag, choices in _list_values(parser).items()
-    }
+    ]
     script = _BASH.format(
         values="\n".join(
-            f'        {flag}) words="{" ".join(choices)}" ;;' for flag, choices in values.items()
+            f'        {words}) words="{" ".join(choices)}" ;;' for words, choices in values
         ),
         flags="\n".join(
             f'            {name}) words="{" ".join(_list_flags(parser))}" ;;'

@@ -105,7 +105,8 @@ def _list(args: argparse.Namespace) -> None:
         names += catalog.networks
         infos = [model_info(name, cache_dir=args.cache_dir) for name in dict.fromkeys(names)]
         rows = [_make_row(info) for info in infos]
-        lines = [_format_line(info) for info in infos]
+        width = max(len(info.name) for info in infos)
+        lines = [_format_line(info, width) for info in infos]
     _print(json.dumps(rows, indent=2, default=str) if args.json else "\n".join(lines))
 
 
@@ -170,7 +171,7 @@ def _make_row(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _format_line(info: ModelInfo) -> str:
+def _format_line(info: ModelInfo, width: int = 0) -> str:
     size = "" if info.size is None else f"{info.size / 1e6:.1f} MB"
     state = "bundled" if info.is_bundled else "downloaded" if info.is_cached else "to download"
     stems = ", ".join(info.stems or ("stems unknown",))
@@ -179,7 +180,7 @@ def _format_line(info: ModelInfo) -> str:
         note = " (default: start here)"
     elif info.is_bundled:
         note = " (to try the program; trained on synthetic music)"
-    line = f"{info.name:24} {size:>10}  {state:12} {stems}{note}"
+    line = f"{info.name:{width}} {size:>10}  {state:12} {stems}{note}"
     if info.name in load_catalog().networks:
         line += f"\n    {info.note}; license: {info.license}"
     return line

@@ -1,6 +1,7 @@
 """`demucs-infer models`, `doctor` and `eval`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,11 @@ def test_models_ls_and_info_describe_models(capsys: pytest.CaptureFixture[str]) 
     rows = {row["name"]: row for row in json.loads(run_command(capsys, "models", "ls", "--json"))}
     assert rows["htdemucs"]["stems"] == ["drums", "bass", "other", "vocals"]
     assert "MIT" not in rows["htdemucs"]["license"].split("not covered")[0]
-    assert "guitar" in run_command(capsys, "models", "ls")
+    table = run_command(capsys, "models", "ls")
+    assert "guitar" in table
+    lines = [line for line in table.splitlines() if not line.startswith(" ")]
+    states = [re.search(r"to download|downloaded|bundled", line) for line in lines]
+    assert len({state and state.start() for state in states}) == 1, "columns are aligned"
     result = json.loads(run_command(capsys, "models", "info", "htdemucs_ft", "--json"))
     assert len(result["files"]) == 4 and all(len(file["sha256"]) == 64 for file in result["files"])
     assert "sha256" in run_command(capsys, "models", "info", "htdemucs")

@@ -24,6 +24,8 @@ def test_bash_completes_commands_flags_and_values() -> None:
     assert set(COMMANDS) <= complete(["demucs-infer", ""])
     assert complete(["demucs-infer", "song.mp3", "--two"]) == {"--two-stems"}
     assert complete(["demucs-infer", "song.mp3", "--progress", "j"]) == {"json"}
+    assert complete(["demucs-infer", "song.mp3", "--collisions", ""]) == {"auto", "error", "number"}
+    assert complete(["demucs-infer", "batch", "x.csv", "--collisions", ""]) == {"error", "digest"}
     assert "--html" in complete(["demucs-infer", "eval", "--h"])
 
 
