@@ -27,6 +27,7 @@ from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.options import SeparationOptions
 from demucs_infer.system.lazy import make_getattr
+from demucs_infer.system.progress_bars import choose_bar_class
 from demucs_infer.utils import DummyPoolExecutor
 
 _logger = logging.getLogger(__name__)
@@ -263,7 +264,8 @@ def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
     """Yield the items of `stream`, and show a progress bar in seconds on the error stream.
 
     Some programs replace `tqdm.tqdm`, or `tqdm` in this module, to observe progress. As with
-    upstream, it is therefore looked up for every track, and iterates over the windows.
+    upstream, it is therefore looked up for every track, and iterates over the windows. In a
+    notebook, the bar is a widget if ipywidgets is installed.
     """
     from demucs_infer.apply import tqdm  # this module's, which is imported if a bar is shown
 
@@ -273,8 +275,10 @@ def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
             if isinstance(item, ChunkProcessed):
                 if windows is None:
                     seconds = item.seconds_total / item.total_batches
-                    bar: Iterable[int] = tqdm.tqdm(
-                        range(item.total_batches), unit_scale=seconds, ncols=120, unit="seconds"
+                    bar_class = choose_bar_class(tqdm)
+                    width = {"ncols": 120} if bar_class is tqdm.tqdm else {}  # a widget has its own
+                    bar: Iterable[int] = bar_class(
+                        range(item.total_batches), unit_scale=seconds, unit="seconds", **width
                     )
                     windows = iter(bar)
                     next(windows, None)

@@ -26,6 +26,7 @@ from demucs_infer.errors import DownloadError
 from demucs_infer.system.checksum import sha256_file
 from demucs_infer.system.durability import make_folder, rename_file, sync_file
 from demucs_infer.system.process_lock import NO_LOCKS
+from demucs_infer.system.progress_bars import choose_bar_class
 
 Progress = Callable[[int, "int | None"], None]
 """Callback `(received bytes, total bytes)`; the total is `None` if the server does not send it."""
@@ -91,19 +92,22 @@ def fetch(request: DownloadRequest, progress: Progress | None = None) -> str:
 
 @contextmanager
 def progress_bar(name: str, *, hidden: bool | None = False) -> Iterator[Progress]:
-    """Yield a callback that draws a progress bar on stderr, once data arrives.
+    """Yield a callback that draws a progress bar on stderr or in a notebook, once data arrives.
 
     `hidden=None` draws it only on a terminal.
     """
-    from tqdm import tqdm  # imported here as most runs download nothing
+    import tqdm  # imported here as most runs download nothing
 
     with ExitStack() as stack:
-        bars: list[tqdm[NoReturn]] = []
+        bars: list[tqdm.tqdm[NoReturn]] = []
 
         def on_progress(done: int, total: int | None) -> None:
             if not bars:
                 text = f"downloading {name}"
-                bar = tqdm(desc=text, unit="B", unit_scale=True, disable=hidden, leave=False)
+                bar_class = choose_bar_class(tqdm)
+                bar = bar_class(
+                    desc=text, total=total, unit="B", unit_scale=True, disable=hidden, leave=False
+                )
                 bars.append(stack.enter_context(bar))
             bars[0].total = total
             bars[0].update(done - bars[0].n)
