@@ -157,10 +157,12 @@ def make_recording() -> str:
             f'<text x="16" y="{54 + 20 * row}" xml:space="preserve">{html.escape(line)}</text>'
             for row, line in enumerate(screen.splitlines())
         )
-        # Where nothing moves, only the last frame is seen.
-        values = f'values="0;1;1;0" keyTimes="0;{start / total:.4f};{end / total:.4f};1"'
-        if index == 0:
-            values = f'values="1;1;0" keyTimes="0;{end / total:.4f};1"'
+        # A value holds until the next key time. Where nothing moves, only the last frame is seen.
+        times = {0.0: 0, start / total: 1} | ({} if is_last else {end / total: 0})
+        values = (
+            f'values="{";".join(map(str, times.values()))}" '
+            f'keyTimes="{";".join(f"{moment:.4f}" for moment in times)}"'
+        )
         animate = (
             f'<animate attributeName="opacity" calcMode="discrete" {values} dur="{total:.1f}s" '
             'repeatCount="indefinite"/>'

@@ -73,6 +73,19 @@ def test_pictures_and_sounds_are_small() -> None:
         ElementTree.parse(path)
 
 
+def test_recording_shows_one_frame_at_a_time() -> None:
+    root = ElementTree.parse(docs_assets.ASSETS / "terminal.svg").getroot()
+    frames = []
+    for animation in root.iter("{http://www.w3.org/2000/svg}animate"):
+        assert animation.get("calcMode") == "discrete"  # a value holds until the next key time
+        times = [float(moment) for moment in animation.get("keyTimes", "").split(";")]
+        frames.append([*zip(times, animation.get("values", "").split(";"), strict=True)])
+    assert len(frames) > 3
+    for moment in (index / 100 for index in range(100)):
+        visible = [[value for time, value in frame if time <= moment][-1] for frame in frames]
+        assert visible.count("1") == 1, f"{visible} at {moment}"
+
+
 def test_places_in_the_docs_exist() -> None:
     """`audio/gain.py` `clip_gains`: names behind a path are defined in that file."""
     text = read("docs/architecture.md")
