@@ -46,29 +46,33 @@ def make_chart() -> str:
     bench = json.loads(BENCH.read_text("utf-8"))
     charts = (("speed, × real time (longer is better)", "speed"), ("peak memory, MiB", "peak_mib"))
     row, left, width = 34, 250, 360
+    others = list(dict.fromkeys(name for case in bench["cases"] for name in case.get("others", ())))
+    colors = (_ACCENT, _GRAY, *("#c9b8f5", "#5f5f6e", "#d6a44c")[: len(others)])
     parts, y = [], 18
     for title, key in charts:
         parts.append(f'<text x="0" y="{y}" font-weight="bold">{title}</text>')
         y += 12
-        top = max(value for case in bench["cases"] for value in case[key])
-        for case in bench["cases"]:
+        bars = [_list_bars(case, key, others) for case in bench["cases"]]
+        top = max(value for values in bars for value in values if value)
+        for case, values in zip(bench["cases"], bars, strict=True):
             parts.append(f'<text x="0" y="{y + 18}">{html.escape(case["name"])}</text>')
-            for place, (value, color) in enumerate(zip(case[key], (_ACCENT, _GRAY), strict=True)):
+            pairs = [pair for pair in zip(values, colors, strict=True) if pair[0]]
+            for place, (value, color) in enumerate(pairs):
                 bar = value / top * width
                 parts.append(
                     f'<rect x="{left}" y="{y + 4 + place * 12}" width="{bar:.1f}" height="10" '
                     f'rx="2" fill="{color}"/><text x="{left + bar + 6:.1f}" '
                     f'y="{y + 13 + place * 12}" font-size="11">{value:g}</text>'
                 )
-            y += row
+            y += row + 12 * (len(pairs) - 2)
         y += 26
-    legend = (
-        f'<rect x="0" y="{y - 8}" width="12" height="10" fill="{_ACCENT}"/>'
-        f'<text x="18" y="{y + 1}">demucs-infer</text>'
-        f'<rect x="130" y="{y - 8}" width="12" height="10" fill="{_GRAY}"/>'
-        f'<text x="148" y="{y + 1}">{html.escape(bench["peer"])}</text>'
-        f'<text x="0" y="{y + 24}" font-size="11">{html.escape(bench["machine"])}</text>'
+    names = ("demucs-infer", bench["peer"], *others)
+    legend = "".join(
+        f'<rect x="{140 * place}" y="{y - 8}" width="12" height="10" fill="{color}"/>'
+        f'<text x="{140 * place + 18}" y="{y + 1}">{html.escape(name)}</text>'
+        for place, (name, color) in enumerate(zip(names, colors, strict=True))
     )
+    legend += f'<text x="0" y="{y + 24}" font-size="11">{html.escape(bench["machine"])}</text>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 -6 700 {y + 44}" '
         'font-family="system-ui, sans-serif" font-size="13"><style>text{fill:#1c1a28}'
@@ -76,6 +80,12 @@ def make_chart() -> str:
         f'</style><rect class="back" x="-12" y="-6" width="700" height="{y + 44}" rx="12"/>'
         f"{''.join(parts)}{legend}</svg>\n"
     )
+
+
+def _list_bars(case: dict[str, Any], key: str, others: list[str]) -> list[float]:
+    """Return the values of all programs in a case; 0 for one that was not measured."""
+    measured = case.get("others", {})
+    return [*case[key], *(measured[name][key] if name in measured else 0 for name in others)]
 
 
 # ── listen ──

@@ -1,6 +1,6 @@
 """Build the networks of the community, RoFormers and others, from the package pymss-core.
 
-It is an extra: `pip install 'demucs-infer[community]'`. Only its public functions are used.
+It is the extra `community`. Only its public functions are used.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def import_library() -> Any:
     except ImportError as error:
         raise ModelLoadingError(
             "this network is built by the package pymss-core, which is not installed: "
-            "pip install 'demucs-infer[community]'"
+            "pip install 'pymss-core>=0.1.14,<0.2'"
         ) from error
     return pymss_core
 

@@ -74,7 +74,7 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 def environment(side: str) -> dict[str, str]:
     """Return the environment of a side: only our own sides may import this checkout."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return env | ({} if side in ("upstream", "peer") else {"PYTHONPATH": str(ROOT)})
+    return env | ({"PYTHONPATH": str(ROOT)} if side in ("ours", "one", "two") else {})
 
 
 class Worker:
@@ -171,10 +171,24 @@ def compare_commands(
     pairs: int,
     work: Path,
 ) -> Row:
-    """Run whole commands in turn; the first pair warms the page cache and is not counted."""
+    """Run the commands of two sides in turn."""
+    runs = time_sides(commands, pairs=pairs, work=work)
+    (row,) = rows_of(case, seconds, runs).values()
+    return row
+
+
+def time_sides(
+    commands: dict[str, Sequence[Sequence[str]]], *, pairs: int, work: Path
+) -> dict[str, list[Figures]]:
+    """Run whole commands in turn; the first round warms the page cache and is not counted."""
     runs: dict[str, list[Figures]] = {side: [] for side in commands}
     for _ in range(pairs + 1):
         for side, together in commands.items():
             runs[side].append(time_commands(together, side, work))
-    ours, theirs = (figures[1:] for figures in runs.values())
-    return Row(case, seconds, ours, theirs, None)
+    return {side: figures[1:] for side, figures in runs.items()}
+
+
+def rows_of(case: str, seconds: float, runs: dict[str, list[Figures]]) -> dict[str, Row]:
+    """Return the comparison of the first side with each of the others, by their names."""
+    ours, *others = runs
+    return {name: Row(case, seconds, runs[ours], runs[name], None) for name in others}

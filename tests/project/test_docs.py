@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.bench import chart
+from tests.bench.pairs import Row
 from tests.project.test_architecture import LADDER
 from tools import docs_assets, docs_hooks, options_table
 
@@ -62,8 +64,39 @@ def test_chart_is_drawn_from_the_numbers_of_the_bench() -> None:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert [float(cell.split()[0]) for cell in cells[1:3]] == case["speed"]
         assert [int(cell.split()[0]) for cell in cells[5].split("/")] == case["peak_mib"]
-    chart = (docs_assets.ASSETS / "bench.svg").read_text("utf-8")
-    assert chart == docs_assets.make_chart(), "run `python -m tools.docs_assets chart`"
+    picture = (docs_assets.ASSETS / "bench.svg").read_text("utf-8")
+    assert picture == docs_assets.make_chart(), "run `python -m tools.docs_assets chart`"
+
+
+def test_chart_has_a_bar_for_each_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = json.loads(docs_assets.BENCH.read_text("utf-8"))
+    before = docs_assets.make_chart().count("<rect")
+    bench["cases"][-1]["others"] = {"demucs-infer 4.4.0": {"speed": 1.25, "peak_mib": 2222}}
+    (tmp_path / "results.json").write_text(json.dumps(bench))
+    monkeypatch.setattr(docs_assets, "BENCH", tmp_path / "results.json")
+    drawn = docs_assets.make_chart()
+    assert drawn.count("<rect") == before + 3, "two bars and an entry of the legend"
+    assert ">1.25<" in drawn and ">2222<" in drawn and ">demucs-infer 4.4.0<" in drawn
+
+
+def test_rows_of_the_bench_are_replaced_and_added() -> None:
+    run = {"seconds": 2.0, "cpu": 3.0, "peak": 500.0}
+    case = json.loads(docs_assets.BENCH.read_text("utf-8"))["cases"][-1]["case"]
+    row = Row(case, 10.0, [run], [{**run, "seconds": 4.0}], None)
+    page = read("tests/bench/README.md")
+    replaced = chart.replace_row(page, row, chart.upstream())
+    assert len(replaced.splitlines()) == len(page.splitlines())
+    added = chart.replace_row(replaced, row, "other 1.0").splitlines()
+    place = next(at for at, line in enumerate(added) if line.startswith(f"| {case} |"))
+    assert added[place].startswith(f"| {case} | 5.00 × | 2.50 × | **2.00**")
+    assert added[place + 1].startswith(f"| {case}, other 1.0 | 5.00 ×")
+
+
+def test_nothing_is_installed_under_a_name_that_is_another_project() -> None:
+    """The name `demucs-infer` in a package index is another project."""
+    for path in [*PAGES, *sorted((ROOT / "demucs_infer").rglob("*.py"))]:
+        text = (ROOT / path).read_text("utf-8")
+        assert not re.findall(r"install [^\n]*\bdemucs-infer\[", text), path
 
 
 def test_pictures_and_sounds_are_small() -> None:
