@@ -6,6 +6,7 @@ Shapes: C channels, T samples, F bands, N columns.
 
 import html
 import math
+import re
 import struct
 import zlib
 from base64 import b64encode
@@ -21,6 +22,9 @@ _FFT_SIZE = 4096
 _LOWEST_HERTZ = 40.0
 _DYNAMIC_RANGE = 80.0
 """Decibels between black and the brightest color."""
+
+_NUMBER = re.compile(r"-?[\d.]*")
+"""A number, or a dash or nothing in its place."""
 
 _NUM_COLORS = 48
 """Steps of the color map: fewer make smaller files."""
@@ -253,9 +257,10 @@ def make_page(title: str, parts: Iterable[str]) -> str:
 <style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
 body {{ margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }}
+.table {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: right; padding: .2rem .8rem; border-bottom: 1px solid #8884; }}
-th:first-child, td:first-child {{ text-align: left; }}
+th, td {{ text-align: left; padding: .2rem .8rem; border-bottom: 1px solid #8884; }}
+.number {{ text-align: right; }}
 svg {{ max-width: 45rem; width: 100%; }}
 </style>
 </head>
@@ -268,10 +273,24 @@ svg {{ max-width: 45rem; width: 100%; }}
 
 
 def make_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return an HTML table; every cell is escaped."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>\n"
-        for row in rows
+    """Return an HTML table; every cell is escaped. Columns of numbers are aligned on the right."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    shapes = [
+        " class=number" if all(_NUMBER.fullmatch(row[at]) for row in texts) else ""
+        for at in range(len(header))
+    ]
+    head = "".join(
+        f"<th{shape}>{html.escape(cell)}</th>" for shape, cell in zip(shapes, header, strict=True)
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{shape}>{html.escape(cell)}</td>" for shape, cell in zip(shapes, row, strict=True)
+        )
+        + "</tr>\n"
+        for row in texts
+    )
+    return (
+        f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>\n{body}'
+        "</tbody></table></div>"
+    )

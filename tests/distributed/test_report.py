@@ -20,7 +20,8 @@ def test_page_has_counts_failures_and_hours_of_music(monkeypatch: pytest.MonkeyP
         run.add(row(status))
     run.add(row("failed", "b & c.wav", "not <audio>"))
     page = run.to_html("3 tracks & more")
-    assert "<td>done</td><td>2</td>" in page and "3 tracks &amp; more" in page
+    assert "<td>done</td><td class=number>2</td>" in page and "3 tracks &amp; more" in page
+    assert page.count('<div class="table" tabindex="0">') == 2, "wide tables scroll by themselves"
     assert "<td>b &amp; c.wav</td><td>failed</td><td>not &lt;audio&gt;</td>" in page
     # The curve ends at one hour of music, half a minute after the start.
     assert ">1</text>" in page and ">30 s</text>" in page
