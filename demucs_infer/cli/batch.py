@@ -29,9 +29,9 @@ from demucs_infer.cli.parser import FlagParser, add_request_flags
 from demucs_infer.cli.separate import check_out_folder
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import ResultRow, TrackManifest
-from demucs_infer.distributed.storage import check_driver, is_remote, join, local_path
 from demucs_infer.errors import ModelLoadingError
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
+from demucs_infer.system.storage import check_driver, is_remote, join, local_path
 
 if TYPE_CHECKING:
     from demucs_infer.distributed.results_table import Summary

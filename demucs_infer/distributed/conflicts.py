@@ -18,8 +18,8 @@ import numpy as np
 from demucs_infer.batch.output_paths import OutputPaths, excerpt_suffix, fold_case
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.distributed.manifest import TrackRow
-from demucs_infer.distributed.storage import is_remote, join, local_path
 from demucs_infer.options import Request
+from demucs_infer.system.storage import is_remote, join, local_path
 
 _STEM = "{stem}"
 _STEMS = ("drums", "bass", "other", "vocals", "guitar", "piano")

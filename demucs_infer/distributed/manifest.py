@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from demucs_infer.distributed.storage import join, open_binary, open_text, parent
+from demucs_infer.system.storage import join, open_binary, open_text, parent
 
 COLUMNS = ("path", "duration", "references", "sha256")
 """The columns that are used: `path` is required, other columns are ignored."""

@@ -12,11 +12,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO, Protocol
 
-from demucs_infer.distributed import storage
 from demucs_infer.distributed.manifest import ResultRow
-from demucs_infer.distributed.storage import is_remote, local_path
+from demucs_infer.system import storage
 from demucs_infer.system.durability import make_folder
 from demucs_infer.system.process_lock import ProcessLock
+from demucs_infer.system.storage import is_remote, local_path
 
 _PARTIAL = ".partial"
 _ROWS_PER_GROUP = 1000  # of Parquet; they are held in memory

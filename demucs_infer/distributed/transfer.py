@@ -23,14 +23,14 @@ from demucs_infer.batch.prepare import Skip
 from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import Fault, TrackResult, fault_of
 from demucs_infer.batch.workdir import PARTIAL
-from demucs_infer.distributed import storage
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import TrackRow
-from demucs_infer.distributed.storage import is_remote, join
 from demucs_infer.errors import AudioReadError, DemucsError
 from demucs_infer.metrics import evaluate
 from demucs_infer.options import Request
+from demucs_infer.system import storage
 from demucs_infer.system.checksum import sha256_file
+from demucs_infer.system.storage import is_remote, join
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult, fault_of
 from demucs_infer.batch.runner import BatchRunner, map_ahead, open_separator
 from demucs_infer.distributed.manifest import ResultRow, TrackRow
-from demucs_infer.distributed.storage import is_remote
 from demucs_infer.distributed.transfer import StagedTrack, Transfer, failure
 from demucs_infer.options import Request
+from demucs_infer.system.storage import is_remote
 
 logger = logging.getLogger(__name__)
 

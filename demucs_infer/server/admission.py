@@ -65,6 +65,7 @@ class UploadPlace:
     def limit_time(self) -> Iterator[None]:
         """Cancel the block and raise `ApiError` if the upload is too slow, or has to give way."""
         self.started_at = anyio.current_time()
+        self._scope = anyio.CancelScope()  # each can be entered once
         self._update_deadline()
         with self._scope:
             yield

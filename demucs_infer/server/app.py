@@ -28,6 +28,7 @@ from demucs_infer.server.routes import STATIC, Routes
 from demucs_infer.server.schemas import (
     AUDIO,
     INFERENCE,
+    JOB,
     PREDICTION,
     SECURITY_SCHEMES,
     Capabilities,
@@ -184,7 +185,7 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
             responses=_content("application/zip", "audio/*"),
         )
     job: dict[int | str, dict[str, Any]] = {202: {"model": JobView}}
-    post("/v1/jobs", routes.create_job, AUDIO, status_code=202, responses=job)
+    post("/v1/jobs", routes.create_job, JOB, status_code=202, responses=job)
     get(
         "/v1/jobs",
         routes.list_jobs,

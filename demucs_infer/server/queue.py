@@ -36,10 +36,12 @@ from demucs_infer.server.errors import (
 )
 from demucs_infer.server.model_pool import ModelPool
 from demucs_infer.server.preview import FilePreview, LivePreview, Preview
+from demucs_infer.server.remote_files import NO_TARGETS, JobTargets, RemoteFiles
 from demucs_infer.server.schemas import SeparateRequest, parse_request
 from demucs_infer.server.settings import ServerSettings
 from demucs_infer.server.store import JobRecord, JobStore, Status
 from demucs_infer.server.uploads import Upload
+from demucs_infer.server.webhooks import Webhooks
 from demucs_infer.server.worker import (
     JobCancelled,
     ModelWorker,
@@ -123,6 +125,15 @@ class JobQueue:
         self.load_error = ""
         """Why the first model could not be loaded."""
 
+        self.remote = RemoteFiles(settings)
+        self.webhooks = Webhooks(
+            settings.data_dir / "webhooks",
+            self.remote.clients["webhook"],
+            settings.read_webhook_secret(),
+        )
+        self.describe: Callable[[JobRecord], str] = lambda _: "{}"
+        """Returns the JSON of a job, for webhooks."""
+
         self.on_wait: Callable[[float], None] = lambda _: None
         """Called with the seconds that each job has waited."""
 
@@ -137,6 +148,9 @@ class JobQueue:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._waiting: deque[Job] = deque()
         self._running: dict[ModelWorker, Job] = {}
+        self._copying: dict[Job, asyncio.Task[None]] = {}
+        """Jobs whose stems are being copied to their output."""
+
         self._weights: dict[str, tuple[str, ...]] = {}
         self._recent_seconds: deque[float] = deque([30.0], maxlen=20)
         self._workers: list[ModelWorker] = []
@@ -171,6 +185,7 @@ class JobQueue:
             worker.start()
             self._workers.append(worker)
             self._warm_up(worker)
+        self.webhooks.start()
         self._recover()
         self._clean_up_task = asyncio.create_task(self._clean_up_forever())
 
@@ -185,6 +200,10 @@ class JobQueue:
         for worker in self._workers:
             await asyncio.to_thread(worker.stop)
         await asyncio.sleep(0)  # so that the last callbacks of the workers run
+        for task in self._copying.values():  # the next process begins them again
+            task.cancel()
+        await asyncio.gather(*self._copying.values(), return_exceptions=True)
+        await self.webhooks.stop()
         for job in [*self._waiting, *self._running.values()]:
             if not job.is_persistent:
                 job.item.source.unlink(missing_ok=True)
@@ -286,9 +305,9 @@ class JobQueue:
                     raise ApiError("failed", "the upload was lost")
             except ApiError as error:  # also if its model is no longer available
                 details = error.to_json()["error"]
-                self._store.put(
-                    record.replace(status="failed", finished=time.time(), error=details)
-                )
+                record = record.replace(status="failed", finished=time.time(), error=details)
+                self._announce(record)
+                self._store.put(record)
                 continue
             recovered.add(path)
             job.item.weights = self._get_weights(job.item.model)
@@ -313,6 +332,7 @@ class JobQueue:
         *,
         slot: Slot | None = None,
         owner: str = "",
+        targets: JobTargets = NO_TARGETS,
     ) -> Job:
         """Create a job and take ownership of the upload; persistent if `slot` is given."""
         record = JobRecord(
@@ -325,6 +345,8 @@ class JobQueue:
             upload=upload.path.name,
             request=request.model_dump(exclude_defaults=True),
             owner=owner,
+            output=targets.output,
+            webhook=targets.webhook,
         )
         try:
             job = self._create_job(record, request, upload.path, is_persistent=slot is not None)
@@ -338,7 +360,7 @@ class JobQueue:
         job.slot = slot
         if job.record.is_cached:
             self.counts["cached"] += 1
-            self._set_final(job, "done")
+            self._complete(job)
         else:
             self._enqueue(job)
         return job
@@ -493,12 +515,40 @@ class JobQueue:
             self.on_separated(outcome.duration_seconds, seconds)
             self._is_loaded = True
             job.record = job.record.replace(warnings=tuple(outcome.warnings))
-            self._set_final(job, "done")
+            self._complete(job)
         elif isinstance(outcome, JobCancelled):
             self._set_final(job, "cancelled")
         else:
             self._set_final(job, "failed", _as_job_error(outcome))
         self._dispatch()
+
+    def _complete(self, job: Job) -> None:
+        """Finish a job that has its stems, after they were copied to its output."""
+        if not job.record.output:
+            self._set_final(job, "done")
+            return
+        job.stage = "upload"
+        job.record = job.record.replace(status="running")
+        self._save(job)
+        job.notify()
+        self._copying[job] = asyncio.create_task(self._copy_to_output(job))
+
+    async def _copy_to_output(self, job: Job) -> None:
+        error: ApiError | None = None
+        try:
+            stems = self.results.open(job.record.entry)
+            if stems is None:
+                raise ApiError("failed", "the stems were lost before they were copied")
+            await self.remote.upload(stems, job.record.output)
+        except Exception as raised:  # noqa: BLE001 (reported to the client)
+            error = _as_job_error(raised)
+        del self._copying[job]
+        self._set_final(job, "failed" if error else "done", error)
+
+    def _announce(self, record: JobRecord) -> None:
+        """Send a finished job to its webhook, before it is saved as finished."""
+        if record.webhook:
+            self.webhooks.add(record.webhook, self.describe(record))
 
     def _set_final(self, job: Job, status: Status, error: ApiError | None = None) -> None:
         job.error, job.live = error, None
@@ -507,6 +557,7 @@ class JobQueue:
         job.record = job.record.replace(status=status, finished=time.time(), error=details)
         job.item.source.unlink(missing_ok=True)
         self.counts[status] += 1
+        self._announce(job.record)
         self._save(job)
         if job.slot:
             job.slot.release()
@@ -620,6 +671,9 @@ class JobQueue:
         if job in self._waiting:
             self._waiting.remove(job)
             self._set_final(job, "cancelled")
+        elif job in self._copying:
+            self._copying.pop(job).cancel()
+            self._set_final(job, "cancelled")
 
     @property
     def depth(self) -> tuple[int, int]:
@@ -637,7 +691,8 @@ class JobQueue:
                 kept.add(record.entry)
             elif record.finished is not None:
                 self._delete(record)
-        in_use = {job.record.entry for job in [*self._running.values(), *self._waiting]}
+        busy = [*self._running.values(), *self._waiting, *self._copying]
+        in_use = {job.record.entry for job in busy}
         evicted = await asyncio.to_thread(self.results.evict, in_use, kept)
         self.counts["evicted"] += len(evicted)
 

@@ -5,12 +5,12 @@ import io
 import json
 import time
 import wave
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import lru_cache
 from math import inf
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi import Query, Request, Response
@@ -27,6 +27,7 @@ from demucs_infer.server.metrics import Metrics
 from demucs_infer.server.middleware import get_client
 from demucs_infer.server.preview import Preview, encode_wav
 from demucs_infer.server.queue import Job, JobQueue
+from demucs_infer.server.remote_files import JobTargets, pop_remote_fields
 from demucs_infer.server.responses import (
     REVALIDATE,
     StemResponse,
@@ -43,6 +44,7 @@ from demucs_infer.server.responses import (
 )
 from demucs_infer.server.schemas import (
     MIME_TYPES,
+    REMOTE_FIELDS,
     Capabilities,
     ErrorDetail,
     FormatView,
@@ -64,7 +66,13 @@ from demucs_infer.server.schemas import (
     parse_request,
 )
 from demucs_infer.server.store import JobRecord
-from demucs_infer.server.uploads import Upload, decode_base64, receive_body, receive_upload
+from demucs_infer.server.uploads import (
+    Upload,
+    UploadWriter,
+    decode_base64,
+    receive_body,
+    receive_upload,
+)
 
 _Value = TypeVar("_Value")
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -81,6 +89,7 @@ class Routes:
         self._metrics = metrics
         self._decoders = CapacityLimiter(2)
         self._memory = MemoryBudget(jobs.settings.json_memory_bytes)
+        jobs.describe = lambda record: self._view(record).model_dump_json()
 
     # ── operation ──
 
@@ -299,7 +308,7 @@ class Routes:
         """
         accept = request.headers.get("accept", "")
         with self._jobs.admission.begin_upload(get_client(request.scope).name) as place:
-            upload, parameters, slot = await self._read_upload(request, accept, place)
+            upload, parameters, slot, _ = await self._read_upload(request, accept, place, "url")
         with _release_at_end(slot):
             job = await self._jobs.submit(upload, parameters)
             await self._wait_for(request, [job])
@@ -326,25 +335,44 @@ class Routes:
         )
 
     async def _read_upload(
-        self, request: Request, accept: str, place: UploadPlace
-    ) -> tuple[Upload, SeparateRequest, Slot]:
-        """Return the audio, the parameters and a place in the queue; delete the audio on errors."""
+        self, request: Request, accept: str, place: UploadPlace, *remote_fields: str
+    ) -> tuple[Upload, SeparateRequest, Slot, JobTargets]:
+        """Return audio, parameters, a place in the queue, and URLs; delete the audio on errors."""
         query: dict[str, str] = {}
         for name, value in request.query_params.multi_items():
             add_field(query, name, value)
-        parse_request(query)  # reports an invalid query before the upload
+        remote, has_audio = self._jobs.remote, True
+
+        def parse(fields: Mapping[str, Any]) -> tuple[SeparateRequest, str, JobTargets]:
+            values = {**query, **fields}
+            urls = pop_remote_fields(values, *remote_fields)
+            parameters = parse_request(_add_format(values, accept))
+            stems = self._jobs.output_stems(parameters) if _accepts_audio(accept) else None
+            if stems and len(stems) != 1:
+                raise _several_stems(stems)
+            return parameters, urls.get("url", ""), remote.read_targets(urls)
+
+        async def fetch(fields: Mapping[str, Any], writer: UploadWriter) -> Upload | None:
+            nonlocal has_audio
+            has_audio = False
+            _, url, _ = parse(fields)  # reports invalid fields before the download
+            return await remote.download(request, url, place, writer) if url else None
+
+        values: dict[str, Any] = dict(query)
+        pop_remote_fields(values, *remote_fields)
+        parse_request(values)  # reports an invalid query before the upload
         upload, fields = await receive_upload(
             request,
             self._jobs.uploads,
             max_bytes=self._settings.max_bytes,
             place=place,
+            fetch=fetch,
         )
         try:
-            parameters = parse_request(_add_format({**query, **fields}, accept))
-            stems = self._jobs.output_stems(parameters) if _accepts_audio(accept) else None
-            if stems and len(stems) != 1:
-                raise _several_stems(stems)
-            return upload, parameters, self._jobs.admission.reserve(place)
+            parameters, url, targets = parse(fields)
+            if url and has_audio:
+                raise ApiError("several_files", "the request has a file and a url: send one")
+            return upload, parameters, self._jobs.admission.reserve(place), targets
         except BaseException:
             upload.path.unlink(missing_ok=True)
             raise
@@ -383,10 +411,14 @@ class Routes:
     async def create_job(self, request: Request) -> JSONResponse:
         """Create a job; `Location` is its address."""
         with self._jobs.admission.begin_upload(get_client(request.scope).name) as place:
-            upload, parameters, slot = await self._read_upload(request, "", place)
+            upload, parameters, slot, targets = await self._read_upload(
+                request, "", place, *REMOTE_FIELDS
+            )
         with _release_on_error(slot):
             owner = get_client(request.scope).owner
-            job = await self._jobs.submit(upload, parameters, slot=slot, owner=owner)
+            job = await self._jobs.submit(
+                upload, parameters, slot=slot, owner=owner, targets=targets
+            )
         location = f"{request.scope.get('root_path', '')}/v1/jobs/{job.record.id}"
         return JSONResponse(self._view(job.record).model_dump(), 202, {"Location": location})
 
@@ -542,6 +574,7 @@ class Routes:
             seconds=record.seconds,
             is_cached=record.is_cached,
             stems=stems,
+            output=record.output or None,
             preview=self._view_preview(record),
             warnings=list(record.warnings),
             error=None if record.error is None else ErrorDetail(**record.error),
@@ -669,7 +702,7 @@ def _accepts_audio(accept: str) -> bool:
     return _first_media_type(accept).startswith("audio/")
 
 
-def _add_format(fields: dict[str, str], accept: str) -> dict[str, str]:
+def _add_format(fields: dict[str, Any], accept: str) -> dict[str, Any]:
     """Return the fields with the format that `Accept` requests; raise `ApiError` if they differ."""
     media_type = _first_media_type(accept)
     if not _accepts_audio(accept) or media_type == "audio/*":

@@ -24,6 +24,13 @@ MIME_TYPES = {
     "caf": "audio/x-caf",
 }
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+REMOTE_FIELDS = {
+    "url": "URL of the track, in place of a file: https, s3 or gs, where the operator allows it.",
+    "output": "URL of a folder that the stems are copied to, where the operator allows it.",
+    "webhook": "URL to which the finished job is sent, where the operator allows it.",
+}
+"""The fields of a request that are URLs."""
+
 
 # ── requests ──
 
@@ -259,6 +266,7 @@ class JobView(BaseModel):
     seconds: float | None = Field(None, description="Processing time.")
     is_cached: bool = False
     stems: list[StemView] = []
+    output: str | None = Field(None, description="URL of the folder with the stems.")
     preview: PreviewView | None = None
     warnings: list[str] = []
     error: ErrorDetail | None = None
@@ -345,9 +353,12 @@ def _describe_prediction() -> dict[str, Any]:
     return {"requestBody": _body({"application/json": schema})}
 
 
-def _describe_audio() -> dict[str, Any]:
-    """Describe a form, and the raw body whose parameters are in the query."""
+def _describe_audio(*remote_fields: str) -> dict[str, Any]:
+    """Describe a form, JSON, and the raw body whose parameters are in the query."""
     properties = RequestSchema.model_json_schema()["properties"]
+    properties |= {
+        name: {"type": "string", "description": REMOTE_FIELDS[name]} for name in remote_fields
+    }
     text = {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}
     file = {"type": "string", "format": "binary", "description": "The audio."}
     form = {
@@ -355,11 +366,17 @@ def _describe_audio() -> dict[str, Any]:
         "properties": {"file": file}
         | properties
         | {name: text | {"description": properties[name]["description"]} for name in _LISTS},
-        "required": ["file"],
     }
+    by_url = {"type": "object", "properties": properties, "required": ["url"]}
     raw = {"type": "string", "format": "binary"}
     return {
-        "requestBody": _body({"multipart/form-data": form, "application/octet-stream": raw}),
+        "requestBody": _body(
+            {
+                "multipart/form-data": form,
+                "application/json": by_url,
+                "application/octet-stream": raw,
+            }
+        ),
         "parameters": [
             {
                 "name": name,
@@ -388,7 +405,8 @@ def _describe_inference() -> dict[str, Any]:
 
 PREDICTION = _describe_prediction()
 INFERENCE = _describe_inference()
-AUDIO = _describe_audio()
+AUDIO = _describe_audio("url")
+JOB = _describe_audio(*REMOTE_FIELDS)
 
 
 _COMPONENTS = "#/components/schemas/"

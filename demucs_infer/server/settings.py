@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from demucs_infer.checkpoints.cache import cache_folder
 from demucs_infer.errors import ConfigError
+from demucs_infer.server.urls import AllowedPrefixes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -127,6 +128,21 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = setting(
         "sites whose pages may use this server, such as https://example.org", ()
     )
+    allowed_inputs: tuple[str, ...] = setting(
+        "prefixes of the URLs of tracks that clients may name, such as https://example.org/music "
+        "or s3://bucket/songs (default: none)",
+        (),
+    )
+    allowed_outputs: tuple[str, ...] = setting(
+        "prefixes of the URLs to which clients may have stems copied (default: none)", ()
+    )
+    allowed_webhooks: tuple[str, ...] = setting(
+        "prefixes of the URLs to which clients may have the end of a job announced (default: none)",
+        (),
+    )
+    webhook_secret_file: Path | None = setting(
+        "file with the secret that signs these announcements, 16 characters or more", None
+    )
     page: bool = setting("serve the web page at /", True)
     access_log: bool = setting("log each request as one line of JSON", True)
     shutdown_seconds: float = setting(
@@ -179,12 +195,37 @@ class ServerSettings:
             problems.append("cors_origins = '*' would allow every site: list the sites")
         if self.repo is not None and not self.repo.is_dir():
             problems.append(f"repo = {str(self.repo)!r} is not a folder")
+        problems += self._check_urls()
         for name in ("data_dir", "cache_dir"):
             folder = getattr(self, name)
             parts = (folder, *folder.parents) if folder else ()
             if any(os.path.isfile(part) for part in parts):  # noqa: PTH113 (Path's raises more)
                 problems.append(f"{name} = {str(folder)!r} is a file, or below one: give a folder")
         return problems
+
+    def _check_urls(self) -> list[str]:
+        problems = []
+        for name in ("allowed_inputs", "allowed_outputs", "allowed_webhooks"):
+            try:
+                AllowedPrefixes.parse(getattr(self, name))
+            except ValueError as error:
+                problems.append(f"{name} = {error}")
+        if self.allowed_webhooks and self.webhook_secret_file is None:
+            problems.append("allowed_webhooks needs webhook_secret_file, which signs what is sent")
+        return problems
+
+    def read_webhook_secret(self) -> bytes:
+        """Return the secret for signatures; raise `ConfigError` if the file has none."""
+        if self.webhook_secret_file is None:
+            return b""
+        file = str(self.webhook_secret_file)
+        try:
+            secret = self.webhook_secret_file.read_bytes().strip()
+        except OSError as error:
+            raise ConfigError(f"webhook_secret_file = {file!r} cannot be read: {error}") from error
+        if len(secret) < 16:
+            raise ConfigError(f"webhook_secret_file = {file!r}: expected 16 characters or more")
+        return secret
 
     @property
     def allowed_host_names(self) -> tuple[str, ...]:

@@ -52,6 +52,12 @@ class JobRecord:
     owner: str = ""
     """A digest of what identifies its client; empty if the client is not known."""
 
+    output: str = ""
+    """URL of the folder that the stems are copied to."""
+
+    webhook: str = ""
+    """URL to which the end of the job is announced."""
+
     attempts: int = 0
     """How often the job was started: again after each restart while it was running."""
 

@@ -5,13 +5,14 @@ Starlette's `Request.form()` is not used, as it has no limit for the size of a f
 
 import binascii
 import hashlib
+import json
 import re
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -79,10 +80,17 @@ class UploadWriter:
         self.path.unlink(missing_ok=True)
 
 
+Fetch = Callable[[Mapping[str, Any], UploadWriter], Awaitable[Upload | None]]
+"""Returns the audio at the URL in the fields of a request, or None if there is no URL."""
+
+
 async def receive_upload(
-    request: Request, folder: Path, *, max_bytes: int, place: UploadPlace
-) -> tuple[Upload, dict[str, str]]:
-    """Return the audio of a form or of a raw body, and the other fields of the form."""
+    request: Request, folder: Path, *, max_bytes: int, place: UploadPlace, fetch: Fetch
+) -> tuple[Upload, dict[str, Any]]:
+    """Return the audio of a form or of a raw body, and the other fields of the form or of JSON.
+
+    If there is no audio, the result of `fetch` counts.
+    """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes + _MAX_FIELDS * _MAX_FIELD_BYTES:
@@ -92,9 +100,17 @@ async def receive_upload(
         if kind == b"multipart/form-data":
             form = _FormReader(writer, options.get(b"boundary", b""))
             await _receive(request, place, form.write)
-            return form.finish(), form.fields
+            upload = None if form.has_file else await fetch(form.fields, writer)
+            return upload or form.finish(), form.fields
+        if kind == b"application/json":
+            fields = await _receive_object(request, place)
+            upload = await fetch(fields, writer)
+            if upload is None:
+                raise ApiError("no_file", "the body has no url: give that of a track")
+            return upload, fields
         await _receive(request, place, writer.write)
-        return writer.finish(_get_file_name(request.headers)), {}
+        upload = None if writer.size else await fetch({}, writer)
+        return upload or writer.finish(_get_file_name(request.headers)), {}
     except BaseException:
         writer.discard()
         raise
@@ -111,6 +127,18 @@ async def receive_body(request: Request, *, max_bytes: int, place: UploadPlace) 
 
     await _receive(request, place, write)
     return body
+
+
+async def _receive_object(request: Request, place: UploadPlace) -> dict[str, Any]:
+    """Return the fields of a JSON object."""
+    body = await receive_body(request, max_bytes=_MAX_FIELD_BYTES, place=place)
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError("not_json", "the body is not valid JSON") from error
+    if not isinstance(fields, dict):
+        raise ApiError("invalid_request", "body: expected a JSON object")
+    return fields
 
 
 async def _receive(request: Request, place: UploadPlace, write: Callable[[bytes], None]) -> None:
@@ -172,10 +200,15 @@ class _FormReader:
         except ValueError as error:
             raise ApiError("bad_form", f"malformed form: {error}") from error
 
-    def finish(self) -> Upload:
-        """Return the file of the form; raise `ApiError` if it is incomplete or has no file."""
+    @property
+    def has_file(self) -> bool:
+        """Whether the form has a file; raise `ApiError` if it is incomplete."""
         if not self._is_complete:
             raise ApiError("bad_form", "truncated form: its final boundary is missing")
+        return self._has_file
+
+    def finish(self) -> Upload:
+        """Return the file of the form; raise `ApiError` if there is none."""
         if not self._has_file:
             raise ApiError("no_file", "the form has no file: send one in the field 'file'")
         return self._writer.finish(self._file_name)

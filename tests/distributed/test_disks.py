@@ -31,7 +31,7 @@ def test_full_disk_during_transfer_is_a_fault_of_the_disk(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     memory_store.pipe_file("/in/song.wav", write_song(tmp_path / "song.wav", 1).read_bytes())
-    monkeypatch.setattr(f"demucs_infer.distributed.storage.{step}", raise_disk_full)
+    monkeypatch.setattr(f"demucs_infer.system.storage.{step}", raise_disk_full)
     row = TrackRow(path="song.wav", source="memory://in/song.wav")
     result = next(make_worker(repo, "memory://out")([row]))
     assert (result["status"], result["fault"]) == ("failed", "disk")

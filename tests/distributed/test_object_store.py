@@ -20,7 +20,7 @@ from tests.helpers.oracles import require_module
 
 CRASHES_DURING_UPLOAD = """
 import os, signal, sys
-from demucs_infer.distributed import storage
+from demucs_infer.system import storage
 from demucs_infer.cli.main import main
 
 upload = storage.upload

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from demucs_infer.distributed import storage
+from demucs_infer.system import storage
 
 
 @pytest.fixture(params=["path", "file://", "memory://"])

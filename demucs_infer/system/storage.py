@@ -61,10 +61,10 @@ def check_driver(location: str) -> None:
 
 
 @contextmanager
-def open_binary(location: str) -> Iterator[BinaryIO]:
-    """Open a file for reading."""
+def open_binary(location: str, block_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """Open a file for reading; `block_bytes` are requested from a store at a time."""
     filesystem, path = _resolve(location)
-    with filesystem.open(path, "rb") as file:
+    with filesystem.open(path, "rb", block_size=block_bytes) as file:
         yield file
 
 
