@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": "print versions, devices, codecs, cache and disk of this machine",
     "eval": "score stems against the true ones",
     "serve": "separate over HTTP, with a web page to play the stems",
+    "mcp": "offer separation to agents, over the Model Context Protocol",
     "batch": "separate all tracks of a manifest, on one machine or many",
     "plot": "draw waveforms and spectrograms of stems",
     "completion": "print a script that completes flags in bash, zsh or fish",

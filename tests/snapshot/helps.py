@@ -29,6 +29,7 @@ COMMANDS = {
     "doctor": ["doctor"],
     "eval": ["eval"],
     "serve": ["serve"],
+    "mcp": ["mcp"],
     "batch": ["batch"],
     "plot": ["plot"],
     "completion": ["completion"],
