@@ -85,6 +85,7 @@ _HTTP_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 
 _RETRY_AFTER = {"model_unavailable": 60, "no_room": 60, "stopping": 30, "not_done": 1}
 """Seconds after which a retry makes sense, by code."""
 
+_UNION_MEMBER = re.compile(r"constrained-|literal\[")
 _LOCATION = re.compile(
     r"\w+://[^\s'\"]*[^\s'\".,:;]|(?<![\w.])(?:/[\w.+~@-]+){2,}/?|[A-Za-z]:\\[^\s'\":]+"
 )
@@ -151,9 +152,14 @@ def describe_invalid_fields(error: ValidationError | RequestValidationError) -> 
     # FastAPI puts the place, such as "query", before the name of a parameter.
     first = -1 if isinstance(error, RequestValidationError) else 0
     return "; ".join(
-        f"{'.'.join(map(str, problem['loc'][first:])) or 'body'}: {problem['msg']}"
+        f"{'.'.join(_name_parts(problem['loc'][first:])) or 'body'}: {problem['msg']}"
         for problem in list(error.errors())[:8]
     )
+
+
+def _name_parts(place: tuple[int | str, ...]) -> list[str]:
+    """Return the names in the place of an error, without the members of a union."""
+    return [str(part) for part in place if not _UNION_MEMBER.match(str(part))]
 
 
 def model_unavailable(model: ModelSpec, error: Exception) -> ApiError:

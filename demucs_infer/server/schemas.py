@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -96,6 +96,10 @@ def _make_field(option: Option) -> Any:
         hint = Literal[tuple(choice for choice in option.choices if choice not in excluded)]
     else:
         hint = option.hint
+        words = [part for part in get_args(hint) if get_origin(part) is Literal]
+        if limits and words:  # pydantic would compare the words with the limits, too
+            rest: Any = Union[tuple({*get_args(hint)} - {*words})]  # noqa: UP007 (of a tuple)
+            hint, limits = Union[(Annotated[rest, Field(**limits)], *words)], {}
     default = [] if option.default == () else option.default
     return hint, Field(default, description=setting.help, **limits)
 
