@@ -280,7 +280,6 @@ def fetch(
         "data:audio/wav;base64,AAAA",
         "s3://songs/new/song.wav",
         "javascript:1",
-        "http:///music/song.wav",
         "http://inner.example:{port}/song.wav",
     ],
 )
