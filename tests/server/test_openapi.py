@@ -10,7 +10,7 @@ from tests.helpers.oracles import require_module
 from tests.helpers.server_process import Server, run_server
 
 pytestmark = pytest.mark.slow
-EXAMPLES = 100
+EXAMPLES = 50
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
