@@ -68,6 +68,8 @@ def describe_commands() -> str:
         module = importlib.import_module(f"demucs_infer.cli.{module_name}")
         if hasattr(module, "make_parser"):
             parts.append(_describe_parser(f"demucs-infer {name}", module.make_parser()))
+        else:
+            parts.append(f"## demucs-infer {name}\n\n{COMMANDS[name].capitalize()}.\n")
     return "\n".join(parts)
 
 

@@ -239,6 +239,11 @@ def test_client_examples_of_readme(server: Server, tmp_path: Path) -> None:
         subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=60)
     assert stems_of((tmp_path / "stems.zip").read_bytes()) == stems
     assert (tmp_path / "vocals.flac").read_bytes()[:4] == b"fLaC"
+    (tmp_path / "song.mp3").write_bytes(b"no music")
+    words = [sys.executable, "-c", blocks["py"]]
+    failed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert failed.returncode == 1 and "it looks like text" in failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 def test_request_beyond_shutdown_limit_gets_json_error(repo: Path, tmp_path: Path) -> None:
