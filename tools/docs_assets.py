@@ -273,7 +273,7 @@ def draw_windows() -> str:
         f'fill="{_GRAY}" fill-opacity=".5"/>{"".join(parts)}'
         f'<text x="0" y="{bottom + 14}">result</text>'
         f'<rect x="{left}" y="{bottom}" width="{22 * scale}" height="18" fill="{_ACCENT}"/>'
-        f'<text x="{left}" y="{bottom + 38}">Outputs that overlap are weighed by the '
+        f'<text x="{left}" y="{bottom + 38}">Outputs that overlap are weighted by the '
         "triangles, and divided by their sum.</text></svg>\n"
     )
 
