@@ -37,15 +37,17 @@ for cell in json.load(sys.stdin):
 print(json.dumps(outputs), file=sys.__stdout__)
 """
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-_SEPARATE = """
+_IMPORT = """
 import torch
 from demucs_infer import Separator
+from demucs_infer.checkpoints.download import progress_bar
+"""
+_SEPARATE = """
 separator = Separator("tiny", device="cpu", progress=True)
 output = separator.run(torch.zeros(2, 44100).uniform_(-0.1, 0.1))
 """
 _SEPARATE_AGAIN = "output = separator.run(output.mixture)"
 _DOWNLOAD = """
-from demucs_infer.checkpoints.download import progress_bar
 with progress_bar("model") as report:
     report(1, 4)
     report(4, 4)
@@ -64,6 +66,7 @@ import sys
 widgets, sys.modules["ipywidgets"] = sys.modules["ipywidgets"], None
 """
 _CELLS = {
+    "import": _IMPORT,
     "separate": _SEPARATE,
     "output": "output",
     "download": _DOWNLOAD,
@@ -85,7 +88,7 @@ def outputs() -> Outputs:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "default", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+        env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(_CELLS, json.loads(done.stdout), strict=True))
