@@ -36,8 +36,6 @@ def run(words: Sequence[str]) -> int:
     try:
         from demucs_infer.cli.mcp_tools import Toolbox, make_server
     except ImportError as error:
-        raise ConfigError(
-            f"{error.name} is not installed: pip install 'demucs-infer[mcp]'"
-        ) from error
+        raise ConfigError(f"{error.name} is not installed: pip install 'mcp>=2.3,<3'") from error
     make_server(Toolbox(args.root.resolve(), args.repo, args.device)).run("stdio")
     return ExitCode.OK
