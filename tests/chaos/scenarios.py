@@ -22,6 +22,7 @@ from demucs_infer.api import Separator
 from demucs_infer.checkpoints.download import DownloadRequest, fetch
 from demucs_infer.cli.main import main
 from demucs_infer.errors import DemucsError, format_error
+from tests.chaos.serving import run_restart, run_server
 from tests.helpers.batch_runs import MODEL, model_flags, write_list
 from tests.helpers.cli_process import make_repo, write_song
 
@@ -85,41 +86,6 @@ def _run_separate_to(folder: Path, arm: Arm, disarm: Arm) -> int:
         disarm()
 
 
-def _run_server(folder: Path, arm: Arm, disarm: Arm) -> int:
-    """Send a song to a server; its stems are written to `out` by the client."""
-    from tests.helpers.server_process import client
-
-    audio = (folder / "in/0.wav").read_bytes()
-    with client(folder / "repo", folder / "data", models=(MODEL,)) as web:
-        arm()
-        try:
-            answer = web.post("/v1/jobs", content=audio)
-            deadline = time.monotonic() + _TIMEOUT / 2
-            while answer.status_code in (200, 201, 202):
-                state = web.get(f"/v1/jobs/{answer.json()['id']}")
-                if state.status_code != 200 or state.json()["status"] in ("failed", "done"):
-                    break
-                if time.monotonic() > deadline:
-                    raise AssertionError(f"a job that does not end: {state.json()}")
-                time.sleep(0.005)
-        finally:
-            disarm()
-        if answer.status_code not in (200, 201, 202):
-            print(f"error: {answer.json()['error']}", file=sys.stderr)
-            return 1
-        if state.status_code != 200 or state.json()["status"] == "failed":
-            print(f"error: {state.json().get('error')}", file=sys.stderr)
-            return 1
-        for name in ("drums", "bass", "other", "vocals"):
-            stem = web.get(f"/v1/jobs/{answer.json()['id']}/stems/{name}")
-            if stem.status_code != 200:
-                print(f"error: {stem.text}", file=sys.stderr)
-                return 1
-            (folder / "out").mkdir(exist_ok=True)
-            (folder / "out" / f"{name}.wav").write_bytes(stem.content)
-    return 0
-
-
 class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Log nothing."""
@@ -154,7 +120,8 @@ SCENARIOS = {
         Scenario("command-flac", _run_flac),
         Scenario("separate_to", _run_separate_to),
         Scenario("batch", _run_batch),
-        Scenario("server", _run_server),
+        Scenario("server", run_server),
+        Scenario("restart", run_restart),
         Scenario("download", _run_download),
     )
 }
