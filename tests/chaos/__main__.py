@@ -22,11 +22,15 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="cases at most")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--share", type=float, default=1.0, help="share of a core for a soak")
+    parser.add_argument(
+        "--coverage", action="store_true", help="of checkpoints: let atheris choose what to mutate"
+    )
     parser.add_argument("--json", type=Path, help="write figures and findings to this file")
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))  # of a mistake in here
     limits = Limits(args.seed, args.seconds, args.count, args.first, args.share)
-    report: Report = importlib.import_module(f"tests.chaos.{args.subject}").run(limits)
+    name = "coverage" if args.coverage else args.subject
+    report: Report = importlib.import_module(f"tests.chaos.{name}").run(limits)
     if args.json:
         report.write(args.json)
     print(json.dumps(report.to_json(), indent=2))

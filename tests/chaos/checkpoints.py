@@ -149,22 +149,25 @@ class Fuzzer:
         seed: Seed = choose(rng, self.seeds)
         if seed.name == "transformer" and rng.random() < 0.7:  # it takes longer
             seed = self.seeds[0]
-        canary = str(self.canary)
         roll = rng.random()
         if roll < 0.15:
             return seed, mutate_bytes(seed.data, rng)
         if roll < 0.17:
             return seed, splice(seed.data, choose(rng, self.seeds).data, rng)
-        match seed.kind:
+        return seed, self.mutate(seed.kind, seed.data, rng)
+
+    def mutate(self, kind: str, data: bytes, rng: random.Random) -> bytes:
+        """Return a file mutated by the structure of its kind."""
+        match kind:
             case "zip":
-                return seed, mutate_zip(seed.data, rng, canary)
+                return mutate_zip(data, rng, str(self.canary))
             case "legacy":
-                return seed, mutate_legacy(seed.data, rng, canary)
+                return mutate_legacy(data, rng, str(self.canary))
             case "safetensors":
-                return seed, mutate_safetensors(seed.data, rng)
+                return mutate_safetensors(data, rng)
             case "yaml":
-                return seed, mutate_yaml(seed.data, rng)
-        return seed, mutate_json(seed.data, rng)
+                return mutate_yaml(data, rng)
+        return mutate_json(data, rng)
 
     def describe(self, number: int) -> str:
         """Return how to make a case again."""
@@ -192,7 +195,10 @@ class Fuzzer:
 
     def run(self, number: int, *, is_armed: bool = True) -> str:
         """Load the file of a case, and return the outcome."""
-        seed, data = self.make(number)
+        return self.load(*self.make(number), is_armed=is_armed)
+
+    def load(self, seed: Seed, data: bytes, *, is_armed: bool = True) -> str:
+        """Load a file that was made from a seed, and return the outcome."""
         path = self.folder / f"case{seed.suffix}"
         path.unlink(missing_ok=True)  # an earlier one may still be mapped
         path.write_bytes(data)

@@ -42,7 +42,7 @@ def run_cases(
             os.close(reader)
             _run_child(run_case, number, stop, deadline, writer)
         os.close(writer)
-        number, peak = _follow_child(report, process, reader, number, peak, describe)
+        number, peak = follow_child(report, process, reader, number, peak, describe)
     report.figures["cases"] = number - limits.first
     report.figures["peak_megabytes"] = round(peak / 2**20)
 
@@ -67,7 +67,7 @@ def _run_child(
     os._exit(0)
 
 
-def _follow_child(
+def follow_child(
     report: Report,
     process: int,
     reader: int,
