@@ -1,5 +1,6 @@
 """Build the ASGI application from settings: routes, middleware and error handlers."""
 
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from demucs_infer import __version__
-from demucs_infer.errors import ConfigError, is_disk_full
+from demucs_infer.errors import ConfigError
 from demucs_infer.server.errors import ApiError, from_exception
 from demucs_infer.server.metrics import Metrics
 from demucs_infer.server.middleware import (
@@ -292,8 +293,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         return response
 
     @app.exception_handler(OSError)
-    async def handle_system_error(_: Request, error: OSError) -> JSONResponse:
-        if not is_disk_full(error):
+    @app.exception_handler(sqlite3.Error)
+    async def handle_system_error(_: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, TimeoutError):
             raise error
         return error_response(from_exception(error))
 

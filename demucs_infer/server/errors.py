@@ -4,6 +4,7 @@ import binascii
 import logging
 import os
 import re
+import sqlite3
 from dataclasses import dataclass
 
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +14,13 @@ from starlette.requests import ClientDisconnect
 
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.checkpoints.cache import cache_folder
-from demucs_infer.errors import AudioReadError, DemucsError, ModelLoadingError, is_disk_full
+from demucs_infer.errors import (
+    AudioReadError,
+    DemucsError,
+    ModelLoadingError,
+    format_error,
+    is_disk_full,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +147,10 @@ def from_exception(error: Exception, message: str | None = None) -> ApiError:
         return ApiError(code, message or str(error.detail), status=error.status_code)
     code = next((_CODES[base] for base in type(error).__mro__ if base in _CODES), "failed")
     if code == "failed":
-        logger.error("unexpected error", exc_info=error)
+        if isinstance(error, OSError | sqlite3.Error):  # of the disk, and no bug
+            logger.error("unexpected error: %s", format_error(error))
+        else:
+            logger.error("unexpected error", exc_info=error)
         return ApiError(code, message or "internal error: see the server log")
     if isinstance(error, ValidationError | RequestValidationError):
         return ApiError(code, message or describe_invalid_fields(error))

@@ -7,6 +7,7 @@ through `JobQueue._call_soon`.
 import asyncio
 import logging
 import math
+import sqlite3
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +23,7 @@ from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.checkpoints.catalog import split_bag
 from demucs_infer.engine.stems import plan_stems
-from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound
+from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound, format_error
 from demucs_infer.events import ChunkProcessed, Event, Stage, event_to_json
 from demucs_infer.pretrained import list_models, model_info
 from demucs_infer.server.admission import Admission, Slot
@@ -40,7 +41,7 @@ from demucs_infer.server.remote_files import NO_TARGETS, JobTargets, RemoteFiles
 from demucs_infer.server.schemas import SeparateRequest, parse_request
 from demucs_infer.server.settings import ServerSettings
 from demucs_infer.server.store import JobRecord, JobStore, Status
-from demucs_infer.server.uploads import Upload
+from demucs_infer.server.uploads import Upload, remove_upload
 from demucs_infer.server.webhooks import Webhooks
 from demucs_infer.server.worker import (
     JobCancelled,
@@ -186,7 +187,11 @@ class JobQueue:
             self._workers.append(worker)
             self._warm_up(worker)
         self.webhooks.start()
-        self._recover()
+        try:
+            self._recover()
+        except sqlite3.Error as error:
+            data_dir = str(self.settings.data_dir)
+            raise ConfigError(f"data_dir = {data_dir!r} cannot be read ({error})") from error
         self._clean_up_task = asyncio.create_task(self._clean_up_forever())
 
     async def stop(self) -> None:
@@ -206,7 +211,7 @@ class JobQueue:
         await self.webhooks.stop()
         for job in [*self._waiting, *self._running.values()]:
             if not job.is_persistent:
-                job.item.source.unlink(missing_ok=True)
+                remove_upload(job.item.source)
         self._store.close()
 
     def drain(self) -> None:
@@ -316,7 +321,7 @@ class JobQueue:
             self._enqueue(job)
         for path in self.uploads.iterdir():
             if path not in recovered:
-                path.unlink()
+                remove_upload(path)
 
     # ── submit ──
 
@@ -355,7 +360,7 @@ class JobQueue:
                 raise disk_full()
         except BaseException:
             self._jobs.pop(record.id, None)
-            upload.path.unlink(missing_ok=True)
+            remove_upload(upload.path)
             raise
         job.slot = slot
         if job.record.is_cached:
@@ -555,7 +560,7 @@ class JobQueue:
         job.fraction = 1.0 if status == "done" else job.fraction
         details = None if error is None else error.to_json()["error"]
         job.record = job.record.replace(status=status, finished=time.time(), error=details)
-        job.item.source.unlink(missing_ok=True)
+        remove_upload(job.item.source)
         self.counts[status] += 1
         self._announce(job.record)
         self._save(job)
@@ -706,7 +711,10 @@ class JobQueue:
         while True:
             periods = (self.settings.keep_seconds, self.settings.idle_unload or math.inf)
             await asyncio.sleep(min(max(min(periods) / 4, 1), 60))
-            await self.clean_up()
+            try:
+                await self.clean_up()
+            except (OSError, sqlite3.Error) as error:  # it is tried again
+                logger.error("clean-up failed: %s", format_error(error))
             if self.settings.idle_unload:
                 for worker in self._idle:
                     worker.submit(self._unload_idle_models)
@@ -727,7 +735,10 @@ def _make_private(folder: Path) -> None:
 def _as_job_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
-    logger.error("a job failed", exc_info=error)
+    if isinstance(error, OSError):
+        logger.error("a job failed: %s", error)
+    else:
+        logger.error("a job failed", exc_info=error)
     return ApiError("failed", "the separation failed: see the server log")
 
 

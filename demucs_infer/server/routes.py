@@ -72,6 +72,7 @@ from demucs_infer.server.uploads import (
     decode_base64,
     receive_body,
     receive_upload,
+    remove_upload,
 )
 
 _Value = TypeVar("_Value")
@@ -374,7 +375,7 @@ class Routes:
                 raise ApiError("several_files", "the request has a file and a url: send one")
             return upload, parameters, self._jobs.admission.reserve(place), targets
         except BaseException:
-            upload.path.unlink(missing_ok=True)
+            remove_upload(upload.path)
             raise
 
     async def _wait_for(self, request: Request, jobs: list[Job]) -> None:

@@ -119,7 +119,7 @@ class JobStore:
         return database
 
     def put(self, record: JobRecord) -> bool:
-        """Insert or replace a record; return False if the disk is full."""
+        """Insert or replace a record; return False if the disk is full, or fails."""
         text = json.dumps({name: getattr(record, name) for name in JobRecord.__slots__})
         try:
             self._database.execute(
@@ -127,7 +127,7 @@ class JobStore:
                 "values (?, ?, ?, ?, ?, ?)",
                 (record.id, record.status, record.created, record.finished, text, record.owner),
             )
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             logger.error("job %s cannot be saved: %s", record.id, error)
             return False
         return True
@@ -163,7 +163,7 @@ class JobStore:
 
     def remove(self, id: str) -> None:
         """Delete a record; on a full disk it stays until the next clean-up."""
-        with suppress(sqlite3.OperationalError):
+        with suppress(sqlite3.DatabaseError):
             self._database.execute("delete from jobs where id = ?", (id,))
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ Starlette's `Request.form()` is not used, as it has no limit for the size of a f
 import binascii
 import hashlib
 import json
+import logging
 import re
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,6 +23,8 @@ from starlette.requests import ClientDisconnect, Request
 from demucs_infer.server.admission import UploadPlace
 from demucs_infer.server.errors import ApiError, from_exception, too_large
 from demucs_infer.server.schemas import add_field, display_name
+
+logger = logging.getLogger(__name__)
 
 _MAX_FIELD_BYTES = 1 << 16
 _MAX_FIELDS = 64
@@ -77,7 +80,15 @@ class UploadWriter:
         """Delete the file."""
         with suppress(OSError):  # a full disk has been reported by `write`
             self._file.close()
-        self.path.unlink(missing_ok=True)
+        remove_upload(self.path)
+
+
+def remove_upload(path: Path) -> None:
+    """Delete an upload; one that cannot be deleted is deleted when the server starts again."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.error("the upload %s cannot be deleted: %s", path.name, error.strerror)
 
 
 Fetch = Callable[[Mapping[str, Any], UploadWriter], Awaitable[Upload | None]]

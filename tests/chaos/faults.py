@@ -112,7 +112,9 @@ class Tester:
             find("other bytes", f"{place}: {sorted(results(self.folder))}")
         elif left := leftovers(self.folder):
             # The removal of a temporary folder may be what fails; it lies in nobody's way.
-            if kind in ("open", "unlink") and all("demucs-infer-" in path for path in left):
+            if kind in ("open", "close", "unlink") and all(
+                "demucs-infer-" in path for path in left
+            ):
                 self.report.counts["temporary folders that could not be removed"] += 1
             else:
                 find("leftovers", f"{place}: {left}")

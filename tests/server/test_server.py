@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import sqlite3
 import threading
 import time
 import zipfile
@@ -765,6 +766,53 @@ def test_full_disk_returns_507_and_server_recovers(
         assert web.post("/v1/separate", content=SONG).status_code == 200
         assert web.get("/metrics").text.count("jobs_running 0") == 1
     assert list((tmp_path / "uploads").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("demucs_infer.server.uploads.UploadWriter.write", OSError(errno.EIO, "I/O error")),
+        ("demucs_infer.server.store.JobStore.get", sqlite3.OperationalError("disk I/O error")),
+    ],
+    ids=["upload", "database"],
+)
+def test_failing_disk_returns_500_in_one_line(
+    place: str,
+    error: Exception,
+    web: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        reply = web.get("/v1/jobs/x") if "store" in place else web.post("/v1/jobs", content=SONG)
+        assert read_error(reply) == (500, "failed")
+    assert str(error) in caplog.text and "Traceback" not in caplog.text
+    assert web.post("/v1/separate", content=SONG).status_code == 200
+
+
+def test_upload_that_cannot_be_deleted_delays_no_job(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = Path.unlink
+
+    def fail(path: Path, missing_ok: bool = False) -> None:
+        if path.parent.name == "uploads":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        remove(path, missing_ok)
+
+    with client(repo, tmp_path, max_queue=1) as web:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", fail)
+            for seed in range(3):  # one waits for the other's place
+                response = web.post("/v1/jobs", content=song(0.2, seed))
+                assert wait_for_job(web, response.json())["status"] == "done"
+        assert len(list((tmp_path / "uploads").iterdir())) == 3
+    with client(repo, tmp_path):
+        assert list((tmp_path / "uploads").iterdir()) == []
 
 
 @pytest.mark.parametrize(
