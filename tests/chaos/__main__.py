@@ -11,6 +11,7 @@ from tests.chaos.report import Limits, Report
 
 MAX_BYTES = 12 * 2**30
 SUBJECTS = ("checkpoints", "audio", "faults", "kills", "power", "soak", "threads", "numbers")
+SUBJECTS += ("ray_kills",)
 
 
 def main() -> int:
