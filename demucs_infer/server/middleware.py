@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import socket
+import sqlite3
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from demucs_infer.errors import format_error
 from demucs_infer.server.errors import ApiError
 from demucs_infer.server.metrics import Metrics
 from demucs_infer.server.responses import error_response
 
+logger = logging.getLogger(__name__)
 access_log = logging.getLogger("demucs_infer.access")
 
 CONTENT_SECURITY_POLICY = (
@@ -172,6 +175,10 @@ class RecordMiddleware:
         try:
             if not await self._redirect_to_page(scope, receive, send_with_headers):
                 await self._app(scope, receive, send_with_headers)
+        except RuntimeError as error:  # of Starlette: too late for an error response
+            if not isinstance(error.__cause__, OSError | sqlite3.Error):
+                raise
+            logger.error("a response is cut off: %s", format_error(error.__cause__))
         finally:
             seconds = time.perf_counter() - started_at
             self._record(scope, request_id, status, bytes_sent, seconds)

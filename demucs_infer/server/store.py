@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sqlite3
 import time
 from contextlib import suppress
@@ -17,6 +18,7 @@ Status = Literal["queued", "running", "done", "failed", "cancelled"]
 FINAL: tuple[Status, ...] = ("done", "failed", "cancelled")
 
 _SCHEMA = 2
+_SQLITE_IOERR = 10  # the constant of the module is not in Python 3.10
 _TABLE = """
 create table if not exists jobs (
     id text primary key, status text not null, created real not null, finished real,
@@ -90,9 +92,11 @@ class JobStore:
         try:
             self._database = self._open(path)
         except sqlite3.OperationalError as error:
+            hint = "is another server running there? Give each server its own data_dir"
+            if "I/O" in str(error):
+                hint = "check the disk, or choose another data_dir"
             raise ConfigError(
-                f"data_dir = {str(path.parent)!r} cannot be used ({error}): is another server "
-                "running there? Give each server its own data_dir"
+                f"data_dir = {str(path.parent)!r} cannot be used ({error}): {hint}"
             ) from error
         except sqlite3.DatabaseError as error:
             kept = _set_aside(path)
@@ -111,8 +115,7 @@ class JobStore:
             database.execute("begin exclusive")
             _migrate(database, path)
             database.execute("commit")
-            if database.execute("pragma quick_check").fetchone() != ("ok",):
-                raise sqlite3.DatabaseError("quick_check failed")
+            check_report(*database.execute("pragma quick_check").fetchone())
         except BaseException:
             database.close()
             raise
@@ -169,6 +172,19 @@ class JobStore:
     def close(self) -> None:
         """Close the file and release its lock."""
         self._database.close()
+
+
+def check_report(report: str) -> None:
+    """Raise `sqlite3.DatabaseError` if SQLite's quick check has reported damage.
+
+    Raises `sqlite3.OperationalError` if it could not read a page: the file may well be healthy.
+    """
+    if report == "ok":
+        return
+    code = re.search(r"error code=(\d+)", report)
+    if code and int(code[1]) % 256 == _SQLITE_IOERR:
+        raise sqlite3.OperationalError(f"disk I/O error {code[1]}")
+    raise sqlite3.DatabaseError("quick_check failed")
 
 
 def _migrate(database: sqlite3.Connection, path: Path) -> None:

@@ -1,6 +1,8 @@
 """Separate the tracks of jobs on one thread per device, within the limits of each job."""
 
+import errno
 import logging
+import os
 import queue
 import re
 import threading
@@ -28,7 +30,9 @@ from demucs_infer.server.preview import LivePreview
 logger = logging.getLogger(__name__)
 
 _MAX_CRASHES = 3
-_UNEXPECTED = re.compile(r"\[Errno|\w+(Error|Exception|Interrupt): ")
+_UNEXPECTED = re.compile(r"\[Errno|\w+(Error|Exception|Interrupt): |cannot write the file: ")
+_OF_SERVER = re.compile("|".join(map(os.strerror, (errno.EMFILE, errno.ENFILE, errno.EACCES))))
+"""Reasons for which an upload cannot be read that are no fault of its client."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -137,9 +141,10 @@ def _check_result(result: TrackResult, item: WorkItem) -> TrackResult:
     if result.ok:
         return result
     message = _with_client_name(result.error, item.source, item.name)
-    if result.fault == "input":
+    if result.fault == "input" and not _OF_SERVER.search(result.error):
         raise ApiError("unreadable_audio", message)
-    is_unexpected = _UNEXPECTED.match(result.error) or result.status == "quarantined"
+    is_unexpected = _UNEXPECTED.match(result.error) or result.fault == "input"
+    is_unexpected = is_unexpected or result.status == "quarantined"
     if result.fault != "disk" and not is_unexpected:
         raise ApiError("cannot_separate", message)
     logger.error("job on %s failed: %s", item.source.name, result.error)

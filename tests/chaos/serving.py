@@ -167,12 +167,17 @@ def run_restart(folder: Path, arm: Arm, disarm: Arm) -> int:
     crashed = folder.parent / "crashed"
     if not crashed.exists():
         _crash(folder, crashed)
-    if not (folder / "data").exists():
+    is_first = not (folder / "data").exists()
+    if is_first:
         shutil.copytree(crashed, folder / "data")
     id, songs = (folder.parent / "job").read_text(), _read_songs(folder)
 
     def visit(client: ServerClient) -> int:
-        return _visit(client, folder, songs, disarm, id)
+        job: str | None = id
+        if not is_first:  # it may have failed, for a reason that was told: then it is sent again
+            client.wait_until_ready()
+            job = None if client.json("GET", f"/v1/jobs/{id}")["status"] == "failed" else id
+        return _visit(client, folder, songs, disarm, job)
 
     return _serve(folder, visit, arm, disarm)
 

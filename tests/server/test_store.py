@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from demucs_infer.errors import ConfigError
-from demucs_infer.server.store import JobRecord, JobStore
+from demucs_infer.server.store import JobRecord, JobStore, check_report
 
 RECORD = JobRecord(
     id="1" * 32, status="queued", created=1.0, name="a.wav", sha256="", size=1, upload="x",
@@ -64,6 +64,18 @@ def test_table_of_later_version_is_refused(path: Path) -> None:
     execute(path, "pragma user_version = 99")
     with pytest.raises(ConfigError, match="later version"):
         JobStore(path)
+
+
+def test_page_that_cannot_be_read_is_no_damage(path: Path) -> None:
+    """Such a report is of a disk that fails for a moment: the jobs must not be set aside."""
+    head = "*** in database main ***\nPage 5: unable to get the page. error code="
+    for code in (266, 8458):
+        with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+            check_report(f"{head}{code}")
+    for report in (f"{head}11", "Page 4 is never used"):
+        with pytest.raises(sqlite3.DatabaseError, match="quick_check failed"):
+            check_report(report)
+    check_report("ok")
 
 
 @pytest.mark.parametrize("damage", ["no database", "damaged page"])
