@@ -103,7 +103,7 @@ def separate(
     with closing(batch.run([job])) as events:
         for _, event in events:
             if isinstance(event, TrackResult):
-                return _check_result(event, item)
+                return check_result(event, item)
             on_event(event)
             _check_limits(event, item, deadline)
     raise AssertionError("the track's events ended without a result")
@@ -137,7 +137,8 @@ def _check_limits(event: Event, item: WorkItem, deadline: float) -> None:
         raise _too_long(item.max_duration_seconds)
 
 
-def _check_result(result: TrackResult, item: WorkItem) -> TrackResult:
+def check_result(result: TrackResult, item: WorkItem) -> TrackResult:
+    """Return a result, or raise the `ApiError` for one that failed."""
     if result.ok:
         return result
     message = _with_client_name(result.error, item.source, item.name)

@@ -20,12 +20,18 @@ import soundfile
 from fastapi.testclient import TestClient
 
 from demucs_infer.audio.formats import FORMATS
+from demucs_infer.batch.output_paths import OutputPaths
+from demucs_infer.batch.request import ModelSpec
+from demucs_infer.batch.result import Fault, TrackResult
 from demucs_infer.cli.main import main
 from demucs_infer.errors import ConfigError
+from demucs_infer.options import Request
 from demucs_infer.server import ServerSettings
+from demucs_infer.server.errors import ApiError
 from demucs_infer.server.middleware import AllowedHosts
 from demucs_infer.server.schemas import MIME_TYPES, RequestSchema
 from demucs_infer.server.store import JobRecord, JobStore
+from demucs_infer.server.worker import WorkItem, check_result
 from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import FAST, RATE, client, decode_wav, song, wait_until
 
@@ -792,6 +798,43 @@ def test_failing_disk_returns_500_in_one_line(
         assert read_error(reply) == (500, "failed")
     assert str(error) in caplog.text and "Traceback" not in caplog.text
     assert web.post("/v1/separate", content=SONG).status_code == 200
+
+
+def test_stem_that_cannot_be_opened_is_cut_off_in_one_line(
+    web: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    job = wait_for_job(web, web.post("/v1/jobs", content=SONG).json())
+    with monkeypatch.context() as patch:
+        patch.setattr("anyio.open_file", fail)
+        assert web.get(f"/v1/jobs/{job['id']}/stems/vocals").content == b""
+    assert "a response is cut off: " in caplog.text and "Traceback" not in caplog.text
+    assert web.get(f"/v1/jobs/{job['id']}/stems/vocals").content
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "code"),
+    [
+        ("input", "cannot be read: Invalid data", "unreadable_audio"),
+        ("input", f"cannot be read: {os.strerror(errno.EMFILE)}", "failed"),
+        ("other", "cannot write the file: Permission denied; choose a writable folder", "failed"),
+        ("other", "the model has one stem", "cannot_separate"),
+        ("disk", "cannot write the file: No space left on device", "no_room"),
+    ],
+    ids=["damaged", "descriptors", "not writable", "impossible", "full"],
+)
+def test_clients_are_not_blamed_for_the_disk(fault: Fault, error: str, code: str) -> None:
+    item = WorkItem(
+        source=Path("x"), name="x", output=OutputPaths(folder=Path(), track="x", extension="wav"),
+        model=ModelSpec(name="x"), request=Request(), weights=(), max_seconds=1,
+        max_duration_seconds=1,
+    )  # fmt: skip
+    result = TrackResult(track="x", status="failed", model="x", fault=fault, error=error)
+    with pytest.raises(ApiError) as caught:
+        check_result(result, item)
+    assert caught.value.code == code
 
 
 def test_upload_that_cannot_be_deleted_delays_no_job(
