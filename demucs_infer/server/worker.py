@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_CRASHES = 3
 _UNEXPECTED = re.compile(r"\[Errno|\w+(Error|Exception|Interrupt): |cannot write the file: ")
-_OF_SERVER = re.compile("|".join(map(os.strerror, (errno.EMFILE, errno.ENFILE, errno.EACCES))))
+_OF_SERVER = re.compile(
+    "|".join(map(os.strerror, (errno.EMFILE, errno.ENFILE, errno.EACCES))), re.IGNORECASE
+)
 """Reasons for which an upload cannot be read that are no fault of its client."""
 
 
@@ -71,6 +73,9 @@ def check_duration(source: Path, name: str, request: Request, max_duration_secon
     try:
         duration = probe(source).duration_seconds
     except AudioReadError as error:
+        if _OF_SERVER.search(str(error)):
+            logger.error("an upload cannot be read: %s", error)
+            raise ApiError("failed", "internal error: see the server log") from error
         raise from_exception(error, _with_client_name(str(error), source, name)) from error
     if duration is None:
         return

@@ -24,7 +24,7 @@ from demucs_infer.batch.output_paths import OutputPaths
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import Fault, TrackResult
 from demucs_infer.cli.main import main
-from demucs_infer.errors import ConfigError
+from demucs_infer.errors import AudioReadError, ConfigError
 from demucs_infer.options import Request
 from demucs_infer.server import ServerSettings
 from demucs_infer.server.errors import ApiError
@@ -818,7 +818,7 @@ def test_stem_that_cannot_be_opened_is_cut_off_in_one_line(
     ("fault", "error", "code"),
     [
         ("input", "cannot be read: Invalid data", "unreadable_audio"),
-        ("input", f"cannot be read: {os.strerror(errno.EMFILE)}", "failed"),
+        ("input", f"cannot be read: {os.strerror(errno.EMFILE).lower()}", "failed"),
         ("other", "cannot write the file: Permission denied; choose a writable folder", "failed"),
         ("other", "the model has one stem", "cannot_separate"),
         ("disk", "cannot write the file: No space left on device", "no_room"),
@@ -835,6 +835,17 @@ def test_clients_are_not_blamed_for_the_disk(fault: Fault, error: str, code: str
     with pytest.raises(ApiError) as caught:
         check_result(result, item)
     assert caught.value.code == code
+
+
+def test_probe_without_descriptors_is_no_fault_of_the_client(
+    web: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AudioReadError("cannot read track: too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("demucs_infer.server.worker.probe", fail)
+        assert read_error(web.post("/v1/jobs", content=SONG)) == (500, "failed")
 
 
 def test_upload_that_cannot_be_deleted_delays_no_job(
