@@ -237,7 +237,7 @@ class Fuzzer:
             return
         if threading.current_thread() is not threading.main_thread():
             return
-        if event in ("os.listdir", "os.scandir"):
+        if event in ("os.listdir", "os.scandir") and str(arguments[0]) == str(self.folder):
             return  # of the folder that was asked for
         if event in ("compile", "exec") and _is_annotation(sys._getframe(1)):
             return

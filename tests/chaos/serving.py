@@ -6,19 +6,18 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from demucs_infer.cli.main import main
 from tests.helpers.batch_runs import MODEL, STEMS
-from tests.helpers.server_process import free_port
 
 _SECONDS = 20.0
 Arm = Callable[[], None]
@@ -31,8 +30,10 @@ class Refusal(Exception):
 class ServerClient:
     """A client of the server of this process."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.start = log.stat().st_size if log.exists() else 0
+        self.port = 0
         self.is_over = threading.Event()
 
     def call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
@@ -61,7 +62,11 @@ class ServerClient:
         """Wait until the model is loaded, or could not be."""
         deadline = time.monotonic() + _SECONDS
         while not self.is_over.is_set():
-            with suppress(ConnectionError):
+            if not self.port:  # chosen by the system, and logged
+                text = self.log.read_bytes()[self.start :]
+                match = re.search(rb"running on http://127\.0\.0\.1:(\d+)", text)
+                self.port = int(match[1]) if match else 0
+            else:
                 status, data = self.call("GET", "/readyz")
                 if status == 200 or json.loads(data).get("message"):
                     return
@@ -93,9 +98,9 @@ class ServerClient:
 
 def _serve(folder: Path, visit: Callable[[ServerClient], int], arm: Arm, disarm: Arm) -> int:
     """Run the command until its client has ended; return the worse of their exit codes."""
-    client = ServerClient(free_port())
+    client = ServerClient(folder.parent / "log")
     words = ["serve", "--repo", folder / "repo", "--models", MODEL, "--devices", "cpu"]
-    words += ["--port", client.port, "--data-dir", folder / "data", "--no-access-log"]
+    words += ["--port", "0", "--data-dir", folder / "data", "--no-access-log"]
     outcome: list[int | BaseException] = []
 
     def run_client() -> None:
