@@ -54,7 +54,7 @@ class ServerClient:
         values: dict[str, Any] = json.loads(data) if data else {}
         if status >= 400:
             error = values["error"]
-            assert status in (410, 500, 503, 507) and error["code"] and error["message"], data
+            assert status in (410, 422, 500, 503, 507) and error["code"] and error["message"], data
             raise Refusal(f"{status} {error['code']}: {error['message']}")
         return values
 
