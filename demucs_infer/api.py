@@ -33,6 +33,7 @@ from demucs_infer.engine.pipeline import (
 )
 from demucs_infer.engine.runner import Runner
 from demucs_infer.engine.stems import Rule, StemPlan
+from demucs_infer.engine.window_pool import WindowQueue
 from demucs_infer.errors import AudioReadError as LoadAudioError
 from demucs_infer.errors import ModelLoadingError as LoadModelError
 from demucs_infer.options import (
@@ -190,6 +191,9 @@ class Separator:
         torch.Size([2, 9437184])
         >>> output.save("stems", "flac")
     """
+
+    _windows: WindowQueue | None = None
+    """Where the windows run; None: in threads of each stream."""
 
     def __init__(
         self,
@@ -597,6 +601,7 @@ class Separator:
             options=separation.state.options,
             stems=separation.plan,
             runner=separation.runner,
+            windows=self._windows,
             max_tracks_per_batch=max_tracks_per_batch,
         )
 
@@ -667,6 +672,28 @@ class Separator:
         )
         plan = SeparatorState.choose_plan(ensemble.sources, self._values)
         return TrackSeparation(ensemble, plan, state, runner)
+
+
+def share_networks(
+    separator: Separator,
+    windows: WindowQueue,
+    options: SeparationOptions,
+    stem_options: StemOptions,
+) -> Separator:
+    """Return a separator for one track, with other settings but the same networks.
+
+    It runs beside other tracks of `separator`, in turn with them. Closing it has no effect on
+    `separator`. Raises `ValueError` if the model does not support the settings.
+    """
+    shared = Separator.__new__(Separator)
+    vars(shared).update(vars(separator))
+    devices = ",".join(map(str, separator.devices))
+    values = {**separator._values, **values_of(options), **values_of(stem_options)}
+    shared._values = {**values, "device": devices}
+    shared._state = SeparatorState.resolve(separator._ensemble.sources, shared._values)
+    shared._lock, shared._device_lease = Lock(), ExitStack()
+    shared._windows = windows
+    return shared
 
 
 def _pair(output: InferenceOutput) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,7 +9,7 @@ leading axes, for recordings that are separated together.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +36,7 @@ from demucs_infer.engine.run_config import RunConfig
 from demucs_infer.engine.runner import Runner
 from demucs_infer.engine.stems import StemPlan, choose_stems
 from demucs_infer.engine.stitch import TrackBuffer
+from demucs_infer.engine.window_pool import WindowQueue, WindowTask
 from demucs_infer.events import (
     ChunkProcessed,
     ChunkStarted,
@@ -156,6 +157,7 @@ def separate_many(
     runner: Runner | None = None,
     announce: bool = False,
     pool: Executor | None = None,
+    windows: WindowQueue | None = None,
     max_tracks_per_batch: int = 16,
 ) -> Generator[tuple[int, TrackEvent], None, None]:
     """Separate several tracks like `separate`: yield (index of the track, item).
@@ -167,6 +169,8 @@ def separate_many(
     Every track ends with `TrackFinished`, or with `TrackFailed` if it cannot be read or
     separated; tracks that shared a batch with a failed one go on. An exception in `tracks` is
     reported as `TrackFailed` at its position.
+
+    With `windows`, the networks run in the threads of its pool, in turn with other streams.
     """
     if max_tracks_per_batch < 1:
         raise ValueError(f"{max_tracks_per_batch = } must be 1 or more")
@@ -177,8 +181,9 @@ def separate_many(
     # Closed in reverse order, also when the consumer closes or drops this generator: running
     # batches end first, then the networks are restored, then the pool is shut down.
     with ExitStack() as stack:
-        if not options.jobs or pool is None:
-            pool = stack.enter_context(_open_pool(config))
+        run_on: Executor | WindowQueue | None = windows or pool
+        if windows is None and (not options.jobs or pool is None):
+            run_on = stack.enter_context(_open_pool(config))
         members = [ensemble.members[index] for index in config.members]
         stack.enter_context(runner.lease(members))
         if runner.should_keep_allocations(members, options):
@@ -191,7 +196,7 @@ def separate_many(
         if runner.num_devices > 1:
             background = max(background, runner.num_devices)
         max_tracks = max_tracks_per_batch + background
-        for item in stack.enter_context(closing(_run_groups(groups, config, pool, max_tracks))):
+        for item in stack.enter_context(closing(_run_groups(groups, config, run_on, max_tracks))):
             if isinstance(item, tuple):
                 yield item
                 continue
@@ -340,7 +345,7 @@ class _InFlight:
 def _run_groups(
     groups: Iterable[_Indexed | list[_WindowRequest]],
     config: RunConfig,
-    pool: Executor | None,
+    pool: Executor | WindowQueue | None,
     max_tracks: int,
 ) -> Generator[_Indexed | list[_WindowResponse], None, None]:
     """Run the groups, as many at a time as `config.parallelism` allows; yield results in order.
@@ -369,12 +374,12 @@ def _run_groups(
                     announced.append(item)
                 else:
                     yield item
-            elif pool is None or (not config.options.jobs and _is_whole_track(item, config)):
+            elif (future := _submit(item, config, pool)) is None:
                 yield from announced
                 announced = []
                 yield _run_batch(item, config)
             else:
-                in_flight.append(_InFlight(announced, pool.submit(_run_batch, item, config), index))
+                in_flight.append(_InFlight(announced, future, index))
                 announced = []
                 if len(in_flight) > _count_in_flight(config):
                     yield from finish_first()
@@ -383,10 +388,44 @@ def _run_groups(
     finally:
         # The caller may go on using the pool, so it stays open: cancel the batches that have not
         # begun, and wait for the others, which still use the networks.
-        futures = [batch.future for batch in in_flight]
-        for future in futures:
-            future.cancel()
-        wait(futures)
+        wait([batch.future for batch in in_flight if not batch.future.cancel()])
+
+
+def _submit(
+    group: list[_WindowRequest], config: RunConfig, pool: Executor | WindowQueue | None
+) -> Future[list[_WindowResponse]] | None:
+    """Submit a batch; return None if the calling thread is to run it."""
+    needs_all_threads = not config.options.jobs and _is_whole_track(group, config)
+    if isinstance(pool, WindowQueue):
+        is_alone = needs_all_threads or not config.parallelism.windows
+        return pool.submit(_make_task(group, config, pool.num_threads if is_alone else None))
+    if pool is None or needs_all_threads:
+        return None
+    return pool.submit(_run_batch, group, config)
+
+
+def _make_task(
+    group: list[_WindowRequest], config: RunConfig, all_threads: int | None
+) -> WindowTask:
+    """Return a batch for a shared pool; it runs on as many threads as if the track were alone.
+
+    `all_threads` is their number, if nothing may run beside the batch.
+    """
+    parallelism = config.parallelism
+    key: Hashable = None
+    if config.device.type != "cpu":  # there, the bytes of a stem may not depend on other tracks
+        member = group[0].batch.member
+        network, stems = config.ensemble.members[member], tuple(config.own_stems[member])
+        key = (id(network), group[0].key, stems, config.options)
+    return WindowTask(
+        items=group,
+        run=partial(_run_batch, config=config),
+        size=sum(len(request.windows) for request in group),
+        limit=group[0].limit,
+        key=key,
+        threads=all_threads or parallelism.threads,
+        at_a_time=1 if all_threads else parallelism.windows,
+    )
 
 
 def _run_batch(group: list[_WindowRequest], config: RunConfig) -> list[_WindowResponse]:

@@ -24,10 +24,14 @@ def limit_to_one_thread() -> None:
     limit_threads(1)
 
 
-def limit_threads(number: int) -> None:
-    """Make torch use that many threads in the calling thread, which this package has started."""
+def limit_threads(number: int, default: int | None = None) -> None:
+    """Make torch use that many threads in the calling thread, which this package has started.
+
+    `default` is the number of later threads (None: what it was in the calling thread so far).
+    """
     with _lock:
-        count = torch.get_num_threads()
+        count = torch.get_num_threads()  # a thread that never asks takes the default over later
+        count = default or count
         torch.set_num_threads(number)
         # This has also changed the default of later threads. Only another thread can restore that
         # without changing the number of this one.
