@@ -11,7 +11,7 @@ Shapes: S stems, C channels, t samples of a block.
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,13 +33,29 @@ def count_frames(folder: Path, shape: tuple[int, int]) -> int:
 
 def read_frames(folder: Path, shape: tuple[int, int], start: int, stop: int) -> Tensor:
     """Return the samples [`start`, `stop`) of a spool (S, C, t), as far as it has them."""
-    frame_bytes = 4 * shape[0] * shape[1]
-    with (folder / _DATA).open("rb") as data:
-        data.seek(start * frame_bytes)
-        piece = bytearray(data.read((stop - start) * frame_bytes))
-    count = len(piece) // frame_bytes
-    frames = torch.frombuffer(piece, dtype=torch.float32, count=count * shape[0] * shape[1])
-    return frames.view(count, *shape).permute(1, 2, 0)
+    with closing(SpoolReader(folder, shape)) as reader:
+        return reader.read(start, stop)
+
+
+class SpoolReader:
+    """Reads samples of a spool, also after its files were removed."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+        self._shape = shape
+        self._data = (folder / _DATA).open("rb")
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return the samples [`start`, `stop`) (S, C, t), as far as the spool has them."""
+        samples = self._shape[0] * self._shape[1]
+        self._data.seek(4 * samples * start)
+        piece = bytearray(self._data.read(4 * samples * (stop - start)))
+        count = len(piece) // (4 * samples)
+        frames = torch.frombuffer(piece, dtype=torch.float32, count=count * samples)
+        return frames.view(count, *self._shape).permute(1, 2, 0)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._data.close()
 
 
 class Spool:

@@ -18,6 +18,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _WAIT_BUCKETS = (0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
 _DURATION_BUCKETS = (10, 30, 60, 120, 180, 240, 300, 600, 1800, 3600, 7200)
 _FACTOR_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _BUCKETS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800)
 
 
@@ -55,9 +56,16 @@ class Metrics:
             buckets=_FACTOR_BUCKETS,
             registry=self._registry,
         )
+        self._batch = Histogram(
+            "demucs_batch_windows",
+            "Windows of a batch; on a GPU, of one or more tracks.",
+            buckets=_BATCH_BUCKETS,
+            registry=self._registry,
+        )
         ProcessCollector(registry=self._registry)
         self._registry.register(_QueueCollector(jobs))
         jobs.on_wait = self._wait.observe
+        jobs.on_batch = self._batch.observe
         jobs.on_separated = self._observe_track
 
     def _observe_track(self, duration: float, seconds: float) -> None:

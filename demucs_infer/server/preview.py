@@ -139,6 +139,11 @@ def encode_wav(samples: Tensor, sample_rate: int) -> bytes:
     file = io.BytesIO()
     with wave.open(file, "wb") as wav:
         wav.setparams((max(samples.shape[0], 1), 2, sample_rate, 0, "NONE", ""))
-        scaled = (samples.T.clamp(-1, 1) * 32767).round().to(torch.int16)
-        wav.writeframes(scaled.contiguous().numpy().astype("<i2").tobytes())
+        wav.writeframes(encode_pcm(samples))
     return file.getvalue()
+
+
+def encode_pcm(samples: Tensor) -> bytes:
+    """Return the samples of a wav file of 16 bits; those above full scale are limited."""
+    scaled = (samples.T.clamp(-1, 1) * 32767).round().to(torch.int16)
+    return scaled.contiguous().numpy().astype("<i2").tobytes()

@@ -23,6 +23,7 @@ from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.checkpoints.catalog import split_bag
 from demucs_infer.engine.stems import plan_stems
+from demucs_infer.engine.window_pool import WindowPool
 from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound, format_error
 from demucs_infer.events import ChunkProcessed, Event, Stage, event_to_json
 from demucs_infer.pretrained import list_models, model_info
@@ -56,6 +57,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODELS = ("htdemucs", "htdemucs_ft", "htdemucs_6s", "hdemucs_mmi", "mdx_extra")
 _KEEP_ALIVE_SECONDS = 15.0
+_POLL_SECONDS = 0.05
 _MAX_JOBS_IN_MEMORY = 256
 """Above this, finished jobs are dropped from memory, and their events with them."""
 
@@ -154,7 +156,16 @@ class JobQueue:
 
         self._weights: dict[str, tuple[str, ...]] = {}
         self._recent_seconds: deque[float] = deque([30.0], maxlen=20)
+        self.on_batch: Callable[[int], None] = lambda _: None
+        """Called with the number of windows of each batch, from any thread."""
+
+        self._turns: dict[str, float] = {}
+        """When a job of each client was started last, while the client has jobs."""
+
+        self._pools: list[ModelPool] = []
         self._workers: list[ModelWorker] = []
+        """On each device as many as tracks are separated at a time."""
+
         self._idle: list[ModelWorker] = []
 
     @property
@@ -181,11 +192,17 @@ class JobQueue:
                 self.settings.model_memory_bytes,
                 self._on_model_loaded,
                 self._on_model_unloaded,
+                WindowPool(lambda size: self.on_batch(size)),
             )
-            worker = ModelWorker(pool, self._on_worker_death)
-            worker.start()
-            self._workers.append(worker)
-            self._warm_up(worker)
+            self._pools.append(pool)
+            workers = [
+                ModelWorker(pool, self._on_worker_death) for _ in range(self.settings.max_tracks)
+            ]
+            for worker in workers:
+                worker.start()
+            self._workers += workers
+        for pool in self._pools:
+            self._warm_up([worker for worker in self._workers if worker.pool is pool])
         self.webhooks.start()
         try:
             self._recover()
@@ -204,6 +221,8 @@ class JobQueue:
             job.item.stop.set()
         for worker in self._workers:
             await asyncio.to_thread(worker.stop)
+        for pool in self._pools:
+            await asyncio.to_thread(pool.close)
         await asyncio.sleep(0)  # so that the last callbacks of the workers run
         for task in self._copying.values():  # the next process begins them again
             task.cancel()
@@ -231,53 +250,34 @@ class JobQueue:
         self._call_soon(lambda: self.loaded.subtract([name]))
 
     async def load_model(self, name: str) -> None:
-        """Load a model on every device, after its current job; raise `ApiError` if that fails."""
+        """Load a model on every device; raise `ApiError` if that fails."""
         model = self.find_model(name)
+        self._check_workers()
         try:
-            await self._run_on_workers(lambda pool: pool.get_separator(model))
+            await asyncio.gather(*(asyncio.to_thread(pool.load, model) for pool in self._pools))
         except Exception as error:
             raise model_unavailable(model, error) from error
         self._is_loaded = True
 
     async def unload_model(self, name: str) -> None:
-        """Unload a model from every device, after its current job."""
+        """Unload a model from every device, once no track uses it."""
         model = self.find_model(name)
-        await self._run_on_workers(lambda pool: pool.unload(model))
+        self._check_workers()
+        for pool in self._pools:
+            await asyncio.to_thread(pool.unload, model)
+        while any(pool.is_unloading(model) for pool in self._pools):
+            await asyncio.sleep(_POLL_SECONDS)
 
-    async def _run_on_workers(self, work: Callable[[ModelPool], object]) -> None:
-        """Call a function on every worker, wait for all, and raise the error of the first one."""
+    def _check_workers(self) -> None:
         if self.dead_workers:
             raise ApiError("busy", "a worker died: try again later", 60)
 
-        def submit(worker: ModelWorker) -> "asyncio.Future[None]":
-            future: asyncio.Future[None] = self._loop.create_future()
-
-            def finish(error: Exception | None) -> None:
-                if future.done():  # the client has left
-                    return
-                if error is None:
-                    future.set_result(None)
-                else:
-                    future.set_exception(error)
-
-            def run(pool: ModelPool) -> None:
-                error: Exception | None = None
-                try:
-                    work(pool)
-                except Exception as raised:  # noqa: BLE001 (passed on)
-                    error = raised
-                self._call_soon(lambda: finish(error))
-
-            worker.submit(run)
-            return future
-
-        await asyncio.gather(*map(submit, self._workers))
-
-    def _warm_up(self, worker: ModelWorker) -> None:
+    def _warm_up(self, workers: list[ModelWorker]) -> None:
+        """Load the first model on a device, before its workers get jobs."""
         first = next(iter(self.models.values()))
         if not self.settings.warmup:
             self._is_loaded = True
-            self._idle.append(worker)
+            self._idle += workers
             return
 
         def work(pool: ModelPool) -> None:
@@ -286,14 +286,14 @@ class JobQueue:
                 pool.warm_up(first)
             except Exception as error:  # noqa: BLE001 (the server stays up and reports it)
                 load_error = model_unavailable(first, error).public_message
-            self._call_soon(lambda: self._on_warmed_up(worker, load_error))
+            self._call_soon(lambda: self._on_warmed_up(workers, load_error))
 
-        worker.submit(work)
+        workers[0].submit(work)
 
-    def _on_warmed_up(self, worker: ModelWorker, load_error: str) -> None:
+    def _on_warmed_up(self, workers: list[ModelWorker], load_error: str) -> None:
         self.load_error = load_error
         self._is_loaded = self._is_loaded or not load_error
-        self._idle.append(worker)
+        self._idle += workers
         self._dispatch()
 
     def _recover(self) -> None:
@@ -328,13 +328,14 @@ class JobQueue:
     def _estimate_wait(self) -> int:
         """Return the seconds until a place may be free."""
         average = sum(self._recent_seconds) / len(self._recent_seconds)
-        return min(max(round(average / len(self.settings.devices)), 1), 600)
+        return min(max(round(average / max(len(self._workers), 1)), 1), 600)
 
     async def submit(
         self,
         upload: Upload,
         request: SeparateRequest,
         *,
+        client: str,
         slot: Slot | None = None,
         owner: str = "",
         targets: JobTargets = NO_TARGETS,
@@ -355,6 +356,7 @@ class JobQueue:
         )
         try:
             job = self._create_job(record, request, upload.path, is_persistent=slot is not None)
+            job.item.client = client
             await asyncio.to_thread(self._lookup_cache, job, request.no_cache)
             if job.is_persistent and not self._store.put(job.record):
                 raise disk_full()
@@ -386,6 +388,7 @@ class JobQueue:
             model=self.find_model(request.model),
             request=separation,
             weights=(),
+            client=record.owner,
             max_seconds=settings.job_seconds,
             max_duration_seconds=settings.max_duration_seconds,
         )
@@ -422,7 +425,9 @@ class JobQueue:
         To be called in a thread: it reads and hashes files.
         """
         item = job.item
-        check_duration(item.source, item.name, item.request, item.max_duration_seconds)
+        item.duration = check_duration(
+            item.source, item.name, item.request, item.max_duration_seconds
+        )
         item.weights = self._get_weights(item.model)
         recipe = make_recipe(item.request, job.record.sha256, item.model, item.weights)
         entry = recipe.key if not no_cache else f"{recipe.key}-{job.record.id}"
@@ -442,18 +447,46 @@ class JobQueue:
     # ── run ──
 
     def _dispatch(self) -> None:
-        """Give every idle worker the first job whose result no other worker is computing."""
+        """Give jobs to idle workers, on the device with the fewest jobs."""
         while self._idle and not self.is_stopping:
-            in_use = {job.record.entry for job in self._running.values()}
-            job = next((job for job in self._waiting if job.record.entry not in in_use), None)
+            job = self._choose_next()
             if job is None:
                 return
             self._waiting.remove(job)
-            self._start_job(self._idle.pop(), job)
+            idle = Counter(worker.pool.device for worker in self._idle)
+            worker = max(self._idle, key=lambda worker: idle[worker.pool.device])
+            self._idle.remove(worker)
+            self._start_job(worker, job)
+
+    def _choose_next(self) -> Job | None:
+        """Return the job to run next: one of the client with the fewest running jobs.
+
+        Of several such clients, it is the one whose last turn was the longest ago. A job waits
+        while an equal one is running. The last idle worker is only for a client that has no running
+        job, or for a track shorter than all that run, so that neither has to wait for long tracks.
+        """
+        running = list(self._running.values())
+        in_use = {job.record.entry for job in running}
+        counts = Counter(job.item.client for job in running)
+        jobs = [job for job in self._waiting if job.record.entry not in in_use]
+        if len(self._idle) == 1 and len(self._workers) > 1:
+            shortest = min((job.item.duration or 0.0 for job in running), default=math.inf)
+            jobs = [
+                job
+                for job in jobs
+                if not counts[job.item.client] or (job.item.duration or math.inf) < shortest
+            ]
+        clients = {job.item.client for job in [*running, *self._waiting]}
+        self._turns = {client: turn for client, turn in self._turns.items() if client in clients}
+        return min(
+            jobs,
+            key=lambda job: (counts[job.item.client], self._turns.get(job.item.client, 0.0)),
+            default=None,
+        )
 
     def _start_job(self, worker: ModelWorker, job: Job) -> None:
         self._running[worker] = job
-        job.started_at = time.monotonic()
+        job.started_at = self._turns[job.item.client] = time.monotonic()
         self.on_wait(max(time.time() - job.record.created, 0.0))
         job.stage = "fetch" if _needs_download(job.item.model) else "load"
         job.record = job.record.replace(status="running", attempts=job.record.attempts + 1)
@@ -716,11 +749,8 @@ class JobQueue:
             except (OSError, sqlite3.Error) as error:  # it is tried again
                 logger.error("clean-up failed: %s", format_error(error))
             if self.settings.idle_unload:
-                for worker in self._idle:
-                    worker.submit(self._unload_idle_models)
-
-    def _unload_idle_models(self, pool: ModelPool) -> None:
-        pool.unload_idle(self.settings.idle_unload)
+                for pool in self._pools:
+                    await asyncio.to_thread(pool.unload_idle, self.settings.idle_unload)
 
 
 def _make_private(folder: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import re
 import zipfile
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,7 +38,7 @@ class StreamedFile(StreamingResponse):
 
     def __init__(
         self,
-        content: Iterator[bytes],
+        content: Iterator[bytes] | AsyncIterator[bytes],
         media_type: str,
         *,
         headers: dict[str, str] | None = None,

@@ -23,6 +23,7 @@ from demucs_infer.demo import song
 from demucs_infer.server.admission import MemoryBudget, Slot, UploadPlace
 from demucs_infer.server.cache import CachedStem, CachedStems
 from demucs_infer.server.errors import ApiError, describe_invalid_fields, no_such_job, stopping
+from demucs_infer.server.live_stems import LiveStem
 from demucs_infer.server.metrics import Metrics
 from demucs_infer.server.middleware import get_client
 from demucs_infer.server.preview import Preview, encode_wav
@@ -181,7 +182,9 @@ class Routes:
                     parameters = parse_request({"format": "mp3", **body.parameters})
                     texts = [instance.b64 for instance in body.instances]
                     del body  # megabytes of base64, which are not needed while the jobs run
-                    results = [await self._submit_instance(text, parameters) for text in texts]
+                    results = [
+                        await self._submit_instance(text, parameters, slot.client) for text in texts
+                    ]
                     del texts
         with _release_at_end(slot):
             jobs = [result for result in results if isinstance(result, Job)]
@@ -237,7 +240,7 @@ class Routes:
                     )
                     id, text = body.id, body.inputs[0].data[0]
                     del body
-                    result = await self._submit_instance(text, parameters)
+                    result = await self._submit_instance(text, parameters, slot.client)
                     del text
         with _release_at_end(slot):
             jobs = [result] if isinstance(result, Job) else []
@@ -282,11 +285,13 @@ class Routes:
             )
         return body
 
-    async def _submit_instance(self, text: str, parameters: SeparateRequest) -> "Job | ApiError":
+    async def _submit_instance(
+        self, text: str, parameters: SeparateRequest, client: str
+    ) -> "Job | ApiError":
         folder, max_bytes = self._jobs.uploads, self._settings.max_bytes
         try:
             upload = await asyncio.to_thread(decode_base64, text, folder, max_bytes=max_bytes)
-            return await self._jobs.submit(upload, parameters)
+            return await self._jobs.submit(upload, parameters, client=client)
         except ApiError as error:
             if error.code in ("unknown_model", "invalid_parameters", "too_much_work"):
                 raise  # concerns the whole request and not this track
@@ -311,7 +316,7 @@ class Routes:
         with self._jobs.admission.begin_upload(get_client(request.scope).name) as place:
             upload, parameters, slot, _ = await self._read_upload(request, accept, place, "url")
         with _release_at_end(slot):
-            job = await self._jobs.submit(upload, parameters)
+            job = await self._jobs.submit(upload, parameters, client=slot.client)
             await self._wait_for(request, [job])
         if job.error:
             raise job.error
@@ -418,7 +423,12 @@ class Routes:
         with _release_on_error(slot):
             owner = get_client(request.scope).owner
             job = await self._jobs.submit(
-                upload, parameters, slot=slot, owner=owner, targets=targets
+                upload,
+                parameters,
+                client=slot.client,
+                slot=slot,
+                owner=owner,
+                targets=targets,
             )
         location = f"{request.scope.get('root_path', '')}/v1/jobs/{job.record.id}"
         return JSONResponse(self._view(job.record).model_dump(), 202, {"Location": location})
@@ -472,9 +482,24 @@ class Routes:
             if record.is_final:
                 yield f"event: end\ndata: {self._view(record).model_dump_json()}\n\n"
 
-    async def get_job_stem(self, id: str, name: str, request: Request) -> Response:
-        """Return a stem of a job, or parts of it (`Range`)."""
+    async def get_job_stem(
+        self,
+        id: str,
+        name: str,
+        request: Request,
+        live: bool = Query(
+            False, description="While the job runs: the stem as it is made, as wav of 16 bits."
+        ),
+    ) -> Response:
+        """Return a stem of a job, or parts of it (`Range`).
+
+        With `live`, the stem of a running job begins at once and grows until the job ends. It is a
+        wav file of 16 bits, whatever the format of the job, and samples above full scale are
+        limited: the gain against clipping is known at the end only.
+        """
         record = self._get_record(id, request)
+        if live and not record.is_final:
+            return await self._stream_live_stem(id, name)
         entry = await self._jobs.get_verified_stems(record)
         for stem in entry.stems:
             if name in (stem.stem, stem.path.name):
@@ -491,6 +516,24 @@ class Routes:
                     },
                 )
         raise _no_such_stem(name, [stem.stem for stem in entry.stems])
+
+    async def _stream_live_stem(self, id: str, name: str) -> Response:
+        job = self._jobs.get_job(id)
+        if job is None or job.live is None:
+            raise ApiError("not_done", "the job has not begun yet: try again")
+        if name not in job.live.stems:
+            raise _no_such_stem(name, job.live.stems)
+        try:
+            stem = LiveStem(job, job.live, name, self._decoders)
+        except FileNotFoundError as error:
+            raise ApiError("not_done", "the stem cannot be read now: try again") from error
+        try:
+            await stem.wait_for_length()
+        except BaseException:
+            stem.close()
+            raise
+        headers = {"Content-Length": str(stem.num_bytes), "Cache-Control": "no-store"}
+        return StreamedFile(stem.iter_bytes(), "audio/wav", headers=headers, after=stem.close)
 
     async def get_stem_part(
         self,

@@ -90,6 +90,9 @@ class ServerSettings:
     max_passes: float = setting(
         "maximum number of passes over a track: shifts / (1 - overlap)", 20.0
     )
+    max_tracks: int = setting(
+        "maximum number of tracks that are separated at a time on each device, in turn", 4
+    )
     job_seconds: float = setting("maximum processing time of a track", 3600.0)
     upload_seconds: float = setting("maximum duration of an upload", 600.0)
     min_upload_rate: float = setting("minimum bytes per second of an upload", 1000.0)

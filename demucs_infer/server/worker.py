@@ -1,4 +1,4 @@
-"""Separate the tracks of jobs on one thread per device, within the limits of each job."""
+"""Separate the tracks of jobs, a thread for each that runs, within the limits of each job."""
 
 import errno
 import logging
@@ -8,9 +8,11 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from demucs_infer.api import Separator
 from demucs_infer.audio.reader import probe
@@ -49,11 +51,17 @@ class WorkItem:
     model: ModelSpec
     request: Request
     weights: tuple[str, ...]
+    client: str
+    """Clients take turns; so do the tracks of each."""
+
     max_seconds: float
     """Limit of the processing time."""
 
     max_duration_seconds: float
     """Limit of the track's duration."""
+
+    duration: float | None = None
+    """Seconds of the track, if its header states them."""
 
     cancel: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -68,8 +76,13 @@ class WorkerStopped(Exception):
     """Raised when the server shuts down; the job is resumed after a restart."""
 
 
-def check_duration(source: Path, name: str, request: Request, max_duration_seconds: float) -> None:
-    """Raise `ApiError` if a file is not audio, or too long by its header; decode nothing."""
+def check_duration(
+    source: Path, name: str, request: Request, max_duration_seconds: float
+) -> float | None:
+    """Return the seconds to separate by the header of a file, or None; decode nothing.
+
+    Raises `ApiError` if the file is not audio, or too long.
+    """
     try:
         duration = probe(source).duration_seconds
     except AudioReadError as error:
@@ -78,12 +91,11 @@ def check_duration(source: Path, name: str, request: Request, max_duration_secon
             raise ApiError("failed", "internal error: see the server log") from error
         raise from_exception(error, _with_client_name(str(error), source, name)) from error
     if duration is None:
-        return
-    if (
-        min(duration - request.input.start, request.input.duration or duration)
-        > max_duration_seconds
-    ):
+        return None
+    duration = min(duration - request.input.start, request.input.duration or duration)
+    if duration > max_duration_seconds:
         raise _too_long(max_duration_seconds)
+    return duration
 
 
 def separate(
@@ -94,8 +106,15 @@ def separate(
 ) -> TrackResult:
     """Write the stems of a track; raise `ApiError`, `JobCancelled` or `WorkerStopped`."""
     deadline = time.monotonic() + item.max_seconds
-    separator = _configure(item, pool)
-    on_start(_make_preview(item, separator))
+    with ExitStack() as stack:
+        separator = _open_separator(item, pool, stack)
+        on_start(_make_preview(item, separator))
+        return _separate(item, separator, on_event, deadline)
+
+
+def _separate(
+    item: WorkItem, separator: Separator, on_event: Callable[[Event], None], deadline: float
+) -> TrackResult:
     batch = BatchRunner(
         separator,
         item.model,
@@ -119,9 +138,9 @@ def _make_preview(item: WorkItem, separator: Separator) -> LivePreview:
     return LivePreview(folder, separator.stems, separator.audio_channels, separator.samplerate)
 
 
-def _configure(item: WorkItem, pool: ModelPool) -> Separator:
+def _open_separator(item: WorkItem, pool: ModelPool, stack: ExitStack) -> Separator:
     try:
-        return pool.configure(item.model, item.request)
+        return stack.enter_context(pool.open(item.model, item.request, item.client))
     except ModelLoadingError as error:
         raise model_unavailable(item.model, error) from error
     except (ValueError, DemucsError) as error:
@@ -172,19 +191,21 @@ def _too_long(max_duration_seconds: float) -> ApiError:
 
 
 class ModelWorker:
-    """A thread with the models of one device, which runs one task after the other."""
+    """A thread that separates one track after the other, with the models of one device."""
 
     def __init__(self, pool: ModelPool, on_death: Callable[["ModelWorker"], None]) -> None:
         """Create the thread; it calls `on_death` if it ends because of a bug."""
-        self._pool = pool
+        self.pool = pool
         self._on_death = on_death
         self._is_stopping = False
+        self._has_begun = threading.Event()
         self._inbox: queue.SimpleQueue[Callable[[ModelPool], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"demucs-{pool.device}", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+        self._has_begun.wait()
 
     @property
     def is_dead(self) -> bool:
@@ -202,11 +223,13 @@ class ModelWorker:
         self._thread.join()
 
     def _run(self) -> None:
+        # A thread takes the number over when it asks first. By then, threads of other tracks might
+        # be changing it, see `limit_threads`.
+        torch.get_num_threads()
+        self._has_begun.set()
         try:
             while (work := self._inbox.get()) is not None:
-                work(self._pool)
+                work(self.pool)
         except BaseException:
-            logger.critical("the worker of %s died", self._pool.device, exc_info=True)
+            logger.critical("the worker of %s died", self.pool.device, exc_info=True)
             self._on_death(self)
-            return
-        self._pool.close()

@@ -94,12 +94,11 @@ def test_dead_worker_makes_server_unready(repo: Path, tmp_path: Path) -> None:
 
     with client(repo, tmp_path) as web:
         jobs = web.app.state.jobs  # type: ignore[attr-defined]  # our app
-        worker = jobs._workers[0]
         job = web.post("/v1/jobs", params={"model": "bag", "shifts": 9}, content=song(5.0)).json()
         live = jobs.get_job(job["id"])
         wait_until(lambda: live.live is not None)
         live.item.cancel.is_set = die
-        wait_until(lambda: worker.is_dead)
+        wait_until(lambda: jobs.dead_workers == 1)
         wait_until(lambda: web.get(f"/v1/jobs/{job['id']}").json()["status"] == "failed")
         assert "demucs_ready 0.0" in web.get("/metrics").text
         assert "demucs_workers_dead 1.0" in web.get("/metrics").text
@@ -956,7 +955,8 @@ def test_full_queue_returns_retry_after(repo: Path, tmp_path: Path) -> None:
     long = {"model": "bag", "shifts": "15"}
     keys = ("the first key", "the second key", "the third key")
     headers = {number: {"X-API-Key": key} for number, key in enumerate(keys, 1)}
-    with client(repo, tmp_path, max_queue=3, max_per_client=2, api_keys=keys) as web:
+    limits = {"max_queue": 3, "max_per_client": 2, "max_tracks": 1}
+    with client(repo, tmp_path, **limits, api_keys=keys) as web:
         jobs = [
             web.post("/v1/jobs", params=long, content=song(5.0, seed), headers=headers[key])
             for seed, key in enumerate([1, 1, 2])
