@@ -50,6 +50,8 @@ class SpoolReader:
         self._data.seek(4 * samples * start)
         piece = bytearray(self._data.read(4 * samples * (stop - start)))
         count = len(piece) // (4 * samples)
+        if not count:  # which `frombuffer` refuses
+            return torch.zeros(*self._shape, 0)
         frames = torch.frombuffer(piece, dtype=torch.float32, count=count * samples)
         return frames.view(count, *self._shape).permute(1, 2, 0)
 
