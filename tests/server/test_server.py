@@ -827,7 +827,7 @@ def test_stem_that_cannot_be_opened_is_cut_off_in_one_line(
 def test_clients_are_not_blamed_for_the_disk(fault: Fault, error: str, code: str) -> None:
     item = WorkItem(
         source=Path("x"), name="x", output=OutputPaths(folder=Path(), track="x", extension="wav"),
-        model=ModelSpec(name="x"), request=Request(), weights=(), max_seconds=1,
+        model=ModelSpec(name="x"), request=Request(), weights=(), client="", max_seconds=1,
         max_duration_seconds=1,
     )  # fmt: skip
     result = TrackResult(track="x", status="failed", model="x", fault=fault, error=error)
