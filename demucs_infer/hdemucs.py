@@ -321,9 +321,14 @@ class Hybrid(nn.Module):
         z = self.analyze(mix)
         x = self.to_planes(z).to(mix.device)
         normalizer, normalizer_time = Normalizer.measure(x), Normalizer.measure(mix)
+        # At its peak, a window should not also hold its spectrum in three forms: without a name
+        # here, the planes are freed after the first layer; `z` only tells the device, if `cac`.
+        planes = [normalizer.normalize(x)]
+        del x
+        if self.config.cac:
+            z = z.new_empty(0)
         x, xt = self.estimate(
-            normalizer.normalize(x),
-            normalizer_time.normalize(mix) if self.config.hybrid else None,
+            planes.pop(), normalizer_time.normalize(mix) if self.config.hybrid else None
         )
         if self.config.cac or self.config.wiener_iters <= 0:
             wave = self.to_wave(_select_stems(x, stems, self.config.planes), normalizer, z, length)
@@ -354,11 +359,7 @@ class Hybrid(nn.Module):
                 # The embedding tells convolutions over frequency which bin they are at.
                 x = x + (self.config.freq_emb * self.freq_emb(x.shape[2]))[..., None]
             skips.tensors.append(x)
-        return self._decode(*self.bottleneck(x, xt), skips, skips_time)
-
-    def _decode(
-        self, x: Tensor, xt: Tensor | None, skips: SkipConnections, skips_time: SkipConnections
-    ) -> tuple[Tensor, Tensor | None]:
+        x, xt = self.bottleneck(x, xt)
         first_time = len(self.decoder) - len(self.tdecoder)
         for index, decode in enumerate(self.decoder):
             x, merged = decode(x, skips.tensors.pop(), skips.lengths.pop())

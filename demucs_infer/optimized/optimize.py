@@ -33,6 +33,7 @@ from demucs_infer.optimized.unet import (
 )
 from demucs_infer.options import Precision
 from demucs_infer.spec import complex_device
+from demucs_infer.system.malloc import return_free_memory
 from demucs_infer.transformer import CrossTransformer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,6 +64,15 @@ def choose_precision(precision: Precision, device: torch.device) -> Precision:
             stacklevel=1,  # one location for all callers, so that it is shown once
         )
     return precision
+
+
+def explain_precision(precision: Precision, device: torch.device) -> str:
+    """Return the precision that `choose_precision` uses, and the reason if that is not obvious."""
+    chosen = choose_precision(precision, device)
+    if precision != "auto" or device.type != "cpu":
+        return chosen
+    reason = "has instructions for bf16" if chosen == "bf16" else "would be slower in bf16"
+    return f"{chosen} (this processor {reason})"
 
 
 def is_bf16_faster() -> bool:
@@ -145,6 +155,8 @@ def _optimize_for_cpu(
         for name, module in network.named_children():
             if _release_weights(module, fast._modules[name]):
                 setattr(network, _RELEASED, True)
+        # The originals leave holes between their norms and biases that windows do not fill.
+        return_free_memory()
     return fast.eval()
 
 

@@ -132,14 +132,13 @@ class TimeEncoder:
         x = channels_last(x).to(self._conv.dtype)
         y = self._conv(F.pad(x, (0, missing)) if missing else x, gelu=True).float()
         batch, channels, _, steps = y.shape
-        out = empty_channels_last((batch, channels, 1, steps))
         for item in range(batch):
-            sequence, result = view_as_rows(y[item])[0], view_as_rows(out[item])[0]  # (T, C)
+            sequence = view_as_rows(y[item])[0]  # (T, C)
             if self._dconv is not None:
                 self._dconv.add_to(sequence[None])
             for start, stop in tiles(steps, 8 * channels):
-                gate(*self._rewrite(sequence[start:stop]), result[start:stop])
-        return out[:, :, 0]
+                gate(*self._rewrite(sequence[start:stop]), sequence[start:stop])
+        return y[:, :, 0]
 
 
 class FrequencyDecoder:
@@ -230,17 +229,16 @@ class TimeDecoder:
 
         A separate function, so that its wide tensors are freed before the convolution.
         """
-        gate_halves = self._rewrite(channels_last(x))
-        batch, channels, _, steps = gate_halves[0].shape
-        out = empty_channels_last((batch, channels, 1, steps))
+        values, gates = self._rewrite(channels_last(x))
+        y = values.float()
+        batch, channels, _, steps = y.shape
         for item in range(batch):
-            values, gates = (view_as_rows(half[item])[0] for half in gate_halves)  # (T, C)
-            sequence = view_as_rows(out[item])[0]
+            sequence, item_gates = (view_as_rows(half[item])[0] for half in (y, gates))  # (T, C)
             for start, stop in tiles(steps, 8 * channels):
-                gate(values[start:stop], gates[start:stop], sequence[start:stop])
+                gate(sequence[start:stop], item_gates[start:stop], sequence[start:stop])
             if self._dconv is not None:
                 self._dconv.add_to(sequence[None])
-        return out
+        return y
 
 
 class TransposedConv:

@@ -56,6 +56,13 @@ def use_single_arena() -> None:
     _mallopt({_M_ARENA_MAX: 1})
 
 
+def return_free_memory() -> None:
+    """Return all free pages of the heap to the system, also those between allocations."""
+    libc = _libc()
+    if libc is not None and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 @contextmanager
 def exempt_imports_from_gc() -> Iterator[None]:
     """Exempt all objects that are created in the context from garbage collection.
@@ -142,7 +149,7 @@ def _release() -> None:
         _users -= 1
         if _users == 0 and _USER_SETTINGS.isdisjoint(os.environ):
             _mallopt(_DEFAULTS)
-            _trim()
+            return_free_memory()
 
 
 def _mallopt(options: dict[int, int]) -> None:
@@ -150,12 +157,6 @@ def _mallopt(options: dict[int, int]) -> None:
     if libc is not None and hasattr(libc, "mallopt"):
         for option, value in options.items():
             libc.mallopt(option, value)
-
-
-def _trim() -> None:
-    libc = _libc()
-    if libc is not None and hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 @lru_cache(maxsize=1)
