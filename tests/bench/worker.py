@@ -8,10 +8,11 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 TRACK = ExitStack()
@@ -72,24 +73,41 @@ def engine(side: str, order: dict[str, Any]) -> Callable[[], Any]:
 
 
 class NetworkClock:
-    """The time that our networks take, without what the engine does around them."""
+    """The time in which at least one network of ours runs; the engine alone takes the rest."""
 
     seconds = 0.0
+    _num_running = 0
+    _started = 0.0
+    _lock = Lock()
 
     @classmethod
     def watch(cls) -> None:
-        """Add up the time of every forward pass from now on."""
+        """Add up the time of the forward passes from now on, once where they run side by side."""
         from demucs_infer.engine.runner import Runner
 
         forward = Runner._forward
 
         def run_timed(*args: Any) -> Any:
-            started = time.perf_counter()
-            answer = forward(*args)
-            cls.seconds += time.perf_counter() - started
-            return answer
+            with cls.running():
+                return forward(*args)
 
         Runner._forward = run_timed  # type: ignore[method-assign]  # every pass goes through it
+
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator[None]:
+        """Count a forward pass, in any thread."""
+        with cls._lock:
+            if not cls._num_running:
+                cls._started = time.perf_counter()
+            cls._num_running += 1
+        try:
+            yield
+        finally:
+            with cls._lock:
+                cls._num_running -= 1
+                if not cls._num_running:
+                    cls.seconds += time.perf_counter() - cls._started
 
 
 def peak() -> float:
