@@ -81,6 +81,24 @@ def _list_devices() -> dict[str, Any]:
         "gpus": gpus,
         "mps": torch.backends.mps.is_available(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        **_describe_processor(),
+    }
+
+
+def _describe_processor() -> dict[str, Any]:
+    """Return which of the ways to compute on a CPU are taken on this processor."""
+    import torch
+
+    from demucs_infer.optimized import kernels
+    from demucs_infer.optimized.optimize import explain_precision
+
+    packed = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    return {
+        "packed_kernels": [
+            name for name, dtype in packed.items() if kernels.has_packed_kernels(dtype)
+        ],
+        "attention_fp32": "in rows" if kernels.attends_in_rows(torch.float32) else "by PyTorch",
+        "precision_auto": explain_precision("auto", torch.device("cpu")),
     }
 
 

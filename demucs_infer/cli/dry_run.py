@@ -44,7 +44,7 @@ def print_dry_run(
 
         separator = open_separator(model, request)
         report["stems"] = list(separator.stems)
-        report["parallelism"] = _describe_parallelism(separator, request)
+        report |= _describe_processing(separator, request)
         report |= _estimate_cost(separator, request, durations)
     report["disk_free_bytes"] = free_disk_bytes(args.out)
     text = json.dumps(report, indent=2) if args.json else _format_report(report)
@@ -124,14 +124,20 @@ def _estimate_disk_bytes(
     return int(decoded + len(separator.stems) * (bits / 8 * ratio * sum(durations) + spool))
 
 
-def _describe_parallelism(separator: "Separator", request: Request) -> str:
-    """Return how many windows run at a time, and why."""
+def _describe_processing(separator: "Separator", request: Request) -> dict[str, Any]:
+    """Return the precision and how many windows run at a time, each with the reason."""
     from demucs_infer.engine.network import Ensemble
-    from demucs_infer.engine.parallel import choose_parallelism
+    from demucs_infer.engine.parallel import choose_parallelism, estimate_window_bytes
+    from demucs_infer.optimized.optimize import explain_precision
 
     members = Ensemble.from_model(separator.model).members
-    devices = separator.devices
-    return str(choose_parallelism(members, request.separation, devices[0], len(devices)))
+    options, devices = request.separation, separator.devices
+    is_cpu = devices[0].type == "cpu"
+    return {
+        "precision": explain_precision(options.precision, devices[0]),
+        "parallelism": str(choose_parallelism(members, options, devices[0], len(devices))),
+        "window_bytes": estimate_window_bytes(members, options.segment, is_cpu=is_cpu),
+    }
 
 
 def _format_report(report: dict[str, Any]) -> str:
@@ -145,10 +151,14 @@ def _format_report(report: dict[str, Any]) -> str:
     lines.append(f"{report['audio_seconds']:.0f} s of audio to separate")
     if "run_seconds" in report:
         lines.append(f"stems: {', '.join(report['stems'])}")
+        lines.append(f"precision: {report['precision']}")
         lines.append(f"runs: {report['parallelism']}")
         lines.append(f"time: about {report['run_seconds']:.0f} s, estimated from a few windows")
         if report["memory_bytes"]:
-            lines.append(f"memory: about {report['memory_bytes'] / 1e9:.1f} GB")
+            lines.append(
+                f"memory: about {report['memory_bytes'] / 1e9:.1f} GB; each window that runs at a "
+                f"time takes about {report['window_bytes'] / 1e9:.2f} GB of it"
+            )
         lines.append(f"disk: up to {report['disk_bytes'] / 1e6:.0f} MB")
     lines.append(f"disk free: {report['disk_free_bytes'] / 1e9:.1f} GB")
     return "\n".join(lines)

@@ -191,6 +191,11 @@ def is_halved(cpuinfo: str) -> bool:
     return "AuthenticAMD" in cpuinfo and family is not None and int(family[1]) >= 26
 
 
+def attends_in_rows(dtype: torch.dtype) -> bool:
+    """Tell whether `attend` computes in rows with packed kernels, or with PyTorch's attention."""
+    return has_packed_kernels(dtype) and (dtype != torch.float32 or uses_half_width_vectors())
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Compute softmax(q kᵀ) v: (B, N, heads, C), (B, M, heads, C) -> (B, N, heads, C).
 
@@ -198,7 +203,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
     float32, so it is not used in reduced precision, or where `uses_half_width_vectors` is true.
     """
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    if has_packed_kernels(dtype) and (dtype != torch.float32 or uses_half_width_vectors()):
+    if attends_in_rows(dtype):
         return torch.stack([_attend_in_rows(*item) for item in zip(q, k, v, strict=True)])
     queries, keys, values = (each.transpose(1, 2) for each in (q, k, v))
     y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)

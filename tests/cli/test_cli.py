@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -691,9 +692,14 @@ def test_dry_run_estimates_without_writing(run: Command, work_folder: Path) -> N
     # Four 16-bit stereo files, and their samples and those of the track as floats.
     assert report["disk_bytes"] == 3 * RATE * 2 * (4 * (2 + 4) + 4)
     assert report["run_seconds"] >= 0 and report["memory_bytes"] > 1 << 20
+    assert report["precision"] == "fp32" and report["window_bytes"] > 0
     assert not (work_folder / "separated").exists()
     run("song.wav --dry-run", model="bag")
     assert "song.wav: 3 s, to do" in run.out
+    assert re.search(r"each window that runs at a time takes about \d+\.\d\d GB of it", run.out)
+    run("song.wav --dry-run --precision auto", model="bag")
+    auto = r"precision: (bf16 .*has instructions for bf16|fp32 .*would be slower in bf16)"
+    assert re.search(auto, run.out)
     assert main(["song.wav", "--dry-run", "--json", "--cache-dir", str(work_folder / "none")]) == 0
     report = json.loads(run._capsys.readouterr().out)
     assert report["to_download"][0]["file"].startswith("955717e8")

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from demucs_infer.cli.main import main
+from demucs_infer.optimized import kernels, optimize
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import make_repo, save, write_song
 
@@ -63,6 +65,21 @@ def test_doctor_reports_versions_and_codecs(capsys: pytest.CaptureFixture[str]) 
     assert {"python", "torch", "cuda", "ffmpeg", "cache_dir"} <= set(result)
     assert result["missing_encoders"] == []
     assert result["torch"] in run_command(capsys, "doctor")
+
+
+@pytest.mark.parametrize("is_faster", [True, False], ids=["bf16", "no bf16"])
+def test_doctor_reports_how_this_processor_computes(
+    is_faster: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimize, "is_bf16_faster", lambda: is_faster)
+    monkeypatch.setattr(kernels, "has_packed_kernels", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(kernels, "uses_half_width_vectors", lambda: is_faster)
+    result = json.loads(run_command(capsys, "doctor", "--json"))
+    assert result["packed_kernels"] == ["fp32"]
+    assert result["attention_fp32"] == ("in rows" if is_faster else "by PyTorch")
+    reason = "has instructions for bf16" if is_faster else "would be slower in bf16"
+    expected = f"{'bf16' if is_faster else 'fp32'} (this processor {reason})"
+    assert result["precision_auto"] == expected
 
 
 def test_eval_scores_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
