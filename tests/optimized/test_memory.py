@@ -16,7 +16,8 @@ FULL_WIDTH = {"sources": list("abcd"), "bottom_channels": 512, "dconv_mode": 3}
 
 def measure_live_bytes(network: torch.nn.Module, mix: torch.Tensor, trace: Path) -> int:
     """Return the peak of the tensors that are alive while `network` runs."""
-    with torch.inference_mode(), profile([ProfilerActivity.CPU], profile_memory=True) as recorder:
+    activities = [ProfilerActivity.CPU]
+    with torch.inference_mode(), profile(activities=activities, profile_memory=True) as recorder:
         network(mix)
     recorder.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text())["traceEvents"]
