@@ -47,7 +47,7 @@ from demucs_infer.events import (
     TrackFinished,
 )
 from demucs_infer.options import SeparationOptions
-from demucs_infer.system.malloc import keep_large_allocations
+from demucs_infer.system.malloc import keep_large_allocations, return_free_memory
 from demucs_infer.system.threads import limit_threads
 
 
@@ -111,6 +111,10 @@ TrackEvent: TypeAlias = Event | Block | TrackFailed | TrackFinished
 
 
 _DEFAULT = SeparationOptions()
+
+_BATCHES_PER_TRIM = 4
+"""Batches that run side by side before free memory is returned to the system: their allocations
+interleave, and leave more holes with every batch. More often would clear too many pages anew."""
 
 
 def separate(
@@ -186,7 +190,8 @@ def separate_many(
             run_on = stack.enter_context(_open_pool(config))
         members = [ensemble.members[index] for index in config.members]
         stack.enter_context(runner.lease(members))
-        if runner.should_keep_allocations(members, options):
+        keeps_allocations = runner.should_keep_allocations(members, options)
+        if keeps_allocations:
             stack.enter_context(keep_large_allocations())
         requests = stack.enter_context(closing(_requests(tracks, config)))
         groups = stack.enter_context(closing(_batch_across_tracks(requests, max_tracks_per_batch)))
@@ -196,7 +201,9 @@ def separate_many(
         if runner.num_devices > 1:
             background = max(background, runner.num_devices)
         max_tracks = max_tracks_per_batch + background
-        for item in stack.enter_context(closing(_run_groups(groups, config, run_on, max_tracks))):
+        items = stack.enter_context(closing(_run_groups(groups, config, run_on, max_tracks)))
+        leaves_holes = keeps_allocations and config.parallelism.windows > 1
+        for item in _return_holes(items) if leaves_holes else items:
             if isinstance(item, tuple):
                 yield item
                 continue
@@ -426,6 +433,18 @@ def _make_task(
         threads=all_threads or parallelism.threads,
         at_a_time=1 if all_threads else parallelism.windows,
     )
+
+
+def _return_holes(
+    items: Iterable[_Indexed | list[_WindowResponse]],
+) -> Iterator[_Indexed | list[_WindowResponse]]:
+    """Pass `items` on, and return free memory to the system after some of the batches."""
+    num_batches = 0
+    for item in items:
+        yield item
+        num_batches += isinstance(item, list)
+        if isinstance(item, list) and num_batches % _BATCHES_PER_TRIM == 0:
+            return_free_memory()
 
 
 def _run_batch(group: list[_WindowRequest], config: RunConfig) -> list[_WindowResponse]:

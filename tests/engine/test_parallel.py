@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from demucs_infer.demucs import Demucs
-from demucs_infer.engine import parallel
+from demucs_infer.engine import parallel, pipeline
 from demucs_infer.engine.parallel import Parallelism, choose_parallelism, decide_parallelism
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate, separate_many
 from demucs_infer.engine.runner import Runner
@@ -180,6 +180,18 @@ def test_a_network_runs_as_many_windows_as_cores(machine: None) -> None:
     torch.set_num_threads(4)
     barrier = threading.Barrier(4)
     digest(TensorTrack(make_noise(2, 8 * 6000)), MeetingModel(), shifts=0)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "times"), [(2, 2), (1, 0)], ids=["side by side", "one after another"]
+)
+def test_free_memory_is_returned_while_windows_run_side_by_side(
+    jobs: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trims: list[None] = []
+    monkeypatch.setattr(pipeline, "return_free_memory", lambda: trims.append(None))
+    digest(TensorTrack(make_noise(2, 10 * 8000)), ScaleModel(), shifts=0, overlap=0, jobs=jobs)
+    assert len(trims) == times
 
 
 def test_no_thread_is_left_after_the_stream(machine: None) -> None:
