@@ -51,7 +51,7 @@ class BagOfModels(nn.Module):
 
     `stems` are the stems of the bag, if its networks have different ones. Each network must then
     have the weight 0 for the stems that it lacks, and runs with its own settings. `combine` is
-    "mean", "median", or "min" or "max" for the sample with the smallest or largest magnitude.
+    "mean" or "median" of samples, or "min" or "max" of the magnitudes of their spectra.
     """
 
     def __init__(

@@ -38,6 +38,7 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
         return args
     if args.checkpoint is None or args.repo is not None:
         parser.error("--config needs --checkpoint, and no --repo")
+    from demucs_infer.custom.community import PREFIX, choose_rules
     from demucs_infer.custom.config import Config
 
     overrides = [f"model_type={args.model_type}"] if args.model_type else []
@@ -54,6 +55,8 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
     args.custom_config, args.config_settings = config, settings
     if pair is not None:
         args.repo = None
+    if config.model_type.startswith(PREFIX) and tuple(args.derive) == config.rules:
+        args.derive = choose_rules(args.derive, args.stems)
     if args.two_stems is not None:  # it excludes --stems, which the file may choose
         args.stems = None
     return args

@@ -104,9 +104,20 @@ def load_network(
         # Each weight takes at least one byte of the file.
         with AllocationLimit(package.size + _MAX_TABLES):
             network = build_network(config)
+        _release_initial_weights(network.model)
     else:
         network = build_network(config, metadata)
     load_weights(network.model, checkpoint)
     if config.inference.weights_dtype is not None:
         network.model.to(str_to_torch_dtype(config.inference.weights_dtype))
     return network
+
+
+def _release_initial_weights(model: nn.Module) -> None:
+    """Release the weights of a new network, so that it adopts those of a file without a copy."""
+    released: dict[nn.Parameter, nn.Parameter] = {}  # a parameter may occur twice
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                empty = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
+                module._parameters[name] = released.setdefault(weight, empty)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,8 +40,19 @@ TYPES = {
 }
 """Display names of the supported types."""
 
-_PACKABLE = ("layers", "separation_net", "encoder_blocks", "bottleneck_block", "decoder_blocks")
+_PACKABLE = (
+    "layers",
+    "mask_estimators",
+    "separation_net",
+    "encoder",
+    "encoder_blocks",
+    "bottleneck_block",
+    "decoder_blocks",
+)
 """Children whose linear layers are only called; the band splits of RoFormers read their weights."""
+
+_ITEMWISE = ("Transformer", "Conformer", "ConvolutionModule")
+"""Classes of modules whose items do not depend on each other: bands, or frames."""
 
 _HIDDEN_LAYER = re.compile(r"(?:^|\.)mask_estimators\.0\.to_freqs\.0\.0\.\d+\.weight$")
 
@@ -54,6 +65,15 @@ class CommunityParams:
     output_stem_names: tuple[str, ...]
     input_channels: int
     sections: Mapping[str, Any]
+
+
+def choose_rules(rules: Iterable[str], stems: Collection[str] | None) -> tuple[str, ...]:
+    """Return the rules to derive stems by, for the requested `stems` (None: all).
+
+    The rest of the track is only derived if it is asked for, or nothing else is.
+    """
+    names = {rule.partition("=")[0] for rule in rules}
+    return tuple(rules) if stems is None or names & set(stems) else ()
 
 
 def import_library() -> Any:
@@ -103,6 +123,8 @@ def find_community_metadata(model_type: str) -> ModelMetadata[CommunityParams] |
 
 def _build(model_type: str, params: CommunityParams) -> nn.Module:
     """Build a network with its initial weights."""
+    from torch import nn
+
     library = import_library()
     sections = dict(params.sections)
     if model_type.startswith("mel_band") and isinstance(sections.get("model"), Mapping):
@@ -127,7 +149,18 @@ def _build(model_type: str, params: CommunityParams) -> nn.Module:
     if "window" not in getattr(network, "stft_config", {"window": None}):
         network.register_forward_pre_hook(_set_stft_window)
     network.register_forward_hook(_fit_output)
-    network.packable_children = _PACKABLE
+    for estimator in getattr(network, "mask_estimators", ()):
+        # Grouped, its weights would be in memory twice.
+        estimator.use_grouped_forward = False
+    classes = {type(module) for module in network.modules()}
+    itemwise = tuple(cls for cls in classes if cls.__name__ in _ITEMWISE)
+    network.itemwise_classes = itemwise
+    network.packable_children = tuple(
+        name
+        for name, child in network.named_children()
+        if name in _PACKABLE
+        and any(type(module) in (nn.Linear, *itemwise) for module in child.modules())
+    )
     built: nn.Module = network
     return built
 

@@ -1,16 +1,15 @@
-"""Average the passes over a track: the time shifts of each network, and the networks of a bag.
+"""Combine the passes over a track: the time shifts of each network, and the networks of a bag.
 
 Shapes: S stems, C channels, t samples of a block, W samples of a window; `...` any leading axes,
 for recordings that are separated together.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from demucs_infer.engine.plan import Chunk, Plan
 from demucs_infer.engine.run_config import RunConfig
+from demucs_infer.engine.spectral import SpectralChoice, find_first
 from demucs_infer.engine.stitch import OverlapAdd, make_window, remove_fades, usable_weights
 
 # Smallest weight per window shape. A triangle is never 0, but a high power of it can underflow.
@@ -19,14 +18,23 @@ _FLOOR = {"triangle": 1e-30}
 
 
 class Blend:
-    """Weighted mean of all passes, available up to the sample that every pass has completed."""
+    """All passes as one, available up to the sample that every pass has completed."""
 
     def __init__(self, plan: Plan, config: RunConfig, start: int = 0) -> None:
         self.start = start
         """First sample that `take` has not returned yet."""
+        ensemble = config.ensemble
+        self.first = find_first(start) if ensemble.is_spectral else start
+        """First sample that what `take` returns depends on."""
+        self._joined = self.first
+        """First sample that has not been taken from the passes."""
         self._plan = plan
         self._config = config
-        self._left = plan.num_left(start)
+        self._choices = [
+            SpectralChoice(smallest=ensemble.combine == "min", start=self.first, length=plan.length)
+            for _ in (config.stems.computed if ensemble.is_spectral else ())
+        ]
+        self._left = plan.num_left(self.first)
         self._passes = [
             OverlapAdd(pass_.chunks[-left].start if left else plan.length)
             for pass_, left in zip(plan.passes, self._left)
@@ -48,20 +56,25 @@ class Blend:
         self._left[index] -= 1
 
     def take(self) -> Tensor | None:
-        """Return the samples that every pass has completed, (..., S, C, t), or None."""
+        """Return the next samples that are final, (..., S, C, t), or None."""
         stop = min(self._first_pending(index) for index in range(len(self._passes)))
-        if stop <= self.start:
+        if stop <= self._joined:
             return None
+        if self._config.ensemble.combine != "mean":
+            result = self._combine(stop)
+        else:
+            result = self._mean(stop)
+        self._joined = stop
+        self.start += result.shape[-1]
+        return result if result.shape[-1] else None
+
+    def _mean(self, stop: int) -> Tensor:
+        """Return the weighted mean of the networks up to sample `stop`."""
         config = self._config
-        if config.ensemble.combine != "mean":
-            combined = self._combine(stop)
-            self.start = stop
-            return combined
         result: Tensor | None = None
         for member in config.members:
             mean = self._member_mean(member, stop)
             if config.ensemble.weights is None:
-                self.start = stop
                 return mean
             result = self._add_weighted(result, member, mean)
         assert result is not None
@@ -71,7 +84,6 @@ class Blend:
             for row in weights:  # in this order, and in float64, as upstream adds them
                 total += row[stem]
             result[..., at, :, :] /= total
-        self.start = stop
         return result
 
     def _first_pending(self, index: int) -> int:
@@ -90,24 +102,32 @@ class Blend:
                 continue
             # A shifted grid of chunks begins before the track: drop the samples outside.
             samples = stitched.take(stop)
-            samples = samples[..., samples.shape[-1] - (stop - self.start) :]
+            samples = samples[..., samples.shape[-1] - (stop - self._joined) :]
             total = samples if total is None else total.add_(samples)
         assert total is not None
         return total.div_(max(1, self._config.options.shifts))
 
     def _combine(self, stop: int) -> Tensor:
-        """Return the stems up to sample `stop`, each from the networks with a weight in it."""
+        """Return the stems up to sample `stop`, each from the networks with a weight in it.
+
+        A choice between spectra ends earlier, as it needs the frames around a sample.
+        """
         config = self._config
         means = {member: self._member_mean(member, stop) for member in config.members}
         stems = []
-        for stem in config.stems.computed:
+        for at, stem in enumerate(config.stems.computed):
             values = [
                 mean[..., config.member_stems[member].index(stem), :, :]
                 for member, mean in means.items()
                 if stem in config.member_stems[member]
             ]
             device = values[0].device  # one of them differs if a network fell back to the CPU
-            stems.append(combine([value.to(device) for value in values], config.ensemble.combine))
+            stacked = torch.stack([value.to(device) for value in values])
+            if self._choices:
+                skip = max(0, self.start - self._choices[at].start)
+                stems.append(self._choices[at].push(stacked)[..., skip:])
+            else:
+                stems.append(median(stacked))
         return torch.stack(stems, dim=-3)
 
     def _add_weighted(self, result: Tensor | None, member: int, mean: Tensor) -> Tensor:
@@ -141,12 +161,7 @@ class Blend:
         return weights[:length]
 
 
-def combine(values: Sequence[Tensor], how: str) -> Tensor:
-    """Return the median of tensors, or their sample of the smallest or largest magnitude."""
-    stacked = torch.stack(list(values))
-    if how == "median":
-        middle = stacked.sort(dim=0).values[(len(values) - 1) // 2 : len(values) // 2 + 1]
-        return middle.mean(dim=0)
-    magnitude = stacked.abs()
-    index = magnitude.argmin(dim=0) if how == "min" else magnitude.argmax(dim=0)
-    return stacked.gather(0, index[None])[0]
+def median(values: Tensor) -> Tensor:
+    """Return the median over the first axis; of an even number, the mean of the middle two."""
+    middle = values.sort(dim=0).values[(len(values) - 1) // 2 : len(values) // 2 + 1]
+    return middle.mean(dim=0)

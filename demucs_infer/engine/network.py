@@ -57,8 +57,9 @@ class SupportsStemSelection(Protocol):
 
 
 COMBINATIONS = ("mean", "median", "min", "max")
-"""How a bag combines its networks: the weighted mean, the median, or the sample that is the
-smallest or largest in magnitude. All but the mean treat networks with a weight alike."""
+"""How a bag combines its networks: the weighted mean or the median of samples, or for each bin of
+their spectra the value of smallest or largest magnitude. All but the mean treat networks with a
+weight alike."""
 
 ATTRIBUTES = ("sources", "samplerate", "audio_channels", "segment")
 
@@ -75,7 +76,7 @@ class Ensemble:
 
     Each of these networks runs with the settings of its own, `own_settings`."""
     combine: str = "mean"
-    """How the networks become one, sample by sample: one of `COMBINATIONS`."""
+    """How the networks become one: one of `COMBINATIONS`."""
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -124,6 +125,11 @@ class Ensemble:
     def sources(self) -> tuple[str, ...]:
         """Names of the stems, in order."""
         return tuple(self.members[0].sources) if self.stems is None else self.stems
+
+    @property
+    def is_spectral(self) -> bool:
+        """Whether the networks are combined bin by bin of their spectra."""
+        return self.combine in ("min", "max")
 
     def own_index(self, member: int, stem: int) -> int:
         """Return the index of a stem of the bag in the output of one of its networks."""

@@ -516,6 +516,8 @@ class _TrackState:
             self._emitted = first
             num_stems = len(config.stems.outputs)
             self._gate = Gate(config.ensemble.samplerate, num_stems, first)
+        self._blend = Blend(self._plan, config, first)
+        first = self._blend.first
         # Batches before `first` count as done, so that progress is that of the whole track.
         self._num_done = self._plan.num_before(first)
         done = self._plan.batches[: self._num_done]
@@ -527,7 +529,6 @@ class _TrackState:
             start=self._plan.reads_from(first),
             around=getattr(track, "around", None),
         )
-        self._blend = Blend(self._plan, config, first)
         yield from config.runner.announce_device()
 
     def _choose_levels(self, level: Level) -> None:
@@ -540,7 +541,8 @@ class _TrackState:
             else level
             for options in self._config.member_options
         ]
-        if self._config.ensemble.stems is None:
+        ensemble = self._config.ensemble
+        if ensemble.stems is None and not ensemble.is_spectral:
             self._level = levels[0]
         else:
             self._level, self._levels = None, levels

@@ -116,19 +116,22 @@ def optimize(
             has_tf32 = torch.cuda.get_device_capability(device) >= (8, 0)
             arithmetic = choose_arithmetic(precision, has_tf32=has_tf32)
             return optimize_for_gpu(network, arithmetic, device, graphs=CudaGraphs(device))
-    if device.type == "cpu" and precision == "fp32" and find_packable_children(network):
-        return _pack_linear_layers(network, consume_weights=consume_weights)
+    if device.type == "cpu" and find_packable_children(network):
+        consume_weights = consume_weights and precision == "fp32"
+        return _pack_linear_layers(network, DTYPES[precision], consume_weights=consume_weights)
     if isinstance(network, Hybrid) and complex_device(device) != device:
         network = spectra.compute_without_complex(network, device)
     return network if precision == "fp32" else AutocastNetwork(network, DTYPES[precision])
 
 
-def _pack_linear_layers(network: nn.Module, *, consume_weights: bool) -> nn.Module:
+def _pack_linear_layers(
+    network: nn.Module, dtype: torch.dtype, *, consume_weights: bool
+) -> nn.Module:
     """Return a copy of a custom network whose inner network has packed linear layers."""
     fast = copy.copy(network)
     fast._modules = dict(network._modules)
     inner = cast(nn.Module, network.model)
-    fast.model = pack_linear_layers(inner, find_packable_children(network), torch.float32)
+    fast.model = pack_linear_layers(inner, find_packable_children(network), dtype)
     if consume_weights and release_originals(fast.model):
         setattr(network, _RELEASED, True)
     return fast

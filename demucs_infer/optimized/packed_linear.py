@@ -1,4 +1,7 @@
-"""Replace the linear layers of any network by ones with packed weights, for a CPU."""
+"""Make a copy of any network that is faster on a CPU and takes less memory there.
+
+Its linear layers have packed weights, and modules that treat items one by one run in pieces.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer.optimized import kernels
+from demucs_infer.optimized.pieces import run_in_pieces
 
 MIN_FEATURES = 16
 """Below, a packed product is not faster."""
@@ -37,13 +41,15 @@ def find_packable_children(network: object) -> tuple[str, ...]:
 def pack_linear_layers(network: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> nn.Module:
     """Return a copy of `network` whose linear layers under the children `names` are packed.
 
-    All other modules and all weights are shared.
+    Modules there that are in the network's `itemwise_classes` run in pieces. All other modules and
+    all weights are shared.
     """
+    itemwise: tuple[type[nn.Module], ...] = getattr(network, "itemwise_classes", ())
     fast = _copy_module(network)
     for name in names:
         child = network._modules.get(name)
         if child is not None:
-            fast._modules[name] = _pack(child, dtype, {})
+            fast._modules[name] = _optimize(child, dtype, itemwise, {})
     return fast
 
 
@@ -58,19 +64,26 @@ def release_originals(fast: nn.Module) -> bool:
     return bool(layers)
 
 
-def _pack(module: nn.Module, dtype: torch.dtype, packed: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return the packed copy of a module; one that occurs twice is copied once."""
-    if module in packed:
-        return packed[module]
+def _optimize(
+    module: nn.Module,
+    dtype: torch.dtype,
+    itemwise: tuple[type[nn.Module], ...],
+    copies: dict[nn.Module, nn.Module],
+) -> nn.Module:
+    """Return the optimized copy of a module; one that occurs twice is copied once."""
+    if module in copies:
+        return copies[module]
     result = module
     if type(module) is nn.Linear:
         if min(module.in_features, module.out_features) >= MIN_FEATURES:
             result = PackedLinear(module, dtype)
-    elif any(type(part) is nn.Linear for part in module.modules()):
+    elif any(type(part) in (nn.Linear, *itemwise) for part in module.modules()):
         result = _copy_module(module)
         for name, child in module.named_children():
-            result._modules[name] = _pack(child, dtype, packed)
-    packed[module] = result
+            result._modules[name] = _optimize(child, dtype, itemwise, copies)
+        if type(module) in itemwise:
+            run_in_pieces(result)
+    copies[module] = result
     return result
 
 

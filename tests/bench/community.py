@@ -1,10 +1,11 @@
 """Compare networks of the community here and in pymss: time and peak memory of one long track.
 
-    python -m tests.bench.community --kind bs_roformer --minutes 10 --threads 2
+    python -m tests.bench.community --kind bs_roformer --minutes 10 --busy 0,1
 
 Both read the same configuration and the same random weights, one after the other, each in a process
-of its own that separates a WAV file into WAV files. Prints one JSON object per program, then the
-ratios. pymss must be importable (`DEMUCS_INFER_ORACLES`).
+of its own that separates a WAV file into WAV files: ours is the command, theirs is what their
+command calls. Prints one JSON object per run, then a table. pymss must be importable
+(`DEMUCS_INFER_ORACLES`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,9 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.bench.neighbors import busy_processes
+
 ROFORMER: dict[str, Any] = {
     "dim": 256,
-    "depth": 4,
+    "depth": 1,
     "heads": 8,
     "dim_head": 64,
     "stft_n_fft": 2048,
@@ -55,7 +59,11 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Networks of about a fifth of the work of published ones, by type."""
+"""Networks of the usual width and windows, by type.
+
+Those of RoFormers have one layer instead of six or twelve, which take as much memory one after the
+other.
+"""
 
 
 def write_inputs(kind: str, minutes: float, folder: Path) -> None:
@@ -74,12 +82,10 @@ def write_inputs(kind: str, minutes: float, folder: Path) -> None:
 
 def separate_here(folder: Path) -> None:
     """Separate the track with this package."""
-    from demucs_infer import Separator
+    from demucs_infer.cli.main import main as run_command
 
-    separator = Separator.from_pretrained(
-        config=folder / "model.yaml", checkpoint=folder / "model.ckpt"
-    )
-    separator.separate_to(folder / "song.wav", folder / "here")
+    files = ["--config", str(folder / "model.yaml"), "--checkpoint", str(folder / "model.ckpt")]
+    run_command([str(folder / "song.wav"), *files, "-q", "-o", str(folder / "here")])
 
 
 def separate_there(folder: Path) -> None:
@@ -96,11 +102,18 @@ def separate_there(folder: Path) -> None:
         inference_params={"batch_size": 1},
     )
     (folder / "input").mkdir(exist_ok=True)
-    (folder / "input/song.wav").symlink_to(folder / "song.wav")
+    if not (folder / "input/song.wav").exists():
+        (folder / "input/song.wav").symlink_to(folder / "song.wav")
     separator.process_folder(str(folder / "input"))
 
 
-PROGRAMS = {"here": separate_here, "pymss": separate_there}
+def write_track(folder: Path) -> None:
+    """Write the inputs, in a process of its own: a child's peak would begin at its parent's."""
+    kind, minutes = (folder / "kind").read_text().split()
+    write_inputs(kind, float(minutes), folder)
+
+
+PROGRAMS = {"here": separate_here, "pymss": separate_there, "inputs": write_track}
 
 
 def measure(program: str, folder: Path) -> None:
@@ -117,33 +130,58 @@ def measure(program: str, folder: Path) -> None:
     print(json.dumps(result))
 
 
+def run(program: str, folder: Path, threads: int) -> dict[str, Any]:
+    """Run a program in a process of its own, and return what it took."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.bench.community"]
+    command += ["--run", program, "--folder", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{program} failed:\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
 def main() -> None:
-    """Run both programs in turn."""
+    """Run both programs in turn, beside each number of busy processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kind", choices=SIZES, default="bs_roformer")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--busy", default="0", help="busy processes beside them: 0,1")
+    parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--run", choices=PROGRAMS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
         measure(args.run, args.folder)
         return
+    rows = []
     with tempfile.TemporaryDirectory() as name:
-        write_inputs(args.kind, args.minutes, Path(name))
-        results = []
-        for program in PROGRAMS:
-            command = [sys.executable, "-W", "ignore", "-m", "tests.bench.community"]
-            command += ["--run", program, "--folder", name]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
-            print(json.dumps(results[-1]))
-        here, there = results
-        ratios = {
-            key: round(there[key] / here[key], 2) for key in ("seconds", "cpu_seconds", "peak_mb")
-        }
-        print(json.dumps({"kind": args.kind, "minutes": args.minutes, "pymss / here": ratios}))
+        folder = Path(name)
+        (folder / "kind").write_text(f"{args.kind} {args.minutes}")
+        run("inputs", folder, args.threads)
+        for busy in map(int, args.busy.split(",")):
+            with busy_processes(busy):
+                for _ in range(args.pairs):
+                    pair = [run(program, folder, args.threads) for program in ("here", "pymss")]
+                    for result in pair:
+                        print(json.dumps({"busy": busy, **result}), flush=True)
+                    rows.append(format_row(f"{args.kind}, {busy} busy", *pair))
+                    for output in ("here", "there"):
+                        shutil.rmtree(folder / output)
+    print(f"\n| {args.minutes:g} minutes | ours, s | pymss, s | ratio | CPU s | peak MB | ratio |")
+    print("|---" * 7 + "|")
+    print("\n".join(rows))
+
+
+def format_row(name: str, here: dict[str, Any], there: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    ratios = {key: f"{there[key] / here[key]:.2f}" for key in ("seconds", "peak_mb")}
+    pairs = {key: f"{here[key]:.0f} / {there[key]:.0f}" for key in ("cpu_seconds", "peak_mb")}
+    cells = [name, f"{here['seconds']:.0f}", f"{there['seconds']:.0f}", ratios["seconds"]]
+    cells += [pairs["cpu_seconds"], pairs["peak_mb"], ratios["peak_mb"]]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

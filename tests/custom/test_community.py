@@ -143,6 +143,35 @@ def test_memory_does_not_grow_with_the_track(files: tuple[Path, Path]) -> None:
     assert max(held) <= 8820 and sum(held) == 30 * 8820
 
 
+def test_bytes_do_not_depend_on_jobs(files: tuple[Path, Path]) -> None:
+    config, checkpoint = files
+    track = make_noise(2, 44100)
+    first, second = (
+        Separator.from_pretrained(config=config, checkpoint=checkpoint, jobs=jobs)
+        .run(track, sample_rate=44100)
+        .stems
+        for jobs in (1, 2)
+    )
+    assert all(torch.equal(stem, second[name]) for name, stem in first.items())
+
+
+@pytest.mark.filterwarnings("ignore:precision='bf16' is slower", "ignore:A window was not provided")
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_stems_in_bf16_are_close(kind: str, tmp_path: Path) -> None:
+    require_module("pymss_core")
+    config, checkpoint = write_files(CONFIGS[kind], tmp_path)
+    track = make_noise(2, 10_000)
+    exact, rounded = (
+        Separator.from_pretrained(config=config, checkpoint=checkpoint, precision=precision)
+        .run(track, sample_rate=44100)
+        .stems
+        for precision in ("fp32", "bf16")
+    )
+    assert not all(torch.equal(stem, rounded[name]) for name, stem in exact.items())
+    for name, stem in exact.items():
+        assert decibels(stem, rounded[name]) >= 40
+
+
 def test_command_writes_both_stems(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,5 +182,8 @@ def test_command_writes_both_stems(
     assert main([*words, "--model-type", "bs_roformer"]) == 0
     folder = tmp_path / "separated/model/song"
     assert {path.name for path in folder.iterdir()} == {"vocals.wav", "other.wav", "stems.json"}
+    for stem in ("vocals", "other"):
+        assert main([*words, "--stems", stem, "-o", stem]) == 0
+        assert [path.stem for path in Path(stem, "model/song").glob("*.wav")] == [stem]
     with pytest.raises(SystemExit):
         main([*words, "--model-type", "swin_upernet"])

@@ -1,5 +1,7 @@
 """Test that a bag may have any networks: stems by name, each with its own windows and level."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from demucs_infer import CheckpointError, Separator
 from demucs_infer.apply import BagOfModels
 from demucs_infer.cli.main import main
 from demucs_infer.engine.network import Ensemble
+from demucs_infer.engine.pipeline import Block
+from tests.engine.test_spectral import choose_whole
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import make_repo, write_song
 from tests.helpers.community import CONFIGS, decibels, write_files
@@ -18,6 +22,18 @@ from tests.helpers.oracles import import_oracle, require_module
 
 KINDS = ("bs_roformer, one target", "scnet, two stems", "mel_band_roformer, two stems")
 STEMS = ("vocals", "other")
+
+
+@dataclass
+class Excerpt:
+    """A track of which only the samples from `first` on are separated."""
+
+    samples: Tensor
+    first: int
+    channels = 2
+
+    def blocks(self) -> Iterator[Tensor]:
+        yield self.samples
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +51,36 @@ def separate_each(separators: list[Separator], track: Tensor) -> list[dict[str, 
 
 
 @pytest.mark.parametrize("combine", ["mean", "median", "min", "max"])
-def test_combination_is_that_of_the_other_implementation(
-    combine: str, separators: list[Separator]
-) -> None:
+def test_combination_is_that_of_whole_stems(combine: str, separators: list[Separator]) -> None:
     ensemble = import_oracle("pymss.ensemble")
     track = make_noise(2, 30_000)
     outputs = separate_each(separators, track)
     bag = BagOfModels([s.model for s in separators], stems=STEMS, combine=combine)
     together = Separator.from_model(bag, shifts=0).run(track, sample_rate=44100).stems
-    algorithm = "avg_wave" if combine == "mean" else f"{combine}_wave"
+    algorithms = {"mean": "avg_wave", "median": "median_wave"}
     for stem in STEMS:
-        values = [output[stem].numpy() for output in outputs if stem in output]
-        expected = torch.from_numpy(ensemble.average_waveforms(values, algorithm=algorithm))
+        values = [output[stem] for output in outputs if stem in output]
+        if combine in algorithms:
+            waves = [value.numpy() for value in values]
+            wave = ensemble.average_waveforms(waves, algorithm=algorithms[combine])
+            expected = torch.from_numpy(wave)
+        else:
+            expected = choose_whole(torch.stack(values), combine)
         assert decibels(expected, together[stem]) >= 110
+
+
+def test_choice_of_bins_is_the_same_from_within_the_track(separators: list[Separator]) -> None:
+    bag = BagOfModels([s.model for s in separators], stems=STEMS, combine="min")
+    samples = make_noise(2, 60_000)
+    whole = Separator.from_model(bag, shifts=0).run(samples, sample_rate=44100).stems
+    for gate in (False, True):
+        separator = Separator.from_model(bag, shifts=0, gate=gate)
+        events = separator.stream_blocks(Excerpt(samples, first=40_001))
+        blocks = [event for event in events if isinstance(event, Block)]
+        assert blocks[0].start == 40_001
+        part = torch.cat([block.stems for block in blocks], dim=-1)
+        for stem, name in enumerate(STEMS):
+            assert torch.equal(part[stem], whole[name][:, 40_001:])
 
 
 def test_weights_are_per_network_and_stem(separators: list[Separator]) -> None:
