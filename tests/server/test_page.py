@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,86 +11,10 @@ import soundfile
 
 from demucs_infer.cli.main import main
 from tests.helpers.cli_process import make_repo
-from tests.helpers.oracles import require_tool
+from tests.helpers.page import evaluate, file, levels, saved, separate
 from tests.helpers.server_process import FAST, Server, run_server, song, wait_until
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.browser
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-background-networking",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("page")
-    repo = make_repo(folder / "repo")
-    words = ["--repo", repo, "--models", f"bag,{FAST}", "--data-dir", folder / "data"]
-    with run_server(*words, "--max-duration-seconds", "60") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = require_tool("chromium")
-    with playwright.sync_playwright() as play:
-        found = play.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def page(browser: Any, server: Server) -> Iterator[Any]:
-    """Open the page; fail on script errors and on requests to other hosts."""
-    context = browser.new_context(viewport={"width": 1000, "height": 800})
-    context.set_default_timeout(60_000)
-    found = context.new_page()
-    wrong: list[str] = []
-    found.on("pageerror", lambda error: wrong.append(str(error)))
-    found.on(
-        "request",
-        lambda one: (
-            None if one.url.startswith((server.url, "blob:", "data:")) else wrong.append(one.url)
-        ),
-    )
-    found.goto(server.url)
-    found.wait_for_selector("#model option", state="attached")
-    yield found
-    context.close()
-    assert wrong == []
-
-
-def file(name: str = "my song.wav", seconds: float = 3.0, seed: int = 0) -> dict[str, Any]:
-    return {"name": name, "mimeType": "audio/wav", "buffer": song(seconds, seed)}
-
-
-def separate(page: Any, *files: dict[str, Any]) -> None:
-    page.set_input_files("#files", list(files))
-    page.wait_for_selector(".stems canvas")
-
-
-def evaluate(page: Any, question: str) -> Any:
-    """Evaluate an expression on the transport `t` of the open player."""
-    player = "document.querySelector('.player .transport').parentNode"
-    return page.evaluate(f"(t => {question})({player}.transport)")
-
-
-def levels(page: Any) -> list[float]:
-    found: list[float] = evaluate(page, "t.tracks.map(track => t.level(track))")
-    return found
-
-
-def saved(page: Any, selector: str) -> tuple[str, bytes]:
-    with page.expect_download() as waiting:
-        page.click(selector)
-    return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
 
 
 def test_uploaded_file_plays_as_synchronized_stems(page: Any) -> None:
@@ -125,7 +48,7 @@ def test_uploaded_file_plays_as_synchronized_stems(page: Any) -> None:
     assert not evaluate(page, "t.isPlaying")
 
 
-def test_reloaded_page_has_its_songs(page: Any, server: Server) -> None:
+def test_reloaded_page_has_its_songs(page: Any, page_server: Server) -> None:
     """Finished and running ones; removed ones are gone, deleted ones say so."""
     page.set_input_files("#files", [file(f"song {n}.wav", 1, 40 + n) for n in range(3)])
     wait_until(lambda: page.locator(".status:has-text('4 stems')").count() == 3)
@@ -134,7 +57,7 @@ def test_reloaded_page_has_its_songs(page: Any, server: Server) -> None:
     jobs = page.evaluate("[...document.querySelectorAll('.song')].map(x => x.dataset.job)")
     page.set_input_files("#files", file("long.wav", seconds=50, seed=43))
     page.wait_for_selector(".status:has-text('Separating')")
-    assert server.call("DELETE", f"/v1/jobs/{jobs[1]}")[0] == 204
+    assert page_server.call("DELETE", f"/v1/jobs/{jobs[1]}")[0] == 204
     page.reload()
     page.wait_for_selector(".song:has-text('long.wav') .status:has-text('Separating')")
     names = page.locator(".song h2").all_inner_texts()
@@ -147,10 +70,10 @@ def test_reloaded_page_has_its_songs(page: Any, server: Server) -> None:
     wait_until(lambda: evaluate(page, "t.position") > 0.1)
 
 
-def test_other_browser_does_not_see_songs(page: Any, browser: Any, server: Server) -> None:
+def test_other_browser_does_not_see_songs(page: Any, browser: Any, page_server: Server) -> None:
     separate(page, file(seconds=1, seed=50))
     other = browser.new_context().new_page()
-    other.goto(server.url)
+    other.goto(page_server.url)
     other.wait_for_selector("#model option", state="attached")
     other.wait_for_timeout(300)
     assert other.locator(".song").count() == 0
@@ -307,7 +230,7 @@ def test_several_uploads_at_once(page: Any) -> None:
     assert page.locator(".song").count() == 2
 
 
-def test_error_shows_advice_and_allows_retry(page: Any, server: Server) -> None:
+def test_error_shows_advice_and_allows_retry(page: Any, page_server: Server) -> None:
     bad = {"name": "<b>no song</b>.mp3", "mimeType": "audio/mpeg", "buffer": b"no music at all"}
     page.set_input_files("#files", bad)
     page.wait_for_selector(".song.failed")
@@ -323,12 +246,12 @@ def test_error_shows_advice_and_allows_retry(page: Any, server: Server) -> None:
     assert page.locator(".song.failed").count() == 0
 
 
-def test_running_song_is_cancelled(page: Any, server: Server) -> None:
+def test_running_song_is_cancelled(page: Any, page_server: Server) -> None:
     page.set_input_files("#files", file(seconds=50, seed=7))
     page.wait_for_selector(".status:has-text('Separating')")
     page.click(".song .cancel")
     assert page.locator(".song").count() == 0
-    wait_until(lambda: b"demucs_jobs_running 0.0" in server.call("GET", "/metrics")[1])
+    wait_until(lambda: b"demucs_jobs_running 0.0" in page_server.call("GET", "/metrics")[1])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -412,15 +335,15 @@ def test_written_page_plays_stems_without_server(browser: Any, tmp_path: Path) -
     page.close()
 
 
-def test_docs_list_every_route(page: Any, server: Server) -> None:
-    page.goto(f"{server.url}/docs")
+def test_docs_list_every_route(page: Any, page_server: Server) -> None:
+    page.goto(f"{page_server.url}/docs")
     page.wait_for_selector(".route")
-    paths = json.loads(server.call("GET", "/openapi.json")[1])["paths"]
+    paths = json.loads(page_server.call("GET", "/openapi.json")[1])["paths"]
     assert page.locator(".route").count() == sum(map(len, paths.values()))
     form = page.locator(".route:has(code:text-is('/v1/separate'))")
     form.locator("summary").click()
     assert "two_stems" in form.inner_text() and "required" in form.inner_text()
     commands = page.locator(".route pre").all_text_contents()
-    upload = f"-F file=@song.mp3 -OJ '{server.url}/v1/separate'"
+    upload = f"-F file=@song.mp3 -OJ '{page_server.url}/v1/separate'"
     assert any(command.endswith(upload) for command in commands), commands
     assert all("%7B" not in command for command in commands), "places to fill in are readable"
