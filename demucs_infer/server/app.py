@@ -44,6 +44,7 @@ from demucs_infer.server.schemas import (
     error_responses,
 )
 from demucs_infer.server.settings import ServerSettings
+from demucs_infer.server.sharing import SHARED_PREFIX
 
 _HEALTH_PATHS = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 _PARTIAL: dict[int | str, dict[str, Any]] = {
@@ -92,6 +93,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         health_paths=(*_HEALTH_PATHS, settings.health_route),
         allowed_hosts=AllowedHosts.make(settings.allowed_host_names, settings.host),
         allowed_origins=settings.cors_origins,
+        open_prefix=f"/v1/jobs/{SHARED_PREFIX}" if settings.share_links else None,
         max_requests=max(4 * settings.max_queue, 256),
     )
     if settings.cors_origins:

@@ -228,14 +228,17 @@ class AccessMiddleware:
         health_paths: Iterable[str],
         allowed_hosts: "AllowedHosts",
         allowed_origins: Iterable[str] = (),
+        open_prefix: str | None = None,
         max_requests: int = 256,
     ) -> None:
+        """Protect `protected_paths`; those that begin with `open_prefix` can be read by all."""
         self._app = app
         self._needs_key = needs_key
         self._protected_paths = tuple(protected_paths)
         self._health_paths = frozenset(health_paths)
         self._allowed_hosts = allowed_hosts
         self._allowed_origins = frozenset(allowed_origins)
+        self._open_prefix = open_prefix
         self._max_requests = max_requests
         self._requests = 0
 
@@ -255,6 +258,9 @@ class AccessMiddleware:
         finally:
             self._requests -= 1
 
+    def _is_open(self, path: str) -> bool:
+        return self._open_prefix is not None and path.startswith(self._open_prefix)
+
     def _find_error(self, scope: Scope, path: str) -> ApiError | None:
         headers, method = Headers(scope=scope), scope["method"]
         host = headers.get("host", "")
@@ -265,7 +271,8 @@ class AccessMiddleware:
             )
         if any(path == root or path.startswith(f"{root}/") for root in self._protected_paths):
             # A browser's preflight request carries no key.
-            if self._needs_key and method != "OPTIONS" and not get_client(scope).has_key:
+            is_open = method == "OPTIONS" or (method in _SAFE_METHODS and self._is_open(path))
+            if self._needs_key and not is_open and not get_client(scope).has_key:
                 return _NO_KEY
             if method not in _SAFE_METHODS and _is_cross_origin(headers, self._allowed_origins):
                 return _CROSS_ORIGIN

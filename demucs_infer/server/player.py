@@ -5,6 +5,7 @@ Uncompressed stems are encoded to Opus for it: four stems of four minutes are 20
 
 import html
 import os
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from demucs_infer.audio.reader import AudioReader
 from demucs_infer.audio.writer import AudioWriter
 
 _STATIC = Path(__file__).parent / "page"
+_MODULES = ("texts.js", "stretch.js", "transport.js", "draw.js", "player.js")
+"""The modules of the player; each needs only those before it."""
+
+_IMPORT = re.compile(r"^import .*?;\n", re.MULTILINE | re.DOTALL)
 _READ_BYTES = 3 << 18
 """Bytes per read; a multiple of three, so that the pieces of base64 can be joined."""
 
@@ -35,10 +40,10 @@ _HTML_HEAD = """<!doctype html>
 {style}</style>
 </head>
 <body>
-<header class="top"><div><h1>{title}</h1><p>{stems}</p></div></header>
+<header class="top"><div><h1>{title}</h1><p class="names"></p></div></header>
 <main class="card">
-<div class="player"><p class="status" role="status">Loading {count} stems …</p></div>
-<p class="notice" role="alert" hidden>This browser cannot play these files: use --mp3.</p>
+<div class="player"><p class="status" role="status"></p></div>
+<p class="notice" role="alert" data-text="unplayableFiles" hidden></p>
 </main>
 """
 
@@ -52,6 +57,10 @@ const stems = blocks.map((block) => {
   const { stem, file } = block.dataset;
   return { name: stem, file, url, bytes: async () => bytes.buffer.slice(0) };
 });
+document.querySelector(".names").textContent = stems.map(({ name }) => nameOfStem(name)).join(", ");
+document.querySelector(".status").textContent =
+  t("loading", { stems: t("stemCount", { count: stems.length }) });
+translate(document);
 const showNotice = () => {
   document.querySelector(".notice").hidden = false;
   root.replaceChildren();
@@ -112,8 +121,6 @@ def _iter_html(stems: Mapping[str, Path], title: str) -> Iterator[str]:
     yield _HTML_HEAD.format(
         title=html.escape(title),
         style=(_STATIC / "style.css").read_text("utf-8"),
-        stems=html.escape(", ".join(stems)),
-        count=len(stems),
     )
     for name, path in stems.items():
         attributes = f'data-stem="{html.escape(name)}" data-file="{html.escape(path.name)}"'
@@ -122,5 +129,11 @@ def _iter_html(stems: Mapping[str, Path], title: str) -> Iterator[str]:
             while data := file.read(_READ_BYTES):
                 yield b64encode(data).decode("ascii")
         yield "</script>\n"
-    code = (_STATIC / "player.js").read_text("utf-8").replace("\nexport ", "\n")
+    code = "".join(map(_read_module, _MODULES))
     yield f'<script type="module">\n{code}{_SCRIPT}</script>\n</body>\n</html>\n'
+
+
+def _read_module(name: str) -> str:
+    """Return a module as part of a script that has all modules."""
+    code = _IMPORT.sub("", (_STATIC / name).read_text("utf-8"))
+    return code.replace("\nexport ", "\n")

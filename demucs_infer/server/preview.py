@@ -54,6 +54,14 @@ class Preview(Protocol):
         """Return the peaks of all channels in each of `PEAKS` columns of the track."""
 
 
+def measure_part(preview: Preview, stem: str, start: int, stop: int) -> "NDArray[np.float32]":
+    """Return the peaks of all channels in each of `PEAKS` columns of a part of the track."""
+    end = min(stop, preview.count_frames())
+    starts = range(start, end, _READ_FRAMES)
+    blocks = (preview.read(stem, at, min(at + _READ_FRAMES, end)) for at in starts)
+    return _measure((block for block in blocks if block.shape[-1]), stop - start)
+
+
 @dataclass(slots=True, eq=False)
 class LivePreview:
     """The stems of a running job, before any gain against clipping."""

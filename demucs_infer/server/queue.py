@@ -41,6 +41,7 @@ from demucs_infer.server.preview import FilePreview, LivePreview, Preview
 from demucs_infer.server.remote_files import NO_TARGETS, JobTargets, RemoteFiles
 from demucs_infer.server.schemas import SeparateRequest, parse_request
 from demucs_infer.server.settings import ServerSettings
+from demucs_infer.server.sharing import SharedIds
 from demucs_infer.server.store import JobRecord, JobStore, Status
 from demucs_infer.server.uploads import Upload, remove_upload
 from demucs_infer.server.webhooks import Webhooks
@@ -125,6 +126,9 @@ class JobQueue:
         self.stop_at = math.inf
         """Time at which running requests are refused, on the clock of `time.monotonic`."""
 
+        self.shared_ids: SharedIds | None = None
+        """The ids of links to finished jobs, if they are allowed."""
+
         self.load_error = ""
         """Why the first model could not be loaded."""
 
@@ -186,6 +190,9 @@ class JobQueue:
         for folder in (self.settings.data_dir, self.uploads, self.results.root):
             _make_private(folder)
         self._store = JobStore(self.settings.data_dir / "jobs.sqlite")
+        if self.settings.share_links:
+            key_file = self.settings.data_dir / "links.key"
+            self.shared_ids = SharedIds(key_file, self._store.list_finished_ids)
         for device in self.settings.devices:
             pool = ModelPool(
                 device,
@@ -624,6 +631,13 @@ class JobQueue:
         if record is None or (job and not job.is_persistent):
             raise no_such_job()
         return record
+
+    def get_shared_record(self, shared_id: str) -> JobRecord:
+        """Return the record of a finished job by its shared id; raise `ApiError` without one."""
+        id = self.shared_ids.find(shared_id) if self.shared_ids else None
+        if id is None:
+            raise no_such_job()
+        return self.get_record(id)
 
     def list_records(self, owner: str, limit: int) -> list[JobRecord]:
         """Return the jobs of a client, the newest first."""

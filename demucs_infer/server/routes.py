@@ -26,7 +26,7 @@ from demucs_infer.server.errors import ApiError, describe_invalid_fields, no_suc
 from demucs_infer.server.live_stems import LiveStem
 from demucs_infer.server.metrics import Metrics
 from demucs_infer.server.middleware import get_client
-from demucs_infer.server.preview import Preview, encode_wav
+from demucs_infer.server.preview import Preview, encode_wav, measure_part
 from demucs_infer.server.queue import Job, JobQueue
 from demucs_infer.server.remote_files import JobTargets, pop_remote_fields
 from demucs_infer.server.responses import (
@@ -66,6 +66,7 @@ from demucs_infer.server.schemas import (
     add_field,
     parse_request,
 )
+from demucs_infer.server.sharing import SHARED_PREFIX
 from demucs_infer.server.store import JobRecord
 from demucs_infer.server.uploads import (
     Upload,
@@ -447,6 +448,12 @@ class Routes:
         )
 
     def _get_record(self, id: str, request: Request) -> JobRecord:
+        """Return the record of a job that is to be read, by its id or by its shared id."""
+        if id.startswith(SHARED_PREFIX):
+            return self._jobs.get_shared_record(id)
+        return self._get_own_record(id, request)
+
+    def _get_own_record(self, id: str, request: Request) -> JobRecord:
         """Return the record of a job; raise `ApiError` if it belongs to another API key."""
         record, client = self._jobs.get_record(id), get_client(request.scope)
         if client.has_key and record.owner not in ("", client.owner):
@@ -455,20 +462,20 @@ class Routes:
 
     async def get_job(self, id: str, request: Request) -> JobView:
         """Return the state of a job."""
-        return self._view(self._get_record(id, request))
+        return self._view(self._get_record(id, request), id)
 
     async def stream_job_events(self, id: str, request: Request) -> StreamingResponse:
         """Stream the events of a job (server-sent events); the last, `end`, is the job itself."""
-        self._get_record(id, request)
+        record = self._get_record(id, request)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdecimal() and len(last) < 9 else 0
         return StreamingResponse(
-            self._iter_events(id, after),
+            self._iter_events(record.id, after, id),
             media_type="text/event-stream",
             headers={"X-Accel-Buffering": "no"},
         )
 
-    async def _iter_events(self, id: str, after: int) -> AsyncIterator[str]:
+    async def _iter_events(self, id: str, after: int, shown_id: str) -> AsyncIterator[str]:
         job = self._jobs.get_job(id)
         if job:
             async for number, event in self._jobs.stream_events(job, after):
@@ -480,7 +487,7 @@ class Routes:
         with suppress(ApiError):  # the job was deleted meanwhile
             record = self._jobs.get_record(id)
             if record.is_final:
-                yield f"event: end\ndata: {self._view(record).model_dump_json()}\n\n"
+                yield f"event: end\ndata: {self._view(record, shown_id).model_dump_json()}\n\n"
 
     async def get_job_stem(
         self,
@@ -554,11 +561,25 @@ class Routes:
         samples = await self._read_preview(preview.read, name, first, last)
         return Response(await asyncio.to_thread(encode_wav, samples, rate), media_type="audio/wav")
 
-    async def get_stem_waveform(self, id: str, name: str, request: Request) -> Waveform:
-        """Return the waveform of a stem, also while the job runs."""
+    async def get_stem_waveform(
+        self,
+        id: str,
+        name: str,
+        request: Request,
+        start: float = Query(0, ge=0, le=1e6, description="Seconds."),
+        duration: float | None = Query(
+            None, gt=0, le=600, description="Seconds (default: the whole track)."
+        ),
+    ) -> Waveform:
+        """Return the waveform of a stem or of a part of it, also while the job runs."""
         preview = self._get_preview(id, name, request)
         available = preview.count_frames()
-        peaks = await self._read_preview(preview.measure, name)
+        if duration is None:
+            peaks = await self._read_preview(preview.measure, name)
+        else:
+            rate = preview.sample_rate
+            first, last = round(start * rate), max(round((start + duration) * rate), 1)
+            peaks = await self._read_preview(measure_part, preview, name, first, last)
         return Waveform(
             peaks=[round(float(peak), 4) for peak in peaks],
             available_seconds=available / preview.sample_rate,
@@ -586,24 +607,27 @@ class Routes:
 
     async def cancel_job(self, id: str, request: Request) -> Response:
         """Cancel an unfinished job (202), or delete a finished one (204)."""
-        record = self._jobs.cancel(self._get_record(id, request).id)
+        record = self._jobs.cancel(self._get_own_record(id, request).id)
         if record is None:
             return Response(status_code=204)
         return JSONResponse(self._view(record).model_dump(), 202)
 
-    def _view(self, record: JobRecord) -> JobView:
+    def _view(self, record: JobRecord, shown_id: str = "") -> JobView:
+        """Return a job as JSON; one that is shared has its shared id alone."""
+        id = shown_id or record.id
         job = self._jobs.get_job(record.id)
         stems: list[StemView] = []
         if record.status == "done":
             with suppress(ApiError):  # the stems have expired
                 stems = [
                     StemView(name=stem.stem, file=stem.path.name, bytes=stem.size,
-                             url=f"{record.id}/stems/{stem.stem}")
+                             url=f"{id}/stems/{stem.stem}")
                     for stem in self._jobs.get_stems(record).stems
                 ]  # fmt: skip
         keep = self._settings.keep_seconds
+        shared = self._jobs.shared_ids if record.status == "done" else None
         return JobView(
-            id=record.id,
+            id=id,
             status=record.status,
             name=record.name,
             input_sha256=record.sha256,
@@ -617,6 +641,7 @@ class Routes:
             position=self._jobs.get_position(record.id),
             seconds=record.seconds,
             is_cached=record.is_cached,
+            shared_id=shared.make(record.id) if shared else None,
             stems=stems,
             output=record.output or None,
             preview=self._view_preview(record),

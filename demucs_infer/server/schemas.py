@@ -269,6 +269,9 @@ class JobView(BaseModel):
     position: int | None = Field(None, description="Number of jobs ahead of this one.")
     seconds: float | None = Field(None, description="Processing time.")
     is_cached: bool = False
+    shared_id: str | None = Field(
+        None, description="Of a finished job, if the server allows links: an id to read it by."
+    )
     stems: list[StemView] = []
     output: str | None = Field(None, description="URL of the folder with the stems.")
     preview: PreviewView | None = None

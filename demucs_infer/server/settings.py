@@ -147,6 +147,9 @@ class ServerSettings:
         "file with the secret that signs these announcements, 16 characters or more", None
     )
     page: bool = setting("serve the web page at /", True)
+    share_links: bool = setting(
+        "offer links to finished songs: who has one can listen, also without an API key", False
+    )
     access_log: bool = setting("log each request as one line of JSON", True)
     shutdown_seconds: float = setting(
         "how long running requests may continue at shutdown", 30.0, ge=0

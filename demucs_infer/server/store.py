@@ -148,6 +148,10 @@ class JobStore:
         """Return every finished job."""
         return self._select("finished is not null")
 
+    def list_finished_ids(self) -> list[str]:
+        """Return the id of every job that is done."""
+        return [id for (id,) in self._database.execute("select id from jobs where status = 'done'")]
+
     def list_by_owner(self, owner: str, limit: int) -> list[JobRecord]:
         """Return the jobs of a client, the newest first."""
         return self._select("owner = ? order by created desc limit ?", owner, limit)

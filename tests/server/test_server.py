@@ -149,7 +149,9 @@ def test_every_response_has_security_headers(web: TestClient) -> None:
 
 def test_pages_load_nothing_from_other_hosts(web: TestClient) -> None:
     for path in ("/", "/docs", "/static/app.js", "/static/player.js", "/static/api.js",
-                 "/static/style.css", "/static/docs.js", "/static/icon.svg"):  # fmt: skip
+                 "/static/texts.js", "/static/draw.js", "/static/stretch.js",
+                 "/static/transport.js", "/static/style.css", "/static/docs.js",
+                 "/static/icon.svg"):  # fmt: skip
         response = web.get(path)
         assert response.status_code == 200
         text = response.text.replace("http://www.w3.org/2000/svg", "")
@@ -567,10 +569,16 @@ def test_parts_of_stem_join_to_the_whole(web: TestClient, format: str) -> None:
     waveform = web.get(f"{path}/waveform").json()
     assert max(waveform["peaks"]) == pytest.approx(abs(whole).max(), abs=1e-3)
     assert waveform["duration_seconds"] == 1.3 and 0 not in waveform["peaks"]
+    zoomed = web.get(f"{path}/waveform", params={"start": 0.3, "duration": 0.6}).json()["peaks"]
+    expected = abs(whole[round(0.3 * RATE) : round(0.9 * RATE)]).max(1).reshape(1200, -1).max(1)
+    assert np.abs(np.array(zoomed) - expected).max() < 1e-3
+    late = web.get(f"{path}/waveform", params={"start": 1.2, "duration": 600}).json()["peaks"]
+    assert late[0] > 0 and not any(late[1:])
     beyond = web.get(f"{path}/part", params={"start": 99})
     assert beyond.status_code == 200 and len(decode_wav(beyond.content)) == 0
     for bad in ({"start": "-1"}, {"start": "nan"}, {"duration": 0}, {"duration": 61}):
         assert read_error(web.get(f"{path}/part", params=bad)) == (422, "invalid_request")
+    assert web.get(f"{path}/waveform", params={"duration": 601}).status_code == 422
     assert read_error(web.get(f"{path.replace('bass', 'kazoo')}/part")) == (404, "no_such_stem")
 
 

@@ -1,7 +1,7 @@
 // Requests to the server: uploads, events, the API key. Every URL is relative.
 
 export class ApiError extends Error {
-  constructor(status, code, message) {
+  constructor(status, code, message = code) {
     super(message);
     this.status = status;
     this.code = code;
@@ -33,7 +33,7 @@ async function parseError(status, text) {
     const { code, message } = JSON.parse(text).error;
     return new ApiError(status, code, message);
   } catch {
-    return new ApiError(status, "failed", `The server responded with status ${status}.`);
+    return new ApiError(status, "failed", `HTTP ${status}`);
   }
 }
 
@@ -43,7 +43,7 @@ export async function request(path, options = {}) {
     response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "offline", "The server cannot be reached.");
+    throw new ApiError(0, "offline");
   }
   if (!response.ok) throw await parseError(response.status, await response.text());
   return response;
@@ -62,7 +62,7 @@ export function upload(file, parameters, { onProgress, signal }) {
       if (xhr.status === 202) resolve(JSON.parse(xhr.responseText));
       else reject(await parseError(xhr.status, xhr.responseText));
     };
-    xhr.onerror = () => reject(new ApiError(0, "offline", "The upload was interrupted."));
+    xhr.onerror = () => reject(new ApiError(0, "interrupted"));
     xhr.onabort = () => reject(new DOMException("cancelled", "AbortError"));
     signal.addEventListener("abort", () => xhr.abort());
     xhr.send(file);

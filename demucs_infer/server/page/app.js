@@ -1,34 +1,15 @@
 // The page: uploads, progress and players.
 
 import { ApiError, hasKey, request, setKey, streamEvents, upload } from "./api.js";
-import { clock, hueOf, makeContext, mountPlayer, saveBlob } from "./player.js";
+import { clock, hueOf, mountPlayer, saveBlob, showHelp } from "./player.js";
+import {
+  TEXTS, formatPercent, formatUnit, getLanguage, hasText, languageEvents, setLanguage, setText, t, translate,
+} from "./texts.js";
+import { makeContext } from "./transport.js";
 
 const $ = (id) => document.getElementById(id);
-const ADVICE = {
-  offline: "Check that the server is running, then try again.",
-  busy: "Try again in a moment.",
-  stopping: "Try again in a moment.",
-  too_large: "Choose a smaller file, such as an mp3.",
-  unreadable_audio: "Choose another file, or convert it to wav first.",
-  model_unavailable: "Choose another model, or try again later.",
-  expired: "Results are kept for a limited time; try again.",
-};
-const ABOUT = {
-  htdemucs: "Four stems, fast: the best first choice.",
-  htdemucs_ft: "Four stems, a little better, and four times slower.",
-  htdemucs_6s: "Six stems: guitar and piano too; the piano is experimental.",
-  hdemucs_mmi: "Four stems by an earlier network; a second opinion.",
-  mdx_extra: "Four stems, trained on other songs; slow, and often clean vocals.",
-  tiny: "Very small: to try things out, not for results.",
-};
-const STAGES = {
-  fetch: "Downloading the model…",
-  load: "Loading the model…",
-  read: "Reading the song…",
-  separate: "Separating…",
-  save: "Writing the files…",
-};
 const POLL_MILLISECONDS = 1500;
+const LINK = "#song="; // what follows is sent to no server until the page asks for that song
 const MAX_REMEMBERED = 50;
 let capabilities = null;
 let closePlayer = null;
@@ -40,35 +21,43 @@ async function loadCapabilities() {
   try {
     capabilities = await (await request("v1/models")).json();
   } catch (error) {
+    if (error.status === 401 && linkedSong() && !hasKey()) return void ($("request").hidden = true); // a link needs no key
     if (error.status === 401) return askForKey(hasKey());
-    return showNotice(`${error.message} ${ADVICE[error.code] ?? ""}`);
+    return showNotice(...describe(error));
   }
-  showNotice("");
+  showNotice();
   const selected = $("model").value;
   $("model").replaceChildren(...capabilities.models.map(({ name, is_default }) => new Option(name, name, is_default)));
   if (capabilities.models.some(({ name }) => name === selected)) $("model").value = selected;
-  const minutes = Math.floor(capabilities.max_duration_seconds / 60);
-  const megabytes = Math.floor(capabilities.max_bytes / 2 ** 20);
-  $("limits").textContent = `mp3, wav, flac, m4a, ogg and most other formats; up to ${minutes} min and ${megabytes} MB`;
-  $("kept").textContent = `after ${formatDuration(capabilities.keep_seconds)}`;
-  $("version").textContent = `demucs-infer ${capabilities.version}`;
+  showCapabilities();
+  restoreSongs().catch((error) => showNotice(...describe(error)));
+}
+
+function showCapabilities() {
+  const { max_duration_seconds: duration, max_bytes: bytes, keep_seconds: keep, version } = capabilities;
+  setText($("limits"), "limits", { duration: formatDuration(duration), size: formatUnit(Math.floor(bytes / 2 ** 20), "megabyte", "short") });
+  setText($("kept"), "kept", { duration: formatDuration(keep) });
+  $("version").textContent = `demucs-infer ${version}`;
   showStems();
-  restoreSongs().catch((error) => showNotice(toSentence(error.message)));
 }
 
 function formatDuration(seconds) {
-  if (seconds < 120) return `${Math.round(seconds)} seconds`;
-  return seconds < 7200 ? `${Math.round(seconds / 60)} minutes` : `${Math.round(seconds / 3600)} hours`;
+  if (seconds < 120) return formatUnit(seconds, "second");
+  return seconds < 7200 ? formatUnit(seconds / 60, "minute") : formatUnit(seconds / 3600, "hour");
 }
 
 function showStems() {
-  $("about").textContent = ABOUT[$("model").value] ?? "";
+  const about = `about.${$("model").value}`;
+  $("about").hidden = !hasText(about);
+  if (hasText(about)) setText($("about"), about);
   const stems = capabilities.models.find(({ name }) => name === $("model").value)?.stems;
   $("stems").hidden = !stems;
   $("stems").querySelector(".chips").replaceChildren(...(stems ?? []).map((name, index) => {
     const box = Object.assign(document.createElement("input"), { type: "checkbox", value: name, checked: true });
     const label = document.createElement("label");
-    label.append(box, name.replaceAll("_", " "));
+    const text = document.createElement("span");
+    setText(text, "stem", { stem: name });
+    label.append(box, text);
     label.style.setProperty("--hue", hueOf(name, index));
     return label;
   }));
@@ -111,18 +100,31 @@ async function restoreSongs() {
   for (const job of all.sort((a, b) => (a.created ?? 0) - (b.created ?? 0))) new Song({ name: job.name, job }).resume();
 }
 
+const linkedSong = () => (location.hash.startsWith(LINK) ? location.hash.slice(LINK.length) : null);
+
+async function openLink() {
+  const id = linkedSong();
+  if (!id) return;
+  try {
+    const job = await (await request(`v1/jobs/${encodeURIComponent(id)}`)).json();
+    new Song({ name: job.name, job }).resume();
+  } catch (error) {
+    showNotice(...describe(error));
+  }
+}
+
 async function findJob({ id, name }) {
   try {
     return await (await request(`v1/jobs/${id}`)).json();
   } catch (error) {
-    return { id, name, status: "failed", error: { code: error.status === 404 ? "expired" : error.code, message: error.status === 404 ? "The stems have been deleted" : error.message } };
+    return { id, name, status: "failed", error: { code: error.status === 404 ? "expired" : error.code, message: error.message } };
   }
 }
 
 function add(files) {
   if (!capabilities) return loadCapabilities();
-  if (boxes().length && !selectedStems().length) return showNotice("Choose at least one stem, then add the song again.");
-  showNotice("");
+  if (boxes().length && !selectedStems().length) return showNotice("chooseStem");
+  showNotice();
   for (const file of files) new Song({ name: file.name, file, parameters: readParameters() }).start();
 }
 
@@ -130,12 +132,15 @@ class Song {
   constructor({ name, file = null, parameters = null, job = null }) {
     Object.assign(this, { name, file, parameters });
     this.item = $("song").content.firstElementChild.cloneNode(true);
-    const [retry, listen, cancel] = this.item.querySelectorAll("button");
-    Object.assign(this, { retry, listen, cancel, bar: this.item.querySelector("progress") });
+    const [retry, listen, share, cancel] = this.item.querySelectorAll("button");
+    Object.assign(this, { retry, listen, share, cancel, bar: this.item.querySelector("progress") });
     this.item.querySelector("h2").textContent = name;
-    this.bar.setAttribute("aria-label", `Progress of ${name}`);
+    translate(this.item);
+    setText(this.bar, "progressOf", { song: name }, "label");
+    this.item.song = this;
     retry.onclick = () => this.start();
     listen.onclick = () => this.open();
+    share.onclick = () => this.copyLink();
     cancel.onclick = () => this.remove();
     $("songs").prepend(this.item);
     this.setJob(job);
@@ -146,19 +151,25 @@ class Song {
     if (job) this.item.dataset.job = job.id;
   }
 
-  setStatus(text, progress) {
-    this.item.querySelector(".status").textContent = text;
+  // `makeText` is called again when the language changes.
+  setStatus(makeText, progress) {
+    this.makeStatus = makeText;
+    this.showStatus();
     if (progress === null) this.bar.removeAttribute("value");
     else if (progress !== undefined) this.bar.value = progress;
   }
 
+  showStatus() { this.item.querySelector(".status").textContent = this.makeStatus?.() ?? ""; }
+
   async start() {
     this.prepare();
     try {
-      this.setStatus("Uploading…", 0);
+      this.setStatus(() => t("uploading", { percent: formatPercent(0) }), 0);
       this.setJob(await upload(this.file, this.parameters, {
         signal: this.controller.signal,
-        onProgress: (fraction) => this.setStatus(fraction < 1 ? `Uploading… ${Math.round(100 * fraction)} %` : "Checking the song…", fraction < 1 ? fraction : null),
+        onProgress: (fraction) => (fraction < 1
+          ? this.setStatus(() => t("uploading", { percent: formatPercent(fraction) }), fraction)
+          : this.setStatus(() => t("checking"), null)),
       }));
       remember(this.job.id, this.name);
       await this.follow();
@@ -180,10 +191,11 @@ class Song {
     this.controller = new AbortController();
     this.retry.hidden = true;
     this.bar.hidden = false;
-    this.cancel.textContent = "Cancel";
+    setText(this.cancel, "cancel");
     this.item.classList.remove("failed");
   }
 
+  get isShared() { return this.job.id === this.job.shared_id; } // by another, with a link
   get isRunning() { return ["queued", "running"].includes(this.job.status); }
 
   async follow() {
@@ -196,7 +208,7 @@ class Song {
       await new Promise((resolve) => setTimeout(resolve, POLL_MILLISECONDS));
     }
     if (this.job.status === "failed") throw new ApiError(0, this.job.error.code, this.job.error.message);
-    if (this.job.status === "cancelled") throw new ApiError(0, "cancelled", "Cancelled");
+    if (this.job.status === "cancelled") throw new ApiError(0, "cancelled");
     this.finish();
   }
 
@@ -207,12 +219,14 @@ class Song {
       if (name === "ChunkProcessed") {
         first ??= data.fraction;
         const left = ((performance.now() - startedAt) / 1000) * ((1 - data.fraction) / Math.max(data.fraction - first, 1e-3));
-        const estimate = data.fraction > first ? `, about ${clock(left)} left` : "";
+        const hasEstimate = data.fraction > first;
         this.job.status = "running";
-        this.setStatus(`Separating… ${Math.round(100 * data.fraction)} %${estimate}`, data.fraction);
+        this.setStatus(() => t(hasEstimate ? "separatingLeft" : "separating", {
+          percent: formatPercent(data.fraction), time: clock(left),
+        }), data.fraction);
       } else if (name === "Stage.Started") {
         this.job.status = "running";
-        if (data.stage === "save") this.setStatus(STAGES.save, null);
+        if (data.stage === "save") this.setStatus(() => t("stage.save"), null);
       } else if (name === "end") this.setJob(data);
     }
   }
@@ -229,8 +243,9 @@ class Song {
     const job = await (await request(`v1/jobs/${this.job.id}`, { signal: this.controller.signal })).json();
     if (!this.isRunning) return;
     this.setJob(job);
-    if (job.status === "queued") this.setStatus(job.position ? `Waiting, ${job.position} ahead…` : "Waiting…", null);
-    else if (job.status === "running" && !job.progress) this.setStatus(STAGES[job.stage] ?? STAGES.separate, null);
+    const stage = hasText(`stage.${job.stage}`) ? `stage.${job.stage}` : "stage.separate";
+    if (job.status === "queued") this.setStatus(() => t(job.position ? "waitingBehind" : "waiting", { count: job.position }), null);
+    else if (job.status === "running" && !job.progress) this.setStatus(() => t(stage), null);
     this.updatePreview();
   }
 
@@ -242,17 +257,19 @@ class Song {
   }
 
   finish() {
-    const result = this.job.is_cached ? "from the cache" : `done in ${clock(this.job.seconds)}`;
-    this.setStatus([`${this.job.stems.length} stems, ${result}`, ...this.job.warnings].join(" · "), 1);
+    const { is_cached: isCached, seconds, stems: { length: count }, warnings } = this.job;
+    const makeResult = () => t(isCached ? "cached" : "done", { stems: t("stemCount", { count }), time: clock(seconds) });
+    this.setStatus(() => [makeResult(), ...warnings].join(" · "), 1);
     this.bar.hidden = true;
-    this.cancel.textContent = "Remove";
-    if (!this.job.stems.length) throw new ApiError(0, "expired", "The stems have been deleted");
+    setText(this.cancel, "remove");
+    this.share.hidden = !this.job.shared_id || this.isShared;
+    if (!this.job.stems.length) throw new ApiError(0, "expired");
     if (this.player) {
       const { duration_seconds: duration } = this.job.preview;
       this.player.extend({ duration, available: duration, isComplete: true });
     } else {
       this.listen.hidden = false;
-      if (!closePlayer && this.file) this.open();
+      if (!closePlayer && (this.file || this.isShared)) this.open();
     }
     if ($("stems").hidden) loadCapabilities(); // the stems of the model are known now
   }
@@ -261,8 +278,8 @@ class Song {
     this.item.classList.add("failed");
     this.bar.hidden = true;
     this.retry.hidden = !this.file;
-    this.cancel.textContent = "Remove";
-    this.setStatus(`${toSentence(error.message)} ${ADVICE[error.code] ?? ""}`);
+    setText(this.cancel, "remove");
+    this.setStatus(() => t(...describe(error)));
     if (error.status === 401) askForKey(true);
   }
 
@@ -280,7 +297,11 @@ class Song {
           const part = await requestPart(`${url}/part?${new URLSearchParams({ start, duration })}`);
           return context.decodeAudioData(await part.arrayBuffer());
         },
-        waveform: async () => (await (await request(`${url}/waveform`)).json()).peaks,
+        waveform: async (start, duration) => {
+          const isPart = start > 0 || duration < this.job.preview.duration_seconds - 1e-3;
+          const query = isPart ? `?${new URLSearchParams({ start, duration })}` : "";
+          return (await (await requestPart(`${url}/waveform${query}`)).json()).peaks;
+        },
       };
     });
     const root = this.item.querySelector(".player");
@@ -295,11 +316,21 @@ class Song {
       save,
       onError: (error) => {
         if (this.player === player) this.close();
-        this.fail(error instanceof ApiError ? error : new ApiError(0, "", "This browser cannot play the stems; save them instead"));
+        this.fail(error instanceof ApiError ? error : new ApiError(0, "unplayable"));
       },
     });
     this.player = player;
     closePlayer = () => this.close();
+  }
+
+  async copyLink() {
+    const link = `${location.href.split("#")[0]}${LINK}${this.job.shared_id}`;
+    try {
+      await navigator.clipboard.writeText(link);
+      this.setStatus(() => t("shared"));
+    } catch {
+      this.setStatus(() => t("shareFailed", { link }));
+    }
   }
 
   close() {
@@ -316,7 +347,7 @@ class Song {
     this.controller.abort();
     if (this.player) this.close();
     this.item.remove();
-    if (!this.job) return;
+    if (!this.job || this.isShared) return;
     forget(this.job.id);
     await request(`v1/jobs/${this.job.id}`, { method: "DELETE" }).catch(() => {});
   }
@@ -332,7 +363,8 @@ async function requestPart(path) {
   }
 }
 
-const toSentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? "" : "."}`;
+// Returns the text for an error, and its values.
+const describe = ({ code, message }) => (hasText(`error.${code}`) ? [`error.${code}`] : ["error.other", { message }]);
 
 // A link cannot send the API key.
 async function save(event, link) {
@@ -343,13 +375,13 @@ async function save(event, link) {
 
 // ── page ──
 
-function showNotice(text) {
-  $("notice").hidden = !text;
-  $("notice").textContent = text;
+function showNotice(key, values) {
+  $("notice").hidden = !key;
+  if (key) setText($("notice"), key, values);
 }
 
 function askForKey(wasRejected) {
-  $("sign-in-error").textContent = wasRejected ? "This key is not valid." : "";
+  $("sign-in-error").hidden = !wasRejected;
   if (!$("sign-in").open) $("sign-in").showModal();
 }
 
@@ -376,4 +408,14 @@ for (const type of ["dragover", "dragleave", "drop"]) {
     if (type === "drop") add([...event.dataTransfer.files]);
   });
 }
-loadCapabilities();
+$("help").onclick = showHelp;
+$("language").append(...Object.entries(TEXTS).map(([name, { languageName }]) =>
+  Object.assign(new Option(languageName, name, false, name === getLanguage()), { lang: name })));
+$("language").onchange = () => setLanguage($("language").value);
+languageEvents.addEventListener("change", () => {
+  if (capabilities) showCapabilities();
+  document.querySelectorAll(".song").forEach(({ song }) => song.showStatus());
+});
+translate(document);
+window.addEventListener("hashchange", openLink);
+loadCapabilities().then(openLink);

@@ -1,8 +1,14 @@
-// Plays stems in sync on one clock, each with its own gain: `Transport` plays, `mountPlayer` draws.
+// The player: `mountPlayer` draws stems and lets them be heard.
+
+import { computePeaks, computeSpectrogram, drawSpectrogram, drawWaveform, PEAKS } from "./draw.js";
+import { formatPercent, languageEvents, setText, t } from "./texts.js";
+import { Transport } from "./transport.js";
 
 export const HUES = { drums: 345, bass: 38, other: 160, vocals: 232, guitar: 18, piano: 286 };
 const OTHER_HUES = [200, 80, 310, 130, 260, 50, 0, 180];
-const PEAKS = 1200; // columns of a waveform, as the server has them
+const SHORTEST_VIEW = 1, LONGEST_DETAIL = 600, LONGEST_SPECTROGRAM = 30; // seconds
+const MILLISECONDS_TO_SETTLE = 150; // before a new view is read in detail
+const TAPS = 8, PAUSE_MILLISECONDS = 2000; // taps of the tempo; a longer pause begins anew
 
 export const hueOf = (name, index) => HUES[name] ?? OTHER_HUES[index % OTHER_HUES.length];
 export const clock = (seconds) => {
@@ -10,255 +16,18 @@ export const clock = (seconds) => {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 };
 
-const PART_SECONDS = 5;
-const AHEAD_SECONDS = 8; // scheduled before they are heard
-const KEPT_PARTS = 5; // of each stem, in memory
-
-// Plays parts of all stems on one clock. `stems`: [{ name, read: (start, seconds) => Promise<AudioBuffer> }].
-export class Transport extends EventTarget {
-  constructor(stems, context, { duration, available = duration }) {
-    super();
-    Object.assign(this, { context, duration, available });
-    this.loop = false;
-    this.isPlaying = false;
-    this.isWaiting = false; // for the network, or for stems that are still made
-    this.isBypassed = false;
-    this.offset = 0;
-    this.segments = []; // what is scheduled: { at: seconds of the clock, position, length }
-    this.tracks = stems.map((stem) => {
-      const gain = context.createGain();
-      gain.connect(context.destination);
-      return { stem, gain, volume: 1, muted: false, solo: false, parts: new Map(), sources: new Set() };
-    });
-  }
-
-  get position() {
-    if (!this.isPlaying) return this.offset;
-    const now = this.context.currentTime;
-    while (this.segments.length > 1 && this.segments[1].at <= now) this.segments.shift();
-    const segment = this.segments[0];
-    if (!segment) return this.offset;
-    return segment.position + Math.min(Math.max(now - segment.at, 0), segment.length);
-  }
-
-  async play() {
-    if (this.isPlaying) return;
-    if (this.offset >= this.duration) this.offset = 0;
-    this.isPlaying = true;
-    const run = this.run = {};
-    this.changed();
-    await this.context.resume();
-    this.next = { at: 0, position: this.offset };
-    try {
-      while (run === this.run) {
-        await this.schedule(run);
-        await sleep(100);
-      }
-    } catch (error) {
-      if (run !== this.run) return;
-      this.pause();
-      this.dispatchEvent(new ErrorEvent("error", { error }));
-    }
-  }
-
-  // Schedules the next parts: every stem of a part starts at the same time, to the sample.
-  async schedule(run) {
-    const { context, next, duration } = this;
-    while (next.at - context.currentTime < AHEAD_SECONDS && next.position < duration) {
-      const index = Math.floor(next.position / PART_SECONDS + 1e-6);
-      const stop = Math.min((index + 1) * PART_SECONDS, duration);
-      const isThere = stop <= this.available + 1e-3;
-      const buffers = isThere && await Promise.race([Promise.all(this.tracks.map((track) => this.load(track, index))), this.ended(next)]);
-      if (run !== this.run) return;
-      if (!buffers) {
-        this.setWaiting(next.at <= context.currentTime);
-        return;
-      }
-      this.setWaiting(false);
-      const earliest = context.currentTime + 0.05;
-      if (next.at < earliest) next.at = Math.ceil(earliest * context.sampleRate) / context.sampleRate;
-      const length = stop - next.position;
-      this.tracks.forEach((track, i) => this.start(track, buffers[i], next, next.position - index * PART_SECONDS, length));
-      this.segments.push({ at: next.at, position: next.position, length });
-      next.at += length;
-      next.position = stop;
-      if (this.loop && stop >= duration) next.position = 0;
-    }
-  }
-
-  // Resolves to null when what is scheduled has been played and the next part has not arrived.
-  async ended(next) {
-    await sleep(Math.max(next.at - this.context.currentTime, 0) * 1000 + 250);
-    return null;
-  }
-
-  start(track, buffer, { at, position }, offset, length) {
-    const source = new AudioBufferSourceNode(this.context, { buffer });
-    source.connect(track.gain);
-    source.start(at, offset, length);
-    source.onended = () => track.sources.delete(source);
-    track.sources.add(source);
-    Object.assign(track, { source, startedAt: at, startedFrom: position });
-  }
-
-  load(track, index) {
-    const { parts, stem } = track;
-    if (!parts.has(index)) {
-      const part = stem.read(index * PART_SECONDS, PART_SECONDS);
-      part.catch(() => parts.delete(index));
-      parts.set(index, part);
-      if (parts.size > KEPT_PARTS) parts.delete(parts.keys().next().value);
-    }
-    return parts.get(index);
-  }
-
-  pause() {
-    if (!this.isPlaying) return;
-    this.offset = this.position;
-    this.stop();
-  }
-
-  stop() {
-    this.run = null;
-    for (const track of this.tracks) {
-      for (const source of track.sources) { source.stop(); source.disconnect(); }
-      track.sources.clear();
-    }
-    this.segments = [];
-    this.isPlaying = false;
-    this.isWaiting = false;
-    this.changed();
-  }
-
-  toggle() { return this.isPlaying ? this.pause() : this.play(); }
-
-  seek(seconds) {
-    const wasPlaying = this.isPlaying;
-    if (wasPlaying) this.stop();
-    this.offset = Math.min(Math.max(seconds, 0), this.duration);
-    if (wasPlaying) this.play();
-    else this.changed();
-  }
-
-  setLoop(loop) {
-    const { position } = this;
-    this.loop = loop;
-    this.seek(position);
-  }
-
-  setWaiting(isWaiting) {
-    if (isWaiting === this.isWaiting) return;
-    this.isWaiting = isWaiting;
-    this.changed();
-  }
-
-  // More of the stems is there; at the end they may differ by a gain.
-  extend({ duration, available, isComplete }) {
-    Object.assign(this, { duration, available });
-    if (isComplete) for (const track of this.tracks) track.parts.clear();
-    this.changed();
-  }
-
-  set(index, values) {
-    Object.assign(this.tracks[index], values);
-    this.applyLevels();
-  }
-
-  setBypassed(isBypassed) {
-    this.isBypassed = isBypassed;
-    this.applyLevels();
-  }
-
-  applyLevels() {
-    for (const track of this.tracks) {
-      track.gain.gain.setTargetAtTime(this.level(track), this.context.currentTime, 0.01);
-    }
-    this.changed();
-  }
-
-  level(track) {
-    if (this.isBypassed) return 1;
-    const anySolo = this.tracks.some((other) => other.solo);
-    return track.muted || (anySolo && !track.solo) ? 0 : track.volume;
-  }
-
-  tick() {
-    if (this.isPlaying && !this.loop && this.position >= this.duration - 1e-3) {
-      this.stop();
-      this.offset = 0;
-      this.changed();
-    }
-  }
-
-  // A wav file of what is heard: 16 bit, attenuated if it would clip. Part by part, in little memory.
-  async mix() {
-    const { peak } = await this.mixParts(1);
-    return (await this.mixParts(1 / Math.max(peak, 1))).blob;
-  }
-
-  async mixParts(gain) {
-    let peak = 0, frames = 0, blob = new Blob([]);
-    const levels = this.tracks.map((track) => this.level(track));
-    for (let start = 0; start < this.duration; start += PART_SECONDS) {
-      const buffers = await Promise.all(this.tracks.map(
-        (track, i) => (levels[i] ? track.stem.read(start, PART_SECONDS) : null)));
-      const length = Math.max(0, ...buffers.map((buffer) => buffer?.length ?? 0))
-        || Math.round(Math.min(PART_SECONDS, this.duration - start) * this.context.sampleRate);
-      const samples = new Int16Array(2 * length);
-      const sums = [new Float32Array(length), new Float32Array(length)];
-      buffers.forEach((buffer, i) => {
-        if (buffer) sums.forEach((sum, c) => {
-          const data = buffer.getChannelData(Math.min(c, buffer.numberOfChannels - 1));
-          for (let k = 0; k < data.length; k++) sum[k] += levels[i] * data[k];
-        });
-      });
-      sums.forEach((sum, c) => {
-        for (let k = 0; k < length; k++) {
-          peak = Math.max(peak, Math.abs(sum[k]));
-          samples[2 * k + c] = Math.max(-32768, Math.min(32767, Math.round(sum[k] * gain * 32767)));
-        }
-      });
-      frames += length;
-      blob = new Blob([blob, samples]); // the browser may keep it on disk
-    }
-    return { peak, blob: new Blob([wavHeader(frames, this.context.sampleRate), blob], { type: "audio/wav" }) };
-  }
-
-  close() {
-    this.stop();
-    return this.context.close();
-  }
-
-  changed() { this.dispatchEvent(new Event("change")); }
-}
-
-const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-
-function wavHeader(frames, rate) {
-  const view = new DataView(new ArrayBuffer(44));
-  const text = (at, letters) => [...letters].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
-  text(0, "RIFF"); view.setUint32(4, 36 + 4 * frames, true); text(8, "WAVEfmt ");
-  view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 2, true);
-  view.setUint32(24, rate, true); view.setUint32(28, 4 * rate, true);
-  view.setUint16(32, 4, true); view.setUint16(34, 16, true);
-  text(36, "data"); view.setUint32(40, 4 * frames, true);
-  return view;
-}
-
-export function makeContext(sampleRate) {
-  try {
-    return new AudioContext({ sampleRate }); // parts of this rate join without resampling
-  } catch {
-    return new AudioContext();
-  }
-}
+const exactClock = (seconds) => `${clock(seconds)}.${Math.floor((10 * seconds) % 10)}`;
 
 // Stems that are files in memory: decoded as a whole, for pages without a server.
 export async function decodeStems(stems) {
   const context = new AudioContext();
   const decoded = await Promise.all(stems.map(async (stem) => {
     const buffer = await context.decodeAudioData(await stem.bytes());
-    return { ...stem, buffer, read: async (start, seconds) => cut(context, buffer, start, seconds), waveform: async () => computePeaks(buffer) };
+    return {
+      ...stem, buffer,
+      read: async (start, seconds) => cut(context, buffer, start, seconds),
+      waveform: async (start, seconds) => computePeaks(buffer, start, seconds),
+    };
   }));
   return { context, stems: decoded, duration: Math.max(...decoded.map(({ buffer }) => buffer.duration)) };
 }
@@ -273,173 +42,72 @@ function cut(context, buffer, start, seconds) {
   return part;
 }
 
-function computePeaks(buffer) {
-  const step = buffer.length / PEAKS, peaks = new Float32Array(PEAKS);
-  for (let c = 0; c < buffer.numberOfChannels; c++) {
-    const data = buffer.getChannelData(c);
-    for (let bar = 0; bar < PEAKS; bar++) {
-      const stop = Math.min(data.length, Math.ceil((bar + 1) * step));
-      for (let i = Math.floor(bar * step); i < stop; i++) peaks[bar] = Math.max(peaks[bar], Math.abs(data[i]));
-    }
-  }
-  return peaks;
-}
-
-const SIZE = 2048; // samples of a spectrum
-const COLUMNS = 400, BANDS = 72, LOWEST = 40, RANGE = 80; // of a spectrogram: hertz, decibels
-
-// In place; `re` and `im` have SIZE entries.
-function transform(re, im) {
-  for (let i = 1, j = 0; i < SIZE; i++) {
-    let bit = SIZE >> 1;
-    for (; j & bit; bit >>= 1) j ^= bit;
-    j ^= bit;
-    if (i < j) [re[i], re[j], im[i], im[j]] = [re[j], re[i], im[j], im[i]];
-  }
-  for (let length = 2; length <= SIZE; length <<= 1) {
-    const half = length >> 1;
-    for (let k = 0; k < half; k++) {
-      const c = Math.cos((2 * Math.PI * k) / length), s = -Math.sin((2 * Math.PI * k) / length);
-      for (let i = k; i < SIZE; i += length) {
-        const x = re[i + half] * c - im[i + half] * s, y = re[i + half] * s + im[i + half] * c;
-        re[i + half] = re[i] - x; im[i + half] = im[i] - y;
-        re[i] += x; im[i] += y;
-      }
-    }
-  }
-}
-
-// A canvas with one pixel per column and band; low frequencies are at the bottom.
-function computeSpectrogram(buffer, hue) {
-  const data = buffer.getChannelData(0), levels = new Float32Array(COLUMNS * BANDS);
-  const edges = Array.from({ length: BANDS + 1 }, (_, band) =>
-    Math.round((LOWEST * (buffer.sampleRate / 2 / LOWEST) ** (band / BANDS) * SIZE) / buffer.sampleRate));
-  const re = new Float64Array(SIZE), im = new Float64Array(SIZE);
-  for (let column = 0; column < COLUMNS; column++) {
-    const start = Math.floor((column * Math.max(0, data.length - SIZE)) / (COLUMNS - 1));
-    for (let i = 0; i < SIZE; i++) {
-      re[i] = (data[start + i] ?? 0) * (0.5 - 0.5 * Math.cos((2 * Math.PI * i) / SIZE));
-      im[i] = 0;
-    }
-    transform(re, im);
-    for (let band = 0; band < BANDS; band++) {
-      let power = 0;
-      const stop = Math.max(edges[band] + 1, edges[band + 1]);
-      for (let i = edges[band]; i < stop; i++) power += re[i] * re[i] + im[i] * im[i];
-      levels[column * BANDS + band] = 10 * Math.log10(power / (stop - edges[band]) + 1e-9);
-    }
-  }
-  const canvas = Object.assign(document.createElement("canvas"), { width: COLUMNS, height: BANDS });
-  const context = canvas.getContext("2d");
-  const top = levels.reduce((most, level) => Math.max(most, level), -90);
-  for (let column = 0; column < COLUMNS; column++) {
-    for (let band = 0; band < BANDS; band++) {
-      const light = Math.max(0, 1 + (levels[column * BANDS + band] - top) / RANGE);
-      context.fillStyle = `hsl(${hue} 75% ${8 + 82 * light * light}%)`;
-      context.fillRect(column, BANDS - 1 - band, 1, 1);
-    }
-  }
-  return canvas;
-}
-
-function drawSpectrogram(canvas, picture, fraction) {
-  const ratio = window.devicePixelRatio || 1;
-  const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
-  if (!width) return;
-  if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
-  const context = canvas.getContext("2d");
-  context.drawImage(picture, 0, 0, width, height);
-  context.fillStyle = "#fff";
-  if (fraction > 0) context.fillRect(Math.min(fraction * width, width - 2 * ratio), 0, 2 * ratio, height);
-}
-
-function draw(canvas, peaks, hue, fraction, top) {
-  const ratio = window.devicePixelRatio || 1;
-  const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
-  if (!width) return;
-  if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
-  const context = canvas.getContext("2d");
-  const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
-  const light = isDark ? 68 : 46;
-  context.clearRect(0, 0, width, height);
-  const bars = Math.max(1, Math.min(peaks.length, Math.floor(width / (3 * ratio))));
-  const step = width / bars;
-  for (let bar = 0; bar < bars; bar++) {
-    let peak = 0;
-    const stop = Math.ceil(((bar + 1) * peaks.length) / bars);
-    for (let i = Math.floor((bar * peaks.length) / bars); i < stop; i++) peak = Math.max(peak, peaks[i]);
-    const size = Math.max(2 * ratio, (peak / top) * height * 0.94);
-    context.fillStyle = `hsl(${hue} 70% ${light}% / ${bar / bars < fraction ? 1 : 0.42})`;
-    context.fillRect(bar * step, (height - size) / 2, Math.max(1, step - ratio), size);
-  }
-  context.fillStyle = isDark ? "#fff" : "#1c1a28";
-  if (fraction > 0) context.fillRect(Math.min(fraction * width, width - 2 * ratio), 0, 2 * ratio, height);
-}
-
 const ICONS = {
   play: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M8 5v14l11-7z"/></svg>',
   pause: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M7 5h4v14H7zM14 5h4v14h-4z"/></svg>',
   view: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 4h3v16H4zM9 9h3v11H9zM14 6h3v14h-3zM19 12h2v8h-2z"/></svg>',
   loop: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M7 7h10v3l4-4-4-4v3H5v6h2zm10 10H7v-3l-4 4 4 4v-3h12v-6h-2z"/></svg>',
+  zoomIn: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M11 5h2v6h6v2h-6v6h-2v-6H5v-2h6z"/></svg>',
+  zoomOut: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M5 11h14v2H5z"/></svg>',
   get: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M12 4v11m0 0 4.5-4.5M12 15l-4.5-4.5M5 20h14"/></svg>',
 };
 
+// `text` and `label` are keys of texts, `values` what they need.
 function element(tag, properties = {}, ...children) {
-  const { label, html, ...rest } = properties;
+  const { text, label, values, html, ...rest } = properties;
   const created = Object.assign(document.createElement(tag), rest);
-  if (label) { created.setAttribute("aria-label", label); created.title = label; }
   if (html) created.innerHTML = html;
+  if (text) setText(created, text, values);
+  if (label) setText(created, label, values, "label");
   created.append(...children);
   return created;
 }
 
-// `stems`: [{ name, file, url, read: (start, seconds) => Promise<AudioBuffer>, waveform: () => Promise<peaks> }].
-// Returns { close, extend }; `extend` takes the state of stems that are still made.
+const button = (properties) => element("button", { type: "button", ...properties });
+
+// `stems`: [{ name, file, url, read: (start, seconds) => Promise<AudioBuffer>,
+// waveform: (start, seconds) => Promise<peaks> }]. Returns { close, extend }; `extend` takes the state of
+// stems that are still made.
 export function mountPlayer(root, stems, {
   context, duration, available = duration, title = "track", zip = null, save = followLink, onError = () => {},
 }) {
   const transport = new Transport(stems, context, { duration, available });
-  const peaks = stems.map(() => new Float32Array(PEAKS));
-  let top = 0.05;
+  const view = new View(transport, stems);
 
-  const play = element("button", { type: "button", className: "primary play" });
+  const play = button({ className: "primary play" });
   const time = element("span", { className: "time" });
   const seek = element("input", {
-    type: "range", className: "seek", min: 0, max: duration, step: 0.01, value: 0, label: "Position",
+    type: "range", className: "seek", min: 0, max: duration, step: 0.01, value: 0, label: "position",
   });
-  const loop = element("button", { type: "button", html: ICONS.loop, label: "Loop" });
-  const bypass = element("button", { type: "button", textContent: "A/B", label: "Compare with the whole song" });
-  const tools = element("div", { className: "tools" }, loop, bypass);
-  const view = element("button", { type: "button", html: ICONS.view, label: "Spectrograms" });
-  let pictures = null; // spectrograms, once they are asked for
-  if (stems.every(({ buffer }) => buffer)) tools.prepend(view); // stems that are here as a whole
+  const loop = button({ html: ICONS.loop, label: "loop" });
+  const bypass = button({ text: "compareShort", label: "compare" });
+  const spectrograms = button({ html: ICONS.view, label: "spectrograms" });
+  const zoomOut = button({ html: ICONS.zoomOut, label: "zoomOut" });
+  const zoomIn = button({ html: ICONS.zoomIn, label: "zoomIn" });
+  const tools = element("div", { className: "tools" }, loop, zoomOut, zoomIn, spectrograms, bypass);
   const vocals = stems.findIndex(({ name }) => name === "vocals");
-  const karaoke = element("button", { type: "button", textContent: "Karaoke", label: "Karaoke: mute the vocals" });
+  const karaoke = button({ text: "karaoke", label: "muteVocals" });
   if (vocals >= 0 && stems.length > 1) tools.append(karaoke);
   const bar = element("div", { className: "transport" }, play, time, seek, tools);
-  const rows = stems.map((stem, index) => stemRow(stem, index, transport, save));
+  const rows = stems.map((stem, index) => stemRow(stem, index, transport, view, save));
   const list = element("ul", { className: "stems" }, ...rows.map((row) => row.item));
-  const mix = element("button", { type: "button", textContent: "Save this mix" });
+  const practice = practicePanel(transport);
+  const mix = button({ text: "saveMix" });
   const downloads = element("div", { className: "downloads" });
-  if (zip) downloads.append(makeSavable(element("a", { href: zip, download: `${title}.zip`, textContent: "Save all (zip)" }), save));
+  if (zip) downloads.append(makeSavable(element("a", { href: zip, download: `${title}.zip`, text: "saveAll" }), save));
   downloads.append(mix);
-  root.replaceChildren(bar, list, downloads);
+  root.replaceChildren(bar, list, practice.panel, downloads);
   root.transport = transport;
+  root.view = view;
 
   const isComplete = () => transport.available >= transport.duration - 1e-3;
-  const drawWaveforms = () => Promise.all(stems.map(async (stem, i) => {
-    peaks[i] = await stem.waveform();
-    top = Math.max(0.05, ...peaks.map((values) => Math.max(...values)));
-    show();
-  })).catch((error) => { if (isComplete()) onError(error); });
   transport.addEventListener("error", (event) => onError(event.error));
+  view.addEventListener("error", (event) => { if (isComplete()) onError(event.error); });
   play.onclick = () => transport.toggle();
   loop.onclick = () => transport.setLoop(!transport.loop);
-  view.onclick = () => {
-    pictures = pictures ? null : stems.map(({ buffer }, i) => computeSpectrogram(buffer, rows[i].hue));
-    view.setAttribute("aria-pressed", pictures !== null);
-    show();
-  };
+  zoomIn.onclick = () => view.zoom(0.5);
+  zoomOut.onclick = () => view.zoom(2);
+  spectrograms.onclick = () => view.setSpectrograms(!view.hasSpectrograms);
   bypass.onclick = () => transport.setBypassed(!transport.isBypassed);
   karaoke.onclick = () => transport.set(vocals, { muted: !transport.tracks[vocals].muted });
   seek.oninput = () => transport.seek(Number(seek.value));
@@ -454,29 +122,31 @@ export function mountPlayer(root, stems, {
   };
 
   const show = () => {
-    const position = transport.position;
+    const { position } = transport;
+    view.follow(position);
     time.textContent = `${clock(position)} / ${clock(transport.duration)}`;
     seek.value = position;
     fill(seek);
-    seek.setAttribute("aria-valuetext", `${clock(position)} of ${clock(transport.duration)}`);
-    const fraction = position / transport.duration;
-    rows.forEach((row, i) => (pictures ? drawSpectrogram(row.canvas, pictures[i], fraction)
-      : draw(row.canvas, peaks[i], row.hue, fraction, top)));
+    seek.setAttribute("aria-valuetext", t("positionOf", { position: clock(position), duration: clock(transport.duration) }));
+    rows.forEach((row, i) => view.draw(i, row.canvas, row.hue, position));
   };
   const update = () => {
-    const label = transport.isPlaying ? "Pause" : "Play";
-    if (play.title !== label) {
-      play.innerHTML = transport.isPlaying ? ICONS.pause : ICONS.play;
-      play.title = label;
-      play.setAttribute("aria-label", label);
+    const label = transport.isPlaying ? "pause" : "play";
+    if (play.dataset.label !== label) {
+      play.innerHTML = ICONS[label];
+      setText(play, label, null, "label");
     }
     loop.setAttribute("aria-pressed", transport.loop);
     bypass.setAttribute("aria-pressed", transport.isBypassed);
+    spectrograms.setAttribute("aria-pressed", view.hasSpectrograms);
+    zoomIn.disabled = view.length <= SHORTEST_VIEW;
+    zoomOut.disabled = view.length >= view.longest;
     if (vocals >= 0) karaoke.setAttribute("aria-pressed", transport.tracks[vocals].muted);
     play.classList.toggle("waiting", transport.isWaiting);
     seek.max = transport.duration;
     downloads.hidden = !isComplete();
     rows.forEach((row) => row.update());
+    practice.update();
     show();
   };
   let frame = 0;
@@ -487,47 +157,155 @@ export function mountPlayer(root, stems, {
   };
   const resizeObserver = new ResizeObserver(show);
   const scheme = matchMedia("(prefers-color-scheme: dark)");
-  const onKey = (event) => handleKey(event, transport);
+  const onKey = (event) => handleKey(event, transport, view, practice);
   transport.addEventListener("change", update);
+  view.addEventListener("change", update);
+  languageEvents.addEventListener("change", update);
   document.addEventListener("keydown", onKey);
   scheme.addEventListener("change", show);
   resizeObserver.observe(root);
   update();
   animate();
-  drawWaveforms();
+  view.read();
 
   const extend = (state) => {
+    const wasWhole = view.isWhole;
     transport.extend(state);
-    drawWaveforms();
+    if (wasWhole) view.showAll();
+    view.read();
   };
   const close = () => {
     cancelAnimationFrame(frame);
     document.removeEventListener("keydown", onKey);
+    languageEvents.removeEventListener("change", update);
     scheme.removeEventListener("change", show);
     resizeObserver.disconnect();
     transport.removeEventListener("change", update);
+    view.close();
     root.replaceChildren();
     delete root.transport;
+    delete root.view;
     return transport.close();
   };
   return { close, extend };
 }
 
-function stemRow(stem, index, transport, save) {
-  const hue = hueOf(stem.name, index);
-  const label = stem.name.replaceAll("_", " ");
-  const mute = element("button", { type: "button", textContent: "M", label: `Mute ${label}` });
-  const solo = element("button", { type: "button", textContent: "S", label: `Solo ${label}` });
+// The part of the song that is seen, and what is drawn of it.
+class View extends EventTarget {
+  constructor(transport, stems) {
+    super();
+    Object.assign(this, { transport, stems, start: 0, stop: transport.duration, hasSpectrograms: false });
+    this.isLocal = stems.every(({ buffer }) => buffer); // stems that are here as a whole
+    this.overview = stems.map(() => new Float32Array(PEAKS));
+    this.detail = null; // { start, stop, peaks } of the view, once they are read
+    this.pictures = null; // the same of spectrograms
+    this.top = 0.05;
+    this.lastPosition = 0;
+    this.draft = null; // a section while it is dragged
+  }
+
+  get length() { return this.stop - this.start; }
+  get isWhole() { return this.start === 0 && this.stop >= this.transport.duration - 1e-6; }
+  get longest() {
+    const { duration } = this.transport;
+    return this.hasSpectrograms && !this.isLocal ? Math.min(LONGEST_SPECTROGRAM, duration) : duration;
+  }
+
+  zoom(factor, center = this.transport.position) {
+    const { duration } = this.transport;
+    const length = Math.min(Math.max(this.length * factor, Math.min(SHORTEST_VIEW, duration)), this.longest);
+    const middle = Math.min(Math.max(center, this.start), this.stop);
+    this.show(middle - (middle - this.start) * (length / this.length), length);
+  }
+
+  showAll() { this.show(0, this.longest); }
+  move(seconds) { this.show(this.start + seconds, this.length); }
+
+  show(start, length) {
+    this.start = Math.min(Math.max(start, 0), this.transport.duration - length);
+    this.stop = this.start + length;
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.read(), MILLISECONDS_TO_SETTLE);
+    this.dispatchEvent(new Event("change"));
+  }
+
+  // Turns the page when the music leaves it.
+  follow(position) {
+    if (position === this.lastPosition) return;
+    this.lastPosition = position;
+    if (position < this.start || position > this.stop) this.show(position - 0.05 * this.length, this.length);
+  }
+
+  setSpectrograms(hasSpectrograms) {
+    this.hasSpectrograms = hasSpectrograms;
+    this.pictures = null;
+    this.zoom(1);
+  }
+
+  async read() {
+    const { stems, start, stop, isWhole, hasSpectrograms } = this;
+    const reading = this.reading = {};
+    const isCurrent = () => reading === this.reading;
+    try {
+      if (isWhole || !this.hasOverview) {
+        this.overview = await Promise.all(stems.map((stem) => stem.waveform(0, this.transport.duration)));
+        this.hasOverview = true;
+        this.top = Math.max(0.05, ...this.overview.map((values) => Math.max(...values)));
+      }
+      if (isCurrent() && !isWhole && stop - start <= LONGEST_DETAIL) {
+        const peaks = await Promise.all(stems.map((stem) => stem.waveform(start, stop - start)));
+        if (isCurrent()) this.detail = { start, stop, peaks };
+      }
+      if (isCurrent() && hasSpectrograms) await this.readSpectrograms({ start, stop }, isCurrent);
+      if (isCurrent()) this.dispatchEvent(new Event("change"));
+    } catch (error) {
+      if (isCurrent()) this.dispatchEvent(new ErrorEvent("error", { error }));
+    }
+  }
+
+  async readSpectrograms({ start, stop }, isCurrent) {
+    const images = [];
+    this.pictures = { start, stop, images };
+    for (const [i, stem] of this.stems.entries()) {
+      images.push(await computeSpectrogram(stem.read, { start, stop }, hueOf(stem.name, i), isCurrent));
+      if (!isCurrent()) return;
+      this.dispatchEvent(new Event("change"));
+    }
+  }
+
+  draw(i, canvas, hue, position) {
+    const { start, stop, transport } = this;
+    const isOf = (read) => read?.start === start && read?.stop === stop;
+    const marks = { view: { start, stop }, position, section: this.draft ?? transport.section };
+    if (this.hasSpectrograms) drawSpectrogram(canvas, isOf(this.pictures) ? this.pictures.images[i] : null, marks);
+    else drawWaveform(canvas, isOf(this.detail) ? this.detail.peaks[i] : this.cutOverview(i), { ...marks, hue, top: this.top });
+  }
+
+  cutOverview(i) {
+    const peaks = this.overview[i], scale = peaks.length / this.transport.duration;
+    return peaks.slice(Math.floor(this.start * scale), Math.max(Math.ceil(this.stop * scale), 1));
+  }
+
+  close() {
+    clearTimeout(this.timer);
+    this.reading = null;
+  }
+}
+
+function stemRow(stem, index, transport, view, save) {
+  const hue = hueOf(stem.name, index), values = { stem: stem.name };
+  const mute = button({ text: "muteShort", label: "mute", values });
+  const solo = button({ text: "soloShort", label: "solo", values });
   const volume = element("input", {
-    type: "range", className: "volume", min: 0, max: 1.5, step: 0.01, value: 1, label: `Volume of ${label}`,
+    type: "range", className: "volume", min: 0, max: 1.5, step: 0.01, value: 1, label: "volume", values,
   });
   const canvas = element("canvas");
-  canvas.setAttribute("aria-hidden", "true"); // the Position slider does the same
+  canvas.setAttribute("aria-hidden", "true"); // the Position slider and the Practice panel do the same
   const link = makeSavable(element("a", {
-    className: "get", href: stem.url, download: stem.file, html: ICONS.get, label: `Save ${label}`,
+    className: "get", href: stem.url, download: stem.file, html: ICONS.get, label: "saveStem", values,
   }), save);
   const head = element("div", { className: "head" },
-    element("div", { className: "name", textContent: label }),
+    element("div", { className: "name", text: "stem", values }),
     element("div", { className: "knobs" }, mute, solo, volume));
   const item = element("li", { className: "stem" }, head, canvas, link);
   item.style.setProperty("--hue", hue);
@@ -536,42 +314,202 @@ function stemRow(stem, index, transport, save) {
   mute.onclick = () => transport.set(index, { muted: !track.muted });
   solo.onclick = () => transport.set(index, { solo: !track.solo });
   volume.oninput = () => transport.set(index, { volume: Number(volume.value) });
-  canvas.onclick = (event) => transport.seek((event.offsetX / canvas.clientWidth) * transport.duration);
+  makeSelectable(canvas, transport, view);
   const update = () => {
     mute.setAttribute("aria-pressed", track.muted);
     solo.setAttribute("aria-pressed", track.solo);
     fill(volume);
-    volume.setAttribute("aria-valuetext", `${Math.round(100 * track.volume)} percent`);
+    volume.setAttribute("aria-valuetext", formatPercent(track.volume));
     item.classList.toggle("silent", transport.level(track) === 0);
     link.hidden = transport.available < transport.duration - 1e-3;
   };
   return { item, canvas, hue, update };
 }
 
+const CLICK_PIXELS = 4; // a shorter drag is a click
+
+// A click seeks, a drag chooses a section, the wheel zooms with Ctrl and moves with Shift.
+function makeSelectable(canvas, transport, view) {
+  const timeAt = (event) => {
+    const { left, width } = canvas.getBoundingClientRect();
+    const fraction = Math.min(Math.max((event.clientX - left) / width, 0), 1);
+    return view.start + fraction * view.length;
+  };
+  let from = null; // where the pointer went down
+  canvas.onpointerdown = (event) => {
+    if (event.button) return;
+    from = { x: event.clientX, time: timeAt(event) };
+    canvas.setPointerCapture(event.pointerId);
+  };
+  canvas.onpointermove = (event) => {
+    if (!from || (!view.draft && Math.abs(event.clientX - from.x) < CLICK_PIXELS)) return;
+    const time = timeAt(event);
+    view.draft = { start: Math.min(from.time, time), stop: Math.max(from.time, time) };
+    view.dispatchEvent(new Event("change"));
+  };
+  canvas.onpointerup = (event) => {
+    if (!from) return;
+    const { draft } = view;
+    from = view.draft = null;
+    if (draft) transport.setSection(draft);
+    else transport.seek(timeAt(event));
+  };
+  canvas.onpointercancel = () => { // the page is scrolled instead
+    from = view.draft = null;
+    view.dispatchEvent(new Event("change"));
+  };
+  canvas.addEventListener("wheel", (event) => {
+    const isZoom = event.ctrlKey || event.metaKey;
+    const distance = event.deltaX || (event.shiftKey ? event.deltaY : 0);
+    if (!isZoom && (!distance || view.isWhole)) return;
+    event.preventDefault();
+    if (isZoom) view.zoom(1.002 ** event.deltaY, timeAt(event));
+    else view.move((distance / canvas.clientWidth) * view.length);
+  }, { passive: false });
+}
+
+// What helps to practice: a section, the tempo, and a bar of clicks before the music.
+function practicePanel(transport) {
+  const section = element("p", { className: "section" });
+  const first = button({ text: "sectionStart" });
+  const last = button({ text: "sectionEnd" });
+  const clear = button({ text: "sectionClear" });
+  const tempo = element("input", { type: "range", className: "tempo", min: 0.5, max: 1.5, step: 0.05, value: 1, label: "tempo" });
+  const percent = element("output");
+  const countIn = element("input", { type: "checkbox" });
+  const bpm = element("input", { type: "number", min: 30, max: 300, step: 0.1, value: 120 });
+  const beats = element("input", { type: "number", min: 1, max: 12, value: 4 });
+  const tap = button({ text: "tap" });
+  const labeled = (text, input, className = "") => element("label", { className }, element("span", { text }), input);
+  const panel = element("details", { className: "practice" }, element("summary", { text: "practice" }),
+    section,
+    element("div", { className: "line" }, first, last, clear),
+    element("div", { className: "line" }, labeled("tempo", tempo, "wide"), percent),
+    element("div", { className: "line" }, element("label", { className: "check" }, countIn, element("span", { text: "countIn" })),
+      labeled("bpm", bpm), labeled("beats", beats), tap));
+
+  const applyCountIn = () => {
+    const isValid = bpm.checkValidity() && beats.checkValidity();
+    transport.setCountIn(countIn.checked && isValid ? { bpm: Number(bpm.value), beats: Number(beats.value) } : null);
+  };
+  const markStart = () => {
+    const { position, section: old, duration } = transport;
+    transport.setSection({ start: position, stop: old && old.stop > position ? old.stop : duration });
+  };
+  const markEnd = () => {
+    const { position, section: old } = transport;
+    transport.setSection({ start: old && old.start < position ? old.start : 0, stop: position });
+  };
+  const changeTempo = (step) => transport.setTempo(Math.round((transport.tempo + step) * 100) / 100);
+  let taps = [];
+  const tapTempo = () => {
+    const now = performance.now();
+    if (now - (taps.at(-1) ?? 0) > PAUSE_MILLISECONDS) taps = [];
+    taps = [...taps, now].slice(-TAPS);
+    if (taps.length < 2) return;
+    // What is heard is tapped; the tempo is that of the song.
+    const measured = (60000 * (taps.length - 1)) / (now - taps[0]) / transport.tempo;
+    bpm.value = Math.round(Math.min(Math.max(measured, 30), 300));
+    applyCountIn();
+  };
+  first.onclick = markStart;
+  last.onclick = markEnd;
+  clear.onclick = () => transport.setSection(null);
+  tempo.oninput = () => { percent.textContent = formatPercent(tempo.value); fillTempo(); };
+  tempo.onchange = () => transport.setTempo(Number(tempo.value));
+  countIn.onchange = bpm.onchange = beats.onchange = applyCountIn;
+  tap.onclick = tapTempo;
+  const fillTempo = () => tempo.style.setProperty("--fill", `${100 * (tempo.value - 0.5)}%`);
+  const toggleCountIn = () => { countIn.checked = !countIn.checked; applyCountIn(); };
+  const update = () => {
+    const { section: now } = transport;
+    if (now) setText(section, "section", { start: exactClock(now.start), stop: exactClock(now.stop) });
+    else setText(section, "noSection");
+    clear.disabled = !now;
+    tempo.value = transport.tempo;
+    percent.textContent = formatPercent(transport.tempo);
+    tempo.setAttribute("aria-valuetext", formatPercent(transport.tempo));
+    fillTempo();
+  };
+  return { panel, update, markStart, markEnd, changeTempo, tapTempo, toggleCountIn };
+}
+
 function fill(range) {
   range.style.setProperty("--fill", `${(100 * range.value) / range.max}%`);
 }
 
-function handleKey(event, transport) {
-  if (event.ctrlKey || event.altKey || event.metaKey || document.querySelector("dialog[open]")) return;
+// Keys by their place on the keyboard, or by what they write.
+function handleKey(event, transport, view, practice) {
+  if (!isShortcut(event)) return;
   const tag = event.target.tagName;
-  if (tag === "SELECT" || tag === "TEXTAREA" || (tag === "INPUT" && event.target.type !== "checkbox")) {
-    if (event.target.type !== "range" || !/^(Space|Digit\d|Key[BL])$/.test(event.code)) return;
-  }
   if (event.code === "Space" && /^(BUTTON|A|SUMMARY|INPUT)$/.test(tag) && event.target.type !== "range") return;
   const digit = /^Digit([1-9])$/.exec(event.code);
   const track = digit && transport.tracks[digit[1] - 1];
   if (track && event.shiftKey) transport.set(digit[1] - 1, { solo: !track.solo });
   else if (track) transport.set(digit[1] - 1, { muted: !track.muted });
+  else if (event.key === "+" || event.key === "=") view.zoom(0.5);
+  else if (event.key === "-") view.zoom(2);
+  else if (event.key === "0") view.showAll();
+  else if (event.key === ",") practice.changeTempo(-0.05);
+  else if (event.key === ".") practice.changeTempo(0.05);
   else if (event.code === "Space") transport.toggle();
   else if (event.code === "ArrowLeft") transport.seek(transport.position - 5);
   else if (event.code === "ArrowRight") transport.seek(transport.position + 5);
   else if (event.code === "Home") transport.seek(0);
+  else if (event.code === "Escape") transport.setSection(null);
   else if (event.code === "KeyL") transport.setLoop(!transport.loop);
+  else if (event.code === "KeyI") practice.markStart();
+  else if (event.code === "KeyO") practice.markEnd();
+  else if (event.code === "KeyC") practice.toggleCountIn();
+  else if (event.code === "KeyT") practice.tapTempo();
+  else if (event.code === "KeyG") view.setSpectrograms(!view.hasSpectrograms);
   else if (event.code === "KeyB") transport.setBypassed(!transport.isBypassed);
   else return;
   event.preventDefault();
 }
+
+// Whether a key is meant for the page, and not for a field or a dialog.
+function isShortcut(event) {
+  if (event.ctrlKey || event.altKey || event.metaKey || document.querySelector("dialog[open]")) return false;
+  const { tagName, type } = event.target;
+  if (tagName === "INPUT" && type === "range") return !/^(Arrow|Home|End|Page)/.test(event.code);
+  return tagName !== "SELECT" && tagName !== "TEXTAREA" && (tagName !== "INPUT" || type === "checkbox");
+}
+
+// ── help ──
+
+const SHORTCUTS = [ // `key.…` is a text, anything else is on the key itself
+  [["key.space"], "help.play"], [["1", "9"], "help.mute"], [["key.shift", "1"], "help.solo"],
+  [["←", "→"], "help.seek"], [["key.home"], "help.start"], [["L"], "help.loop"],
+  [["I", "O"], "help.section"], [["key.drag"], "help.drag"], [["key.escape"], "help.clear"],
+  [["+", "-", "0"], "help.zoom"], [["key.control", "key.wheel"], "help.wheel"], [["G"], "help.spectrograms"],
+  [[",", "."], "help.tempo"], [["C"], "help.countIn"], [["T"], "help.tap"],
+  [["B"], "help.compare"], [["?"], "help.help"],
+];
+
+export function showHelp() {
+  const title = element("h2", { id: "help-title", text: "help", tabIndex: -1, autofocus: true });
+  const rows = SHORTCUTS.map(([keys, text]) => element("div", {},
+    element("dt", {}, ...keys.flatMap((key, i) => [
+      ...(keys[1] === "9" && i ? ["–"] : []), key.startsWith("key.") ? element("kbd", { text: key }) : element("kbd", { textContent: key }),
+    ])),
+    element("dd", { text })));
+  const close = button({ className: "primary", text: "close" });
+  const dialog = element("dialog", { className: "help" }, title, element("dl", {}, ...rows), close);
+  dialog.setAttribute("aria-labelledby", title.id);
+  close.onclick = () => dialog.close();
+  dialog.onclose = () => dialog.remove();
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "?" || !isShortcut(event)) return;
+  event.preventDefault();
+  showHelp();
+});
+
+// ── files ──
 
 function makeSavable(link, save) {
   link.addEventListener("click", (event) => save(event, link));
