@@ -172,6 +172,7 @@ export function mountPlayer(root, stems, {
     const wasWhole = view.isWhole;
     transport.extend(state);
     if (wasWhole) view.showAll();
+    if (state.isComplete) view.pictures = null;
     view.read();
   };
   const close = () => {
@@ -256,7 +257,8 @@ class View extends EventTarget {
         const peaks = await Promise.all(stems.map((stem) => stem.waveform(start, stop - start)));
         if (isCurrent()) this.detail = { start, stop, peaks };
       }
-      if (isCurrent() && hasSpectrograms) await this.readSpectrograms({ start, stop }, isCurrent);
+      const hasPictures = this.pictures?.start === start && this.pictures.stop === stop; // of stems that are made
+      if (isCurrent() && hasSpectrograms && !hasPictures) await this.readSpectrograms({ start, stop }, isCurrent);
       if (isCurrent()) this.dispatchEvent(new Event("change"));
     } catch (error) {
       if (isCurrent()) this.dispatchEvent(new ErrorEvent("error", { error }));
