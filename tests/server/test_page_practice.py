@@ -104,10 +104,10 @@ def test_keyboard_alone_practices(page: Any) -> None:
     page.keyboard.press("1")
     assert evaluate(page, "t.tracks.some(x => x.muted)") is False, "the dialog is modal"
     page.keyboard.press("Escape")
-    assert page.locator("dialog.help").count() == 0
+    wait_until(lambda: page.locator("dialog.help").count() == 0)
     page.click("button:has-text('Keyboard shortcuts')")
     page.click("dialog >> text=Close")
-    assert page.locator("dialog.help").count() == 0
+    wait_until(lambda: page.locator("dialog.help").count() == 0)
 
 
 def test_spectrograms_are_drawn_of_what_is_seen(page: Any) -> None:

@@ -195,6 +195,13 @@ class Song {
     this.item.classList.remove("failed");
   }
 
+  // Whether the stems are all of the song.
+  get addsUp() {
+    const names = this.job.preview.stems;
+    const all = capabilities?.models.find(({ name }) => name === this.job.model)?.stems;
+    return names.some((name) => name.startsWith("no_")) || !all || all.every((name) => names.includes(name));
+  }
+
   get isShared() { return this.job.id === this.job.shared_id; } // by another, with a link
   get isRunning() { return ["queued", "running"].includes(this.job.status); }
 
@@ -307,7 +314,11 @@ class Song {
     const root = this.item.querySelector(".player");
     root.hidden = false;
     this.listen.hidden = true;
+    const original = this.file && URL.createObjectURL(this.file);
+    this.original = original;
     const player = mountPlayer(root, stems, {
+      original,
+      canCompare: Boolean(original) || this.addsUp,
       context,
       duration: preview.duration_seconds,
       available: preview.available_seconds,
@@ -336,6 +347,7 @@ class Song {
   close() {
     this.player?.close();
     this.player = null;
+    if (this.original) URL.revokeObjectURL(this.original);
     this.item.querySelector(".player").hidden = true;
     this.listen.hidden = false;
     closePlayer = null;

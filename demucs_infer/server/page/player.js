@@ -69,9 +69,10 @@ const button = (properties) => element("button", { type: "button", ...properties
 // waveform: (start, seconds) => Promise<peaks> }]. Returns { close, extend }; `extend` takes the state of
 // stems that are still made.
 export function mountPlayer(root, stems, {
-  context, duration, available = duration, title = "track", zip = null, save = followLink, onError = () => {},
+  context, duration, available = duration, title = "track", zip = null, original = null, canCompare = true,
+  save = followLink, onError = () => {},
 }) {
-  const transport = new Transport(stems, context, { duration, available });
+  const transport = new Transport(stems, context, { duration, available, original, canCompare });
   const view = new View(transport, stems);
 
   const play = button({ className: "primary play" });
@@ -80,7 +81,7 @@ export function mountPlayer(root, stems, {
     type: "range", className: "seek", min: 0, max: duration, step: 0.01, value: 0, label: "position",
   });
   const loop = button({ html: ICONS.loop, label: "loop" });
-  const bypass = button({ text: "compareShort", label: "compare" });
+  const bypass = button({ text: "compareShort", label: "compare", hidden: !canCompare });
   const spectrograms = button({ html: ICONS.view, label: "spectrograms" });
   const zoomOut = button({ html: ICONS.zoomOut, label: "zoomOut" });
   const zoomIn = button({ html: ICONS.zoomIn, label: "zoomIn" });
@@ -465,7 +466,7 @@ function handleKey(event, transport, view, practice) {
   else if (event.code === "KeyC") practice.toggleCountIn();
   else if (event.code === "KeyT") practice.tapTempo();
   else if (event.code === "KeyG") view.setSpectrograms(!view.hasSpectrograms);
-  else if (event.code === "KeyB") transport.setBypassed(!transport.isBypassed);
+  else if (event.code === "KeyB" && transport.canCompare) transport.setBypassed(!transport.isBypassed);
   else return;
   event.preventDefault();
 }

@@ -6,12 +6,15 @@ export const PART_SECONDS = 5;
 const AHEAD_SECONDS = 8; // scheduled before they are heard
 const KEPT_PARTS = 5; // of each stem, in memory
 const SHORTEST_SECTION = 0.25; // seconds
+const LARGEST_DRIFT = 0.1; // seconds, between the stems and the original
 
-// `stems`: [{ name, read: (start, seconds) => Promise<AudioBuffer> }].
+// `stems`: [{ name, read: (start, seconds) => Promise<AudioBuffer> }]. `original`: the URL of the song
+// itself, for comparison; without it, that is the sum of the stems. `canCompare`: whether they are all there.
 export class Transport extends EventTarget {
-  constructor(stems, context, { duration, available = duration }) {
+  constructor(stems, context, { duration, available = duration, original = null, canCompare = true }) {
     super();
-    Object.assign(this, { context, duration, available });
+    Object.assign(this, { context, duration, available, canCompare });
+    this.original = original && Object.assign(new Audio(original), { onloadedmetadata: () => this.applyLevels() });
     this.loop = false;
     this.section = null; // { start, stop }: what is looped, if not all
     this.tempo = 1;
@@ -242,12 +245,27 @@ export class Transport extends EventTarget {
   }
 
   level(track) {
-    if (this.isBypassed) return 1;
+    if (this.isBypassed) return this.isOriginalHeard ? 0 : 1;
     const anySolo = this.tracks.some((other) => other.solo);
     return track.muted || (anySolo && !track.solo) ? 0 : track.volume;
   }
 
+  get isOriginalHeard() { return this.isBypassed && this.original?.readyState >= HTMLMediaElement.HAVE_METADATA; }
+
+  // Keeps the original at the place of the stems while it is heard.
+  followOriginal() {
+    const { original, position, segments } = this;
+    if (!original || original.seeking) return;
+    const isHeard = this.isOriginalHeard && !this.isWaiting && segments[0]?.at <= this.context.currentTime;
+    if (!isHeard) return original.pause();
+    original.playbackRate = this.tempo;
+    const hasDrifted = Math.abs(original.currentTime - position) > LARGEST_DRIFT * this.tempo;
+    if (hasDrifted) original.currentTime = position;
+    if (original.paused) original.play().catch(() => {}); // it was paused meanwhile
+  }
+
   tick() {
+    this.followOriginal();
     if (this.isPlaying && !this.loop && this.hasEnded) {
       this.stop();
       this.offset = 0;
@@ -296,6 +314,7 @@ export class Transport extends EventTarget {
 
   close() {
     this.stop();
+    this.original?.pause();
     return this.context.close();
   }
 
