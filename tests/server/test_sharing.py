@@ -1,6 +1,7 @@
 """Links to finished jobs: they can be read with them, and nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,12 +13,12 @@ from tests.helpers.server_process import client, song, wait_until
 KEY = {"X-API-Key": "open sesame"}
 
 
-def separate(web: TestClient) -> dict[str, str]:
+def separate(web: TestClient) -> dict[str, Any]:
     job = web.post("/v1/jobs", content=song(0.5), headers=KEY).json()
     path = f"/v1/jobs/{job['id']}"
     assert job["shared_id"] is None, "it is not done"
     wait_until(lambda: web.get(path, headers=KEY).json()["status"] == "done")
-    view: dict[str, str] = web.get(path, headers=KEY).json()
+    view: dict[str, Any] = web.get(path, headers=KEY).json()
     return view
 
 
