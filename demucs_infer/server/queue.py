@@ -103,6 +103,9 @@ class Job:
 class JobQueue:
     """The queue, its workers and its results."""
 
+    shared_ids: SharedIds | None = None
+    """The ids of links to finished jobs, if they are allowed."""
+
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.uploads = settings.data_dir / "uploads"
@@ -125,9 +128,6 @@ class JobQueue:
         self.is_stopping = False
         self.stop_at = math.inf
         """Time at which running requests are refused, on the clock of `time.monotonic`."""
-
-        self.shared_ids: SharedIds | None = None
-        """The ids of links to finished jobs, if they are allowed."""
 
         self.load_error = ""
         """Why the first model could not be loaded."""
