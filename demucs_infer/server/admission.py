@@ -66,6 +66,8 @@ class UploadPlace:
         """Cancel the block and raise `ApiError` if the upload is too slow, or has to give way."""
         self.started_at = anyio.current_time()
         self._scope = anyio.CancelScope()  # each can be entered once
+        if self.has_given_way:
+            self._scope.cancel()
         self._update_deadline()
         with self._scope:
             yield
