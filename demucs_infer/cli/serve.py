@@ -11,6 +11,7 @@ from typing import Any
 
 from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.errors import ConfigError
+from demucs_infer.server.logs import make_formatter
 from demucs_infer.server.settings import PREFIX, ServerSettings, convert, load_settings
 from demucs_infer.system.malloc import use_single_arena
 
@@ -54,18 +55,18 @@ def run(words: Sequence[str]) -> int:
             "prometheus-client"
         ) from error
     use_single_arena()
-    _configure_logging(is_debug)
+    _configure_logging(is_debug, settings.log_format)
     logging.getLogger("demucs_infer").info("http://%s:%s/", settings.host, settings.port)
     has_started = serve(settings)
     return ExitCode.OK if has_started else ExitCode.SOME_FAILED
 
 
-def _configure_logging(is_debug: bool) -> None:
+def _configure_logging(is_debug: bool, log_format: str) -> None:
     """Send the access log to standard output, and everything else to standard error."""
     messages = logging.StreamHandler(sys.stderr)
     if not is_debug:  # why uvicorn did not start is reported in one line as well
         messages.addFilter(lambda record: not record.getMessage().startswith("Traceback"))
-    messages.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    messages.setFormatter(make_formatter(log_format))
     for name, handler in (
         ("demucs_infer", messages),
         ("uvicorn", messages),

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol
 
 import anyio
 
@@ -25,14 +27,15 @@ class Slot:
     """A reserved place in the queue."""
 
     client: str
-    on_release: Callable[["Slot"], None]
+    name: str
+    on_release: Callable[[str], None]
     is_held: bool = True
 
     def release(self) -> None:
         """Free the place; do nothing the second time."""
         if self.is_held:
             self.is_held = False
-            self.on_release(self)
+            self.on_release(self.name)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +97,50 @@ class UploadPlace:
         self._scope.deadline = min(deadline, self.started_at + self.max_seconds)
 
 
+class SlotCounter(Protocol):
+    """Counts the places in the queue that are taken: of this server, or of several."""
+
+    def count(self, client: str) -> tuple[int, int]:
+        """Return the number of places taken, in total and by a client."""
+
+    def add(self, client: str, max_total: float, max_per_client: int) -> str | None:
+        """Take a place and return its name, or None above a limit (`max_per_client` 0: none)."""
+
+    def remove_slot(self, slot: str) -> None:
+        """Free a place."""
+
+
+@dataclass(slots=True, eq=False)
+class LocalSlots:
+    """The places of this server alone, each with the name of its client."""
+
+    _taken: Counter[str] = field(default_factory=Counter)
+
+    def count(self, client: str) -> tuple[int, int]:
+        """Return the number of places taken, in total and by a client."""
+        return self._taken.total(), self._taken[client]
+
+    def add(
+        self,
+        client: str,
+        max_total: float,
+        max_per_client: int,  # noqa: ARG002 (of the protocol)
+    ) -> str | None:
+        """Take a place and return its name, or None above `max_total`.
+
+        The limit per client was checked by `Admission` when the upload began.
+        """
+        if self._taken.total() >= max_total:
+            return None
+        self._taken[client] += 1
+        return client
+
+    def remove_slot(self, slot: str) -> None:
+        """Free a place."""
+        self._taken[slot] -= 1
+        self._taken += Counter()  # drops clients without a slot
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Admission:
     """Limits the places in the queue and the uploads, in total and per client."""
@@ -108,7 +155,10 @@ class Admission:
     """Returns the seconds until a place may be free."""
 
     is_closed: bool = False
-    _slots: Counter[str] = field(default_factory=Counter)
+    slots: SlotCounter = field(default_factory=LocalSlots)
+    held: set[str] = field(default_factory=set)
+    """Names of the places that requests of this server have taken."""
+
     _uploads: list[UploadPlace] = field(default_factory=list)
 
     @contextmanager
@@ -135,23 +185,41 @@ class Admission:
         """Reserve a place in the queue for a complete upload; raise `ApiError` if it is full."""
         if place in self._uploads:
             self._uploads.remove(place)
-        if self._slots.total() >= self.max_queue:
+        slot = self._take(place.client, self.max_queue, self.max_per_client)
+        if slot is None:
+            self._check_limits(place.client)
             raise self._busy()
-        return self.take_slot(place.client)
+        return slot
 
     def take_slot(self, client: str) -> Slot:
         """Take a place in the queue, even if it is full."""
-        self._slots[client] += 1
-        return Slot(client, self._on_release)
+        slot = self._take(client, inf, 0)
+        assert slot is not None
+        return slot
+
+    def forget(self, slot: Slot) -> None:
+        """Leave a place to its job, which may be finished by another server."""
+        self.held.discard(slot.name)
+
+    def _take(self, client: str, max_total: float, max_per_client: int) -> Slot | None:
+        name = self.slots.add(client, max_total, max_per_client)
+        if name is None:
+            return None
+        self.held.add(name)
+        return Slot(client, name, self._on_release)
 
     def _check(self, client: str) -> None:
         if self.is_closed:
             raise stopping()
+        self._check_limits(client)
+
+    def _check_limits(self, client: str) -> None:
         arriving = sum(place.is_arriving for place in self._uploads)
-        if self._slots.total() + arriving >= self.max_queue:
+        total, by_client = self.slots.count(client)
+        if total + arriving >= self.max_queue:
             raise self._busy()
         uploading = sum(place.client == client for place in self._uploads)
-        if self.max_per_client and self._slots[client] + uploading >= self.max_per_client:
+        if self.max_per_client and by_client + uploading >= self.max_per_client:
             raise ApiError(
                 "too_many",
                 f"too many requests from this client (limit {self.max_per_client})",
@@ -165,9 +233,9 @@ class Admission:
         self._uploads.remove(place)
         return place
 
-    def _on_release(self, slot: Slot) -> None:
-        self._slots[slot.client] -= 1
-        self._slots += Counter()  # drops clients without a slot
+    def _on_release(self, name: str) -> None:
+        self.held.discard(name)
+        self.slots.remove_slot(name)
 
 
 @dataclass(slots=True, eq=False)

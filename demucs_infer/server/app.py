@@ -110,6 +110,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         RecordMiddleware,
         keys=keys,
         metrics=metrics,
+        tracing=jobs.tracing,
         base_path=settings.base_path,
         is_logging=settings.access_log,
     )

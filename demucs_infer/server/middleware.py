@@ -24,8 +24,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demucs_infer.errors import format_error
 from demucs_infer.server.errors import ApiError
+from demucs_infer.server.logs import REQUEST_ID
 from demucs_infer.server.metrics import Metrics
 from demucs_infer.server.responses import error_response
+from demucs_infer.server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("demucs_infer.access")
@@ -139,10 +141,12 @@ class RecordMiddleware:
         *,
         keys: ApiKeys,
         metrics: Metrics,
+        tracing: Tracing,
         base_path: str = "",
         is_logging: bool = True,
     ) -> None:
         self._app = app
+        self._tracing = tracing
         self._keys = keys
         self._metrics = metrics
         self._base_path = base_path
@@ -157,6 +161,7 @@ class RecordMiddleware:
         request_id = Headers(scope=scope).get("x-request-id", "")
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = token_hex(8)
+        REQUEST_ID.set(request_id)
         scope[_CLIENT] = _identify_client(scope, self._keys)
 
         async def send_with_headers(message: Message) -> None:
@@ -172,16 +177,18 @@ class RecordMiddleware:
             bytes_sent += len(message.get("body", b""))
             await send(message)
 
-        try:
-            if not await self._redirect_to_page(scope, receive, send_with_headers):
-                await self._app(scope, receive, send_with_headers)
-        except RuntimeError as error:  # of Starlette: too late for an error response
-            if not isinstance(error.__cause__, OSError | sqlite3.Error):
-                raise
-            logger.error("a response is cut off: %s", format_error(error.__cause__))
-        finally:
-            seconds = time.perf_counter() - started_at
-            self._record(scope, request_id, status, bytes_sent, seconds)
+        with self._tracing.trace_request(scope) as end_span:
+            try:
+                if not await self._redirect_to_page(scope, receive, send_with_headers):
+                    await self._app(scope, receive, send_with_headers)
+            except RuntimeError as error:  # of Starlette: too late for an error response
+                if not isinstance(error.__cause__, OSError | sqlite3.Error):
+                    raise
+                logger.error("a response is cut off: %s", format_error(error.__cause__))
+            finally:
+                seconds = time.perf_counter() - started_at
+                end_span(_get_route(scope), status)
+                self._record(scope, request_id, status, bytes_sent, seconds)
 
     async def _redirect_to_page(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Complete the path, or redirect the base path itself and return True."""
@@ -198,8 +205,7 @@ class RecordMiddleware:
     def _record(
         self, scope: Scope, request_id: str, status: int, bytes_sent: int, seconds: float
     ) -> None:
-        # The template of the route: the path itself may contain the id of a job, which is secret.
-        route = getattr(scope.get("route"), "path", None) or "other"
+        route = _get_route(scope)
         method = scope["method"] if route != "other" else "any"
         self._metrics.observe_request(method, route, status, seconds)
         if self._is_logging:
@@ -214,6 +220,11 @@ class RecordMiddleware:
                 "seconds": round(seconds, 4),
             }
             access_log.info(json.dumps(line))
+
+
+def _get_route(scope: Scope) -> str:
+    """Return the template of the route, as the path itself may contain the secret id of a job."""
+    return getattr(scope.get("route"), "path", None) or "other"
 
 
 class AccessMiddleware:

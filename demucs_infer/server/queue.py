@@ -10,7 +10,7 @@ import math
 import sqlite3
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ import anyio
 
 from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import TrackResult
+from demucs_infer.batch.workdir import WorkDir
 from demucs_infer.checkpoints.catalog import split_bag
 from demucs_infer.engine.stems import plan_stems
 from demucs_infer.engine.window_pool import WindowPool
@@ -31,7 +32,6 @@ from demucs_infer.server.admission import Admission, Slot
 from demucs_infer.server.cache import CachedStems, ResultCache
 from demucs_infer.server.errors import (
     ApiError,
-    disk_full,
     from_exception,
     model_unavailable,
     no_such_job,
@@ -41,8 +41,10 @@ from demucs_infer.server.preview import FilePreview, LivePreview, Preview
 from demucs_infer.server.remote_files import NO_TARGETS, JobTargets, RemoteFiles
 from demucs_infer.server.schemas import SeparateRequest, parse_request
 from demucs_infer.server.settings import ServerSettings
-from demucs_infer.server.sharing import SharedIds
+from demucs_infer.server.shared_store import SharedStore, Snapshot
+from demucs_infer.server.sharing import SharedIds, read_key
 from demucs_infer.server.store import JobRecord, JobStore, Status
+from demucs_infer.server.tracing import open_tracing
 from demucs_infer.server.uploads import Upload, remove_upload
 from demucs_infer.server.webhooks import Webhooks
 from demucs_infer.server.worker import (
@@ -59,6 +61,12 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODELS = ("htdemucs", "htdemucs_ft", "htdemucs_6s", "hdemucs_mmi", "mdx_extra")
 _KEEP_ALIVE_SECONDS = 15.0
 _POLL_SECONDS = 0.05
+_SYNC_SECONDS = 0.5
+"""How often a server looks for jobs of other servers, and publishes the progress of its own."""
+
+_MAX_UPLOAD_AGE = 24 * 3600.0
+"""An upload without a job that is older belongs to no server any more."""
+
 _MAX_JOBS_IN_MEMORY = 256
 """Above this, finished jobs are dropped from memory, and their events with them."""
 
@@ -72,6 +80,9 @@ class Job:
     is_persistent: bool
     """Whether the job continues after the request that created it, and after a restart."""
 
+    is_ours: bool = True
+    """Whether this server works on the job, and not another one that shares its store."""
+
     slot: Slot | None = None
     live: LivePreview | None = None
     """The stems while they are made."""
@@ -80,7 +91,16 @@ class Job:
     fraction: float = 0.0
     stage: str = ""
     started_at: float | None = None
+    position: int | None = None
+    """How many jobs of all servers are ahead; None if only this server counts."""
+
+    published: int = 0
+    """How many events other servers can see."""
+
     error: ApiError | None = None
+    end_step: Callable[[str], None] | None = None
+    """Ends the span of the current step, with an error or ""."""
+
     _updated: asyncio.Event = field(default_factory=asyncio.Event)
 
     def notify(self) -> None:
@@ -106,7 +126,7 @@ class JobQueue:
     shared_ids: SharedIds | None = None
     """The ids of links to finished jobs, if they are allowed."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:  # noqa: PLR0915 (attributes)
         self.settings = settings
         self.uploads = settings.data_dir / "uploads"
         base = ModelSpec(repo=settings.repo, cache_dir=settings.cache_dir, offline=settings.offline)
@@ -124,7 +144,15 @@ class JobQueue:
             max_upload_seconds=settings.upload_seconds,
             estimate_wait=self._estimate_wait,
         )
+        self._shared: SharedStore | None = None
+        self._unsaved: dict[str, Job] = {}
+        """Finished jobs that the shared store does not know to be finished."""
+
+        self.tracing = open_tracing(settings.traces)
         self._is_loaded = False
+        self.is_draining = False
+        """Whether load balancers are told to send no more requests, which are still accepted."""
+
         self.is_stopping = False
         self.stop_at = math.inf
         """Time at which running requests are refused, on the clock of `time.monotonic`."""
@@ -189,10 +217,14 @@ class JobQueue:
         self._loop = asyncio.get_running_loop()
         for folder in (self.settings.data_dir, self.uploads, self.results.root):
             _make_private(folder)
-        self._store = JobStore(self.settings.data_dir / "jobs.sqlite")
+        self._store = self._open_store()
         if self.settings.share_links:
-            key_file = self.settings.data_dir / "links.key"
-            self.shared_ids = SharedIds(key_file, self._store.list_finished_ids)
+            key = (
+                self._shared.agree_on_key()
+                if self._shared
+                else read_key(self.settings.data_dir / "links.key")
+            )
+            self.shared_ids = SharedIds(key, self._store.list_finished_ids)
         for device in self.settings.devices:
             pool = ModelPool(
                 device,
@@ -216,14 +248,24 @@ class JobQueue:
         except sqlite3.Error as error:
             data_dir = str(self.settings.data_dir)
             raise ConfigError(f"data_dir = {data_dir!r} cannot be read ({error})") from error
-        self._clean_up_task = asyncio.create_task(self._clean_up_forever())
+        self._tasks = [asyncio.create_task(self._clean_up_forever())]
+        if self._shared:
+            self._tasks.append(asyncio.create_task(self._synchronize_forever(self._shared)))
+
+    def _open_store(self) -> "JobStore | SharedStore":
+        if not self.settings.redis_url:
+            return JobStore(self.settings.data_dir / "jobs.sqlite")
+        self._shared = SharedStore(self.settings.redis_url, self.settings.lease_seconds)
+        self.admission.slots = self._shared
+        return self._shared
 
     async def stop(self) -> None:
         """Stop within one batch of windows; the next process resumes persistent jobs."""
         self.drain()
-        self._clean_up_task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._clean_up_task
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         for job in self._running.values():
             job.item.stop.set()
         for worker in self._workers:
@@ -238,6 +280,9 @@ class JobQueue:
         for job in [*self._waiting, *self._running.values()]:
             if not job.is_persistent:
                 remove_upload(job.item.source)
+        for job in [*self._running.values(), *self._copying]:
+            self._hand_over(job)
+        await asyncio.to_thread(self.tracing.close)
         self._store.close()
 
     def drain(self) -> None:
@@ -304,31 +349,40 @@ class JobQueue:
         self._dispatch()
 
     def _recover(self) -> None:
+        if self._shared:  # where `_claim` does it, job by job
+            return
         recovered = set()
         for record in self._store.list_unfinished():
-            path = self.uploads / record.upload
-            try:
-                request = parse_request(record.request)
-                job = self._create_job(
-                    record.replace(status="queued"), request, path, is_persistent=True
-                )
-                if not path.is_file():
-                    del self._jobs[record.id]
-                    raise ApiError("failed", "the upload was lost")
-            except ApiError as error:  # also if its model is no longer available
-                details = error.to_json()["error"]
-                record = record.replace(status="failed", finished=time.time(), error=details)
-                self._announce(record)
-                self._store.put(record)
+            job = self._restore(record)
+            if job is None:
                 continue
-            recovered.add(path)
-            job.item.weights = self._get_weights(job.item.model)
+            recovered.add(job.item.source)
             job.slot = self.admission.take_slot("recovered")
             self._save(job)
             self._enqueue(job)
         for path in self.uploads.iterdir():
             if path not in recovered:
                 remove_upload(path)
+
+    def _restore(self, record: JobRecord) -> Job | None:
+        """Return the job of a record that another process has left; None if it had to fail."""
+        path = self.uploads / record.upload
+        try:
+            request = parse_request(record.request)
+            job = self._create_job(
+                record.replace(status="queued"), request, path, is_persistent=True
+            )
+            if not path.is_file():
+                del self._jobs[record.id]
+                raise ApiError("failed", "the upload was lost")
+        except ApiError as error:  # also if its model is no longer available
+            details = error.to_json()["error"]
+            record = record.replace(status="failed", finished=time.time(), error=details)
+            self._announce(record)
+            self._store.put(record)
+            return None
+        job.item.weights = self._get_weights(job.item.model)
+        return job
 
     # ── submit ──
 
@@ -360,24 +414,39 @@ class JobQueue:
             owner=owner,
             output=targets.output,
             webhook=targets.webhook,
+            traceparent=self.tracing.get_parent(),
         )
         try:
             job = self._create_job(record, request, upload.path, is_persistent=slot is not None)
             job.item.client = client
             await asyncio.to_thread(self._lookup_cache, job, request.no_cache)
-            if job.is_persistent and not self._store.put(job.record):
-                raise disk_full()
+            if slot is not None:
+                self._save_new(job, slot)
         except BaseException:
             self._jobs.pop(record.id, None)
             remove_upload(upload.path)
             raise
-        job.slot = slot
         if job.record.is_cached:
             self.counts["cached"] += 1
             self._complete(job)
         else:
             self._enqueue(job)
         return job
+
+    def _save_new(self, job: Job, slot: Slot) -> None:
+        """Save a new job, which owns its place in the queue; raise `ApiError` if that fails."""
+        record = job.record
+        if self._shared:
+            is_cached = record.is_cached and not record.output  # which a server has to copy to
+            job.is_ours = is_cached  # until a server claims it
+            job.record = record = record.replace(slot=slot.name, is_cached=is_cached)
+            if is_cached:  # others must not begin with it
+                record = record.replace(status="done", finished=time.time())
+        if not self._store.put(record):
+            raise self._store.put_error()
+        if self._shared:
+            self.admission.forget(slot)
+        job.slot = slot
 
     def _create_job(
         self, record: JobRecord, request: SeparateRequest, path: Path, *, is_persistent: bool
@@ -398,6 +467,7 @@ class JobQueue:
             client=record.owner,
             max_seconds=settings.job_seconds,
             max_duration_seconds=settings.max_duration_seconds,
+            waits_for_others=self._shared is not None,
         )
         job = Job(record=record, item=item, is_persistent=is_persistent)
         self._jobs[record.id] = job
@@ -448,7 +518,8 @@ class JobQueue:
         return self._weights[model.name]
 
     def _enqueue(self, job: Job) -> None:
-        self._waiting.append(job)
+        if job.is_ours:
+            self._waiting.append(job)
         self._dispatch()
 
     # ── run ──
@@ -456,24 +527,41 @@ class JobQueue:
     def _dispatch(self) -> None:
         """Give jobs to idle workers, on the device with the fewest jobs."""
         while self._idle and not self.is_stopping:
-            job = self._choose_next()
+            job = self._take_next()
             if job is None:
                 return
-            self._waiting.remove(job)
             idle = Counter(worker.pool.device for worker in self._idle)
             worker = max(self._idle, key=lambda worker: idle[worker.pool.device])
             self._idle.remove(worker)
             self._start_job(worker, job)
 
-    def _choose_next(self) -> Job | None:
+    def _take_next(self) -> Job | None:
+        """Remove and return the next job to run: of all servers, or a request of this one."""
+        leased: set[str] = set()
+        while True:
+            job = self._choose_next(leased)
+            if self._shared and not self.is_draining:
+                with suppress(ApiError):  # without Redis, requests run without a lease
+                    claimed = self._claim(self._shared, job.record.created if job else math.inf)
+                    if claimed:
+                        return claimed
+                    if job and not self._shared.lease(job.record.entry, job.record.id):
+                        leased.add(job.record.entry)
+                        continue
+            if job:
+                self._waiting.remove(job)
+            return job
+
+    def _choose_next(self, excluded: Collection[str]) -> Job | None:
         """Return the job to run next: one of the client with the fewest running jobs.
 
         Of several such clients, it is the one whose last turn was the longest ago. A job waits
-        while an equal one is running. The last idle worker is only for a client that has no running
-        job, or for a track shorter than all that run, so that neither has to wait for long tracks.
+        while an equal one is running, or its result is `excluded`. The last idle worker is only for
+        a client that has no running job, or for a track shorter than all that run, so that neither
+        has to wait for long tracks.
         """
         running = list(self._running.values())
-        in_use = {job.record.entry for job in running}
+        in_use = {*excluded, *(job.record.entry for job in running)}
         counts = Counter(job.item.client for job in running)
         jobs = [job for job in self._waiting if job.record.entry not in in_use]
         if len(self._idle) == 1 and len(self._workers) > 1:
@@ -495,6 +583,8 @@ class JobQueue:
         self._running[worker] = job
         job.started_at = self._turns[job.item.client] = time.monotonic()
         self.on_wait(max(time.time() - job.record.created, 0.0))
+        self.tracing.begin("queue", job.record.traceparent, {}, job.record.created)("")
+        self._begin_step(job, "load")
         job.stage = "fetch" if _needs_download(job.item.model) else "load"
         job.record = job.record.replace(status="running", attempts=job.record.attempts + 1)
         self._save(job)
@@ -526,6 +616,7 @@ class JobQueue:
     def _on_started(self, job: Job, preview: LivePreview) -> None:
         """Note that the model is loaded."""
         job.live = preview
+        self._begin_step(job, "separate")
         job.stage = "read"
         job.notify()
 
@@ -539,6 +630,8 @@ class JobQueue:
 
     def _on_event(self, job: Job, event: Event) -> None:
         if isinstance(event, ChunkProcessed):
+            if event.fraction >= 1 > job.fraction:
+                self._begin_step(job, "write")
             job.fraction = event.fraction
             if job.live:
                 job.live.length = round(event.seconds_total * job.live.sample_rate)
@@ -547,11 +640,24 @@ class JobQueue:
         job.events.append(event_to_json(event))
         job.notify()
 
+    def _begin_step(self, job: Job, name: str) -> None:
+        """Begin the span of a step of a job, and end the one before."""
+        self._end_step(job)
+        attributes = {"demucs.job": job.record.id, "demucs.model": job.item.model.name}
+        job.end_step = self.tracing.begin(name, job.record.traceparent, attributes)
+
+    def _end_step(self, job: Job, error: str = "") -> None:
+        if job.end_step:
+            job.end_step(error)
+            job.end_step = None
+
     def _on_finished(self, worker: ModelWorker, job: Job, outcome: TrackResult | Exception) -> None:
         del self._running[worker]
         self._idle.append(worker)
-        if isinstance(outcome, WorkerStopped):
-            return  # the next process resumes the job
+        if isinstance(outcome, WorkerStopped):  # the next process, or another, resumes the job
+            self._hand_over(job)
+            self._dispatch()
+            return
         seconds = time.monotonic() - (job.started_at or 0)
         job.record = job.record.replace(seconds=seconds)
         if isinstance(outcome, TrackResult):
@@ -596,23 +702,50 @@ class JobQueue:
             self.webhooks.add(record.webhook, self.describe(record))
 
     def _set_final(self, job: Job, status: Status, error: ApiError | None = None) -> None:
+        self._end_step(job, "" if error is None else error.code)
         job.error, job.live = error, None
         job.fraction = 1.0 if status == "done" else job.fraction
         details = None if error is None else error.to_json()["error"]
         job.record = job.record.replace(status=status, finished=time.time(), error=details)
-        remove_upload(job.item.source)
+        if not self._shared:  # first, so that a full disk has space for the record
+            remove_upload(job.item.source)
         self.counts[status] += 1
         self._announce(job.record)
-        self._save(job)
-        if job.slot:
-            job.slot.release()
+        self._save_final(job)
         if not job.is_persistent:
             self._jobs.pop(job.record.id, None)
         job.notify()
 
-    def _save(self, job: Job) -> None:
-        if job.is_persistent:  # on a full disk the job continues without its record
-            self._store.put(job.record)
+    def _save_final(self, job: Job) -> None:
+        """Save a finished job; what it needed is kept until that has succeeded."""
+        if self._save(job):
+            if self._shared:
+                remove_upload(job.item.source)
+            if job.slot:
+                job.slot.release()
+
+    def _save(self, job: Job) -> bool:
+        """Save the record; return False if the store does not have it yet, or never will."""
+        if not self._shared:
+            if job.is_persistent:  # on a full disk the job continues without its record
+                self._store.put(job.record)
+            return True
+        if not job.is_persistent or job.record.is_cached:
+            if job.record.is_final:
+                self._shared.release(job.record.entry, job.record.id)
+            return True
+        is_saved = self._shared.holds(job.record)
+        if is_saved:
+            with suppress(ApiError):
+                self._publish(self._shared, job)
+            is_saved = self._store.put(job.record)
+        if job.record.is_final and not is_saved and self._shared.holds(job.record):
+            self._unsaved[job.record.id] = job  # and its lease is renewed
+        elif job.record.is_final:
+            self._unsaved.pop(job.record.id, None)
+            self._shared.release(job.record.entry, job.record.id)
+            job.is_ours = False
+        return is_saved
 
     def _drop_finished_jobs(self) -> None:
         """Drop the oldest finished jobs, with their events, from memory."""
@@ -627,6 +760,8 @@ class JobQueue:
     def get_record(self, id: str) -> JobRecord:
         """Return the record of a job; raise `ApiError` if there is none."""
         job = self._jobs.get(id)
+        if self._shared and not (job and job.is_ours):
+            return self._read_shared(self._shared, id)
         record = job.record if job else self._store.get(id)
         if record is None or (job and not job.is_persistent):
             raise no_such_job()
@@ -642,6 +777,9 @@ class JobQueue:
     def list_records(self, owner: str, limit: int) -> list[JobRecord]:
         """Return the jobs of a client, the newest first."""
         records = self._store.list_by_owner(owner, limit)
+        if self._shared:
+            self._follow(self._shared, [record.id for record in records if not record.is_final])
+            return records
         live = (self._jobs.get(record.id) for record in records)
         return [job.record if job else record for job, record in zip(live, records)]
 
@@ -654,7 +792,8 @@ class JobQueue:
         for number, job in enumerate(self._waiting):
             if job.record.id == id:
                 return number + len(self._running)
-        return None
+        queued = self._jobs.get(id)
+        return queued.position if queued and queued.record.status == "queued" else None
 
     def get_stems(self, record: JobRecord) -> CachedStems:
         """Return the stems of a job; raise `ApiError` if it has none yet, or none any more."""
@@ -709,11 +848,25 @@ class JobQueue:
     def cancel(self, id: str) -> JobRecord | None:
         """Cancel a job within one batch of windows; delete a finished one and return None."""
         record, job = self.get_record(id), self._jobs.get(id)
+        if self._shared and not record.is_final and not (job and job.is_ours):
+            return self._cancel_elsewhere(self._shared, record)
         if record.is_final or job is None:
             self._delete(record)
             return None
         self.abandon(job)
         return job.record
+
+    def _cancel_elsewhere(self, shared: SharedStore, record: JobRecord) -> JobRecord:
+        """Cancel a job that another server works on, or none."""
+        shared.request_cancel(record.id)
+        if shared.lease(record.entry, record.id):
+            record = self._read_shared(shared, record.id)
+            taken = None if record.is_final else self._take_over(record, [])
+            if taken:
+                self._set_final(taken, "cancelled")
+                return taken.record
+            shared.release(record.entry, record.id)
+        return record
 
     def abandon(self, job: Job) -> None:
         """Cancel a job whose result is not needed, within one batch of windows."""
@@ -729,13 +882,139 @@ class JobQueue:
 
     @property
     def depth(self) -> tuple[int, int]:
-        """The number of waiting and of running jobs."""
-        return len(self._waiting), len(self._running)
+        """The number of waiting jobs, on all servers that share a store, and of running ones."""
+        waiting = len(self._waiting)
+        if self._shared:
+            with suppress(ApiError):
+                waiting += self._shared.count_waiting()
+        return waiting, len(self._running)
+
+    # ── other servers ──
+
+    def _claim(self, shared: SharedStore, before: float) -> Job | None:
+        """Return the oldest job of all servers that none of them works on, if it is so old."""
+        busy = {job.item.client for job in self._running.values()}
+        is_last = len(self._idle) == 1 and len(self._workers) > 1  # as in `_choose_next`
+        while claim := shared.claim(before, busy if is_last else ()):
+            job = self._take_over(claim.record, claim.events)
+            if job is None:
+                shared.release(claim.record.entry, claim.record.id)
+            elif claim.is_cancelled:
+                self._set_final(job, "cancelled")
+            else:
+                return job
+        return None
+
+    def _take_over(self, record: JobRecord, events: list[dict[str, Any]]) -> Job | None:
+        """Return the job of a record that this server has leased; None if it had to fail."""
+        copy = self._jobs.get(record.id)
+        job = self._restore(record)
+        if copy is None:
+            if job:
+                job.events, job.published = events, len(events)
+            return job
+        self._jobs[record.id] = copy  # which streams of events wait for
+        if job is None:
+            return None
+        copy.item, copy.record, copy.live, copy.position = job.item, job.record, None, None
+        copy.events += events[len(copy.events) :]
+        copy.published, copy.is_ours = len(copy.events), True
+        return copy
+
+    def _hand_over(self, job: Job) -> None:
+        """Let another server continue a job, if there are others."""
+        self._end_step(job, "interrupted")
+        if not self._shared:
+            return
+        if job.is_persistent:
+            if self._shared.holds(job.record):
+                with suppress(ApiError):
+                    self._publish(self._shared, job)
+                self._store.put(job.record.replace(status="queued"))
+            del job.events[job.published :]
+            job.is_ours = False
+        self._shared.release(job.record.entry, job.record.id)
+
+    def _publish(self, shared: SharedStore, job: Job) -> None:
+        """Show the progress of a job to the other servers."""
+        events = job.events[job.published :]
+        shared.publish(job.record, _get_state(job), events)
+        job.published += len(events)
+
+    def _read_shared(self, shared: SharedStore, id: str) -> JobRecord:
+        """Return the record of a job of another server; raise `ApiError` if there is none."""
+        job = self._jobs.get(id)
+        (snapshot,) = shared.read([id], [len(job.events) if job else 0])
+        self._update(id, snapshot)
+        if snapshot is None:
+            raise no_such_job()
+        return snapshot.record
+
+    def _follow(self, shared: SharedStore, ids: list[str]) -> None:
+        """Read the progress of jobs of other servers."""
+        jobs = [self._jobs.get(id) for id in ids]
+        ids = [id for id, job in zip(ids, jobs) if not (job and job.is_ours)]
+        after = [len(job.events) if job else 0 for job in jobs if not (job and job.is_ours)]
+        for id, snapshot in zip(ids, shared.read(ids, after)):
+            self._update(id, snapshot)
+
+    def _update(self, id: str, snapshot: Snapshot | None) -> None:
+        """Keep a copy of a job of another server up to date."""
+        job = self._jobs.get(id)
+        if job and job.is_ours:  # claimed meanwhile
+            return
+        if snapshot is None:
+            if job:
+                del self._jobs[id]
+                job.record = job.record.replace(status="cancelled", finished=time.time())
+                job.notify()
+            return
+        record = snapshot.record
+        if job is None:
+            try:
+                request = parse_request(record.request)
+                path = self.uploads / record.upload
+                job = self._create_job(record, request, path, is_persistent=True)
+            except ApiError:  # this server does not have the model
+                return
+            job.is_ours = False
+        job.record, job.position = record, snapshot.position
+        job.events += snapshot.events
+        _set_state(job, snapshot.state)
+        job.notify()
+
+    async def _synchronize_forever(self, shared: SharedStore) -> None:
+        """Renew the leases, publish the progress, and look for jobs to run."""
+        while True:
+            await asyncio.sleep(min(_SYNC_SECONDS, self.settings.lease_seconds / 4))
+            with suppress(ApiError):  # which is in the log
+                await self._synchronize(shared)
+
+    async def _synchronize(self, shared: SharedStore) -> None:
+        # In a thread, as a Redis that does not answer must not block the requests.
+        lost, cancelled = await asyncio.to_thread(shared.renew, list(self.admission.held))
+        for running in [job for job in self._running.values() if job.is_persistent]:
+            if running.record.id in lost:
+                logger.error("job %s was taken over by another server", running.record.id)
+                running.item.stop.set()
+                continue
+            if running.record.id in cancelled:
+                running.item.cancel.set()
+            self._publish(shared, running)
+        for job in list(self._unsaved.values()):
+            self._save_final(job)
+        self._follow(
+            shared,
+            [id for id, job in self._jobs.items() if not (job.is_ours or job.record.is_final)],
+        )
+        self._dispatch()
 
     # ── clean up ──
 
     async def clean_up(self) -> None:
         """Delete jobs and results that have expired, or exceed the space for results."""
+        if self._shared and not self._shared.begin_clean_up(self._clean_up_seconds):
+            return
         oldest = time.time() - self.settings.keep_seconds
         kept = set()
         for record in self._store.list_finished():
@@ -745,6 +1024,11 @@ class JobQueue:
                 self._delete(record)
         busy = [*self._running.values(), *self._waiting, *self._copying]
         in_use = {job.record.entry for job in busy}
+        if self._shared:
+            unfinished = self._shared.list_unfinished()
+            in_use |= {record.entry for record in unfinished} | self._shared.list_leased_entries()
+            uploads = {record.upload for record in unfinished}
+            await asyncio.to_thread(_delete_old_uploads, self.uploads, uploads)
         evicted = await asyncio.to_thread(self.results.evict, in_use, kept)
         self.counts["evicted"] += len(evicted)
 
@@ -754,12 +1038,18 @@ class JobQueue:
         if record.owns_entry:
             self.results.remove(record.entry)
 
+    @property
+    def _clean_up_seconds(self) -> float:
+        periods = (self.settings.keep_seconds, self.settings.idle_unload or math.inf)
+        return min(max(min(periods) / 4, 1), 60)
+
     async def _clean_up_forever(self) -> None:
         while True:
-            periods = (self.settings.keep_seconds, self.settings.idle_unload or math.inf)
-            await asyncio.sleep(min(max(min(periods) / 4, 1), 60))
+            await asyncio.sleep(self._clean_up_seconds)
             try:
                 await self.clean_up()
+            except ApiError:  # without Redis, later
+                pass
             except (OSError, sqlite3.Error) as error:  # it is tried again
                 logger.error("clean-up failed: %s", format_error(error))
             if self.settings.idle_unload:
@@ -774,6 +1064,40 @@ def _make_private(folder: Path) -> None:
     elif folder.name in ("uploads", "results"):
         with suppress(OSError):
             folder.chmod(0o700)
+
+
+def _delete_old_uploads(folder: Path, in_use: Collection[str]) -> None:
+    """Delete the uploads that no job needs, and that are too old to be of a running request."""
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if path.name not in in_use and path.stat().st_mtime < time.time() - _MAX_UPLOAD_AGE:
+                path.unlink()
+
+
+def _get_state(job: Job) -> dict[str, Any]:
+    """Return what other servers show of a running job."""
+    elapsed = None if job.started_at is None else time.monotonic() - job.started_at
+    state = {"fraction": job.fraction, "stage": job.stage, "elapsed": elapsed}
+    if job.live is None:
+        return state
+    names = ("stems", "channels", "sample_rate", "length")
+    return state | {"live": {name: getattr(job.live, name) for name in names}}
+
+
+def _set_state(job: Job, state: dict[str, Any]) -> None:
+    """Set what the server of a job has published."""
+    job.fraction = 1.0 if job.record.status == "done" else state.get("fraction", 0.0)
+    job.stage = state.get("stage", "")
+    elapsed = state.get("elapsed")
+    job.started_at = None if elapsed is None else time.monotonic() - elapsed
+    live = None if job.record.is_final else state.get("live")
+    if not live:
+        job.live = None
+    elif job.live:  # the same object, as streams of stems watch its length
+        job.live.length = live["length"]
+    else:
+        folder = WorkDir(job.item.output.folder, job.item.output.manifest).data_folder
+        job.live = LivePreview(folder, **live | {"stems": tuple(live["stems"])})
 
 
 def _as_job_error(error: Exception) -> ApiError:

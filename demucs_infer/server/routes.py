@@ -100,6 +100,8 @@ class Routes:
         """Return 200 once the first model is loaded, for load balancers and Vertex AI."""
         if self._jobs.is_stopping:
             return _health(503, "stopping")
+        if self._jobs.is_draining:
+            return _health(503, "draining")
         if self._jobs.dead_workers:
             return _health(503, "dead", "a worker died: restart the server")
         if not self._jobs.is_ready:

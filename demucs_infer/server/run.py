@@ -1,7 +1,10 @@
 """Run the application with uvicorn until it is told to stop."""
 
 import logging
+import signal
 import socket
+import time
+from types import FrameType
 
 import uvicorn
 
@@ -15,11 +18,28 @@ logger = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """Closes event streams first, so that they do not delay the shutdown."""
+    """Shuts down in steps: load balancers first, then event streams, then requests."""
 
     def __init__(self, config: uvicorn.Config, jobs: JobQueue) -> None:
         super().__init__(config)
         self._jobs = jobs
+        self._exit_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain at the first SIGTERM; shut down at any other signal."""
+        seconds = self._jobs.settings.drain_seconds
+        if sig != signal.SIGTERM or self._jobs.is_draining or not seconds:
+            super().handle_exit(sig, frame)
+            return
+        self._jobs.is_draining = True
+        self._exit_at = time.monotonic() + seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to shut down; uvicorn asks ten times a second."""
+        if self._exit_at is not None and time.monotonic() >= self._exit_at:
+            self._exit_at = None
+            super().handle_exit(signal.SIGTERM, None)
+        return bool(await super().on_tick(counter))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._jobs.drain()

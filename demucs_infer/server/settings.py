@@ -71,8 +71,18 @@ class ServerSettings:
     cache_dir: Path | None = setting("folder for downloaded models", None)
     offline: bool | None = setting("do not download models", None)
     data_dir: Path = setting(
-        "folder for uploads, results and jobs; each server needs its own",
+        "folder for uploads, results and jobs; each server needs its own, unless redis_url is set",
         factory=lambda: cache_folder() / "server",
+    )
+    redis_url: str = setting(
+        "address of a Redis, such as redis://host:6379/0, with the jobs of several servers, which "
+        "must also share data_dir",
+        "",
+        is_secret=True,
+    )
+    lease_seconds: float = setting(
+        "with redis_url: how long after the last sign of life of a server others take its jobs",
+        15.0,
     )
     max_bytes: int = setting("maximum size of an upload", 512 * _MIB)
     max_json_bytes: int = setting(
@@ -151,6 +161,16 @@ class ServerSettings:
         "offer links to finished songs: who has one can listen, also without an API key", False
     )
     access_log: bool = setting("log each request as one line of JSON", True)
+    log_format: str = setting("format of messages on standard error: text or json", "text")
+    traces: bool = setting(
+        "record OpenTelemetry traces; the variables OTEL_* state where they are sent", False
+    )
+    drain_seconds: float = setting(
+        "how long the server says that it is not ready, and still accepts requests, before it "
+        "shuts down: as long as a load balancer takes to notice",
+        0.0,
+        ge=0,
+    )
     shutdown_seconds: float = setting(
         "how long running requests may continue at shutdown", 30.0, ge=0
     )
@@ -197,6 +217,8 @@ class ServerSettings:
             problems.append("api_keys contains a key of less than 8 characters")
         if any(not key.isascii() for key in self.api_keys):
             problems.append("api_keys contains a key that is not ASCII and fits no HTTP header")
+        if self.log_format not in ("text", "json"):
+            problems.append(f"log_format = {self.log_format!r} must be text or json")
         if "*" in self.cors_origins:
             problems.append("cors_origins = '*' would allow every site: list the sites")
         if self.repo is not None and not self.repo.is_dir():

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 SHARED_PREFIX = "shared-"
-_KEY_BYTES = 32
+KEY_BYTES = 32
 
 
 class SharedIds:
     """Ids for links: digests of the jobs' own ids with a secret key."""
 
-    def __init__(self, key_file: Path, list_ids: Callable[[], Iterable[str]]) -> None:
-        """Read the key, or make one: links stay valid when the server restarts."""
-        self._key = _read_key(key_file)
+    def __init__(self, key: bytes, list_ids: Callable[[], Iterable[str]]) -> None:
+        """Use a key, and a function that returns the ids of the jobs."""
+        self._key = key
         self._list_ids = list_ids
         self._ids: dict[str, str] = {}
 
@@ -31,10 +31,11 @@ class SharedIds:
         return self._ids.get(shared_id)
 
 
-def _read_key(file: Path) -> bytes:
-    if file.exists() and len(key := file.read_bytes()) == _KEY_BYTES:
+def read_key(file: Path) -> bytes:
+    """Return the key in a file, or make one: links stay valid when the server restarts."""
+    if file.exists() and len(key := file.read_bytes()) == KEY_BYTES:
         return key
-    key = os.urandom(_KEY_BYTES)
+    key = os.urandom(KEY_BYTES)
     file.unlink(missing_ok=True)
     file.touch(0o600)  # only the server's user can read it
     file.write_bytes(key)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from demucs_infer.errors import ConfigError
+from demucs_infer.server.errors import ApiError, disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,12 @@ class JobRecord:
 
     webhook: str = ""
     """URL to which the end of the job is announced."""
+
+    slot: str = ""
+    """Name of its place in the queue of several servers."""
+
+    traceparent: str = ""
+    """The span of the request that created the job; empty if it is not traced."""
 
     attempts: int = 0
     """How often the job was started: again after each restart while it was running."""
@@ -123,7 +130,7 @@ class JobStore:
 
     def put(self, record: JobRecord) -> bool:
         """Insert or replace a record; return False if the disk is full, or fails."""
-        text = json.dumps({name: getattr(record, name) for name in JobRecord.__slots__})
+        text = dump_record(record)
         try:
             self._database.execute(
                 "insert or replace into jobs (id, status, created, finished, record, owner) "
@@ -134,6 +141,10 @@ class JobStore:
             logger.error("job %s cannot be saved: %s", record.id, error)
             return False
         return True
+
+    def put_error(self) -> ApiError:
+        """Return the error for a record that could not be saved."""
+        return disk_full()
 
     def get(self, id: str) -> JobRecord | None:
         """Return the record with this id."""
@@ -162,7 +173,7 @@ class JobStore:
         records = []
         for id, text in self._database.execute(sql, values).fetchall():
             try:
-                records.append(_parse_record(text))
+                records.append(parse_record(text))
             except (ValueError, TypeError, KeyError) as error:
                 logger.error("the record of job %s is damaged and is deleted: %s", id, error)
                 self.remove(id)
@@ -217,7 +228,13 @@ def _set_aside(path: Path) -> Path:
     return path.with_name(path.name + ending)
 
 
-def _parse_record(text: str) -> JobRecord:
+def dump_record(record: JobRecord) -> str:
+    """Return a record as JSON."""
+    return json.dumps({name: getattr(record, name) for name in JobRecord.__slots__})
+
+
+def parse_record(text: str) -> JobRecord:
+    """Return the record in JSON; raise `ValueError`, `TypeError` or `KeyError` if it is damaged."""
     values = json.loads(text)
     names = {field.name for field in fields(JobRecord)}
     if not isinstance(values["request"], dict) or not isinstance(values["created"], int | float):

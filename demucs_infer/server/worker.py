@@ -63,6 +63,9 @@ class WorkItem:
     duration: float | None = None
     """Seconds of the track, if its header states them."""
 
+    waits_for_others: bool = False
+    """Whether another server may still have the files of the track open."""
+
     cancel: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when the server shuts down: finished parts are kept for the next process."""
@@ -122,6 +125,7 @@ def _separate(
         weights=item.weights,
         max_crashes=_MAX_CRASHES,
         keeps_when_full=False,  # the same track may never be sent again
+        waits_for_others=item.waits_for_others,
     )
     job = TrackJob(source=item.source, target=item.output, track=item.name)
     with closing(batch.run([job])) as events:

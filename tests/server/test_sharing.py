@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from demucs_infer.server.sharing import SharedIds
+from demucs_infer.server.sharing import SharedIds, read_key
 from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import client, song, wait_until
 
@@ -45,9 +45,9 @@ def test_shared_id_gives_read_access_without_key(tmp_path: Path) -> None:
 
 
 def test_links_stay_valid_after_restart(tmp_path: Path) -> None:
-    first = SharedIds(tmp_path / "links.key", lambda: ["a", "b"])
-    again = SharedIds(tmp_path / "links.key", lambda: ["a", "b"])
-    other = SharedIds(tmp_path / "other.key", lambda: ["a", "b"])
+    first = SharedIds(read_key(tmp_path / "links.key"), lambda: ["a", "b"])
+    again = SharedIds(read_key(tmp_path / "links.key"), lambda: ["a", "b"])
+    other = SharedIds(read_key(tmp_path / "other.key"), lambda: ["a", "b"])
     assert again.find(first.make("b")) == "b" and again.find(other.make("b")) is None
     assert (tmp_path / "links.key").stat().st_mode & 0o77 == 0
 
@@ -58,5 +58,5 @@ def test_no_links_without_the_setting(tmp_path: Path, keys: tuple[str, ...]) -> 
     with client(repo, tmp_path / "data", api_keys=keys) as web:
         job = separate(web)
         assert job["shared_id"] is None
-        shared = SharedIds(tmp_path / "links.key", list).make(job["id"])
+        shared = SharedIds(read_key(tmp_path / "links.key"), list).make(job["id"])
         assert web.get(f"/v1/jobs/{shared}").status_code == (401 if keys else 404)
