@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demucs_infer.batch.request import ModelSpec
+from demucs_infer.custom.community import PREFIX, choose_rules
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
 from demucs_infer.errors import ModelLoadingError
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 class CustomModelSpec(ModelSpec):
     """A custom model: a configuration, a checkpoint and, optionally, the class of the network."""
 
-    config: Config
+    config: Config = field(hash=False)  # it has dictionaries
     checkpoint: Path
     module: str | None = None
     class_name: str | None = None
@@ -48,6 +50,15 @@ class CustomModelSpec(ModelSpec):
             )
         except AttributeError as error:
             raise ValueError(str(error)) from error
+
+    def fill_settings(self, settings: Mapping[str, object]) -> dict[str, object]:
+        """Return the settings of a request, and for the others those of the configuration."""
+        filled: dict[str, Any] = {**self.config.settings, **settings}
+        if settings.get("two_stems") is not None:  # it excludes stems, which the file may choose
+            filled["stems"] = settings.get("stems")
+        if self.config.model_type.startswith(PREFIX) and "derive" not in settings:
+            filled["derive"] = choose_rules(self.config.rules, filled["stems"])
+        return filled
 
     def weights(self) -> tuple[str, ...]:
         """Return digests of the configuration, the code of `module`, and the checkpoint."""

@@ -1,5 +1,6 @@
 """Specify the model of a run, and everything that determines its stems, without torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
@@ -38,6 +39,10 @@ class ModelSpec:
         return self.repo is None and any(
             load_catalog().has(part) or part.startswith("hf://") for part, _ in split_bag(self.name)
         )
+
+    def fill_settings(self, settings: Mapping[str, object]) -> dict[str, object]:
+        """Return the settings of a request, and for the others those that the model has."""
+        return dict(settings)
 
     def weights(self) -> tuple[str, ...] | None:
         """Return the sha256 of each file of the model; None if some have not been downloaded.

@@ -10,9 +10,10 @@ from threading import Lock
 import torch
 
 from demucs_infer.api import Separator, share_networks
+from demucs_infer.batch.custom_model import CustomModelSpec
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.engine.window_pool import WindowPool
-from demucs_infer.options import Request
+from demucs_infer.options import Request, StemOptions
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +36,7 @@ class ModelPool:
     device: str
     max_bytes: int
     on_load: Callable[[str, tuple[str, ...]], None]
-    """Called with the name and the stems of every model that is loaded."""
+    """Called with the name of every model that is loaded, and the stems that it computes."""
     on_unload: Callable[[str], None]
     """Called with the name of every model that is closed."""
 
@@ -111,13 +112,21 @@ class ModelPool:
             self._close_unwanted()
 
     def _load(self, model: ModelSpec) -> Separator:
-        separator = Separator(
-            model.name,
-            model.repo,
-            device=self.device,
-            cache_dir=model.cache_dir,
-            offline=model.offline,
-        )
+        if isinstance(model, CustomModelSpec):
+            separator = Separator.from_pretrained(
+                config=model.config,
+                checkpoint=model.checkpoint,
+                stem_options=StemOptions(),  # those of the file are in each request
+                device=self.device,
+            )
+        else:
+            separator = Separator(
+                model.name,
+                model.repo,
+                device=self.device,
+                cache_dir=model.cache_dir,
+                offline=model.offline,
+            )
         self.on_load(model.name, separator.stems)
         return separator
 

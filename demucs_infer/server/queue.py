@@ -10,7 +10,7 @@ import math
 import sqlite3
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,15 +19,18 @@ from typing import Any
 
 import anyio
 
+from demucs_infer.batch.custom_model import CustomModelSpec
 from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.batch.workdir import WorkDir
-from demucs_infer.checkpoints.catalog import split_bag
+from demucs_infer.checkpoints.catalog import load_catalog, split_bag
+from demucs_infer.custom.config import Config
 from demucs_infer.engine.stems import plan_stems
 from demucs_infer.engine.window_pool import WindowPool
 from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound, format_error
 from demucs_infer.events import ChunkProcessed, Event, Stage, event_to_json
-from demucs_infer.pretrained import list_models, model_info
+from demucs_infer.options import Request
+from demucs_infer.pretrained import list_models, model_info, pull
 from demucs_infer.server.admission import Admission, Slot
 from demucs_infer.server.cache import CachedStems, ResultCache
 from demucs_infer.server.errors import (
@@ -130,10 +133,8 @@ class JobQueue:
         self.settings = settings
         self.uploads = settings.data_dir / "uploads"
         base = ModelSpec(repo=settings.repo, cache_dir=settings.cache_dir, offline=settings.offline)
-        self.models = {name: replace(base, name=name) for name in _list_model_names(settings)}
-        self.model_stems: dict[str, tuple[str, ...] | None] = {
-            name: _find_catalog_stems(name, base) for name in self.models
-        }
+        self.models = {name: _find_model(name, base) for name in _list_model_names(settings)}
+        self._model_stems = {name: _find_stems(model) for name, model in self.models.items()}
         self.results = ResultCache(
             settings.data_dir / "results", settings.max_store_bytes, settings.keep_seconds
         )
@@ -294,7 +295,7 @@ class JobQueue:
             job.notify()
 
     def _on_model_loaded(self, name: str, stems: tuple[str, ...]) -> None:
-        self._call_soon(lambda: self.model_stems.update({name: stems}))
+        self._call_soon(lambda: self._model_stems.update({name: stems}))
         self._call_soon(lambda: self.counts.update(["loaded"]))
         self._call_soon(lambda: self.loaded.update([name]))
 
@@ -410,7 +411,7 @@ class JobQueue:
             sha256=upload.sha256,
             size=upload.size,
             upload=upload.path.name,
-            request=request.model_dump(exclude_defaults=True),
+            request=request.model_dump(exclude_unset=True),
             owner=owner,
             output=targets.output,
             webhook=targets.webhook,
@@ -452,8 +453,11 @@ class JobQueue:
         self, record: JobRecord, request: SeparateRequest, path: Path, *, is_persistent: bool
     ) -> Job:
         settings = self.settings
+        model = self.find_model(request.model)
         separation = request.to_request(
-            max_passes=settings.max_passes, max_duration_seconds=settings.max_duration_seconds
+            model,
+            max_passes=settings.max_passes,
+            max_duration_seconds=settings.max_duration_seconds,
         )
         item = WorkItem(
             source=path,
@@ -461,7 +465,7 @@ class JobQueue:
             output=self.results.output_paths(
                 record.entry or record.id, separation.output.extension
             ),
-            model=self.find_model(request.model),
+            model=model,
             request=separation,
             weights=(),
             client=record.owner,
@@ -486,15 +490,23 @@ class JobQueue:
 
     def output_stems(self, request: SeparateRequest) -> tuple[str, ...] | None:
         """Return the names of the stems of a request, or None if its model was never loaded."""
-        self.find_model(request.model)
-        sources = self.model_stems[request.model or next(iter(self.models))]
+        return self._name_outputs(self.find_model(request.model), request.settings)
+
+    def default_stems(self, name: str) -> tuple[str, ...] | None:
+        """Return the stems of a request that sets nothing; None if the model was never loaded."""
+        return self._name_outputs(self.models[name], {})
+
+    def _name_outputs(
+        self, model: ModelSpec, settings: Mapping[str, object]
+    ) -> tuple[str, ...] | None:
+        sources = self._model_stems[model.name]
         if sources is None:
             return None
+        options = Request().replace(model.fill_settings(settings)).stems
         try:
-            plan = plan_stems(sources, request.stem_options)
+            return plan_stems(sources, options).outputs
         except ValueError as error:
             raise from_exception(error) from error
-        return plan.outputs
 
     def _lookup_cache(self, job: Job, no_cache: bool) -> None:
         """Check the length of the track, and look for its result in the cache.
@@ -1141,10 +1153,35 @@ def _needs_download(model: ModelSpec) -> bool:
         return False
 
 
-def _find_catalog_stems(name: str, base: ModelSpec) -> tuple[str, ...] | None:
-    if base.repo is not None:
+def _find_model(name: str, base: ModelSpec) -> ModelSpec:
+    """Return the model `name`; download a network of the community, whose file has its settings.
+
+    Raises `ConfigError` if that fails.
+    """
+    try:
+        if base.repo is not None:
+            checkpoint = base.repo / f"{name}.ckpt"
+            config = checkpoint.with_suffix(".yaml")
+            if not (config.is_file() and checkpoint.is_file()):
+                return replace(base, name=name)
+        elif name in load_catalog().networks:
+            config, checkpoint = pull(name, cache_dir=base.cache_dir, offline=base.offline)
+        else:
+            return replace(base, name=name)
+        return CustomModelSpec(
+            name=name, repo=base.repo, config=Config.from_file(config), checkpoint=checkpoint
+        )
+    except ModelLoadingError as error:
+        raise ConfigError(f"models: {error}") from error
+
+
+def _find_stems(model: ModelSpec) -> tuple[str, ...] | None:
+    """Return the stems that a network computes, or None if that shows when it is loaded."""
+    if isinstance(model, CustomModelSpec):
+        return tuple(model.config.model.output_stem_names)
+    if model.repo is not None:
         return None
     try:
-        return model_info(name).stems
+        return model_info(model.name).stems
     except ModelNotFound:
         return None

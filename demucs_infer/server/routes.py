@@ -159,7 +159,7 @@ class Routes:
             raise ApiError("no_such_model", f"unknown model {name!r}: expected one of {names}")
 
     def _view_model(self, name: str) -> ModelView:
-        stems = self._jobs.model_stems[name]
+        stems = self._jobs.default_stems(name)
         return ModelView(
             name=name,
             stems=None if stems is None else list(stems),
@@ -217,7 +217,7 @@ class Routes:
     async def get_model_metadata(self, name: str) -> InferModelView:
         """Return what a model takes and returns; its outputs are unknown until it was loaded."""
         self._check_model(name)
-        stems = self._jobs.model_stems[name] or ()
+        stems = self._jobs.default_stems(name) or ()
         return InferModelView(
             name=name,
             inputs=[InferTensorView(name="audio")],

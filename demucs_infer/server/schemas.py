@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from demucs_infer.options import OPTIONS, Option, Request, StemOptions, drop_inapplicable
+from demucs_infer.batch.request import ModelSpec
+from demucs_infer.options import OPTIONS, Option, Request, drop_inapplicable
 from demucs_infer.server.errors import ApiError, from_exception
 
 STEM_TEMPLATE = "{stem}.{ext}"
@@ -45,25 +46,24 @@ class SeparateRequest(BaseModel):
 
     @property
     def settings(self) -> dict[str, object]:
-        """The settings by name, as `options.py` has them."""
-        values = self.model_dump(exclude={"model", "no_cache"})
+        """The settings that the client has set, by name, as `options.py` has them."""
+        values = self.model_dump(exclude={"model", "no_cache"}, exclude_unset=True)
         return {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
         }
 
-    @property
-    def stem_options(self) -> StemOptions:
-        """Which stems are asked for."""
-        return Request().replace(self.settings).stems
-
-    def to_request(self, *, max_passes: float, max_duration_seconds: float) -> Request:
+    def to_request(
+        self, model: ModelSpec, *, max_passes: float, max_duration_seconds: float
+    ) -> Request:
         """Return the request for the batch runner; raise `ApiError` if it is invalid or too much.
 
-        The network runs `shifts / (1 - overlap)` times over the track, at most `max_passes` times.
+        What the client has not set is as `model` has it. The network runs `shifts / (1 - overlap)`
+        times over the track, at most `max_passes` times.
         """
         try:
-            request = Request().replace(drop_inapplicable(self.settings))
+            settings = drop_inapplicable(model.fill_settings(self.settings))
+            request = Request().replace(settings)
             # A second above the limit, so that a file longer than its header states is noticed.
             limit = max_duration_seconds + 1
             duration = min(request.input.duration or limit, limit)
