@@ -234,6 +234,14 @@ def _is_custom_layout(layout: AudioLayout) -> bool:
     return " channels (" in layout.name or "ambisonic" in layout.name
 
 
+def sample_bytes(codec: str) -> int:
+    """Return the bytes of one PCM sample; 0 for other codecs."""
+    if codec in ("pcm_mulaw", "pcm_alaw"):
+        return 1
+    match = re.match(r"pcm_[usf](\d+)", codec)
+    return int(match[1]) // 8 if match else 0
+
+
 @dataclass(slots=True)
 class Damage:
     """Parts of a stream that could not be decoded."""
@@ -283,7 +291,7 @@ class Decoder:
             if packet.size:
                 self.last_duration = packet.duration if in_samples else None
             try:
-                frames = packet.decode()
+                frames = self._decode(packet)
             except _PYAV_ERRORS:
                 self.damage.add(self.count / self._rate)
                 self._follows_damage = True
@@ -292,6 +300,22 @@ class Decoder:
                 self._check_layouts(frames)
             for frame in frames:
                 yield from self._accept(frame)
+
+    def _decode(self, packet: "av.Packet[AudioStream]") -> list[AudioFrame]:
+        """Decode a packet; of PCM that ends amid a sample, the whole samples.
+
+        FFmpeg 8.1.2 leaves out the rest by itself; 8.1.1 refuses the packet, which is the last one
+        of a file that was cut off, or of one with padding (RF64, W64).
+        """
+        try:
+            return packet.decode()
+        except av.InvalidDataError:
+            block = self._channels * sample_bytes(self._stream.codec_context.name)
+            if not block or packet.size < block or packet.size % block == 0:
+                raise
+            whole = av.Packet(bytes(packet)[: -(packet.size % block)])
+            whole.pts, whole.time_base = packet.pts, packet.time_base
+            return self._stream.codec_context.decode(whole)
 
     def _check_layouts(self, frames: list[AudioFrame]) -> None:
         """Refuse custom layouts from the AAC decoder: PyAV would free their memory twice."""

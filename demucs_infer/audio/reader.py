@@ -26,6 +26,7 @@ from demucs_infer.audio.decode import (
     choose_stream,
     open_container,
     read_cover,
+    sample_bytes,
     to_float,
 )
 from demucs_infer.audio.resample import StreamResampler
@@ -276,7 +277,7 @@ def _read_sample_count(
         if kind == "mp3" and not container_headers.has_frame_count(file):
             return _DeclaredLength(seconds=seconds)
         size = container_headers.read_data_size(file, kind)
-    width = _sample_bytes(stream.codec_context.name)
+    width = sample_bytes(stream.codec_context.name)
     if size is not None and width:
         frames = max(frames, size // (width * stream.codec_context.channels))
     tolerance = _MP3_FRAME if kind == "mp3" else 0  # a cut between frames loses half a frame
@@ -313,14 +314,6 @@ def _read_itunes_frames(container: InputContainer) -> int | None:
     except (IndexError, ValueError):
         return None
     return samples if 0 < samples < 1 << 40 else None
-
-
-def _sample_bytes(codec: str) -> int:
-    """Return the bytes of one PCM sample; 0 for other codecs."""
-    if codec in ("pcm_mulaw", "pcm_alaw"):
-        return 1
-    match = re.match(r"pcm_[usf](\d+)", codec)
-    return int(match[1]) // 8 if match else 0
 
 
 def _read_info(
@@ -367,7 +360,7 @@ def _bits(stream: AudioStream) -> int | None:
     if context.name in ("pcm_mulaw", "pcm_alaw"):
         return 16  # their eight bits are decoded to 16
     if context.name.startswith("pcm_"):
-        return _sample_bytes(context.name) * 8 or None
+        return sample_bytes(context.name) * 8 or None
     head = context.extradata or b""
     if context.name == "flac" and len(head) >= 14:
         return ((head[12] & 1) << 4 | head[13] >> 4) + 1
