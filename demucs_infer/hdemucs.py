@@ -52,7 +52,7 @@ _ATTRIBUTES = {"freq_emb_scale": "freq_emb"} | {
 """Names of attributes of upstream's networks, and of the fields of this module they are in."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: the compiler needs weak references
 class HybridConfig:
     """The arguments of a hybrid network that its layers depend on, under upstream's names."""
 
@@ -175,7 +175,7 @@ class HybridConfig:
         return tuple(self.multi_freqs)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: the compiler needs weak references
 class UNetStage:
     """One stage of the two U-Nets; its outer side is the one nearer to the audio."""
 

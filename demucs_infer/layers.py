@@ -123,7 +123,7 @@ class LocalState(nn.Module):
         return -penalty
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: the compiler needs weak references
 class DConvConfig:
     """The parameters of the residual branches of one stage."""
 
@@ -191,7 +191,7 @@ class FrequencyEmbedding(nn.Module):
         return (self.embedding.weight[:bins] * self.scale).t()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: the compiler needs weak references
 class LayerConfig:
     """The parameters that the encoder and decoder layers of one stage of one branch share."""
 

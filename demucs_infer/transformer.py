@@ -52,7 +52,7 @@ __getattr__ = make_getattr(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: the compiler needs weak references
 class TransformerConfig:
     """The arguments of `HTDemucs` for its transformer, without the prefix `t_` of their names."""
 

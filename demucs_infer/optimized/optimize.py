@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -80,8 +81,18 @@ def is_bf16_faster() -> bool:
 
     Kernels alone do not suffice: without bf16 in the processor, they convert to float32 and back.
     """
+    return has_bf16_instructions() and kernels.has_packed_kernels(torch.bfloat16)
+
+
+def has_bf16_instructions() -> bool:
+    """Return whether the processor can multiply in bf16; PyTorch 2.4 does not tell, but Linux."""
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(is_supported and is_supported()) and kernels.has_packed_kernels(torch.bfloat16)
+    if is_supported is not None:
+        return bool(is_supported())
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
 
 
 def optimize(

@@ -276,8 +276,16 @@ def _content(*media_types: str) -> dict[int | str, dict[str, Any]]:
 
 def _list_methods(app: FastAPI, request: Request) -> list[str]:
     """Return the methods of all routes that match the path of a request."""
-    routes = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
-    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
+    methods: set[str] = set()
+    # A mount has added its own path to `root_path`.
+    root = request.scope.get("app_root_path", request.scope.get("root_path", ""))
+    scope = {**request.scope, "root_path": root}
+    for route in app.routes:
+        if route.matches(scope)[0] is not Match.NONE:
+            # Older versions of Starlette give no methods with the refusal of a static file.
+            is_static = isinstance(getattr(route, "app", None), StaticFiles)
+            methods |= {"GET", "HEAD"} if is_static else getattr(route, "methods", None) or set()
+    return sorted(methods)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -23,7 +23,7 @@ from demucs_infer.demucs import Demucs
 from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.optimized import kernels
-from demucs_infer.optimized.optimize import choose_precision, optimize
+from demucs_infer.optimized.optimize import choose_precision, has_bf16_instructions, optimize
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import ROOT, environment
 from tests.helpers.networks import TINY, randomize
@@ -134,9 +134,8 @@ def networks(precision: str) -> Iterator[tuple[str, float]]:
 
 
 def report(level: Level) -> dict[str, Any]:
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     # It asks the processor, which cannot be told to forget an instruction.
-    has = bool(known()) and level.multiplies_bf16
+    has = has_bf16_instructions() and level.multiplies_bf16
     with (
         mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", lambda: has, create=True),
         warnings.catch_warnings(record=True) as caught,

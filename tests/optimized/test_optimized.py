@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.optimized import kernels, layout, winograd
 from demucs_infer.optimized.autocast import AutocastNetwork
 from demucs_infer.optimized.compiled import compile_network
-from demucs_infer.optimized.optimize import choose_precision, optimize
+from demucs_infer.optimized.optimize import choose_precision, has_bf16_instructions, optimize
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.networks import TINY, randomize
 
@@ -340,6 +341,15 @@ def test_auto_picks_bf16_only_with_instructions_and_kernels(
     assert choose_precision("auto", cpu) == "fp32"
     with pytest.warns(UserWarning, match="'bf16' is slower than 'fp32' on this processor"):
         assert choose_precision("bf16", cpu) == "bf16"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo")
+def test_instructions_for_bf16_are_known_where_pytorch_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = has_bf16_instructions()
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert has_bf16_instructions() == expected
 
 
 def test_autocast_keeps_attributes_and_float32_output() -> None:
