@@ -37,7 +37,10 @@ def run_one(python: str, *, oldest: bool, arguments: list[str]) -> int:
     """Make an environment, install the package, and run the tests in it."""
     interpreter = shutil.which(f"python{python}")
     # The launchers of pyenv are there for versions, too, that are not switched on.
-    if not interpreter or subprocess.run([interpreter, "--version"], capture_output=True).returncode:
+    if (
+        not interpreter
+        or subprocess.run([interpreter, "--version"], capture_output=True).returncode
+    ):
         print(f"python{python}: not at hand", flush=True)
         return 0
     folder = ROOT / "build/matrix" / f"{python}-{'oldest' if oldest else 'newest'}"

@@ -35,7 +35,9 @@ def test_results_are_right_at_instruction_level(name: str) -> None:
     report = run_level(name)
     print(f"{name}: {report}")
     # Were the level not in force, or the kernels not there, the rest would show nothing.
-    assert report["pytorch"] == level.pytorch.upper()
+    # PyTorch before 2.6 has another name for the lowest level.
+    names = {level.pytorch.upper()} | ({"NO AVX"} if level.pytorch == "default" else set())
+    assert report["pytorch"] in names
     assert report["kernels"] == {"fp32": True, "bf16": level.has_bf16_kernels}
     assert report["auto"] == ("bf16" if level.multiplies_bf16 else "fp32")
     text = "precision='bf16' is slower than 'fp32' on this processor"

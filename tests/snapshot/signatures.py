@@ -96,7 +96,8 @@ def _published(module: types.ModuleType) -> list[str]:
 
 
 def _described(value: object) -> Any:
-    if isinstance(value, type):
+    is_parametrized = typing.get_origin(value) is not None  # a class to Python 3.10, as `list[int]`
+    if isinstance(value, type) and not is_parametrized:
         return _described_class(value)
     if inspect.isroutine(value):
         return {"kind": "function", **_called(value)}
