@@ -215,7 +215,8 @@ for name in [name for name in dir(kernels) if name.endswith("_kernel")]:
             for name in names
         }
         indexed = {(names.index(name),): value for name, value in constants.items()}
-        if triton.__version__ < "3.2":  # it numbers what others name, and lists no constants
+        version = tuple(map(int, triton.__version__.split(".")[:2]))
+        if version < (3, 2):  # it numbers what others name, and lists no constants
             types = {names.index(name): types[name] for name in names if name not in constants}
             indexed = {index: value for (index,), value in indexed.items()}
         triton.compile(ASTSource(kernel, types, indexed), target=GPUTarget("cuda", 90, 32))
