@@ -1,9 +1,18 @@
 """Every test starts with the same random state and its own empty cache."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if os.environ.get("DEMUCS_INFER_CI"):
+    import hypothesis
+
+    # The same examples each time: what a change broke must not hang on luck. Others are tried by
+    # everybody who runs the tests elsewhere, and by tests/chaos.
+    hypothesis.settings.register_profile("ci", derandomize=True, database=None, print_blob=True)
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)

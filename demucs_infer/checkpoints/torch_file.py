@@ -176,13 +176,15 @@ class _Machine:
 
     def run(self, program: io.BytesIO) -> object:
         """Return the value of the next pickle in `program`, which is read up to its end."""
+        damage = (ValueError, IndexError, KeyError, ArithmeticError, struct.error)
         try:
             for opcode, argument, _ in pickletools.genops(program):
                 self._spend(1)
                 if opcode.name == "STOP":
                     return self._stack.pop()
                 self._step(opcode.name, argument)
-        except (ValueError, IndexError, KeyError, ArithmeticError, struct.error) as error:
+        # Unknown escapes of strings are a warning, which is an error where warnings are.
+        except (*damage, DeprecationWarning) as error:
             raise CheckpointError(f"damaged pickle: {short_repr(error)}") from error
         raise CheckpointError("truncated pickle: the STOP instruction is missing")
 

@@ -206,6 +206,12 @@ def test_object_of_an_unknown_class_is_a_placeholder(tmp_path: Path) -> None:
     assert "omegaconf" not in sys.modules
 
 
+def test_unknown_escape_in_a_string_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "x.th").write_bytes(b"\x80\x02" + rb"S'\o'" + b"\n.")
+    with pytest.raises(CheckpointError, match="damaged pickle"):
+        read_torch_file(tmp_path / "x.th")
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_damaged_file_raises_only_checkpoint_errors(tmp_path: Path, data: st.DataObject) -> None:

@@ -160,18 +160,17 @@ def test_copy_is_continued_after_a_restart(repo: Path, site: WebServer, tmp_path
     listener = socket.create_server(("127.0.0.1", 0))  # accepts, and never responds
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/out"
     settings = {"allowed_outputs": (url,), "allowed_inputs": (f"{site.url}/music",)}
-    with listener, client(repo, tmp_path, **settings) as web:
-        job = create_job(web, url=f"{site.url}/music/song.wav", output=url).json()
-        wait_until(lambda: web.get(f"/v1/jobs/{job['id']}").json()["stage"] == "upload")
-        port = listener.getsockname()[1]
-    assert port
-    site.requests.clear()
-    with client(repo, tmp_path, **settings) as web:
-        jobs = web.app.state.jobs  # type: ignore[attr-defined]  # our app
-        record = jobs.get_record(job["id"])
-        assert record.status != "done" and record.output == f"{url}/"
-        assert web.delete(f"/v1/jobs/{job['id']}").status_code == 202
-        wait_until(lambda: web.get(f"/v1/jobs/{job['id']}").json()["status"] == "cancelled")
+    with listener:  # all the time: a refused connection would be a failed job, not a cancelled one
+        with client(repo, tmp_path, **settings) as web:
+            job = create_job(web, url=f"{site.url}/music/song.wav", output=url).json()
+            wait_until(lambda: web.get(f"/v1/jobs/{job['id']}").json()["stage"] == "upload")
+        site.requests.clear()
+        with client(repo, tmp_path, **settings) as web:
+            jobs = web.app.state.jobs  # type: ignore[attr-defined]  # our app
+            record = jobs.get_record(job["id"])
+            assert record.status != "done" and record.output == f"{url}/"
+            assert web.delete(f"/v1/jobs/{job['id']}").status_code == 202
+            wait_until(lambda: web.get(f"/v1/jobs/{job['id']}").json()["status"] == "cancelled")
 
 
 # ── what is refused ──
