@@ -690,6 +690,9 @@ class JobQueue:
         if not job.record.output:
             self._set_final(job, "done")
             return
+        if job.item.cancel.is_set():  # too late for the worker, not for the copy
+            self._set_final(job, "cancelled")
+            return
         job.stage = "upload"
         job.record = job.record.replace(status="running")
         self._save(job)

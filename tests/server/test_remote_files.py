@@ -138,6 +138,23 @@ def test_output_that_refuses_fails_the_job(
     assert (job["status"], job["error"]["code"]) == ("failed", "output_failed")
 
 
+def test_job_that_is_cancelled_with_its_last_window_is_not_copied(
+    web: TestClient, site: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = web.app.state.jobs  # type: ignore[attr-defined]  # our app
+    complete = jobs._complete
+
+    def cancel_and_complete(job: Any) -> None:
+        jobs.abandon(job)
+        complete(job)
+
+    monkeypatch.setattr(jobs, "_complete", cancel_and_complete)
+    url = f"{site.url}/music/song.wav"
+    output = str(jobs.remote.clients["output"].allowed.prefixes[0])
+    job = wait_for_job(web, create_job(web, url=url, output=output))
+    assert job["status"] == "cancelled"
+
+
 def closed() -> int:
     """Return a port that refuses connections, as it is bound and nothing listens."""
     sockets.append(socket.socket())
