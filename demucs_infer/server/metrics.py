@@ -103,6 +103,18 @@ class _QueueCollector:
             "Workers that ended by themselves; the process has to be restarted.",
             value=jobs.dead_workers,
         )
+        counts = jobs.webhooks.counts
+        webhooks = CounterMetricFamily(
+            "demucs_webhooks", "Messages about finished jobs.", labels=["status"]
+        )
+        for status in ("delivered", "failed"):
+            webhooks.add_metric([status], counts[status])
+        yield webhooks
+        yield CounterMetricFamily(
+            "demucs_webhook_retries",
+            "Further attempts to deliver a message.",
+            counts["retried"],
+        )
         yield CounterMetricFamily(
             "demucs_cache_evictions", "Results deleted for age or space.", jobs.counts["evicted"]
         )

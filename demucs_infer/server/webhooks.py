@@ -6,6 +6,7 @@ import hmac
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -50,6 +51,8 @@ class Webhooks:
         self._turn = anyio.Semaphore(_MAX_CONCURRENT)
         self._tasks: set[asyncio.Task[None]] = set()
         self.delays = DELAYS
+        self.counts: Counter[str] = Counter()
+        """Messages that were `delivered` or have `failed`, and attempts that were `retried`."""
 
     def start(self) -> None:
         """Continue with the messages that an earlier process left."""
@@ -103,6 +106,8 @@ class Webhooks:
             with suppress(OSError):
                 self._save(announcement)
             await anyio.sleep(self.delays[announcement.attempts - 1])
+            self.counts["retried"] += 1
+        self.counts["failed" if problem else "delivered"] += 1
         if problem:
             logger.warning("webhook %s was not delivered: %s", announcement.id, problem)
         self._path(announcement).unlink(missing_ok=True)

@@ -58,6 +58,16 @@ def create_job(web: Any, receiver: WebServer, **parameters: Any) -> Any:
     return response.json()
 
 
+def read_counts(web: Any) -> tuple[float, float, float]:
+    """Return how many messages were delivered, have failed, and were sent again."""
+    values = dict(
+        line.rsplit(" ", 1) for line in web.get("/metrics").text.splitlines() if line[0] != "#"
+    )
+    names = ('s_total{status="delivered"}', 's_total{status="failed"}', "_retries_total")
+    delivered, failed, retries = (float(values[f"demucs_webhook{name}"]) for name in names)
+    return delivered, failed, retries
+
+
 def read_verification() -> Any:
     """Return the function `verify` of the documentation."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
@@ -119,6 +129,7 @@ def test_delivery_is_repeated_and_does_not_hold_up_jobs(
         wait_until(lambda: not list((tmp_path / "data" / "webhooks").iterdir()))
         ids = {message.headers["x-demucs-delivery"] for message in receiver.requests}
         assert len(ids) == 1 and len({message.body for message in receiver.requests}) == 1
+        assert read_counts(web) == (1, 0, 2)
         jobs.webhooks.delays = (1000.0,)
         respond_with(receiver, 503)
         create_job(web, receiver)
@@ -133,9 +144,11 @@ def test_delivery_ends_after_the_last_attempt(
     respond_with(receiver, 500)
     with client(repo, tmp_path / "data", **settings) as web:
         web.app.state.jobs.webhooks.delays = (0.01, 0.01)  # type: ignore[attr-defined]  # our app
+        assert read_counts(web) == (0, 0, 0)
         create_job(web, receiver)
         wait_until(lambda: len(receiver.requests) == 3)
         wait_until(lambda: not list((tmp_path / "data" / "webhooks").iterdir()))
+        assert read_counts(web) == (0, 1, 2)
 
 
 def test_message_survives_a_restart(
