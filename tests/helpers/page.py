@@ -12,7 +12,7 @@ def file(name: str = "my song.wav", seconds: float = 3.0, seed: int = 0) -> dict
 
 def separate(page: Any, *files: dict[str, Any]) -> None:
     page.set_input_files("#files", list(files))
-    page.wait_for_selector(".stems canvas")
+    page.wait_for_selector(".stem .get")  # visible once the files are there
 
 
 def evaluate(page: Any, question: str) -> Any:

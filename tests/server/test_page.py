@@ -84,17 +84,27 @@ def test_other_browser_does_not_see_songs(page: Any, browser: Any, page_server: 
 def test_stems_play_while_they_are_made(page: Any) -> None:
     page.route("**/v1/jobs?*", lambda route: route.continue_(url=f"{route.request.url}&shifts=6"))
     page.set_input_files("#files", file("long.wav", seconds=55, seed=51))
-    page.wait_for_selector(".listen")
-    page.click(".listen")
+    page.wait_for_selector(".stems canvas")
+    drawn = "document.querySelector('.player').view.overview[0].filter(x => x > 0).length"
+    wait_until(lambda: page.evaluate(drawn) > 0)
+    drawn_first = page.evaluate(drawn)
     page.click(".play")
     wait_until(lambda: evaluate(page, "t.position") > 0.3)
     assert "Separating" in page.inner_text(".song .status")
     assert not page.is_visible(".stem .get") and not page.is_visible("text=Save all (zip)")
-    page.click(".play")
-    page.wait_for_selector(".status:has-text('4 stems')")
-    assert page.is_visible("[aria-label='Save vocals']")
+    page.evaluate(
+        """() => { window.positions = [];
+        const { transport } = document.querySelector('.player');
+        setInterval(() => positions.push(transport.position), 50); }"""
+    )
+    wait_until(lambda: page.evaluate(drawn) > drawn_first)
+    page.wait_for_selector("[aria-label='Save vocals']")
+    assert "4 stems" in page.inner_text(".song .status")
+    assert evaluate(page, "t.isPlaying"), "it plays on, now from the files"
+    positions = page.evaluate("positions")
+    assert positions == sorted(positions) and positions[-1] > 0.3
+    assert page.evaluate(drawn) == 1200
     page.evaluate("document.querySelector('.player').transport.seek(50)")
-    page.click(".play")
     wait_until(lambda: evaluate(page, "t.position") > 50.2)
 
 

@@ -257,8 +257,7 @@ def test_language_of_the_browser_and_choice(browser: Any, page_server: Server) -
     assert page.get_attribute("html", "lang") == "de"
     assert page.inner_text("#drop strong") == "Songs hierher ziehen oder Dateien auswählen"
     assert page.inner_text("#kept").endswith("nach 60 Minuten gelöscht.")
-    page.set_input_files("#files", file(seconds=1, seed=3))
-    page.wait_for_selector(".stems canvas")
+    separate(page, file(seconds=1, seed=3))
     assert page.is_visible("[aria-label='Gesang stummschalten']")
     assert page.inner_text(".song .status").startswith("4 Spuren")
     page.select_option("#language", label="日本語")

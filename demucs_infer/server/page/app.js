@@ -259,8 +259,10 @@ class Song {
   updatePreview() {
     const { preview } = this.job;
     if (!preview?.duration_seconds || !this.isRunning) return;
-    if (this.player) this.player.extend({ duration: preview.duration_seconds, available: preview.available_seconds, isComplete: false });
-    else this.listen.hidden = preview.available_seconds < 5;
+    const { duration_seconds: duration, available_seconds: available } = preview;
+    if (this.player) this.player.extend({ duration, available, isComplete: false });
+    else if (available > 0 && !closePlayer && this.file) this.open();
+    else this.listen.hidden = !available;
   }
 
   finish() {
@@ -283,6 +285,8 @@ class Song {
 
   fail(error) {
     this.item.classList.add("failed");
+    if (this.player) this.close();
+    this.listen.hidden = this.job?.status !== "done";
     this.bar.hidden = true;
     this.retry.hidden = !this.file;
     setText(this.cancel, "remove");
