@@ -213,7 +213,7 @@ def _add_routes(app: FastAPI, routes: Routes, settings: ServerSettings) -> None:
         "/v1/jobs/{id}/stems/{name}",
         routes.get_job_stem,
         response_class=Response,
-        responses=error_responses(404, 409, 410, 416) | _PARTIAL | _content("audio/*"),
+        responses=error_responses(404, 409, 410, 416, 422) | _PARTIAL | _content("audio/*"),
     )
     get(
         "/v1/jobs/{id}/stems/{name}/part",

@@ -1,18 +1,20 @@
-"""Send a stem as a wav file while it is being separated.
+"""Send a stem as wav, flac or mp3 while it is being separated.
 
 Shapes: C channels, t samples.
 """
 
 import os
-import struct
 from collections.abc import AsyncIterator
 
 from anyio import CapacityLimiter, move_on_after, to_thread
-from torch import Tensor
 
+from demucs_infer.audio.formats import Encoding
+from demucs_infer.audio.gain import Shaper
 from demucs_infer.audio.spool import SpoolReader
-from demucs_infer.server.errors import ApiError
-from demucs_infer.server.preview import LivePreview, encode_pcm
+from demucs_infer.audio.stream_encoder import StreamEncoder
+from demucs_infer.errors import AudioWriteError
+from demucs_infer.server.errors import ApiError, from_exception
+from demucs_infer.server.preview import LivePreview
 from demucs_infer.server.queue import Job
 
 _READ_FRAMES = 1 << 16
@@ -21,60 +23,85 @@ _POLL_SECONDS = 1.0
 
 
 class LiveStem:
-    """A stem of a running job as a wav file of 16 bits, which grows until the job has ended.
+    """A stem of a running job as a file of 16 bits, or as mp3, which grows until the job has ended.
 
-    Samples above full scale are limited, as the gain against clipping is known at the end only.
+    Samples are those of the job's own file, apart from a gain against clipping, which is known at
+    the end only, and from another sample rate, other channels or more bits that the job requests.
     """
 
-    def __init__(self, job: Job, live: LivePreview, stem: str, limiter: CapacityLimiter) -> None:
+    def __init__(
+        self, job: Job, live: LivePreview, stem: str, format: str, limiter: CapacityLimiter
+    ) -> None:
         """Open the samples; raise `FileNotFoundError` if there are none yet, or any more."""
         if os.name == "nt":  # an open file cannot be removed there, and the job would fail
             raise ApiError("not_done", "the job has not finished yet")
         self._job = job
         self._live = live
-        self._index = live.stems.index(stem)
+        self._stem = stem
         self._limiter = limiter
+        output = job.item.request.output
+        self._encoding = Encoding(format, bits=None if format == "mp3" else 16)
+        self._shaper = Shaper(encoding=self._encoding, clip=output.clip, exact_sum=output.exact_sum)
         # Kept open, as the file is removed when the job ends.
         self._reader = SpoolReader(live.folder, (len(live.stems), live.channels))
+        self._encoder: StreamEncoder | None = None
 
-    async def wait_for_length(self) -> None:
-        """Wait until the length of the track is known; raise `ApiError` if the job ends before."""
+    async def begin(self) -> None:
+        """Wait until the length of the track is known.
+
+        Raises `ApiError` if the job ends before, or the format does not have the sample rate or
+        the channels.
+        """
         while not self._live.length:
             self._check_status()
             await self._wait()
+        live = self._live
+        try:
+            self._encoder = StreamEncoder(
+                self._encoding, live.sample_rate, live.channels, live.length
+            )
+        except AudioWriteError as error:
+            raise from_exception(error) from error
 
     @property
-    def num_bytes(self) -> int:
-        """Size of the file."""
-        return 44 + self._data_bytes
-
-    @property
-    def _data_bytes(self) -> int:
-        return 2 * self._live.channels * self._live.length
+    def num_bytes(self) -> int | None:
+        """Size of the file; None if that depends on the samples."""
+        if self._encoding.format != "wav":
+            return None
+        return 44 + 2 * self._live.channels * self._live.length
 
     def close(self) -> None:
         """Close the file of samples."""
         self._reader.close()
+        if self._encoder:
+            self._encoder.abort()
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """Yield the file, as fast as it is made; raise `ApiError` if the job fails."""
-        yield self._make_header()
+        assert self._encoder, "begin comes first"
         position, length = 0, self._live.length
         while position < length:
             is_final = self._job.record.is_final  # before reading: no samples come after it
             stop = min(position + _READ_FRAMES, length)
-            samples = await to_thread.run_sync(self._read, position, stop, limiter=self._limiter)
-            if samples.shape[-1]:
-                position += samples.shape[-1]
-                yield encode_pcm(samples)
-            elif is_final:
+            count, data = await to_thread.run_sync(
+                self._encode, self._encoder, position, stop, limiter=self._limiter
+            )
+            position += count
+            if data:
+                yield data
+            elif not count and is_final:
                 self._check_status()
                 raise ApiError("failed", "the job has ended before all of its samples were sent")
-            else:
+            elif not count:
                 await self._wait()
+        yield self._encoder.finish()
 
-    def _read(self, start: int, stop: int) -> Tensor:
-        return self._reader.read(start, stop)[self._index]
+    def _encode(self, encoder: StreamEncoder, start: int, stop: int) -> tuple[int, bytes]:
+        """Return how many samples there are after `start`, and their bytes."""
+        samples = self._reader.read(start, stop)
+        blocks = dict(zip(self._live.stems, samples))
+        shaped = self._shaper.shape(blocks, dict.fromkeys(blocks, 1.0))[self._stem]
+        return shaped.shape[-1], encoder.encode(shaped)
 
     def _check_status(self) -> None:
         record = self._job.record
@@ -84,11 +111,3 @@ class LiveStem:
     async def _wait(self) -> None:
         with move_on_after(_POLL_SECONDS):
             await self._job.wait_for_update()
-
-    def _make_header(self) -> bytes:
-        channels, rate, size = self._live.channels, self._live.sample_rate, self._data_bytes
-        return struct.pack(
-            "<4sI4s4sIHHIIHH4sI",
-            *(b"RIFF", min(36 + size, 0xFFFFFFFF), b"WAVE", b"fmt ", 16, 1, channels, rate),
-            *(2 * channels * rate, 2 * channels, 16, b"data", min(size, 0xFFFFFFFF)),
-        )

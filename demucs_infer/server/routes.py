@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import lru_cache
 from math import inf
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi import Query, Request, Response
@@ -497,18 +497,22 @@ class Routes:
         name: str,
         request: Request,
         live: bool = Query(
-            False, description="While the job runs: the stem as it is made, as wav of 16 bits."
+            False, description="While the job runs: the stem as it is made, in `format`."
+        ),
+        format: Literal["wav", "flac", "mp3"] = Query(
+            "wav", description="Of `live`, while the job runs; wav and flac have 16 bits."
         ),
     ) -> Response:
         """Return a stem of a job, or parts of it (`Range`).
 
-        With `live`, the stem of a running job begins at once and grows until the job ends. It is a
-        wav file of 16 bits, whatever the format of the job, and samples above full scale are
-        limited: the gain against clipping is known at the end only.
+        With `live`, the stem of a running job begins at once and grows until the job ends, in a
+        format of its own: a format that writes its length or an index at the end cannot be sent so.
+        Samples above full scale are limited: the gain against clipping is known at the end only.
+        Of a finished job, it is the file.
         """
         record = self._get_record(id, request)
         if live and not record.is_final:
-            return await self._stream_live_stem(id, name)
+            return await self._stream_live_stem(id, name, format)
         entry = await self._jobs.get_verified_stems(record)
         for stem in entry.stems:
             if name in (stem.stem, stem.path.name):
@@ -526,23 +530,27 @@ class Routes:
                 )
         raise _no_such_stem(name, [stem.stem for stem in entry.stems])
 
-    async def _stream_live_stem(self, id: str, name: str) -> Response:
+    async def _stream_live_stem(self, id: str, name: str, format: str) -> Response:
         job = self._jobs.get_job(id)
         if job is None or job.live is None:
             raise ApiError("not_done", "the job has not begun yet: try again")
         if name not in job.live.stems:
             raise _no_such_stem(name, job.live.stems)
         try:
-            stem = LiveStem(job, job.live, name, self._decoders)
+            stem = LiveStem(job, job.live, name, format, self._decoders)
         except FileNotFoundError as error:
             raise ApiError("not_done", "the stem cannot be read now: try again") from error
         try:
-            await stem.wait_for_length()
+            await stem.begin()
         except BaseException:
             stem.close()
             raise
-        headers = {"Content-Length": str(stem.num_bytes), "Cache-Control": "no-store"}
-        return StreamedFile(stem.iter_bytes(), "audio/wav", headers=headers, after=stem.close)
+        headers = {"Cache-Control": "no-store"}
+        if stem.num_bytes is not None:
+            headers["Content-Length"] = str(stem.num_bytes)
+        return StreamedFile(
+            stem.iter_bytes(), MIME_TYPES[format], headers=headers, after=stem.close
+        )
 
     async def get_stem_part(
         self,

@@ -1,14 +1,17 @@
 """Tracks of several clients that are separated at the same time."""
 
+import io
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 from fastapi.testclient import TestClient
 
+from demucs_infer.server.schemas import MIME_TYPES
 from tests.helpers.cli_process import make_repo
-from tests.helpers.server_process import client, decode_wav, song, wait_until
+from tests.helpers.server_process import client, song, wait_until
 
 KEYS = {"a": "the key of a", "b": "the key of b", "c": "the key of c"}
 
@@ -16,6 +19,10 @@ KEYS = {"a": "the key of a", "b": "the key of b", "c": "the key of c"}
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_repo(tmp_path_factory.mktemp("models") / "repo")
+
+
+def decode(data: bytes) -> Any:
+    return soundfile.read(io.BytesIO(data), always_2d=True)[0]
 
 
 class Load:
@@ -33,10 +40,12 @@ class Load:
         assert self.gate.wait(60)
         self.observe(size)
 
-    def send(self, key: str, seconds: float, seed: int) -> str:
-        audio = song(seconds, seed)
+    def send(self, key: str, seconds: float, seed: int, **parameters: str) -> str:
         sent = self.web.post(
-            "/v1/jobs?shifts=0&clip=clamp", content=audio, headers={"X-API-Key": KEYS[key]}
+            "/v1/jobs",
+            params={"shifts": "0", "clip": "clamp"} | parameters,
+            content=song(seconds, seed),
+            headers={"X-API-Key": KEYS[key]},
         )
         self.jobs.append(sent.json()["id"])
         return self.jobs[-1]
@@ -87,27 +96,31 @@ def test_places_go_to_clients_in_turn(repo: Path, tmp_path: Path) -> None:
         assert load.run() == [first[0], *others, *first[1:]]
 
 
-def test_stem_is_streamed_while_it_is_made(repo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["wav", "flac", "mp3"])
+def test_stem_is_streamed_while_it_is_made(repo: Path, tmp_path: Path, format: str) -> None:
     with client(repo, tmp_path, api_keys=tuple(KEYS.values())) as web:
         load = Load(web)
-        id = load.send("a", 6.0, 1)
+        id = load.send("a", 6.0, 1, format=format)
         where, headers = f"/v1/jobs/{id}/stems/bass", {"X-API-Key": KEYS["a"]}
         wait_until(
             lambda: load.queue.get_job(id).live and load.queue.get_job(id).live.folder.exists()
         )
         assert web.get(where, headers=headers).status_code == 409
         assert web.get(f"/v1/jobs/{id}/stems/flute?live=1", headers=headers).status_code == 404
+        refused = web.get(f"{where}?live=1&format=opus", headers=headers)
+        assert refused.status_code == 422 and "'wav', 'flac' or 'mp3'" in refused.text
         wait_until(lambda: (load.queue.get_job(id).live.folder / "samples.f32").exists())
         assert len(web.get(f"{where}/part", headers=headers).content) == 44  # nothing there yet
         threading.Timer(0.2, load.gate.set).start()  # the response waits for the networks
-        live = web.get(f"{where}?live=1", headers=headers)
-        assert live.status_code == 200 and live.headers["content-type"] == "audio/wav"
-        assert len(live.content) == int(live.headers["content-length"])
+        live = web.get(f"{where}?live=1&format={format}", headers=headers)
+        assert live.status_code == 200
+        assert live.headers["content-type"] == MIME_TYPES[format]
+        size = live.headers.get("content-length")
+        assert size == (str(len(live.content)) if format == "wav" else None)
         load.run()
-        assert web.get(f"{where}?live=1", headers=headers).content[:4] == b"RIFF"
-        final = decode_wav(web.get(where, headers=headers).content)
-        # Both are limited, not scaled; quantization differs.
-        assert abs(decode_wav(live.content) - final).max() < 1e-4
+        final = web.get(where, headers=headers)
+        assert web.get(f"{where}?live=1", headers=headers).content == final.content
+        assert (decode(live.content) == decode(final.content)).all()
 
 
 def test_cancelled_track_does_not_disturb_others(repo: Path, tmp_path: Path) -> None:

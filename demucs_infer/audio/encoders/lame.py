@@ -118,7 +118,9 @@ class LameEncoder:
         *,
         tags: Mapping[str, str] | None = None,
         cover: Cover | None = None,
+        num_samples: int | None = None,
     ) -> None:
+        """Begin a file; with `num_samples`, which have to follow, it is never rewritten."""
         import lameenc
 
         kind = encoding.kind
@@ -141,6 +143,7 @@ class LameEncoder:
         self._file = file
         self._file.write(_id3(encoding, sample_rate, channels, tags, cover))
         self._start = file.tell()
+        self._num_samples = num_samples
         self._samples = 0
         self._info_header: FrameHeader | None = None
         self._frames = 0
@@ -165,7 +168,7 @@ class LameEncoder:
         if not self._samples:
             self._lame.encode(b"")
         self._add(bytes(self._lame.flush()))
-        if self._info_header:
+        if self._info_header and self._num_samples is None:
             self._file.seek(self._start)
             self._file.write(self._info_frame(self._info_header))
             self._file.seek(0, io.SEEK_END)
@@ -181,7 +184,7 @@ class LameEncoder:
             word = int.from_bytes(buffer[start : start + 4], "big")
             if not self._info_header:
                 self._info_header = FrameHeader(word).for_info_frame()
-                self._file.write(bytes(self._info_header.length))
+                self._file.write(self._first_frame(self._info_header))
             self._record_frame(self._next_offset)
             self._next_offset += _frame_length(word)
         self._file.write(data)
@@ -196,19 +199,42 @@ class LameEncoder:
             del self._offsets[1::2]
             self._interval *= 2
 
+    def _first_frame(self, header: FrameHeader) -> bytes:
+        """Return the Info frame if the length of the file is given, else its place."""
+        if self._num_samples is None:
+            return bytes(header.length)
+        # As in LAME's `lame_encode_flush`: the padding is at least 576 samples.
+        frames = -(-(_DELAY + self._num_samples + 576) // header.samples)
+        size = frames * header.samples * header.bitrate * 125 // header.rate
+        return self._make_info_frame(
+            header,
+            frames,
+            self._num_samples,
+            size,
+            [percent * size // 100 for percent in range(100)],
+        )
+
     def _info_frame(self, header: FrameHeader) -> bytes:
-        total = header.length + self._audio_bytes
         indices = (percent * self._frames // (100 * self._interval) for percent in range(100))
-        offsets = (header.length + self._offsets[index] for index in indices)
-        padding = self._frames * header.samples - _DELAY - self._samples
+        offsets = [self._offsets[index] for index in indices]
+        return self._make_info_frame(
+            header, self._frames, self._samples, self._audio_bytes, offsets
+        )
+
+    def _make_info_frame(
+        self, header: FrameHeader, frames: int, samples: int, audio_bytes: int, offsets: list[int]
+    ) -> bytes:
+        """Return the frame; `offsets` are those of each percent of the audio."""
+        total = header.length + audio_bytes
+        padding = frames * header.samples - _DELAY - samples
         is_variable = self._quality is not None
         body = b"".join(
             [
                 header.word.to_bytes(4, "big"),
                 bytes(header.side_bytes),
                 b"Xing" if is_variable else b"Info",
-                struct.pack(">III", 0xF, self._frames, total),  # all fields follow
-                bytes(min(256 * offset // total, 255) for offset in offsets),
+                struct.pack(">III", 0xF, frames, total),  # all fields follow
+                bytes(min(256 * (header.length + offset) // total, 255) for offset in offsets),
                 struct.pack(">I", max(0, 100 - 10 * (self._quality or 0) - self._preset)),
                 b"LAME3.100",
                 bytes([_VARIABLE if is_variable else _CONSTANT]),
