@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -1107,6 +1108,42 @@ def test_separations_have_a_second_name(web: TestClient) -> None:
     first = web.post("/v1/audio/separations", data=form, files={"file": ("a.wav", SONG)})
     second = web.post("/v1/separate", data=form, files={"file": ("a.wav", SONG)})
     assert first.status_code == 200 and first.content == second.content
+
+
+def damage_flac(audio: bytes) -> bytes:
+    """Return a flac file whose header alone is well."""
+    file = io.BytesIO()
+    soundfile.write(file, decode_wav(audio), RATE, format="FLAC")
+    data = bytearray(file.getvalue())
+    data[200:] = bytes(len(data) - 200)
+    return bytes(data)
+
+
+def test_bad_tracks_fail_beside_good_ones_that_are_as_if_alone(repo: Path, tmp_path: Path) -> None:
+    good = {f"good {seed}": song(0.5 + 0.4 * seed, seed) for seed in range(4)}
+    bad = {"text": b"no music", "damaged": damage_flac(SONG), "empty": b"", "too late": SONG}
+    errors = dict.fromkeys(bad, "unreadable_audio") | {"empty": "empty_audio"}
+    with client(repo, tmp_path) as web:
+
+        def separate(name: str) -> Any:
+            start = "100" if name == "too late" else "0"
+            parameters = {"no_cache": "1", "start": start}
+            return web.post("/v1/separate", params=parameters, content=(good | bad)[name])
+
+        def read_stems(response: Any) -> dict[str, bytes]:
+            assert response.status_code == 200, response.text
+            with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+                names = [name for name in archive.namelist() if name != "stems.json"]
+                return {name: archive.read(name) for name in names}
+
+        alone = {name: read_stems(separate(name)) for name in good}
+        names = [name for pair in zip(good, bad) for name in pair]
+        with ThreadPoolExecutor(len(names)) as clients:
+            responses = dict(zip(names, clients.map(separate, names)))
+        for name in good:
+            assert read_stems(responses[name]) == alone[name]
+        for name, code in errors.items():
+            assert read_error(responses[name]) == (422, code)
 
 
 def test_concurrent_requests_load_model_once(repo: Path, tmp_path: Path) -> None:
