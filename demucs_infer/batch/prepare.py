@@ -18,6 +18,7 @@ from demucs_infer.audio.gain import write_error
 from demucs_infer.audio.reader import TrackReader
 from demucs_infer.audio.spool import Spool, SpoolAbandoned
 from demucs_infer.audio.stem_writer import StemWriter
+from demucs_infer.batch.attempts import Run
 from demucs_infer.batch.decoded_cache import DecodedCache
 from demucs_infer.batch.discovery import is_stream
 from demucs_infer.batch.earlier_stems import EarlierStems, find_earlier_stems
@@ -128,7 +129,7 @@ class Preparer:
     """Whether the files of finished tracks are compared by digest, not just by size."""
 
     max_crashes: int | None
-    run_id: str
+    run: Run
     keeps_when_full: bool
     made_folders: set[Path]
     """Folders that this run has created."""
@@ -198,7 +199,7 @@ class Preparer:
 
     def workdir(self, job: TrackJob) -> WorkDir:
         """Return the working folder of a track."""
-        return WorkDir(job.target.folder, job.target.manifest, self.made_folders, self.run_id)
+        return WorkDir(job.target.folder, job.target.manifest, self.made_folders, self.run)
 
     def _make_recipe(self, job: TrackJob, stop: threading.Event) -> Recipe:
         """Return the recipe of the track; raise `AlreadyDone` if it is done."""
@@ -252,11 +253,12 @@ class Preparer:
         """Return the spool, with the samples of earlier attempts, and count this attempt.
 
         Raises `AlreadyDone` if the track is quarantined, because it has crashed too often. It is
-        tried again when its folder in `.partial` is removed, or by a run with another `run_id`.
+        tried again when its folder in `.partial` is removed, or by a run that ignores crashes.
         """
         separator = self.separator
         spool = Spool(workdir.data_folder, len(separator.stems), separator.audio_channels)
-        crashes = workdir.crash_count(spool.frames)
+        attempts = workdir.read_attempts(spool.frames)
+        crashes = attempts.crashes
         if self.max_crashes is not None and crashes >= self.max_crashes:
             spool.abandon()
             times = f"{crashes} times" if crashes > 1 else "once"
@@ -269,6 +271,8 @@ class Preparer:
                     fault="other",
                 )
             )
+        if self.max_crashes is not None:
+            attempts.warn_of_kills(job.track)
         workdir.begin(spool.frames)
         return spool
 

@@ -20,6 +20,7 @@ from typing import TypeVar
 from demucs_infer.api import Separator
 from demucs_infer.audio.gain import translate_os_errors, write_error
 from demucs_infer.audio.spool import Spool, SpoolAbandoned
+from demucs_infer.batch.attempts import Run
 from demucs_infer.batch.chain import ChainedModelSpec
 from demucs_infer.batch.custom_model import CustomModelSpec
 from demucs_infer.batch.job import TrackJob as TrackJob
@@ -73,9 +74,8 @@ class BatchRunner:
     ("nothing"). With `verify`, the files of a manifest are compared by digest, not just by size.
 
     A track that crashed the process `max_crashes` times at the same position gets the status
-    `quarantined` (None: never). With a `run_id`, only crashes in the run with that id count, so
-    that a run with a new id tries quarantined tracks again. Tracks that were in progress during a
-    crash are separated after all others, one at a time, as only one of them is the cause.
+    `quarantined` (None: never). `run` decides which crashes count. Tracks that were in progress
+    during a crash are separated after all others, one at a time, as only one of them is the cause.
 
     Windows of up to `max_tracks_per_batch` tracks run as one batch. A track that another process is
     separating is left for the end: with `waits_for_others`, the runner then waits for that process;
@@ -95,7 +95,7 @@ class BatchRunner:
         verify: bool = False,
         writes_manifest: bool = True,
         max_crashes: int | None = None,
-        run_id: str = "",
+        run: Run | None = None,
         max_tracks_per_batch: int = 1,
         waits_for_others: bool = False,
         keeps_when_full: bool = True,
@@ -111,7 +111,7 @@ class BatchRunner:
             skip=skip,
             verify=verify,
             max_crashes=max_crashes,
-            run_id=run_id,
+            run=run or Run(),
             keeps_when_full=keeps_when_full,
             made_folders=set(),
             reuses_stems=reuses_stems,

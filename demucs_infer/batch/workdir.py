@@ -7,11 +7,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
-from demucs_infer.batch.attempts import complete, register, withdraw
+from demucs_infer.batch.attempts import AttemptRecord, Run, complete, register, withdraw
 from demucs_infer.batch.manifest import Manifest
 from demucs_infer.system.durability import make_folder, sync_folder
 from demucs_infer.system.process_lock import ProcessLock
@@ -30,14 +31,14 @@ class WorkDir:
     """
 
     def __init__(
-        self, top: Path, manifest: Path, made: set[Path] | None = None, run_id: str = ""
+        self, top: Path, manifest: Path, made: set[Path] | None = None, run: Run | None = None
     ) -> None:
         """Choose the folder below `top`, by the path of the manifest.
 
-        `made` collects the folders that this run has created, including those above `top`. With a
-        `run_id`, only crashes in the run with that id count.
+        `made` collects the folders that this run has created, including those above `top`. `run`
+        decides which crashes count.
         """
-        self._run_id = run_id
+        self._run = run or Run()
         self._made = set() if made is None else made
         name = hashlib.sha256(os.fsencode(manifest.absolute())).hexdigest()[:16]
         self.folder = top / PARTIAL / name
@@ -73,7 +74,7 @@ class WorkDir:
 
     def _remove_folders(self) -> None:
         """Remove folders that have the names of files of this module."""
-        for name in ("lock", "key", "attempts", "samples.f32", "journal", "decoded.f32"):
+        for name in ("lock", "key", "attempts", "fault", "samples.f32", "journal", "decoded.f32"):
             path = self.folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -101,30 +102,32 @@ class WorkDir:
             "and other processes may separate it at the same time",
         )
 
-    def crash_count(self, frames: int) -> int:
-        """Return the number of crashes in this track since `frames` samples were separated."""
+    def read_attempts(self, frames: int) -> AttemptRecord:
+        """Return the attempts that crashed since `frames` samples were separated."""
         try:
-            crash_count, before, *run_id = self._attempts.read_text("ascii").split()
-            is_further = frames > int(before)
-            is_other_run = bool(self._run_id) and run_id != [self._run_id]
-            return 0 if is_further or is_other_run else int(crash_count)
+            text = self._attempts.read_text("ascii")
         except (OSError, ValueError):
-            return 0
+            text = ""
+        return AttemptRecord.from_text(text).close(self._fault_log).enter(self._run, frames)
 
     def begin(self, frames: int) -> None:
-        """Count an attempt as a crash until it ends."""
-        crash_count = self.crash_count(frames)
-        self._write_attempts(crash_count + 1, frames)
-        register(self, partial(self._undo_attempt, crash_count, frames))
+        """Record an attempt, which counts as a crash until it ends."""
+        record = self.read_attempts(frames)
+        self._fault_log.unlink(missing_ok=True)  # it was counted
+        self._attempts.write_text(replace(record, is_open=True).to_text(), "ascii")
+        register(
+            self,
+            partial(self._undo_attempt, record),
+            # Without an id, all crashes count, whatever the process ended by.
+            self._fault_log if self._run.id else None,
+        )
 
-    def _undo_attempt(self, crash_count: int, frames: int) -> None:
-        if crash_count:
-            self._write_attempts(crash_count, frames)
+    def _undo_attempt(self, record: AttemptRecord) -> None:
+        self._fault_log.unlink(missing_ok=True)
+        if record.faults or record.kills:
+            self._attempts.write_text(record.to_text(), "ascii")
         else:
             self._attempts.unlink(missing_ok=True)
-
-    def _write_attempts(self, crash_count: int, frames: int) -> None:
-        self._attempts.write_text(f"{crash_count} {frames} {self._run_id}".rstrip(), "ascii")
 
     @property
     def has_open_attempt(self) -> bool:
@@ -134,6 +137,10 @@ class WorkDir:
     @property
     def _attempts(self) -> Path:
         return self.folder / "attempts"
+
+    @property
+    def _fault_log(self) -> Path:
+        return self.folder / "fault"
 
     def release(self) -> None:
         """Release the lock and keep the files; the attempt is not counted as a crash."""
@@ -157,6 +164,7 @@ class WorkDir:
                 self.folder.rmdir()
             else:
                 self._attempts.unlink(missing_ok=True)
+                self._fault_log.unlink(missing_ok=True)
         self._unlock()
         with suppress(OSError):  # it has folders of other tracks
             self.folder.parent.rmdir()

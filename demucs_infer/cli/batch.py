@@ -193,6 +193,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
     shared_path_digests, total = _find_conflicts(args, manifest, outputs, out)
     use_single_arena()
     with exempt_imports_from_gc():
+        from demucs_infer.batch.attempts import Run
         from demucs_infer.distributed.worker import WorkerConfig
     config = WorkerConfig(
         model=model,
@@ -201,7 +202,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
         shared_path_digests=shared_path_digests,
         skip="nothing" if args.force else "same",
         verify=args.verify,
-        run_id=uuid4().hex if args.force else "",
+        run=Run(id=uuid4().hex, ignores_earlier_crashes=args.force),
         max_tracks_per_batch=args.together or 0,
     )
     summary, report = Summary(), RunReport()

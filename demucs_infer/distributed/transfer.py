@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-from demucs_infer.batch.attempts import complete, register, withdraw
+from demucs_infer.batch.attempts import AttemptRecord, Run, complete, register, withdraw
 from demucs_infer.batch.job import TrackJob
 from demucs_infer.batch.manifest import find_match, parse_manifest
 from demucs_infer.batch.output_paths import OutputPaths
@@ -23,6 +23,7 @@ from demucs_infer.batch.prepare import Skip
 from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import Fault, TrackResult, fault_of
 from demucs_infer.batch.workdir import PARTIAL
+from demucs_infer.checkpoints.cache import cache_folder
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.errors import AudioReadError, DemucsError
@@ -66,7 +67,7 @@ class Transfer:
     """As in `BatchRunner`."""
 
     max_crashes: int = 2
-    run_id: str = ""
+    run: Run = Run()
     """As in `BatchRunner`."""
 
     shared_path_digests: frozenset[int] = frozenset()
@@ -91,7 +92,7 @@ class Transfer:
         try:
             if not row.is_valid_path:
                 raise AudioReadError("the path is not valid on this file system")
-            if self.is_remote_output and not is_alone and self._count_crashes(row):
+            if self.is_remote_output and not is_alone and storage.read_text(self._journal(row)):
                 return StagedTrack(row=row)
             result = self._find_done(row)
             if result is None:
@@ -170,26 +171,36 @@ class Transfer:
         name = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:16]
         return join(self.out, f"{self.model.folder}/{PARTIAL}/{name}")
 
-    def _count_crashes(self, row: TrackRow) -> int:
-        """Return the crashes in this track; with a `run_id`, only those of that run."""
-        count, _, run_id = (storage.read_text(self._journal(row)) or "").partition(" ")
-        is_other_run = bool(self.run_id) and run_id != self.run_id
-        return int(count) if count.isdigit() and not is_other_run else 0
+    def _fault_log(self, row: TrackRow, run_id: str) -> Path:
+        """Return the file of this machine for the trace of a crash, in the run with that id."""
+        name = hashlib.sha256(f"{self._journal(row)} {run_id}".encode(errors="replace"))
+        return cache_folder(self.model.cache_dir) / "faults" / name.hexdigest()[:16]
 
     def _register_attempt(self, row: TrackRow) -> TrackResult | None:
-        """Count an attempt as a crash until it is over; return a result if there were too many."""
-        journal, crash_count = self._journal(row), self._count_crashes(row)
-        if crash_count >= self.max_crashes:
-            times = f"{crash_count} times" if crash_count > 1 else "once"
+        """Record an attempt until it is over; return a result if too many have crashed."""
+        journal = self._journal(row)
+        earlier = AttemptRecord.from_text(storage.read_text(journal) or "")
+        earlier_log = self._fault_log(row, earlier.run_id)
+        record = earlier.close(earlier_log).enter(self.run, 0)
+        if record.crashes >= self.max_crashes:
+            times = f"{record.crashes} times" if record.crashes > 1 else "once"
             error = f"its process crashed {times}; to try it again, remove {journal}"
             return replace(failure(row, self.model, error, "other"), status="quarantined")
+        record.warn_of_kills(row.path)
+        storage.write_text(journal, replace(record, is_open=True).to_text())
+        log = self._fault_log(row, self.run.id)
+        with suppress(OSError):
+            earlier_log.unlink(missing_ok=True)
+            log.parent.mkdir(parents=True, exist_ok=True)
 
-        def write(count: int) -> None:
-            storage.write_text(journal, f"{count} {self.run_id}".rstrip())
+        def undo() -> None:
+            log.unlink(missing_ok=True)
+            if record.faults or record.kills:
+                storage.write_text(journal, record.to_text())
+            else:
+                storage.remove(journal)
 
-        write(crash_count + 1)
-        undo = partial(write, crash_count) if crash_count else partial(storage.remove, journal)
-        register((self.out, row.path), undo)
+        register((self.out, row.path), undo, log if self.run.id else None)
         return None
 
     def withdraw(self, track: StagedTrack) -> None:
@@ -256,6 +267,8 @@ class Transfer:
                 storage.upload(top / path, self._location(path))
             result = replace(result, stems=stems, manifest=manifest)
         complete((self.out, track.row.path))
+        with suppress(OSError):
+            self._fault_log(track.row, self.run.id).unlink(missing_ok=True)
         storage.remove(self._journal(track.row))
         return result
 

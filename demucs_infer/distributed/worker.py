@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from demucs_infer.batch.attempts import Run
 from demucs_infer.batch.job import TrackJob
 from demucs_infer.batch.prepare import Skip
 from demucs_infer.batch.request import ModelSpec
@@ -43,8 +44,8 @@ class WorkerConfig:
     max_crashes: int = 2
     """Worker crashes after which a track is quarantined."""
 
-    run_id: str = ""
-    """As in `BatchRunner`: with an id, only crashes in this run count against a track."""
+    run: Run = Run()
+    """As in `BatchRunner`: which crashes count against a track."""
 
     shared_path_digests: frozenset[int] = frozenset()
     """Digests of paths that several rows share (see `OutputConflicts`)."""
@@ -93,7 +94,7 @@ class TrackWorker:
                 skip=config.skip,
                 verify=config.verify,
                 max_crashes=config.max_crashes,
-                run_id=config.run_id,
+                run=config.run,
                 shared_path_digests=config.shared_path_digests,
             )
             default_tracks = _MAX_TRACKS_PER_BATCH.get(separator.device.type, 1)
@@ -106,7 +107,7 @@ class TrackWorker:
                 skip="nothing" if is_remote_output else config.skip,
                 verify=config.verify,
                 max_crashes=None if is_remote_output else config.max_crashes,
-                run_id=config.run_id,
+                run=Run() if is_remote_output else config.run,
                 max_tracks_per_batch=config.max_tracks_per_batch or default_tracks,
                 waits_for_others=True,
                 keeps_when_full=not is_remote_output,  # scratch folders do not outlive an attempt

@@ -23,6 +23,7 @@ from torch import Tensor
 from demucs_infer.api import Separator
 from demucs_infer.audio.reader import AudioReader
 from demucs_infer.audio.spool import Spool
+from demucs_infer.batch.attempts import Run
 from demucs_infer.batch.job import TrackJob
 from demucs_infer.batch.output_paths import OutputPaths
 from demucs_infer.batch.request import ModelSpec
@@ -532,8 +533,11 @@ def test_crashes_before_a_forced_run_do_not_count(workspace: Workspace) -> None:
     path = write_song(workspace.folder / "song.wav")
     job = workspace.make_job(path)
 
+    def forced(run_id: str) -> Run:
+        return Run(id=run_id, ignores_earlier_crashes=True)
+
     def crash(run_id: str) -> None:
-        run = workspace.runner(max_crashes=2, run_id=run_id).run([job])
+        run = workspace.runner(max_crashes=2, run=forced(run_id)).run([job])
         next(run)
         attempts = next((workspace.folder / "out").glob(f"{PARTIAL}/*/attempts"))
         text = attempts.read_text()
@@ -545,11 +549,13 @@ def test_crashes_before_a_forced_run_do_not_count(workspace: Workspace) -> None:
     assert workspace.runner(max_crashes=2).run_one(job).status == "quarantined"
     for run_id in ("forced", "forced"):
         crash(run_id)
-    assert workspace.runner(max_crashes=2, run_id="forced").run_one(job).status == "quarantined"
+    runner = workspace.runner(max_crashes=2, run=forced("forced"))
+    assert runner.run_one(job).status == "quarantined"
     assert workspace.runner(max_crashes=2).run_one(job).status == "quarantined", (
         "counted from any run"
     )
-    assert workspace.runner(max_crashes=2, run_id="forced again").run_one(job).status == "done"
+    runner = workspace.runner(max_crashes=2, run=forced("forced again"))
+    assert runner.run_one(job).status == "done"
 
 
 @pytest.mark.parametrize(("max_tracks_per_batch", "in_progress"), [(1, 2), (3, 3)])
