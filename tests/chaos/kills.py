@@ -92,7 +92,9 @@ class Killer:
                 self.report.find("hangs", place)
             elif code not in (0, 143, -signal.SIGKILL, -signal.SIGTERM):
                 text = self.log.read_text()
-                if kind != signal.SIGSTOP or "another process" not in text:
+                # The second process may have begun before the one that was stopped.
+                is_locked = "another process" in text or "another run" in text
+                if kind != signal.SIGSTOP or not is_locked:
                     self.report.find("exit code", f"{place}: {code} {text[-500:]}")
         code = self.finish(name)
         text = self.log.read_text()
@@ -225,6 +227,7 @@ def run(limits: Limits) -> Report:
             if limits.count is not None and kills >= limits.count:
                 break
             name = ("command", "batch", "command", "server")[number % 4]
+            killer.rng = server.rng = random.Random(f"{limits.seed} {number}")
             if name == "server":
                 server.disturb(number)
             else:
