@@ -45,6 +45,7 @@ _PACKABLE = (
     "mask_estimators",
     "separation_net",
     "encoder",
+    "decoder",
     "encoder_blocks",
     "bottleneck_block",
     "decoder_blocks",
@@ -125,6 +126,8 @@ def _build(model_type: str, params: CommunityParams) -> nn.Module:
     """Build a network with its initial weights."""
     from torch import nn
 
+    from demucs_infer.optimized.pieces import supports
+
     library = import_library()
     sections = dict(params.sections)
     if model_type.startswith("mel_band") and isinstance(sections.get("model"), Mapping):
@@ -155,11 +158,12 @@ def _build(model_type: str, params: CommunityParams) -> nn.Module:
     classes = {type(module) for module in network.modules()}
     itemwise = tuple(cls for cls in classes if cls.__name__ in _ITEMWISE)
     network.itemwise_classes = itemwise
+    network.piecewise_classes = piecewise = tuple({*map(type, filter(supports, network.modules()))})
     network.packable_children = tuple(
         name
         for name, child in network.named_children()
         if name in _PACKABLE
-        and any(type(module) in (nn.Linear, *itemwise) for module in child.modules())
+        and any(type(module) in (nn.Linear, *itemwise, *piecewise) for module in child.modules())
     )
     built: nn.Module = network
     return built

@@ -1,17 +1,18 @@
 """Make a copy of any network that is faster on a CPU and takes less memory there.
 
-Its linear layers have packed weights, and modules that treat items one by one run in pieces.
+Its linear layers have packed weights, and modules for which that is possible run in pieces.
 """
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from demucs_infer.optimized import kernels
-from demucs_infer.optimized.pieces import run_in_pieces
+from demucs_infer.optimized.pieces import FORWARDS, run_in_pieces
 
 MIN_FEATURES = 16
 """Below, a packed product is not faster."""
@@ -41,15 +42,17 @@ def find_packable_children(network: object) -> tuple[str, ...]:
 def pack_linear_layers(network: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> nn.Module:
     """Return a copy of `network` whose linear layers under the children `names` are packed.
 
-    Modules there that are in the network's `itemwise_classes` run in pieces. All other modules and
-    all weights are shared.
+    Modules there that are in the network's `itemwise_classes` run in pieces, and so do those in its
+    `piecewise_classes`, by the functions of `FORWARDS`. All other modules are shared, and all
+    weights.
     """
     itemwise: tuple[type[nn.Module], ...] = getattr(network, "itemwise_classes", ())
+    piecewise: tuple[type[nn.Module], ...] = getattr(network, "piecewise_classes", ())
     fast = _copy_module(network)
     for name in names:
         child = network._modules.get(name)
         if child is not None:
-            fast._modules[name] = _optimize(child, dtype, itemwise, {})
+            fast._modules[name] = _optimize(child, dtype, itemwise, piecewise, {})
     return fast
 
 
@@ -68,6 +71,7 @@ def _optimize(
     module: nn.Module,
     dtype: torch.dtype,
     itemwise: tuple[type[nn.Module], ...],
+    piecewise: tuple[type[nn.Module], ...],
     copies: dict[nn.Module, nn.Module],
 ) -> nn.Module:
     """Return the optimized copy of a module; one that occurs twice is copied once."""
@@ -77,12 +81,14 @@ def _optimize(
     if type(module) is nn.Linear:
         if min(module.in_features, module.out_features) >= MIN_FEATURES:
             result = PackedLinear(module, dtype)
-    elif any(type(part) in (nn.Linear, *itemwise) for part in module.modules()):
+    elif any(type(part) in (nn.Linear, *itemwise, *piecewise) for part in module.modules()):
         result = _copy_module(module)
         for name, child in module.named_children():
-            result._modules[name] = _optimize(child, dtype, itemwise, copies)
+            result._modules[name] = _optimize(child, dtype, itemwise, piecewise, copies)
         if type(module) in itemwise:
             run_in_pieces(result)
+        elif type(module) in piecewise:
+            result.__dict__["forward"] = partial(FORWARDS[type(module).__name__], result)
     copies[module] = result
     return result
 
