@@ -1,20 +1,22 @@
 """Compare networks of the community here and in pymss: time and peak memory of one long track.
 
-    python -m tests.bench.community --kind bs_roformer --minutes 10 --busy 0,1
+    python -m tests.bench.community --networks bs_roformer,scnet,mdx23c --minutes 10 --busy 0,1
 
 Both read the same configuration and the same random weights, one after the other, each in a process
 of its own that separates a WAV file into WAV files: ours is the command, theirs is what their
-command calls. Prints one JSON object per run, then a table. pymss must be importable
-(`DEMUCS_INFER_ORACLES`).
+command calls. Prints one JSON object per run, then a table. pymss must be in the folder
+`DEMUCS_INFER_ORACLES`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,47 +24,54 @@ import time
 from pathlib import Path
 from typing import Any
 
+from demucs_infer.system.malloc import peak_memory
 from tests.bench.neighbors import busy_processes
 
+ROOT = Path(__file__).parents[2]
+
+
+def size(base: str, seconds: float, **sections: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of a small network, and what to change to have windows of `seconds`."""
+    chunk = round(seconds * 44100 / 2048) * 2048
+    audio = {"chunk_size": chunk, **sections.pop("audio", {})}
+    inference = {"num_overlap": None, "overlap_size": chunk // 10}
+    return base, {**sections, "audio": audio, "inference": inference}
+
+
 ROFORMER: dict[str, Any] = {
-    "dim": 256,
+    "dim": 192,
     "depth": 1,
-    "heads": 8,
+    "heads": 6,
     "dim_head": 64,
     "stft_n_fft": 2048,
-    "stft_hop_length": 441,
+    "stft_hop_length": 882,
     "stft_win_length": 2048,
-    "mask_estimator_depth": 2,
 }
 BANDS = (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129)
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bs_roformer": (
-        "bs_roformer, one target",
-        {"model": {**ROFORMER, "freqs_per_bands": BANDS}, "audio": {"chunk_size": 352_800}},
+    "bs_roformer": size(
+        "bs_roformer, one target", 11, model={**ROFORMER, "freqs_per_bands": BANDS}
     ),
-    "mel_band_roformer": (
-        "mel_band_roformer, one target",
-        {"model": {**ROFORMER, "num_bands": 60}, "audio": {"chunk_size": 352_800}},
+    "mel_band_roformer": size(
+        "mel_band_roformer, one target", 11, model={**ROFORMER, "num_bands": 60}
     ),
-    "scnet": (
+    "scnet": size(
         "scnet, two stems",
-        {
-            "model": {"dims": [4, 32, 64, 128], "nfft": 4096, "hop_size": 1024, "win_size": 4096},
-            "audio": {"chunk_size": 485_100},
-        },
+        11,
+        model={"dims": [4, 32, 64, 128], "nfft": 4096, "hop_size": 1024, "win_size": 4096},
     ),
-    "mdx23c": (
+    "mdx23c": size(
         "mdx23c, two stems",
-        {
-            "model": {"num_channels": 32, "growth": 32, "num_scales": 4},
-            "audio": {"chunk_size": 261_120, "n_fft": 8192, "hop_length": 1024, "dim_f": 4096},
-        },
+        11.84,  # 256 frames
+        model={"num_channels": 32, "growth": 32, "num_scales": 4},
+        audio={"n_fft": 8192, "hop_length": 2048, "dim_f": 4096},
     ),
 }
-"""Networks of the usual width and windows, by type.
+"""Networks by type, with windows of the usual size that overlap by a tenth.
 
-Those of RoFormers have one layer instead of six or twelve, which take as much memory one after the
-other.
+Those of RoFormers are one layer of width 192, instead of six or twelve of 256 to 512, one after the
+other, which take no more memory; SCNet is as published with two dual-path layers instead of six,
+and MDX23C has one block instead of two or three at each of four scales.
 """
 
 
@@ -85,14 +94,15 @@ def separate_here(folder: Path) -> None:
     from demucs_infer.cli.main import main as run_command
 
     files = ["--config", str(folder / "model.yaml"), "--checkpoint", str(folder / "model.ckpt")]
-    run_command([str(folder / "song.wav"), *files, "-q", "-o", str(folder / "here")])
+    command = [str(folder / "song.wav"), *files, "-q", "-o", str(folder / "here")]
+    if code := run_command(command):
+        raise SystemExit(code)
 
 
 def separate_there(folder: Path) -> None:
     """Separate the track with pymss."""
-    from tests.helpers.oracles import import_oracle
-
-    pymss = import_oracle("pymss")
+    sys.path.append(os.environ.get("DEMUCS_INFER_ORACLES", str(ROOT / ".oracles")))
+    pymss: Any = importlib.import_module("pymss")
     separator = pymss.MSSeparator(
         "auto",
         str(folder / "model.ckpt"),
@@ -105,6 +115,8 @@ def separate_there(folder: Path) -> None:
     if not (folder / "input/song.wav").exists():
         (folder / "input/song.wav").symlink_to(folder / "song.wav")
     separator.process_folder(str(folder / "input"))
+    if not any((folder / "there").rglob("*.wav")):
+        raise SystemExit("pymss wrote no stems")
 
 
 def write_track(folder: Path) -> None:
@@ -125,7 +137,7 @@ def measure(program: str, folder: Path) -> None:
         "program": program,
         "seconds": round(time.perf_counter() - started, 2),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_mb": round(usage.ru_maxrss / 1024),
+        "peak_mb": round((peak_memory() or 0) / 1e6),
     }
     print(json.dumps(result))
 
@@ -142,13 +154,47 @@ def run(program: str, folder: Path, threads: int) -> dict[str, Any]:
     return result
 
 
+def compare(kind: str, busy: int, folder: Path, args: argparse.Namespace) -> str:
+    """Run both programs in turn, and return the row of the table."""
+    pairs = []
+    with busy_processes(busy):
+        for _ in range(args.pairs):
+            pair = [run(program, folder, args.threads) for program in ("here", "pymss")]
+            for result in pair:
+                print(json.dumps({"network": kind, "busy": busy, **result}), flush=True)
+            pairs.append(pair)
+            for output in ("here", "there"):
+                shutil.rmtree(folder / output)
+    return format_row(f"{kind}, {busy} busy", pairs)
+
+
+def format_row(name: str, pairs: list[list[dict[str, Any]]]) -> str:
+    """Format medians of all pairs, the spread of the ratio of times, and the worst peak of ours."""
+
+    def medians(key: str) -> list[float]:
+        return [statistics.median(pair[side][key] for pair in pairs) for side in (0, 1)]
+
+    ratios = sorted(there["seconds"] / here["seconds"] for here, there in pairs)
+    seconds, cpu = medians("seconds"), medians("cpu_seconds")
+    here, there = max(pair[0]["peak_mb"] for pair in pairs), medians("peak_mb")[1]
+    cells = [
+        name,
+        f"{seconds[0]:.0f} / {seconds[1]:.0f}",
+        f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
+        f"{cpu[0]:.0f} / {cpu[1]:.0f}",
+        f"{here:.0f} / {there:.0f}",
+        f"{there / here:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
-    """Run both programs in turn, beside each number of busy processes."""
+    """Run both programs in turn, for each network beside each number of busy processes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=SIZES, default="bs_roformer")
+    parser.add_argument("--networks", default="bs_roformer,scnet,mdx23c", help=", ".join(SIZES))
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--busy", default="0", help="busy processes beside them: 0,1")
+    parser.add_argument("--busy", default="0,1", help="busy processes beside them")
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--run", choices=PROGRAMS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -157,31 +203,18 @@ def main() -> None:
         measure(args.run, args.folder)
         return
     rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "kind").write_text(f"{args.kind} {args.minutes}")
-        run("inputs", folder, args.threads)
-        for busy in map(int, args.busy.split(",")):
-            with busy_processes(busy):
-                for _ in range(args.pairs):
-                    pair = [run(program, folder, args.threads) for program in ("here", "pymss")]
-                    for result in pair:
-                        print(json.dumps({"busy": busy, **result}), flush=True)
-                    rows.append(format_row(f"{args.kind}, {busy} busy", *pair))
-                    for output in ("here", "there"):
-                        shutil.rmtree(folder / output)
-    print(f"\n| {args.minutes:g} minutes | ours, s | pymss, s | ratio | CPU s | peak MB | ratio |")
-    print("|---" * 7 + "|")
+    for kind in args.networks.split(","):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "kind").write_text(f"{kind} {args.minutes}")
+            run("inputs", folder, args.threads)
+            for busy in map(int, args.busy.split(",")):
+                rows.append(compare(kind, busy, folder, args))
+                print(rows[-1], flush=True)  # if the rest of the run is interrupted
+    columns = ["network", "s, ours / pymss", "ratio (spread)", "CPU s", "peak MB", "ratio"]
+    print(f"\n{args.minutes:g} minutes, {args.threads} threads, {args.pairs} pairs\n")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     print("\n".join(rows))
-
-
-def format_row(name: str, here: dict[str, Any], there: dict[str, Any]) -> str:
-    """Return a row of the table."""
-    ratios = {key: f"{there[key] / here[key]:.2f}" for key in ("seconds", "peak_mb")}
-    pairs = {key: f"{here[key]:.0f} / {there[key]:.0f}" for key in ("cpu_seconds", "peak_mb")}
-    cells = [name, f"{here['seconds']:.0f}", f"{there['seconds']:.0f}", ratios["seconds"]]
-    cells += [pairs["cpu_seconds"], pairs["peak_mb"], ratios["peak_mb"]]
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
