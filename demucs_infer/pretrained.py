@@ -135,6 +135,7 @@ def get_model(
     text = os.fspath(name)
     parts = split_bag(text)
     if len(parts) > 1:
+        _check_combinable(text, [part for part, _ in parts])
         return combine_models(
             text,
             [
@@ -178,6 +179,17 @@ def get_model(
     _obtain_files(text, store)  # all before building the first
     single = RemoteRepo(store=store, trust=trust)
     return AnyModelRepo(single, BagOnlyRepo(load_catalog(), single)).get_model(text)
+
+
+def _check_combinable(name: str, parts: Iterable[str]) -> None:
+    """Raise `ModelLoadingError` if one of the models needs a bag in a folder, before downloads."""
+    for part in parts:
+        if part in load_catalog().networks:
+            raise ModelLoadingError(
+                f"cannot make a bag of {name!r}: {part!r} has windows and stems of its own: call "
+                f"demucs_infer.pretrained.pull({part!r}, to=FOLDER), write a bag with the key "
+                "`stems` into that folder, and use it as the repo (docs/community.md, Ensembles)"
+            )
 
 
 def get_model_from_sig(sig: str) -> nn.Module:
@@ -275,6 +287,7 @@ def pull(
     store = CheckpointStore.from_environment(cache_dir, offline, progress)
     parts = split_bag(name)
     if len(parts) > 1:
+        _check_combinable(name, [part for part, _ in parts])
         fetched = [
             path
             for part, _ in parts

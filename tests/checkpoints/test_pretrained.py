@@ -318,6 +318,13 @@ def test_invalid_bag_on_the_spot_is_refused(models: ModelServer, name: str, mess
         get_model(name)
 
 
+def test_bag_on_the_spot_of_a_pair_of_files_is_refused_before_downloads() -> None:
+    name = "tiny+mel_band_roformer_kim"
+    for function in (get_model, pull):
+        with pytest.raises(ModelLoadingError, match="cannot make a bag of .*write a bag with the"):
+            function(name)
+
+
 def test_bag_on_the_spot_is_the_weighted_mean() -> None:
     networks = [ScaleModel(gains=[0.2, 0.4]), ScaleModel(gains=[1.0, 0.0])]
     inner = BagOfModels([ScaleModel(gains=[0.0, 1.0]), networks[1]], [[1.0, 3.0], [3.0, 1.0]])
