@@ -14,6 +14,7 @@ from demucs_infer.batch.request import ModelSpec
 from demucs_infer.checkpoints.catalog import load_catalog, split_bag
 from demucs_infer.cli.doctor import free_disk_bytes
 from demucs_infer.cli.exit_codes import ExitCode
+from demucs_infer.cli.replaced_input import describe_refusal, find_replaced_input
 from demucs_infer.errors import DemucsError
 from demucs_infer.options import Request
 from demucs_infer.pretrained import model_info
@@ -71,7 +72,12 @@ def _describe_track(
     is_done = not args.force and find_done_before(
         job, request, model, model.weights() or (), verify=args.verify
     )
-    return {**row, "state": "done before" if is_done else "to do"}
+    if is_done or args.force:
+        return {**row, "state": "done before" if is_done else "to do"}
+    replaced = find_replaced_input(job)
+    if replaced is not None and replaced.relation == "other":
+        return {**row, "state": "refused", "error": describe_refusal(job, replaced)}
+    return {**row, "state": "to do"}
 
 
 def _list_downloads(model: ModelSpec) -> list[dict[str, Any]]:

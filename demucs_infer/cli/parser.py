@@ -249,7 +249,7 @@ def _add_run_flags(group: Any) -> None:
         "--force",
         action="store_true",
         help="separate again; otherwise tracks are skipped whose stems.json has the same input, "
-        "model and settings",
+        "model and settings, and stems of another input are not replaced",
     )
     repeated.add_argument(
         "--skip-existing",
@@ -271,7 +271,7 @@ def _add_run_flags(group: Any) -> None:
     group.add_argument(
         "--clean",
         action="store_true",
-        help="remove files that an earlier run with other settings left beside the stems; "
+        help="remove files that earlier runs left beside the stems; "
         "otherwise they stay, and are listed",
     )
     group.add_argument(

@@ -40,6 +40,7 @@ from demucs_infer.cli.models import download
 from demucs_infer.cli.older_files import clear_older_files, list_older_files, page_path
 from demucs_infer.cli.parser import COMMANDS
 from demucs_infer.cli.progress import AnnouncingReporter, Reporter, make_reporter
+from demucs_infer.cli.replaced_input import describe_refusal, find_replaced_input
 from demucs_infer.options import Request
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 
@@ -72,12 +73,15 @@ def separate_tracks(args: argparse.Namespace, *, announces_tracks: bool = False)
         results = []
         jobs_by_track = {job.track: job for job in jobs}
         older_files = {job.track: list_older_files(job) for job in jobs}
-        for result in _run_jobs(args, model, request, jobs, reporter):
+        unclear_tracks: set[str] = set()
+        for result in _run_jobs(args, model, request, jobs, reporter, unclear_tracks):
             reporter.show_result(result)
             results.append(result)
             job = jobs_by_track[result.track]
             if result.ok:
-                _report_older_files(older_files[result.track], job, result, args, reporter)
+                is_unclear = result.track in unclear_tracks
+                older = older_files[result.track]
+                _report_older_files(older, job, result, args, reporter, is_unclear=is_unclear)
             if args.page and result.ok:
                 _write_page(result, job, reporter)
             if args.demo and result.ok and result.track == "demo" and not args.quiet:
@@ -166,15 +170,25 @@ def _report_older_files(
     result: TrackResult,
     args: argparse.Namespace,
     reporter: Reporter,
+    *,
+    is_unclear: bool,
 ) -> None:
-    """List files of an earlier run that this run has not replaced; with --clean, remove them."""
-    left = clear_older_files(older, job, result, removes=args.clean, has_page=args.page)
+    """List files of earlier runs that this run has not replaced; with --clean, remove them.
+
+    If it is unclear whether they are of the same input, only --force --clean removes them at once.
+    """
+    removes = args.clean and (args.force or not is_unclear)
+    left = clear_older_files(older, job, result, removes=removes, has_page=args.page)
     if not left or (result.status == "skipped" and not args.clean):
         return
     names = ", ".join(file.name for file in left)
-    what = "removed" if args.clean else "left from an earlier run with other settings"
-    advice = "" if args.clean else " (--clean removes such files)"
-    reporter.show_note(f"{result.track}: {what}: {names}{advice}")
+    if removes:
+        note = f"removed: {names}"
+    elif args.clean:
+        note = f"left, maybe of another input: {names} (repeat --clean to remove them)"
+    else:
+        note = f"left from earlier runs: {names} (--clean removes such files)"
+    reporter.show_note(f"{result.track}: {note}")
 
 
 def check_out_folder(out: Path) -> None:
@@ -233,8 +247,12 @@ def _run_jobs(
     request: Request,
     jobs: Sequence[TrackJob],
     reporter: Reporter,
+    unclear_tracks: set[str],
 ) -> Iterator[TrackResult]:
-    """Yield a result per job, beginning with jobs that need neither the model nor torch."""
+    """Yield a result per job, beginning with jobs that need neither the model nor torch.
+
+    Tracks are put into `unclear_tracks` if the stems there may be of another input, or of the same.
+    """
     weights = model.weights() or ()
     remaining = []
     find_done = partial(find_done_before, verify=args.verify)
@@ -243,7 +261,19 @@ def _run_jobs(
             yield _fail_missing(job, model)
         elif not args.force and (result := find_done(job, request, model, weights)):
             yield result
+        elif (replaced := find_replaced_input(job)) is None or replaced.relation == "same":
+            remaining.append(job)
+        elif replaced.relation == "other" and not args.force:
+            error = describe_refusal(job, replaced)
+            yield TrackResult(
+                track=job.track, status="failed", model=model.name, error=error, fault="other"
+            )
         else:
+            if replaced.relation == "unclear":
+                unclear_tracks.add(job.track)
+            if not args.skip_existing:
+                content = "" if replaced.relation == "other" else ", which had other content"
+                reporter.show_note(f"{job.track}: replaces the stems of {replaced.name}{content}")
             remaining.append(job)
     if remaining:
         yield from _separate(args, model, request, weights, remaining, reporter)

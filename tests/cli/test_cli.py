@@ -348,7 +348,7 @@ def test_files_of_an_earlier_run_are_listed_and_removed_on_request(
     (folder / "notes.txt").write_text("mine")
     run("song.wav --stems vocals")
     left = "bass.wav, other.wav, stems.html"
-    assert f"left from an earlier run with other settings: drums.wav, {left}" in run.err
+    assert f"left from earlier runs: drums.wav, {left}" in run.err
     assert len(list(folder.glob("*.wav"))) == 4
     run("song.wav")
     run("song.wav --stems vocals --clean")
@@ -364,7 +364,7 @@ def test_files_of_earlier_runs_can_be_removed_after_they_were_listed(
     run("song.wav --stems drums,bass --flac")
     run("song.wav --stems vocals")
     older = "drums.flac, bass.flac, drums.wav, bass.wav, other.wav, band.wav, stems.html"
-    assert f"left from an earlier run with other settings: {older} (--clean" in run.err
+    assert f"left from earlier runs: {older} (--clean" in run.err
     run("song.wav --stems vocals")
     assert "done before, skipped" in run.err and "left" not in run.err
     run("song.wav --stems vocals --page")  # the page is one of this run now
@@ -373,6 +373,70 @@ def test_files_of_earlier_runs_can_be_removed_after_they_were_listed(
     assert f"removed: {older.removesuffix(', stems.html')}" in run.err
     assert tree(folder) == ["stems.html", "stems.json", "vocals.wav"]
     assert "older_files" not in (folder / "stems.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize("flags", ["", "--clean", "--skip-existing"])
+def test_stems_of_another_file_are_replaced_only_by_force(
+    run: Command, work_folder: Path, flags: str
+) -> None:
+    write_song(work_folder / "x/01.wav", seed=1)
+    write_song(work_folder / "y/01.wav", seed=2)
+    write_song(work_folder / "z/02.wav", seed=3)
+    folder = work_folder / "coll/9d0a6f1c/01"
+    run("x/01.wav -o coll")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    run(f"y/01.wav z/02.wav -o coll --flac {flags}", expect=1)
+    assert f"{Path('coll/9d0a6f1c/01')} has the stems of {Path('x/01.wav')}: choose" in run.err
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert (work_folder / "coll/9d0a6f1c/02/drums.flac").is_file(), "other tracks go on"
+    assert run("y/01.wav -o coll --dry-run --json")["tracks"][0]["state"] == "refused"
+    run("y/01.wav -o coll --flac --stems vocals --force")
+    assert f"replaces the stems of {Path('x/01.wav')}" in run.err
+    assert "left from earlier runs: drums.wav" in run.err
+    assert sorted(json.loads((folder / "stems.json").read_text("utf-8"))["stems"]) == ["vocals"]
+
+
+def test_stems_of_another_type_of_the_same_name_are_not_replaced(
+    run: Command, work_folder: Path
+) -> None:
+    samples, _ = soundfile.read(work_folder / "song.wav")
+    soundfile.write(work_folder / "song.flac", samples, RATE)
+    run("song.flac")
+    run("song.wav --stems vocals", expect=1)
+    assert "has the stems of song.flac" in run.err
+
+
+def test_edited_file_is_separated_again(run: Command, work_folder: Path) -> None:
+    song = work_folder / "song.wav"
+    run(f"{song} --page")
+    write_song(song, seed=1)
+    run(f"{song} --stems vocals --clean")
+    assert "replaces" not in run.err and "removed: drums.wav" in run.err
+
+
+def test_relative_path_that_may_be_of_another_folder_is_replaced_with_a_note(
+    run: Command, work_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_song(work_folder / "x/01.wav", seed=1)
+    write_song(work_folder / "y/01.wav", seed=2)
+    monkeypatch.chdir(work_folder / "x")
+    run("01.wav -o ../coll")
+    monkeypatch.chdir(work_folder / "y")
+    run("01.wav -o ../coll --stems vocals --clean")
+    assert "replaces the stems of 01.wav, which had other content" in run.err
+    assert "left, maybe of another input: drums.wav, bass.wav, other.wav (repeat" in run.err
+    folder = work_folder / "coll/9d0a6f1c/01"
+    assert (folder / "drums.wav").is_file()
+    run("01.wav -o ../coll --stems vocals --clean")
+    assert tree(folder) == ["stems.json", "vocals.wav"]
+
+
+def test_moved_file_is_done(run: Command, work_folder: Path) -> None:
+    run("song.wav -o coll")
+    (work_folder / "moved").mkdir()
+    (work_folder / "song.wav").rename(work_folder / "moved/song.wav")
+    run("moved/song.wav -o coll")
+    assert "done before, skipped" in run.err
 
 
 def test_other_format_is_encoded_from_exact_stems_of_an_earlier_run(
