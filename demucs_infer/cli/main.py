@@ -26,6 +26,8 @@ from demucs_infer.errors import (
 from demucs_infer.options import OPTIONS
 
 _INTERRUPTED = "interrupted; the same command continues where this one stopped"
+_NO_COMMANDS = {"separate", "seperate", "split", "run"}
+"""First words of users who expect a command for what needs none."""
 _MODULES = {"eval": "evaluate"}  # `eval` is a function of Python
 _COMMANDS_WITHOUT_MODEL = {"serve", "eval"}  # an invalid configuration is wrong usage there
 _BATCH_GRACE_SECONDS = 10.0  # for running windows, uploads, and a cluster
@@ -114,6 +116,12 @@ def _use_flag_name(text: str) -> str:
 def _separate(words: Sequence[str], *, announces_tracks: bool) -> int:
     """Run `demucs-infer TRACKS...`."""
     parser = make_parser()
+    if words and not os.path.lexists(words[0]):
+        if words[0] == "help":
+            words = ["--help"]
+        elif words[0] in _NO_COMMANDS:
+            track = words[1] if len(words) > 1 else "song.mp3"
+            parser.error(f"no command is needed: demucs-infer {track}")
     args = parse_arguments(parser, words)
     if args.demo and not args.tracks and args.repo is None:
         parser.set_defaults(name="tiny")  # so that the demo needs no download

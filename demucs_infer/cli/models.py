@@ -23,9 +23,13 @@ def make_parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def add_action(
-        name: str, text: str, positional: str | None = None, nargs: str | None = None
+        name: str,
+        text: str,
+        positional: str | None = None,
+        nargs: str | None = None,
+        aliases: Sequence[str] = (),
     ) -> argparse.ArgumentParser:
-        action = actions.add_parser(name, help=text, description=text)
+        action = actions.add_parser(name, help=text, description=text, aliases=aliases)
         if positional:
             action.add_argument(positional, nargs=nargs)
         action.add_argument("--cache-dir", type=Path, help="folder for downloaded models")
@@ -33,7 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
         action.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return action
 
-    listing = add_action("ls", "list models: name, size, whether it is downloaded, stems")
+    listing = add_action(
+        "ls", "list models: name, size, whether it is downloaded, stems", aliases=["list"]
+    )
     listing.add_argument("--repo", type=Path, help="list the models of this folder instead")
     listing.add_argument("--all", action="store_true", help="also list single networks of bags")
     add_action("info", "describe a model and its files", "name")
@@ -48,9 +54,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(words: Sequence[str]) -> int:
     """Run one of the actions."""
-    args = make_parser().parse_args(words)
+    args = make_parser().parse_args(words or ["ls"])
     actions = {
         "ls": _list,
+        "list": _list,
         "info": _describe,
         "pull": _pull,
         "path": _print_paths_of_model,

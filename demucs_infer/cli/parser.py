@@ -44,6 +44,7 @@ _SYNONYMS = {
     "--bit-depth": "--bits",
     "--cpu": "--device cpu",
     "--cuda": "--device cuda",
+    "--end": "--duration (seconds after --start)",
     "--gpu": "--device cuda",
     "--instrumental": "--two-stems vocals",
     "--karaoke": "--two-stems vocals",
@@ -52,7 +53,9 @@ _SYNONYMS = {
     "--output-dir": "--out",
     "--sample-rate": "--rate",
     "--samplerate": "--rate",
+    "--stop": "--duration (seconds after --start)",
     "--threads": "--jobs",
+    "--to": "--duration (seconds after --start)",
     "--vocals": "--stems vocals",
     "--workers": "--jobs",
 }
@@ -73,13 +76,18 @@ class FlagParser(argparse.ArgumentParser):
 
     def _get_option_tuples(self, option_string: str) -> Any:
         """Return the flags that this may abbreviate; a flag of another program is none of them."""
-        if option_string.partition("=")[0] in _SYNONYMS:
+        if self._translate(option_string.partition("=")[0]):
             return []
         return super()._get_option_tuples(option_string)
 
+    def _translate(self, flag: str) -> str | None:
+        """Return what a flag of another program is called here, if this command has it."""
+        own = _SYNONYMS.get(flag)
+        return own if own and own.split()[0] in self._option_string_actions else None
+
     def _suggest(self, flag: str) -> str | None:
-        if flag in _SYNONYMS:
-            return _SYNONYMS[flag]
+        if own := self._translate(flag):
+            return own
         return next(iter(difflib.get_close_matches(flag, self._option_string_actions, 1)), None)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from demucs_infer.cli.exit_codes import ExitCode
+from demucs_infer.cli.parser import FlagParser
 from demucs_infer.errors import ConfigError
 from demucs_infer.server.logs import make_formatter
 from demucs_infer.server.settings import PREFIX, ServerSettings, convert, load_settings
@@ -18,8 +19,9 @@ from demucs_infer.system.malloc import use_single_arena
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser, with one flag per setting."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         "demucs-infer serve",
+        usage="%(prog)s [options]",
         description="Separate music over HTTP, with a web page at http://127.0.0.1:8080/.",
         epilog=f"Each flag can be set as a variable, such as {PREFIX}MAX_BYTES for --max-bytes. "
         "Flags take precedence over variables, variables over the file, and the file over the "
@@ -83,8 +85,11 @@ def _make_converter(name: str) -> Any:
         if name == "api_keys" and not text.strip():  # an unset variable must not disable the keys
             raise argparse.ArgumentTypeError("empty: give a key, or omit the flag")
         try:
-            return convert(name, text)
+            value = convert(name, text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+        if name == "port" and not 0 <= value < 65536:
+            raise argparse.ArgumentTypeError(f"must be 0 to 65535, not {text}")
+        return value
 
     return read

@@ -34,6 +34,12 @@ def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "name all tracks in one place, before the flags or after them",
         ),
         ("song.wav --cuda", "use --device cuda instead of --cuda"),
+        ("song.wav --end 0:10", "use --duration (seconds after --start) instead of --end"),
+        ("song.wav --to=0:10", "use --duration (seconds after --start) instead of --to"),
+        ("song.wav --stop 10", "use --duration (seconds after --start) instead of --stop"),
+        ("separate song.mp3", "no command is needed: demucs-infer song.mp3"),
+        ("seperate", "no command is needed: demucs-infer song.mp3"),
+        ("serve --modles tiny", "use --models instead of --modles"),
         ("batch list.txt --model htdemucs", "use --name instead of --model"),
     ],
 )
@@ -196,6 +202,45 @@ def test_models_ls_marks_the_default(capsys: pytest.CaptureFixture[str]) -> None
     assert "(default: start here)" in lines_of["htdemucs"]
     assert "(to try the program; trained on synthetic music)" in lines_of["tiny"]
     assert sum("start here" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("line", ["models", "models list"])
+def test_models_are_listed_without_the_exact_action(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "ls"]) == 0
+    listing = capsys.readouterr().out
+    assert main(line.split()) == 0
+    assert capsys.readouterr().out == listing
+
+
+def test_help_as_a_word_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: demucs-infer [options] TRACK")
+
+
+def test_track_with_the_name_of_a_verb_is_a_track(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("separate").mkdir()
+    assert main(["separate"]) == 2
+    assert "no audio files in separate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "usage"),
+    [("--modles tiny", "usage: demucs-infer serve [options]"), ("--port 99999", "argument --port")],
+)
+def test_serve_refuses_a_mistake_in_two_lines(
+    line: str, usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", *line.split()])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and usage in error and error.count("\n") == 2
 
 
 def test_config_schema_is_that_of_config(capsys: pytest.CaptureFixture[str]) -> None:
