@@ -536,6 +536,8 @@ class Option:
             if self._is_valid(value):
                 return value
         time = ", or a time as m:ss or h:mm:ss" if self.setting.is_time else ""
+        if self.setting.is_time and re.search(r":[6-9]\d(?:\.\d+)?$", text):
+            time += ", with ss below 60"
         percentage = ", or a percentage" if self.setting.is_fraction else ""
         size = ", or a size such as 2GB" if self.setting.is_size else ""
         raise ValueError(f"{text!r} must be {self.expectation}{time}{percentage}{size}")

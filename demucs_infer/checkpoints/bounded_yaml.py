@@ -40,7 +40,17 @@ def load_yaml(data: bytes, limits: YamlLimits, *, tuples: bool = False) -> Any:
         _check_events(text, limits, _TAGS | {_TUPLE} if tuples else _TAGS)
         return yaml.load(text, _make_loader())
     except (ValueError, OverflowError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"not valid YAML: {error}") from error
+        raise ConfigError(f"not valid YAML: {_summarize(error)}") from error
+
+
+def _summarize(error: Exception) -> str:
+    """Return the problem and its place on one line; PyYAML quotes the text on eight."""
+    import yaml
+
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _check_events(text: str, limits: YamlLimits, tags: set[str]) -> None:

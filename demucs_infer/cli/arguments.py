@@ -36,8 +36,7 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
             parser.error(f"{given[0]} needs --config")
         args.custom_config, args.config_settings = None, {}
         return args
-    if args.checkpoint is None or args.repo is not None:
-        parser.error("--config needs --checkpoint, and no --repo")
+    _check_config_flags(parser, args)
     from demucs_infer.custom.community import PREFIX, choose_rules
     from demucs_infer.custom.config import Config
 
@@ -60,6 +59,14 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
     if args.two_stems is not None:  # it excludes --stems, which the file may choose
         args.stems = None
     return args
+
+
+def _check_config_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit if the file of --config is missing, or flags that must or must not accompany it."""
+    if not args.config.exists():
+        parser.error(f"--config {args.config}: no such file")
+    if args.checkpoint is None or args.repo is not None:
+        parser.error("--config needs --checkpoint, and no --repo")
 
 
 def _find_pair(args: argparse.Namespace) -> tuple[Path, Path] | None:
@@ -150,7 +157,7 @@ def describe_ineffective_flags(args: argparse.Namespace) -> str:
         "preset": kind.preset,
     }
     flags = [
-        f"{OPTIONS[name].long_flag} {value}"
+        f"{getattr(args, f'{name}_flag', OPTIONS[name].long_flag)} {value}"
         for name, is_used in applies.items()
         if not is_used
         and (value := getattr(args, name)) not in (None, args.config_settings.get(name))

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from tqdm import tqdm
 
+from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.discovery import STDIN
 from demucs_infer.cli.argument_types import at_least, number
 from demucs_infer.cli.arguments import (
@@ -45,6 +46,7 @@ _LOG_INTERVAL_SECONDS = 60.0
 def run(words: Sequence[str]) -> int:
     """Separate every track of the manifest, or estimate how long that takes."""
     args = parse_arguments(make_parser(), words)
+    _check_manifest(args.manifest_file)
     manifest = TrackManifest(
         location=_absolute(args.manifest_file),
         root=args.root and _absolute(args.root),
@@ -53,6 +55,16 @@ def run(words: Sequence[str]) -> int:
     if args.plan:
         return _plan(args, manifest)
     return _separate(args, manifest)
+
+
+def _check_manifest(name: str) -> None:
+    """Raise `ValueError` for a folder or a song in place of a manifest."""
+    suffixes = {suffix for kind in FORMATS.values() for suffix in kind.suffixes}
+    if Path(name).is_dir() or Path(name).suffix.lower() in suffixes:
+        raise ValueError(
+            f"{name} is not a manifest, a list of tracks; for a folder or a song: "
+            f"demucs-infer {name}"
+        )
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -91,6 +91,21 @@ class FlagParser(argparse.ArgumentParser):
         return next(iter(difflib.get_close_matches(flag, self._option_string_actions, 1)), None)
 
 
+class _StoreWithFlag(argparse.Action):
+    """Store the value, and which of several flags was typed as `NAME_flag`, for messages."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 (argparse passes it)
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        if option_string and option_string.startswith("--"):
+            setattr(namespace, f"{self.dest}_flag", option_string)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of `demucs-infer TRACKS...`; the other commands have their own."""
     commands = "\n".join(f"  demucs-infer {name:13} {text}" for name, text in COMMANDS.items())
@@ -157,6 +172,8 @@ def _add_option(group: Any, option: Option, default: Any) -> None:
         return
     if option.choices and not option.types and not setting.metavar:
         details["choices"] = option.choices
+    if len(option.flags) > 1:
+        details["action"] = _StoreWithFlag
     group.add_argument(*option.flags, type=_make_type(option), help=help_text, **details)
     for flag, value in setting.shortcuts.items():
         group.add_argument(

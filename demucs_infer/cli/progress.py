@@ -193,8 +193,9 @@ class AnnouncingReporter(Reporter):
 
 
 def _name_once(track: str, message: str) -> str:
-    """Return the message, preceded by the name of the track unless it begins with it."""
-    return message if message.startswith(f"{track} ") else f"{track}: {message}"
+    """Return the message, preceded by the name of the track unless it has it already."""
+    is_named = message.startswith((f"{track} ", f"cannot read {track}:"))
+    return message if is_named else f"{track}: {message}"
 
 
 def _summarize(result: TrackResult, is_piped: bool) -> str:

@@ -31,6 +31,7 @@ _LONGEST_WINDOW = 12.0
 """Seconds: htdemucs reads 7.8, hdemucs_mmi and mdx 44."""
 
 
+_LEAST_PLAUSIBLE_BYTES = 10**7  # less is a size without its unit
 _OVERHEAD_BYTES = 10**8
 """Memory that the first window takes besides: buffers of libraries, which stay."""
 
@@ -115,6 +116,11 @@ def limit_windows(
     # On a GPU, a part of it is for the track.
     available = max_memory if is_cpu else max_memory - max_memory // SHARE_OF_MEMORY
     count = int((available - used) // window)
+    if count < 1 and max_memory < _LEAST_PLAUSIBLE_BYTES:
+        raise ValueError(
+            f"max_memory = {max_memory} bytes is too little: a size with a unit, such as 2GB, may "
+            f"be meant; about {(used + window) / 1e9:.2f} GB are needed"
+        )
     if count < 1:
         raise ValueError(
             f"max_memory = {max_memory / 1e9:.2f} GB is too little: about "

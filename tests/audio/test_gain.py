@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 import demucs.audio
 import pytest
@@ -305,3 +306,17 @@ def test_memory_does_not_grow_with_the_track(tmp_path: Path) -> None:
     )
     # The floats are twice 64 MB; the queues may hold a few MB.
     assert int(run.stdout) < 32
+
+
+@pytest.mark.parametrize("clip", get_args(Clip))
+def test_every_clip_mode_has_a_branch(clip: Clip) -> None:
+    block = torch.tensor([[0.25, -0.5]])
+    shaped = Shaper(encoding=Encoding(), clip=clip).shape({"a": block}, {"a": 1.0})
+    assert shaped["a"].shape == block.shape and shaped["a"].dtype == torch.float32
+
+
+def test_clip_mode_without_a_branch_is_an_error() -> None:
+    shaper = Shaper(encoding=Encoding())
+    object.__setattr__(shaper, "clip", "limit")
+    with pytest.raises(AssertionError, match="limit"):
+        shaper.shape({"a": torch.zeros(1, 2)}, {"a": 1.0})

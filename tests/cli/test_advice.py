@@ -37,6 +37,8 @@ def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("song.wav --end 0:10", "use --duration (seconds after --start) instead of --end"),
         ("song.wav --to=0:10", "use --duration (seconds after --start) instead of --to"),
         ("song.wav --stop 10", "use --duration (seconds after --start) instead of --stop"),
+        ("song.wav --config nope.yaml", "--config nope.yaml: no such file"),
+        ("song.wav --start 1:90", "or a time as m:ss or h:mm:ss, with ss below 60"),
         ("separate song.mp3", "no command is needed: demucs-infer song.mp3"),
         ("seperate", "no command is needed: demucs-infer song.mp3"),
         ("serve --modles tiny", "use --models instead of --modles"),
@@ -60,6 +62,14 @@ def test_unknown_flag_suggests_the_right_one(
         ("https://host/song.mp3", 3, "is a URL: download it, and name the file"),
         ("*.flac", 3, "No such file or directory, and no file matches it as a pattern"),
         ("empty", 2, "no audio files in empty"),
+        ("silent.wav -n tiny -q", 3, "error: cannot read silent.wav: the file is empty"),
+        ("batch empty", 2, "for a folder or a song: demucs-infer empty"),
+        ("batch song.wav", 2, "for a folder or a song: demucs-infer song.wav"),
+        (
+            "song.wav -n tiny -q --max-memory 2",
+            2,
+            "error: --max-memory 2 bytes is too little: a size",
+        ),
     ],
 )
 @pytest.mark.usefixtures("work_folder")
@@ -67,6 +77,7 @@ def test_mistake_is_one_line_with_advice(
     line: str, code: int, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("empty").mkdir()
+    Path("silent.wav").touch()
     assert main(shlex.split(line)) == code
     error = capsys.readouterr().err
     assert advice in error and error.count("\n") == 1
@@ -84,6 +95,7 @@ def test_unknown_device_is_an_error_before_any_download(
     ("line", "warning"),
     [
         ("--mp3 --bits 24", "warning: --bits 24 has no effect on mp3 files"),
+        ("--bitrate 9", "warning: --bitrate 9 has no effect on wav files"),
         ("--mp3-bitrate 128", "warning: --mp3-bitrate 128 has no effect on wav files"),
         (
             "--mp3-bitrate 128 --mp3-preset 3",
@@ -202,6 +214,17 @@ def test_models_ls_marks_the_default(capsys: pytest.CaptureFixture[str]) -> None
     assert "(default: start here)" in lines_of["htdemucs"]
     assert "(to try the program; trained on synthetic music)" in lines_of["tiny"]
     assert sum("start here" in line for line in lines) == 1
+
+
+def test_invalid_yaml_is_reported_with_its_place_on_one_line(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work_folder / "bad.yaml").write_text("a: [1, 2\nb: 3\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["song.wav", "--config", "bad.yaml", "--checkpoint", "x.ckpt"])
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "bad.yaml: not valid YAML: expected ',' or ']'" in last and ", line 2, column" in last
 
 
 @pytest.mark.parametrize("line", ["models", "models list"])
