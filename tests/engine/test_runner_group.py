@@ -144,5 +144,5 @@ def test_batches_and_windows_in_flight_stay_within_max_memory(
         )
         separator.run(MIX)
         assert [shape[0] for shape in network.seen] == batches
-    with pytest.raises(ValueError, match="max_memory = 0.00 GB is too little"):
+    with pytest.raises(ValueError, match="max_memory = 1 bytes is too little"):
         Separator.from_model(ScaleModel(), device="cpu", max_memory=1).run(MIX)
