@@ -41,6 +41,7 @@ from demucs_infer.repo import (
 from demucs_infer.repo import ModelOnlyRepo as ModelOnlyRepo
 from demucs_infer.system.checksum import sha256_file
 from demucs_infer.system.lazy import make_getattr
+from demucs_infer.system.malloc import map_large_allocations
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,6 +117,7 @@ class ModelInfo:
         return all(file.is_cached for file in self.files)
 
 
+@map_large_allocations()
 def get_model(
     name: AnyPath = DEFAULT_MODEL,
     repo: AnyPath | None = None,

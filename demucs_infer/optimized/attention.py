@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from demucs_infer.layers import LayerScale
 from demucs_infer.optimized.kernels import Linear, attend
+from demucs_infer.optimized.layout import tiles
 from demucs_infer.transformer import Attention, CrossLayer, CrossTransformer, SelfLayer
 
 
@@ -70,6 +71,7 @@ class FastLayer:
         self.crosses = isinstance(layer, CrossLayer)
         attention = layer.cross_attn if isinstance(layer, CrossLayer) else layer.self_attn
         self._attention = FastAttention(attention, layer.gamma_1, dtype, crosses=self.crosses)
+        self._hidden = layer.linear1.out_features
         self._up = Linear(layer.linear1.weight, layer.linear1.bias, dtype)
         self._down = _make_scaled_linear(layer.linear2, layer.gamma_2, dtype)
 
@@ -78,14 +80,17 @@ class FastLayer:
         norms = cast(Any, self._layer)
         if other is None:
             x = x + self._attention(norms.norm1(x))
-            x += self._feed_forward(norms.norm2(x))
+            self._add_feed_forward(x, norms.norm2(x))
         else:
             x = x + self._attention(norms.norm1(x), norms.norm2(other))
-            x += self._feed_forward(norms.norm3(x))
+            self._add_feed_forward(x, norms.norm3(x))
         return _normalize_items(norms.norm_out, x)
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self._down(self._up(x, gelu=True)).float()
+    def _add_feed_forward(self, x: Tensor, normalized: Tensor) -> None:
+        """Add the perceptron to `x` (B, N, C), as many tokens at a time as fit in the cache."""
+        rows, inputs = x.flatten(0, 1), normalized.flatten(0, 1)
+        for start, stop in tiles(len(rows), 4 * self._hidden):
+            rows[start:stop] += self._down(self._up(inputs[start:stop], gelu=True)).float()
 
 
 def _normalize_items(norm: nn.Module, x: Tensor) -> Tensor:

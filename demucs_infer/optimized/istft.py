@@ -16,6 +16,10 @@ _PADDING_FRAMES = 2
 _HOPS_PER_FRAME = 4
 """Length of a frame in hops, and so the number of frames that overlap at every sample."""
 
+_STEMS_AT_A_TIME = 2
+"""The spectra of more would take more memory; for each alone, the planes would be read more often
+than the cache can help with, as those of all stems are next to each other."""
+
 
 def supports(network: Hybrid) -> bool:
     """Tell whether `InverseStft` can replace `to_wave` of a hybrid network.
@@ -45,19 +49,29 @@ class InverseStft:
         self._window = (window / 1.5).view(_HOPS_PER_FRAME, self._hop)
 
     def __call__(self, x: Tensor, normalizer: Normalizer, z: Tensor, length: int) -> Tensor:
-        """Turn planes (B, S*P, F, T) into samples (B, S, C, length) on the device of `z`."""
+        """Turn planes (B, S*P, F, T) into samples (B, S, C, length)."""
         if x.shape[2] != self._bins:  # some are missing: the stride does not divide them
             return self._original(x, normalizer, z, length)
-        spectra = self._make_spectra(x, normalizer, z.device)
-        # One stem at a time: glibc would map fresh pages for every result above 32 MB.
-        return torch.stack([self._overlap_add(stem, length) for stem in spectra.unbind(1)], dim=1)
+        batch, planes, _, frames = x.shape
+        stems, channels = planes // self._planes, self._planes // 2
+        waves = x.new_empty(batch, stems, channels, length)
+        size = (batch, channels, frames + 2 * _PADDING_FRAMES, 4 * self._hop)
+        windows = torch.empty(size)
+        for start in range(0, stems, _STEMS_AT_A_TIME):
+            stop = min(start + _STEMS_AT_A_TIME, stems)
+            selected = x[:, start * self._planes : stop * self._planes]
+            spectra = self._make_spectra(selected, normalizer)
+            for stem in range(start, stop):
+                torch.fft.irfft(spectra[:, stem - start], norm="ortho", out=windows)
+                waves[:, stem] = self._overlap_add(windows, length)
+        return waves
 
-    def _make_spectra(self, x: Tensor, normalizer: Normalizer, device: torch.device) -> Tensor:
+    def _make_spectra(self, x: Tensor, normalizer: Normalizer) -> Tensor:
         """Denormalize and pad the planes into spectra: (B, S*P, F, T) -> (B, S, C, T, F)."""
         batch, _, bins, frames = x.shape
         real_imag = x.unflatten(1, (-1, self._planes // 2, 2)).permute(0, 1, 2, 5, 4, 3)
         size = (*real_imag.shape[:3], frames + 2 * _PADDING_FRAMES, bins + 1)
-        spectra = torch.empty(size, dtype=torch.complex64, device=device)
+        spectra = torch.empty(size, dtype=torch.complex64)
         for silent in (
             spectra[..., bins:],
             spectra[..., :_PADDING_FRAMES, :],
@@ -72,9 +86,9 @@ class InverseStft:
             torch.addcmul(mean, real_imag[..., bin_range, :], std, out=inside[..., bin_range, :])
         return spectra
 
-    def _overlap_add(self, spectra: Tensor, length: int) -> Tensor:
-        """Apply the inverse FFT, window and overlap-add: (B, C, T, F) -> (B, C, length)."""
-        frames = torch.fft.irfft(spectra, norm="ortho").unflatten(-1, (_HOPS_PER_FRAME, self._hop))
+    def _overlap_add(self, frames: Tensor, length: int) -> Tensor:
+        """Apply the window and overlap-add: (B, C, T, nfft) -> (B, C, length)."""
+        frames = frames.unflatten(-1, (_HOPS_PER_FRAME, self._hop))
         *other, count, _, _ = frames.shape
         sums: Tensor = frames.new_zeros(*other, count + _HOPS_PER_FRAME - 1, self._hop)
         for index, window in enumerate(self._window):

@@ -52,6 +52,13 @@ def slice_bins(x: Tensor, start: int, stop: int) -> Tensor:
     return F.pad(inside, (0, 0, before, after)) if before or after else inside
 
 
+def slice_steps(x: Tensor, start: int, stop: int) -> Tensor:
+    """Return steps `start` to `stop` of (1, C, 1, T), padded with silence outside."""
+    inside = x[..., max(start, 0) : min(stop, x.shape[3])]
+    before, after = max(-start, 0), max(stop - x.shape[3], 0)
+    return F.pad(inside, (before, after)) if before or after else inside
+
+
 def as_image(weight: Tensor) -> Tensor:
     """Turn a 1D kernel over time into a 2D kernel for an image of one row."""
     return weight if weight.dim() == 4 else weight[:, :, None]

@@ -34,7 +34,7 @@ from demucs_infer.optimized.unet import (
 )
 from demucs_infer.options import Precision
 from demucs_infer.spec import complex_device
-from demucs_infer.system.malloc import return_free_memory
+from demucs_infer.system.malloc import map_large_allocations, return_free_memory
 from demucs_infer.transformer import CrossTransformer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,6 +95,7 @@ def has_bf16_instructions() -> bool:
         return False
 
 
+@map_large_allocations()
 def optimize(
     network: Any,
     precision: Precision = "fp32",

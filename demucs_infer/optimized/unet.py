@@ -22,6 +22,7 @@ from demucs_infer.optimized.layout import (
     channels_last,
     empty_channels_last,
     slice_bins,
+    slice_steps,
     tiles,
     tiles_of_each,
     view_as_rows,
@@ -120,23 +121,29 @@ class TimeEncoder:
     def __init__(
         self, conv: nn.Conv1d, dconv: nn.Module | None, rewrite: nn.Conv1d, dtype: torch.dtype
     ) -> None:
-        padding = cast(tuple[int], conv.padding)[0]
-        stride = (1, conv.stride[0])
-        weight = as_image(conv.weight)
-        self._conv = Conv(weight, conv.bias, dtype, stride=stride, padding=(0, padding))
+        self._channels = conv.out_channels
+        self._size, self._stride = conv.kernel_size[0], conv.stride[0]
+        self._padding = cast(tuple[int], conv.padding)[0]
+        self._conv = Conv(as_image(conv.weight), conv.bias, dtype, stride=(1, self._stride))
         self._dconv = _optimize_dconv(dconv)
         self._rewrite = SplitGate(Linear, rewrite.weight.flatten(1), rewrite.bias, dtype)
 
     def __call__(self, x: Tensor, missing: int = 0) -> Tensor:
         """Encode `x`, padded with `missing` silent steps at the end."""
-        x = channels_last(x).to(self._conv.dtype)
-        y = self._conv(F.pad(x, (0, missing)) if missing else x, gelu=True).float()
-        batch, channels, _, steps = y.shape
+        x = channels_last(x)
+        batch, _, _, steps = x.shape
+        steps = (steps + missing + 2 * self._padding - self._size) // self._stride + 1
+        y = empty_channels_last((batch, self._channels, 1, steps))
+        for item, start, stop in tiles_of_each(batch, steps, 8 * self._channels):
+            first = start * self._stride - self._padding
+            last = first + (stop - start - 1) * self._stride + self._size
+            window = slice_steps(x[item : item + 1], first, last)
+            y[item : item + 1, ..., start:stop] = self._conv(window, gelu=True)
         for item in range(batch):
             sequence = view_as_rows(y[item])[0]  # (T, C)
             if self._dconv is not None:
                 self._dconv.add_to(sequence[None])
-            for start, stop in tiles(steps, 8 * channels):
+            for start, stop in tiles(steps, 8 * self._channels):
                 gate(*self._rewrite(sequence[start:stop]), sequence[start:stop])
         return y[:, :, 0]
 
@@ -214,31 +221,29 @@ class TimeDecoder:
         *,
         last: bool,
     ) -> None:
-        padding = cast(tuple[int], rewrite.padding)[0]
-        weight = as_image(rewrite.weight)
-        self._rewrite = SplitGate(Conv, weight, rewrite.bias, dtype, padding=(0, padding))
+        self._padding = cast(tuple[int], rewrite.padding)[0]
+        self._rewrite = SplitGate(Conv, as_image(rewrite.weight), rewrite.bias, dtype)
         self._dconv = _optimize_dconv(dconv)
         self._upsample = TransposedConv(up, dtype, last=last)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Decode `x`, to which the skip connection was added."""
-        return self._upsample.upsample_time(self._rewrite_and_gate(x))
-
-    def _rewrite_and_gate(self, x: Tensor) -> Tensor:
-        """Compute the input of the transposed convolution: (B, C, 1, T).
-
-        A separate function, so that its wide tensors are freed before the convolution.
-        """
-        values, gates = self._rewrite(channels_last(x))
-        y = values.float()
-        batch, channels, _, steps = y.shape
+    def __call__(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Decode the sum of `x` and `skip`."""
+        x = channels_last(x)
+        skip = None if skip is None else channels_last(skip)
+        batch, channels, _, steps = x.shape
+        y = empty_channels_last((batch, channels, 1, steps))
         for item in range(batch):
-            sequence, item_gates = (view_as_rows(half[item])[0] for half in (y, gates))  # (T, C)
+            sequence = view_as_rows(y[item])[0]  # (T, C)
             for start, stop in tiles(steps, 8 * channels):
-                gate(sequence[start:stop], item_gates[start:stop], sequence[start:stop])
+                edges = start - self._padding, stop + self._padding
+                window = slice_steps(x[item : item + 1], *edges)
+                if skip is not None:
+                    window = window + slice_steps(skip[item : item + 1], *edges)
+                values, gates = (view_as_rows(half[0])[0] for half in self._rewrite(window))
+                gate(values, gates, sequence[start:stop])
             if self._dconv is not None:
                 self._dconv.add_to(sequence[None])
-        return y
+        return self._upsample.upsample_time(y)
 
 
 class TransposedConv:
@@ -256,8 +261,7 @@ class TransposedConv:
         taps = F.pad(weight, (0, self._excess)).unflatten(2, (-1, self.stride)).flip(2)
         kernel = taps.permute(3, 1, 0, 2).flatten(0, 1)  # (stride*C', C, lookback+1)
         kernel = kernel[..., None] if over_bins else as_image(kernel)
-        padding = (0, 0 if over_bins else self.lookback)
-        self._conv = Conv(kernel, bias.repeat(self.stride), dtype, padding=padding)
+        self._conv = Conv(kernel, bias.repeat(self.stride), dtype)
         self._last = last
 
     def length(self, input_steps: int) -> int:
@@ -274,9 +278,17 @@ class TransposedConv:
 
     def upsample_time(self, y: Tensor) -> Tensor:
         """Upsample steps of time: (B, C, 1, T) -> (B, C', T')."""
-        output = self._conv(y).float().permute(0, 2, 3, 1).reshape(len(y), -1, self.channels)
-        output = output[:, : self.length(y.shape[3])]
-        return (output if self._last else torch.ops.aten.gelu_(output)).transpose(1, 2)
+        batch, channels, _, steps = y.shape
+        size = (batch, self.channels, 1, (steps + self.lookback) * self.stride)
+        out = empty_channels_last(size)
+        for item, start, stop in tiles_of_each(batch, steps + self.lookback, 8 * channels):
+            window = slice_steps(y[item : item + 1], start - self.lookback, stop)
+            output = view_as_rows(self._conv(window)[0])[0]  # (T, stride*C')
+            target = view_as_rows(out[item])[0, start * self.stride : stop * self.stride]
+            target.view(output.shape).copy_(output)
+            if not self._last:
+                torch.ops.aten.gelu_(target)
+        return out[:, :, 0, : self.length(steps)]
 
 
 class FastEncoder(nn.Module):
@@ -322,7 +334,7 @@ class FastDecoder(nn.Module):
     def forward(self, x: Tensor, skip: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Decode like the layer it replaces."""
         if self._time is not None:
-            z = self._time(x + skip)
+            z = self._time(x, skip)
         else:
             assert self._frequency is not None
             z = self._frequency(x.unflatten(1, (-1, skip.shape[2])) if x.dim() == 3 else x, skip)

@@ -25,12 +25,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _DEFAULTS = {_M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_THRESHOLD: 32 << 20, _M_MMAP_MAX: 65_536}
 # The mapping threshold cannot be raised above 32 MB, so mapping is turned off.
 _KEEP_LARGE = {_M_TRIM_THRESHOLD: 1 << 30, _M_MMAP_MAX: 0}
+_MAP_LARGE = {**_DEFAULTS, _M_MMAP_THRESHOLD: 64 << 10}
 
 _USER_SETTINGS = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
 """Environment variables that configure malloc; if one is set, nothing is changed here."""
 
 _lock = Lock()
-_users = 0  # open contexts: malloc has one setting for the whole process
+# Open contexts of either kind: malloc has one setting for the whole process.
+_users = 0
+_loaders = 0
 
 
 @contextmanager
@@ -40,11 +43,38 @@ def keep_large_allocations() -> Iterator[None]:
     The contexts may be nested, also across threads; after the last one, free memory is returned
     to the system.
     """
-    _acquire()
+    global _users
+    with _lock:
+        _users += 1
+        _apply_settings()
     try:
         yield
     finally:
-        _release()
+        with _lock:
+            _users -= 1
+            _apply_settings()
+            if not _users:
+                return_free_memory()
+
+
+@contextmanager
+def map_large_allocations() -> Iterator[None]:
+    """Get separate memory from the system for every large allocation, for weights that stay.
+
+    In the heap, the weights that a network is loaded with, and its optimized ones, would leave
+    holes between each other when the former are freed. While `keep_large_allocations` is in use, as
+    for another track, this does nothing.
+    """
+    global _loaders
+    with _lock:
+        _loaders += 1
+        _apply_settings()
+    try:
+        yield
+    finally:
+        with _lock:
+            _loaders -= 1
+            _apply_settings()
 
 
 def use_single_arena() -> None:
@@ -135,21 +165,9 @@ def free_memory(root: Path = Path("/")) -> int | None:
     return min(limits, default=None)
 
 
-def _acquire() -> None:
-    global _users
-    with _lock:
-        _users += 1
-        if _users == 1 and _USER_SETTINGS.isdisjoint(os.environ):
-            _mallopt(_KEEP_LARGE)
-
-
-def _release() -> None:
-    global _users
-    with _lock:
-        _users -= 1
-        if _users == 0 and _USER_SETTINGS.isdisjoint(os.environ):
-            _mallopt(_DEFAULTS)
-            return_free_memory()
+def _apply_settings() -> None:
+    if _USER_SETTINGS.isdisjoint(os.environ):
+        _mallopt(_KEEP_LARGE if _users else _MAP_LARGE if _loaders else _DEFAULTS)
 
 
 def _mallopt(options: dict[int, int]) -> None:

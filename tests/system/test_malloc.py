@@ -83,6 +83,20 @@ with malloc.keep_large_allocations():
     assert resident() - before > 3 * BYTES
 assert resident() - before < BYTES
 """,
+    "weights that are mapped leave no holes when others between them are freed": """
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+
+before = resident()
+with malloc.map_large_allocations():
+    weights = [torch.ones(1 << 18) for _ in range(128)]  # of 1 MB
+    del weights[::2]
+    assert resident() - before < 80 << 20
+small = [torch.ones(1 << 18) for _ in range(128)]
+del small[::2]  # for comparison: they lie in the heap
+assert resident() - before > 160 << 20
+""",
     "nested contexts: the last one restores defaults": """
 with malloc.keep_large_allocations():
     with malloc.keep_large_allocations():
