@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -117,7 +118,8 @@ class ResultCache:
     def remove(self, name: str) -> None:
         """Delete an entry, complete or not."""
         self._verified.pop(str(self.root / name), None)
-        shutil.rmtree(self.root / name, ignore_errors=True)
+        with suppress(OSError):  # of closing a folder, which `rmtree` does not ignore
+            shutil.rmtree(self.root / name, ignore_errors=True)
 
     def evict(
         self,

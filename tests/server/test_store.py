@@ -1,11 +1,14 @@
 """The file of jobs: earlier versions, damage, and other servers."""
 
+import errno
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from demucs_infer.errors import ConfigError
+from demucs_infer.server.cache import ResultCache
 from demucs_infer.server.store import JobRecord, JobStore, check_report
 
 RECORD = JobRecord(
@@ -95,3 +98,22 @@ def test_second_server_is_refused(path: Path) -> None:
     with pytest.raises(ConfigError, match="another server"):
         JobStore(path)
     store.close()
+
+
+def test_an_entry_whose_folder_cannot_be_closed_does_not_stop_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "entry").mkdir()
+    (tmp_path / "entry/drums.wav").write_bytes(b"x")
+    close = os.close
+
+    def fail(number: int) -> None:  # as a full network drive does
+        close(number)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    cache = ResultCache(tmp_path, max_bytes=1, keep_seconds=1.0)
+    monkeypatch.setattr(os, "close", fail)
+    cache.remove("entry")
+    monkeypatch.undo()
+    cache.remove("entry")
+    assert not list(tmp_path.iterdir())
