@@ -316,7 +316,10 @@ class SharedStore:
         leases = list(self.held.items())
         values = [text for lease in leases for text in lease]
         with self._connect():
-            answers = self._renew(keys=[], args=[_PREFIX, self.server, self._milliseconds, *values])
+            answers = self._renew(
+                keys=[_key("unfinished")],
+                args=[_PREFIX, self.server, self._milliseconds, *values],
+            )
             if slots:
                 self._extend(keys=[_key("slots")], args=[_SLOT_SECONDS, *slots])
         lost, cancelled = set(), set()

@@ -159,6 +159,17 @@ def test_running_job_is_seen_and_cancelled_from_another_server(
     assert list((tmp_path / "uploads").iterdir()) == []
 
 
+def test_expired_lease_that_nobody_took_is_renewed(redis: Redis) -> None:
+    store = SharedStore(redis.url, 600)
+    store.put(RECORD)
+    assert store.claim()
+    expire_lease(store)
+    wait_until(lambda: not store.list_leased_entries())
+    assert store.renew(()) == (set(), set())
+    assert store.list_leased_entries() == {"e"} and store.holds(RECORD)
+    store.close()
+
+
 def test_limits_count_the_jobs_of_all_servers(pair: tuple[TestClient, TestClient]) -> None:
     first, second = pair
     jobs = [web.post("/v1/jobs", params=SLOW, content=song(20.0, 3)).json() for web in pair]
