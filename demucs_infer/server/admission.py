@@ -45,6 +45,9 @@ class UploadPlace:
     client: str
     min_rate: float
     max_seconds: float
+    name: str = "upload"
+    """What it is called in messages."""
+
     started_at: float = field(default_factory=anyio.current_time)
     size: int = 0
     has_given_way: bool = False
@@ -78,11 +81,11 @@ class UploadPlace:
             return
         elapsed = anyio.current_time() - self.started_at
         if self.has_given_way:
-            message = "the upload stalled, and its place was needed"
+            message = f"the {self.name} stalled, and its place was needed"
         elif elapsed >= self.max_seconds:
-            message = f"the upload took longer than {self.max_seconds:g} s"
+            message = f"the {self.name} took longer than {self.max_seconds:g} s"
         else:
-            message = f"the upload was slower than {self.min_rate:g} bytes per second"
+            message = f"the {self.name} was slower than {self.min_rate:g} bytes per second"
         raise from_exception(TimeoutError(), message)
 
     def give_way(self) -> None:

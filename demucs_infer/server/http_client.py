@@ -22,6 +22,7 @@ from demucs_infer.server.urls import AllowedPrefixes, RemoteUrl, parse_url
 
 _MAX_REDIRECTS = 5
 _MAX_HEADER_BYTES = 1 << 14
+_MAX_LENGTH_DIGITS = 16
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CONNECTION_ERRORS = (
     OSError,  # ssl.SSLError is one
@@ -67,8 +68,24 @@ class HttpClient:
     allowed: AllowedPrefixes
     resolve: Resolver = resolve_host
 
-    async def get(self, url: RemoteUrl, receive: Callable[[bytes], None]) -> None:
-        """Pass the body of a file to `receive`, and follow redirects to other allowed URLs."""
+    async def check_host(self, url: RemoteUrl) -> None:
+        """Raise an error if the host of a URL has no address, or one that is not public."""
+        try:
+            if not await self._find_addresses(url):
+                raise RemoteError("its host has no address")
+        except OSError as error:
+            raise RemoteError("its host has no address") from error
+
+    async def get(
+        self,
+        url: RemoteUrl,
+        receive: Callable[[bytes], None],
+        on_size: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Pass the body of a file to `receive`, and follow redirects to other allowed URLs.
+
+        `on_size` is called first with the size of the body, if the header states it.
+        """
         for _ in range(_MAX_REDIRECTS + 1):
             # Not compressed: a few bytes could otherwise become any number of them.
             async with self._send("GET", url, [("Accept-Encoding", "identity")]) as response:
@@ -77,6 +94,9 @@ class HttpClient:
                         raise RemoteError(f"its server responded with {response.status}")
                     if response.headers.get("content-encoding", "identity") != "identity":
                         raise RemoteError("its server sent a compressed body, unasked")
+                    length = response.headers.get("content-length", "")
+                    if length.isdecimal() and len(length) < _MAX_LENGTH_DIGITS:
+                        on_size(int(length))
                     await response.read(receive)
                     return
                 location = response.headers.get("location", "")
@@ -130,10 +150,7 @@ class HttpClient:
 
     async def _connect(self, url: RemoteUrl) -> ByteStream:
         """Connect to the very address that was checked, and verify the host's certificate."""
-        addresses = [url.host] if url.is_address else await self.resolve(url.host, url.port)
-        # An address that is allowed by name is one that the operator chose.
-        if not url.is_address and not all(map(is_public, addresses)):
-            raise UrlRefusedError("its host has an address that is not public")
+        addresses = await self._find_addresses(url)
         problem: OSError = OSError("the host has no address")
         for address in addresses:
             try:
@@ -145,6 +162,15 @@ class HttpClient:
             except OSError as error:
                 problem = error
         raise problem
+
+    async def _find_addresses(self, url: RemoteUrl) -> list[str]:
+        """Return the addresses of a host; raise `UrlRefusedError` if one is not public."""
+        if url.is_address:  # allowed by name: the operator chose it
+            return [url.host]
+        addresses = await self.resolve(url.host, url.port)
+        if not all(map(is_public, addresses)):
+            raise UrlRefusedError("its host has an address that is not public")
+        return addresses
 
 
 @lru_cache(maxsize=1)

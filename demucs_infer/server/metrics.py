@@ -40,7 +40,7 @@ class Metrics:
         )
         self._wait = Histogram(
             "demucs_queue_wait_seconds",
-            "Time from the upload of a track to its start.",
+            "Time from the upload or the download of a track to its start.",
             buckets=_WAIT_BUCKETS,
             registry=self._registry,
         )
@@ -94,6 +94,9 @@ class _QueueCollector:
         jobs = self._jobs
         waiting, running = jobs.depth
         yield GaugeMetricFamily("demucs_jobs_waiting", "Jobs in the queue.", value=waiting)
+        yield GaugeMetricFamily(
+            "demucs_jobs_downloading", "Jobs being downloaded.", value=jobs.num_downloads
+        )
         yield GaugeMetricFamily("demucs_jobs_running", "Jobs being processed.", value=running)
         yield GaugeMetricFamily(
             "demucs_ready", "Whether requests are accepted.", value=jobs.is_ready

@@ -31,7 +31,7 @@ from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound, f
 from demucs_infer.events import ChunkProcessed, Event, Stage, event_to_json
 from demucs_infer.options import Request
 from demucs_infer.pretrained import list_models, model_info, pull
-from demucs_infer.server.admission import Admission, Slot
+from demucs_infer.server.admission import Admission, Slot, UploadPlace
 from demucs_infer.server.cache import CachedStems, ResultCache
 from demucs_infer.server.errors import (
     ApiError,
@@ -42,13 +42,14 @@ from demucs_infer.server.errors import (
 from demucs_infer.server.model_pool import ModelPool
 from demucs_infer.server.preview import FilePreview, LivePreview, Preview
 from demucs_infer.server.remote_files import NO_TARGETS, JobTargets, RemoteFiles
-from demucs_infer.server.schemas import SeparateRequest, parse_request
+from demucs_infer.server.schemas import SeparateRequest, display_name, parse_request
 from demucs_infer.server.settings import ServerSettings
 from demucs_infer.server.shared_store import SharedStore, Snapshot
 from demucs_infer.server.sharing import SharedIds, read_key
 from demucs_infer.server.store import JobRecord, JobStore, Status
 from demucs_infer.server.tracing import open_tracing
-from demucs_infer.server.uploads import Upload, remove_upload
+from demucs_infer.server.uploads import Upload, UploadWriter, remove_upload
+from demucs_infer.server.urls import RemoteUrl
 from demucs_infer.server.webhooks import Webhooks
 from demucs_infer.server.worker import (
     JobCancelled,
@@ -70,13 +71,17 @@ _SYNC_SECONDS = 0.5
 _MAX_UPLOAD_AGE = 24 * 3600.0
 """An upload without a job that is older belongs to no server any more."""
 
+_DOWNLOAD_ENTRY = "download-"
+"""Begins the name of the result of a job whose track is still downloaded: the server that does it
+leases that name. The real one depends on the track."""
+
 _MAX_JOBS_IN_MEMORY = 256
 """Above this, finished jobs are dropped from memory, and their events with them."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job:
-    """A track that waits, is being separated, or has finished."""
+    """A track that is downloaded, waits, is being separated, or has finished."""
 
     record: JobRecord
     item: WorkItem
@@ -92,6 +97,10 @@ class Job:
 
     events: list[dict[str, Any]] = field(default_factory=list)
     fraction: float = 0.0
+    received_bytes: int = 0
+    total_bytes: int | None = None
+    """Of a track that is downloaded; None: unknown."""
+
     stage: str = ""
     started_at: float | None = None
     position: int | None = None
@@ -184,6 +193,9 @@ class JobQueue:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._waiting: deque[Job] = deque()
         self._running: dict[ModelWorker, Job] = {}
+        self._downloads: dict[Job, asyncio.Task[None]] = {}
+        """Jobs whose tracks are being downloaded."""
+
         self._copying: dict[Job, asyncio.Task[None]] = {}
         """Jobs whose stems are being copied to their output."""
 
@@ -274,14 +286,15 @@ class JobQueue:
         for pool in self._pools:
             await asyncio.to_thread(pool.close)
         await asyncio.sleep(0)  # so that the last callbacks of the workers run
-        for task in self._copying.values():  # the next process begins them again
+        transfers = [*self._downloads.values(), *self._copying.values()]
+        for task in transfers:  # the next process begins them again
             task.cancel()
-        await asyncio.gather(*self._copying.values(), return_exceptions=True)
+        await asyncio.gather(*transfers, return_exceptions=True)
         await self.webhooks.stop()
         for job in [*self._waiting, *self._running.values()]:
             if not job.is_persistent:
                 remove_upload(job.item.source)
-        for job in [*self._running.values(), *self._copying]:
+        for job in [*self._running.values(), *self._downloads, *self._copying]:
             self._hand_over(job)
         await asyncio.to_thread(self.tracing.close)
         self._store.close()
@@ -357,8 +370,11 @@ class JobQueue:
             job = self._restore(record)
             if job is None:
                 continue
-            recovered.add(job.item.source)
             job.slot = self.admission.take_slot("recovered")
+            if job.record.status == "downloading":
+                self._begin_download(job)
+                continue
+            recovered.add(job.item.source)
             self._save(job)
             self._enqueue(job)
         for path in self.uploads.iterdir():
@@ -368,12 +384,18 @@ class JobQueue:
     def _restore(self, record: JobRecord) -> Job | None:
         """Return the job of a record that another process has left; None if it had to fail."""
         path = self.uploads / record.upload
+        is_downloading = record.status == "downloading"
         try:
             request = parse_request(record.request)
             job = self._create_job(
-                record.replace(status="queued"), request, path, is_persistent=True
+                record if is_downloading else record.replace(status="queued"),
+                request,
+                path,
+                is_persistent=True,
             )
-            if not path.is_file():
+            if is_downloading:  # again, from the beginning
+                remove_upload(path)
+            elif not path.is_file():
                 del self._jobs[record.id]
                 raise ApiError("failed", "the upload was lost")
         except ApiError as error:  # also if its model is no longer available
@@ -420,34 +442,160 @@ class JobQueue:
         try:
             job = self._create_job(record, request, upload.path, is_persistent=slot is not None)
             job.item.client = client
-            await asyncio.to_thread(self._lookup_cache, job, request.no_cache)
+            await self._lookup_cache(job, request.no_cache)
             if slot is not None:
                 self._save_new(job, slot)
         except BaseException:
             self._jobs.pop(record.id, None)
             remove_upload(upload.path)
             raise
+        self._begin(job)
+        return job
+
+    def _begin(self, job: Job) -> None:
+        """Queue a job, or finish it if its result is cached."""
         if job.record.is_cached:
             self.counts["cached"] += 1
             self._complete(job)
         else:
             self._enqueue(job)
-        return job
 
     def _save_new(self, job: Job, slot: Slot) -> None:
         """Save a new job, which owns its place in the queue; raise `ApiError` if that fails."""
-        record = job.record
         if self._shared:
-            is_cached = record.is_cached and not record.output  # which a server has to copy to
-            job.is_ours = is_cached  # until a server claims it
-            job.record = record = record.replace(slot=slot.name, is_cached=is_cached)
-            if is_cached:  # others must not begin with it
-                record = record.replace(status="done", finished=time.time())
-        if not self._store.put(record):
+            job.record = job.record.replace(slot=slot.name)
+        if not self._store.put(self._make_shareable(job)):
             raise self._store.put_error()
         if self._shared:
             self.admission.forget(slot)
         job.slot = slot
+
+    def _make_shareable(self, job: Job) -> JobRecord:
+        """Return the record of a new job to save; with other servers, any of them may claim it."""
+        if not self._shared:
+            return job.record
+        is_cached = job.record.is_cached and not job.record.output  # which a server has to copy to
+        job.is_ours = is_cached  # until a server claims it
+        job.record = job.record.replace(is_cached=is_cached)
+        if not is_cached:
+            return job.record
+        return job.record.replace(status="done", finished=time.time())  # none must begin with it
+
+    # ── download ──
+
+    def submit_url(
+        self,
+        url: RemoteUrl,
+        request: SeparateRequest,
+        *,
+        slot: Slot,
+        owner: str = "",
+        targets: JobTargets = NO_TARGETS,
+    ) -> Job:
+        """Create a persistent job whose track is downloaded in the background."""
+        id = token_hex(16)
+        record = JobRecord(
+            id=id,
+            status="downloading",
+            created=time.time(),
+            name=display_name(url.file_name),
+            sha256="",
+            size=0,
+            upload=token_hex(16),  # replaced when the download begins
+            request=request.model_dump(exclude_unset=True),
+            entry=f"{_DOWNLOAD_ENTRY}{id}",
+            owner=owner,
+            url=str(url),
+            output=targets.output,
+            webhook=targets.webhook,
+            slot=slot.name if self._shared else "",
+            traceparent=self.tracing.get_parent(),
+        )
+        try:
+            path = self.uploads / record.upload
+            job = self._create_job(record, request, path, is_persistent=True)
+            job.item.client = slot.client
+            if self._shared:  # before any other server can claim it
+                self._shared.lease(record.entry, id)
+            if not self._store.put(record):
+                raise self._store.put_error()
+        except BaseException:
+            self._jobs.pop(id, None)
+            if self._shared:
+                self._shared.release(record.entry, id)
+            raise
+        if self._shared:
+            self.admission.forget(slot)
+        job.slot = slot
+        self._begin_download(job)
+        return job
+
+    def _begin_download(self, job: Job) -> None:
+        self._begin_step(job, "download")
+        self._on_event(job, Stage.Started("download"))
+        self._downloads[job] = asyncio.create_task(self._download(job))
+
+    async def _download(self, job: Job) -> None:
+        """Download a track and queue its job; cancelled, it leaves no file."""
+        upload: Upload | None = None
+        try:
+            upload = await self._fetch_track(job)
+            job.record = job.record.replace(sha256=upload.sha256, size=upload.size)
+            self._on_event(job, Stage.Completed("download"))
+            if self._shared:
+                with suppress(ApiError):
+                    self._publish(self._shared, job)
+            await self._lookup_cache(job, parse_request(job.record.request).no_cache)
+        except asyncio.CancelledError:
+            if upload:
+                remove_upload(upload.path)
+            raise
+        except Exception as raised:  # noqa: BLE001 (reported to the client)
+            del self._downloads[job]
+            self._set_final(job, "failed", from_exception(raised))
+            return
+        del self._downloads[job]
+        self._end_step(job)
+        job.record = job.record.replace(status="queued", queued=time.time())
+        job.stage = ""
+        if self._shared and not self._share_downloaded(self._shared, job):
+            remove_upload(upload.path)
+            return
+        if not self._shared:  # on a full disk, the next process downloads the track again
+            self._store.put(job.record)
+        self._begin(job)
+
+    async def _fetch_track(self, job: Job) -> Upload:
+        """Download the track of a job; raise `ApiError` if that fails."""
+        settings = self.settings
+        place = UploadPlace(
+            job.item.client, settings.min_upload_rate, settings.upload_seconds, "download"
+        )
+        writer = UploadWriter(self.uploads, settings.max_bytes)
+        job.item.source = writer.path
+        job.record = job.record.replace(upload=writer.path.name)
+
+        def on_progress(received: int, total: int | None) -> None:
+            job.received_bytes, job.total_bytes = received, total
+
+        try:
+            self._save(job)
+            return await self.remote.download(
+                job.record.url, place, writer, on_progress=on_progress
+            )
+        except BaseException:
+            writer.discard()
+            raise
+
+    def _share_downloaded(self, shared: SharedStore, job: Job) -> bool:
+        """Let any server claim a job that was downloaded; return False if another one has it."""
+        lease = f"{_DOWNLOAD_ENTRY}{job.record.id}"
+        is_saved = lease in shared.held and shared.put(self._make_shareable(job), lease)
+        shared.release(lease, job.record.id)
+        if not is_saved:  # it is downloaded again, here or there
+            job.is_ours = False
+            job.record = job.record.replace(status="downloading", entry=lease, is_cached=False)
+        return is_saved
 
     def _create_job(
         self, record: JobRecord, request: SeparateRequest, path: Path, *, is_persistent: bool
@@ -508,21 +656,26 @@ class JobQueue:
         except ValueError as error:
             raise from_exception(error) from error
 
-    def _lookup_cache(self, job: Job, no_cache: bool) -> None:
-        """Check the length of the track, and look for its result in the cache.
+    async def _lookup_cache(self, job: Job, no_cache: bool) -> None:
+        """Check the length of the track, and look for its result in the cache."""
+        entry, is_cached = await asyncio.to_thread(
+            self._find_result, job.item, job.record, no_cache
+        )
+        job.record = job.record.replace(entry=entry, is_cached=is_cached)
+        job.item.output = self.results.output_paths(entry, job.item.request.output.extension)
+
+    def _find_result(self, item: WorkItem, record: JobRecord, no_cache: bool) -> tuple[str, bool]:
+        """Return the name of the result, and whether it is cached.
 
         To be called in a thread: it reads and hashes files.
         """
-        item = job.item
         item.duration = check_duration(
             item.source, item.name, item.request, item.max_duration_seconds
         )
         item.weights = self._get_weights(item.model)
-        recipe = make_recipe(item.request, job.record.sha256, item.model, item.weights)
-        entry = recipe.key if not no_cache else f"{recipe.key}-{job.record.id}"
-        is_cached = self.results.find(recipe, entry) is not None
-        job.record = job.record.replace(entry=entry, is_cached=is_cached)
-        item.output = self.results.output_paths(entry, item.request.output.extension)
+        recipe = make_recipe(item.request, record.sha256, item.model, item.weights)
+        entry = recipe.key if not no_cache else f"{recipe.key}-{record.id}"
+        return entry, self.results.find(recipe, entry) is not None
 
     def _get_weights(self, model: ModelSpec) -> tuple[str, ...]:
         if model.name not in self._weights:
@@ -594,8 +747,9 @@ class JobQueue:
     def _start_job(self, worker: ModelWorker, job: Job) -> None:
         self._running[worker] = job
         job.started_at = self._turns[job.item.client] = time.monotonic()
-        self.on_wait(max(time.time() - job.record.created, 0.0))
-        self.tracing.begin("queue", job.record.traceparent, {}, job.record.created)("")
+        queued = job.record.queued or job.record.created
+        self.on_wait(max(time.time() - queued, 0.0))
+        self.tracing.begin("queue", job.record.traceparent, {}, queued)("")
         self._begin_step(job, "load")
         job.stage = "fetch" if _needs_download(job.item.model) else "load"
         job.record = job.record.replace(status="running", attempts=job.record.attempts + 1)
@@ -891,9 +1045,17 @@ class JobQueue:
         if job in self._waiting:
             self._waiting.remove(job)
             self._set_final(job, "cancelled")
+        elif job in self._downloads:
+            self._downloads.pop(job).cancel()
+            self._set_final(job, "cancelled")
         elif job in self._copying:
             self._copying.pop(job).cancel()
             self._set_final(job, "cancelled")
+
+    @property
+    def num_downloads(self) -> int:
+        """The number of jobs whose tracks this server downloads."""
+        return len(self._downloads)
 
     @property
     def depth(self) -> tuple[int, int]:
@@ -916,6 +1078,8 @@ class JobQueue:
                 shared.release(claim.record.entry, claim.record.id)
             elif claim.is_cancelled:
                 self._set_final(job, "cancelled")
+            elif job.record.status == "downloading":
+                self._begin_download(job)
             else:
                 return job
         return None
@@ -945,7 +1109,10 @@ class JobQueue:
             if self._shared.holds(job.record):
                 with suppress(ApiError):
                     self._publish(self._shared, job)
-                self._store.put(job.record.replace(status="queued"))
+                is_downloading = job.record.status == "downloading"
+                self._store.put(
+                    job.record if is_downloading else job.record.replace(status="queued")
+                )
             del job.events[job.published :]
             job.is_ours = False
         self._shared.release(job.record.entry, job.record.id)
@@ -1008,14 +1175,21 @@ class JobQueue:
     async def _synchronize(self, shared: SharedStore) -> None:
         # In a thread, as a Redis that does not answer must not block the requests.
         lost, cancelled = await asyncio.to_thread(shared.renew, list(self.admission.held))
-        for running in [job for job in self._running.values() if job.is_persistent]:
-            if running.record.id in lost:
-                logger.error("job %s was taken over by another server", running.record.id)
-                running.item.stop.set()
+        jobs = [*self._running.values(), *self._downloads]
+        for job in [job for job in jobs if job.is_persistent]:
+            if job.record.id in lost:
+                logger.error("job %s was taken over by another server", job.record.id)
+                job.item.stop.set()
+                if job in self._downloads:
+                    self._downloads.pop(job).cancel()
+                    self._hand_over(job)
                 continue
-            if running.record.id in cancelled:
-                running.item.cancel.set()
-            self._publish(shared, running)
+            if job.record.id in cancelled:
+                job.item.cancel.set()
+                if job in self._downloads:
+                    self.abandon(job)
+                    continue
+            self._publish(shared, job)
         for job in list(self._unsaved.values()):
             self._save_final(job)
         self._follow(
@@ -1092,7 +1266,9 @@ def _delete_old_uploads(folder: Path, in_use: Collection[str]) -> None:
 def _get_state(job: Job) -> dict[str, Any]:
     """Return what other servers show of a running job."""
     elapsed = None if job.started_at is None else time.monotonic() - job.started_at
-    state = {"fraction": job.fraction, "stage": job.stage, "elapsed": elapsed}
+    state: dict[str, Any] = {"fraction": job.fraction, "stage": job.stage, "elapsed": elapsed}
+    if job.record.status == "downloading":
+        state["download"] = [job.received_bytes, job.total_bytes]
     if job.live is None:
         return state
     names = ("stems", "channels", "sample_rate", "length")
@@ -1103,6 +1279,7 @@ def _set_state(job: Job, state: dict[str, Any]) -> None:
     """Set what the server of a job has published."""
     job.fraction = 1.0 if job.record.status == "done" else state.get("fraction", 0.0)
     job.stage = state.get("stage", "")
+    job.received_bytes, job.total_bytes = state.get("download", (0, None))
     elapsed = state.get("elapsed")
     job.started_at = None if elapsed is None else time.monotonic() - elapsed
     live = None if job.record.is_final else state.get("live")

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 20
 _ATTEMPTS = 3
+_RESOLVE_SECONDS = 5.0
 _SETTINGS = {"url": "allowed_inputs", "output": "allowed_outputs", "webhook": "allowed_webhooks"}
 _FILE_NAME = re.compile(r"[^\x00-\x1f\\/?#*%]+")
 _Value = TypeVar("_Value")
@@ -94,27 +95,53 @@ class RemoteFiles:
 
     # ── inputs ──
 
+    async def check_input(self, text: str) -> RemoteUrl:
+        """Return the URL of a track; raise `ApiError` for what can be refused before a download.
+
+        The download checks everything again: a name may have other addresses by then.
+        """
+        url = self.check("url", text)
+        if not url.is_store:
+            with anyio.move_on_after(_RESOLVE_SECONDS):  # then the download will tell
+                await _call("url", url, partial(self.clients["url"].check_host, url))
+        return url
+
     async def download(
-        self, request: Request, text: str, place: UploadPlace, writer: UploadWriter
+        self,
+        text: str,
+        place: UploadPlace,
+        writer: UploadWriter,
+        *,
+        request: Request | None = None,
+        on_progress: Callable[[int, int | None], None] = lambda _, __: None,
     ) -> Upload:
         """Return the track at a URL, within the limits of an upload.
 
-        Raises `ApiError` if it cannot be downloaded, or if the client disconnects meanwhile.
+        Raises `ApiError` if it cannot be downloaded, or if the client of `request` disconnects
+        meanwhile. `on_progress` is called with the bytes received, and with those of the whole
+        track, or None if the other server does not state them.
         """
         url = self.check("url", text)
+        total: int | None = None
+
+        def check_size(size: int) -> None:
+            nonlocal total
+            writer.check_size(size)
+            total = size
 
         def receive(data: bytes) -> None:
             place.receive(len(data))
             writer.write(data)
+            on_progress(writer.size, total)
 
         async def copy() -> None:
             with place.limit_time():
                 if url.is_store:
-                    await _read_object(url, receive)
+                    await _read_object(url, receive, check_size)
                 else:
-                    await self.clients["url"].get(url, receive)
+                    await self.clients["url"].get(url, receive, check_size)
 
-        await _call("url", url, partial(_unless_disconnected, request, copy))
+        await _call("url", url, partial(_unless_disconnected, request, copy) if request else copy)
         return writer.finish(url.file_name)
 
     # ── outputs ──
@@ -208,10 +235,15 @@ async def _run(function: Callable[..., _Value], *arguments: object) -> _Value:
     return await to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
 
 
-async def _read_object(url: RemoteUrl, receive: Callable[[bytes], None]) -> None:
-    """Pass an object of a store to `receive`, block by block."""
+async def _read_object(
+    url: RemoteUrl, receive: Callable[[bytes], None], on_size: Callable[[int], None]
+) -> None:
+    """Pass an object of a store to `receive`, block by block, after its size to `on_size`."""
     with ExitStack() as stack:
         file = await _run(stack.enter_context, storage.open_binary(str(url), _BLOCK_BYTES))
+        size = getattr(file, "size", None)  # of fsspec's buffered files
+        if isinstance(size, int):
+            on_size(size)
         while data := await _run(file.read, _BLOCK_BYTES):
             receive(data)
 

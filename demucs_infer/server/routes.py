@@ -47,6 +47,7 @@ from demucs_infer.server.schemas import (
     MIME_TYPES,
     REMOTE_FIELDS,
     Capabilities,
+    DownloadView,
     ErrorDetail,
     FormatView,
     Health,
@@ -76,6 +77,7 @@ from demucs_infer.server.uploads import (
     receive_upload,
     remove_upload,
 )
+from demucs_infer.server.urls import RemoteUrl
 
 _Value = TypeVar("_Value")
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -318,6 +320,7 @@ class Routes:
         accept = request.headers.get("accept", "")
         with self._jobs.admission.begin_upload(get_client(request.scope).name) as place:
             upload, parameters, slot, _ = await self._read_upload(request, accept, place, "url")
+            assert isinstance(upload, Upload)
         with _release_at_end(slot):
             job = await self._jobs.submit(upload, parameters, client=slot.client)
             await self._wait_for(request, [job])
@@ -344,9 +347,17 @@ class Routes:
         )
 
     async def _read_upload(
-        self, request: Request, accept: str, place: UploadPlace, *remote_fields: str
-    ) -> tuple[Upload, SeparateRequest, Slot, JobTargets]:
-        """Return audio, parameters, a place in the queue, and URLs; delete the audio on errors."""
+        self,
+        request: Request,
+        accept: str,
+        place: UploadPlace,
+        *remote_fields: str,
+        downloads: bool = True,
+    ) -> tuple[Upload | RemoteUrl, SeparateRequest, Slot, JobTargets]:
+        """Return audio, parameters, a place in the queue, and URLs; delete the audio on errors.
+
+        Without `downloads`, audio at a URL is only checked, as far as that is possible at once.
+        """
         query: dict[str, str] = {}
         for name, value in request.query_params.multi_items():
             add_field(query, name, value)
@@ -361,11 +372,15 @@ class Routes:
                 raise _several_stems(stems)
             return parameters, urls.get("url", ""), remote.read_targets(urls)
 
-        async def fetch(fields: Mapping[str, Any], writer: UploadWriter) -> Upload | None:
+        async def fetch(
+            fields: Mapping[str, Any], writer: UploadWriter
+        ) -> Upload | RemoteUrl | None:
             nonlocal has_audio
             has_audio = False
             _, url, _ = parse(fields)  # reports invalid fields before the download
-            return await remote.download(request, url, place, writer) if url else None
+            if url and downloads:
+                return await remote.download(url, place, writer, request=request)
+            return await remote.check_input(url) if url else None
 
         values: dict[str, Any] = dict(query)
         pop_remote_fields(values, *remote_fields)
@@ -383,7 +398,8 @@ class Routes:
                 raise ApiError("several_files", "the request has a file and a url: send one")
             return upload, parameters, self._jobs.admission.reserve(place), targets
         except BaseException:
-            remove_upload(upload.path)
+            if isinstance(upload, Upload):
+                remove_upload(upload.path)
             raise
 
     async def _wait_for(self, request: Request, jobs: list[Job]) -> None:
@@ -418,21 +434,26 @@ class Routes:
     # ── jobs ──
 
     async def create_job(self, request: Request) -> JSONResponse:
-        """Create a job; `Location` is its address."""
+        """Create a job; `Location` is its address. A track at a `url` is downloaded afterwards."""
         with self._jobs.admission.begin_upload(get_client(request.scope).name) as place:
-            upload, parameters, slot, targets = await self._read_upload(
-                request, "", place, *REMOTE_FIELDS
+            source, parameters, slot, targets = await self._read_upload(
+                request, "", place, *REMOTE_FIELDS, downloads=False
             )
         with _release_on_error(slot):
             owner = get_client(request.scope).owner
-            job = await self._jobs.submit(
-                upload,
-                parameters,
-                client=slot.client,
-                slot=slot,
-                owner=owner,
-                targets=targets,
-            )
+            if isinstance(source, Upload):
+                job = await self._jobs.submit(
+                    source,
+                    parameters,
+                    client=slot.client,
+                    slot=slot,
+                    owner=owner,
+                    targets=targets,
+                )
+            else:
+                job = self._jobs.submit_url(
+                    source, parameters, slot=slot, owner=owner, targets=targets
+                )
         location = f"{request.scope.get('root_path', '')}/v1/jobs/{job.record.id}"
         return JSONResponse(self._view(job.record).model_dump(), 202, {"Location": location})
 
@@ -647,6 +668,7 @@ class Routes:
             expires=None if record.finished is None else record.finished + keep,
             progress=job.fraction if job else float(record.status == "done"),
             stage=job.stage if job else "",
+            download=_view_download(job) if job and record.status == "downloading" else None,
             seconds_left=job.seconds_left if job and not record.is_final else None,
             position=self._jobs.get_position(record.id),
             seconds=record.seconds,
@@ -732,6 +754,10 @@ def _no_such_stem(name: str, names: Sequence[str]) -> ApiError:
 
 def _health(status_code: int, status: str, message: str = "") -> JSONResponse:
     return JSONResponse(Health(status=status, message=message).model_dump(), status_code)
+
+
+def _view_download(job: Job) -> DownloadView:
+    return DownloadView(received_bytes=job.received_bytes, total_bytes=job.total_bytes)
 
 
 def _get_format(record: JobRecord) -> str:

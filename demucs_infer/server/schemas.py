@@ -250,13 +250,24 @@ class PreviewView(BaseModel):
     duration_seconds: float | None = Field(description="Of the track; None while it is read.")
 
 
+class DownloadView(BaseModel):
+    """How much of a track has been downloaded."""
+
+    received_bytes: int
+    total_bytes: int | None = Field(description="None if the other server does not state it.")
+
+
 class JobView(BaseModel):
     """The state of a job."""
 
     id: str
-    status: str = Field(examples=["queued", "running", "done", "failed", "cancelled"])
+    status: str = Field(
+        examples=["downloading", "queued", "running", "done", "failed", "cancelled"]
+    )
     name: str
-    input_sha256: str = Field(description="Of the upload, as in stems.json.")
+    input_sha256: str = Field(
+        description="Of the track, as in stems.json; empty while it is downloaded."
+    )
     model: str
     format: str
     created: float = Field(description="Seconds since 1970.")
@@ -265,6 +276,7 @@ class JobView(BaseModel):
     stage: str = Field(
         "", description="Of a running job: fetch and load (the model), read, separate, save."
     )
+    download: DownloadView | None = Field(None, description="Of a track that is downloaded.")
     seconds_left: float | None = None
     position: int | None = Field(None, description="Number of jobs ahead of this one.")
     seconds: float | None = Field(None, description="Processing time.")

@@ -189,16 +189,20 @@ class SharedStore:
 
     # ── records: the methods of JobStore ──
 
-    def put(self, record: JobRecord) -> bool:
-        """Insert or replace a record; return False if that fails, or another server has the job."""
+    def put(self, record: JobRecord, entry: str = "") -> bool:
+        """Insert or replace a record; return False if that fails, or another server has the job.
+
+        `entry` is the result that this server has leased for the job, if it is not the record's.
+        """
+        entry = entry or record.entry
         keys = [_key("job", record.id), _key("unfinished"), _key("finished")]
-        keys += [_key("owner", record.owner), _key("slots"), _key("lease", record.entry)]
+        keys += [_key("owner", record.owner), _key("slots"), _key("lease", entry)]
         ended = "" if record.finished is None else record.finished
         values = [record.id, dump_record(record), record.status, record.created, ended]
         values += [
             record.slot,
             int(bool(record.owner)),
-            self._token(record.id) if self.holds(record) else "",
+            self._token(record.id) if self.held.get(entry) == record.id else "",
         ]
         try:
             with self._connect():
@@ -207,7 +211,7 @@ class SharedStore:
             return False
         if not is_saved:
             logger.error("job %s was taken over by another server", record.id)
-            self.held.pop(record.entry, None)
+            self.held.pop(entry, None)
         return is_saved
 
     def put_error(self) -> ApiError:

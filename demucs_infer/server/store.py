@@ -15,7 +15,7 @@ from demucs_infer.server.errors import ApiError, disk_full
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["queued", "running", "done", "failed", "cancelled"]
+Status = Literal["downloading", "queued", "running", "done", "failed", "cancelled"]
 FINAL: tuple[Status, ...] = ("done", "failed", "cancelled")
 
 _SCHEMA = 2
@@ -54,6 +54,12 @@ class JobRecord:
 
     owner: str = ""
     """A digest of what identifies its client; empty if the client is not known."""
+
+    url: str = ""
+    """URL that the track is downloaded from; empty if it was sent."""
+
+    queued: float | None = None
+    """When the track was downloaded; None if it was sent, with the request."""
 
     output: str = ""
     """URL of the folder that the stems are copied to."""

@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from demucs_infer.server.admission import UploadPlace
 from demucs_infer.server.errors import ApiError, from_exception, too_large
 from demucs_infer.server.schemas import add_field, display_name
+from demucs_infer.server.urls import RemoteUrl
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,14 @@ class UploadWriter:
     def write(self, data: bytes) -> None:
         """Append bytes; raise `ApiError` above the limit."""
         self.size += len(data)
-        if self.size > self.max_bytes:
-            raise too_large(self.max_bytes)
+        self.check_size(self.size)
         self._digest.update(data)
         self._file.write(data)
+
+    def check_size(self, size: int) -> None:
+        """Raise `ApiError` for a size above the limit."""
+        if size > self.max_bytes:
+            raise too_large(self.max_bytes)
 
     def finish(self, name: str | None) -> Upload:
         """Close the file and return the upload; raise `ApiError` if it is empty."""
@@ -91,13 +96,14 @@ def remove_upload(path: Path) -> None:
         logger.error("the upload %s cannot be deleted: %s", path.name, error.strerror)
 
 
-Fetch = Callable[[Mapping[str, Any], UploadWriter], Awaitable[Upload | None]]
-"""Returns the audio at the URL in the fields of a request, or None if there is no URL."""
+Fetch = Callable[[Mapping[str, Any], UploadWriter], Awaitable[Upload | RemoteUrl | None]]
+"""Returns the audio at the URL in the fields of a request, or the URL itself if the audio is to be
+downloaded later, or None if there is no URL."""
 
 
 async def receive_upload(
     request: Request, folder: Path, *, max_bytes: int, place: UploadPlace, fetch: Fetch
-) -> tuple[Upload, dict[str, Any]]:
+) -> tuple[Upload | RemoteUrl, dict[str, Any]]:
     """Return the audio of a form or of a raw body, and the other fields of the form or of JSON.
 
     If there is no audio, the result of `fetch` counts.
@@ -112,19 +118,26 @@ async def receive_upload(
             form = _FormReader(writer, options.get(b"boundary", b""))
             await _receive(request, place, form.write)
             upload = None if form.has_file else await fetch(form.fields, writer)
-            return upload or form.finish(), form.fields
+            return _keep(upload or form.finish(), writer), form.fields
         if kind == b"application/json":
             fields = await _receive_object(request, place)
             upload = await fetch(fields, writer)
             if upload is None:
                 raise ApiError("no_file", "the body has no url: give that of a track")
-            return upload, fields
+            return _keep(upload, writer), fields
         await _receive(request, place, writer.write)
         upload = None if writer.size else await fetch({}, writer)
-        return upload or writer.finish(_get_file_name(request.headers)), {}
+        return _keep(upload or writer.finish(_get_file_name(request.headers)), writer), {}
     except BaseException:
         writer.discard()
         raise
+
+
+def _keep(source: Upload | RemoteUrl, writer: UploadWriter) -> Upload | RemoteUrl:
+    """Return `source`; delete the file of `writer` if that is not in it."""
+    if not isinstance(source, Upload):
+        writer.discard()
+    return source
 
 
 async def receive_body(request: Request, *, max_bytes: int, place: UploadPlace) -> bytearray:

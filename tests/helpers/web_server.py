@@ -112,3 +112,31 @@ def run_web_server(context: ssl.SSLContext | None = None) -> Iterator[WebServer]
         finally:
             listener.shutdown()
             thread.join()
+
+
+class SlowFile:
+    """A path of a web server that sends half of a file, and the rest once `gate` is open."""
+
+    def __init__(self, site: WebServer, path: str, content: bytes) -> None:
+        self.url = f"{site.url}{path}"
+        self.gate = threading.Event()
+        self.is_cut_off = threading.Event()
+        self._content = content
+        site.handlers[path] = self._send
+
+    def _send(self, connection: socket.socket, _: WebRequest) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(self._content)}\r\n\r\n"
+        half = len(self._content) // 2
+        connection.sendall(head.encode() + self._content[:half])
+        connection.settimeout(0.01)
+        while not self.gate.is_set():
+            try:
+                if not connection.recv(1):
+                    self.is_cut_off.set()
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                self.is_cut_off.set()
+                return
+        connection.sendall(self._content[half:])

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from demucs_infer.errors import ConfigError
 from demucs_infer.server import ServerSettings, http_client
 from demucs_infer.server.admission import UploadPlace
-from demucs_infer.server.errors import ApiError
+from demucs_infer.server.errors import STATUS, ApiError
 from demucs_infer.server.http_client import HttpClient, RemoteError, UrlRefusedError
 from demucs_infer.server.urls import AllowedPrefixes, parse_url
 from tests.helpers.cli_process import make_repo
@@ -65,8 +65,17 @@ def create_job(web: TestClient, **fields: Any) -> Any:
 def wait_for_job(web: TestClient, response: Any) -> Any:
     assert response.status_code == 202, response.text
     address = response.headers["location"]
-    wait_until(lambda: web.get(address).json()["status"] not in ("queued", "running"))
+    unfinished = ("downloading", "queued", "running")
+    wait_until(lambda: web.get(address).json()["status"] not in unfinished)
     return web.get(address).json()
+
+
+def wait_for_error(web: TestClient, response: Any) -> tuple[int, str]:
+    """Return the error of a request or of its job: the status of such errors, and the code."""
+    if response.status_code != 202:
+        return code_of(response)
+    code = wait_for_job(web, response)["error"]["code"]
+    return STATUS[code], code
 
 
 def code_of(response: Any) -> tuple[int, str]:
@@ -94,7 +103,8 @@ def test_url_in_json_a_form_or_the_query_is_separated(web: TestClient, site: Web
 
 def test_redirect_within_the_prefixes_is_followed(web: TestClient, site: WebServer) -> None:
     site.redirect("/music/moved", "/music/song.wav?token=1#x")
-    assert code_of(create_job(web, url=f"{site.url}/music/moved")) == (403, "url_not_allowed")
+    response = create_job(web, url=f"{site.url}/music/moved")
+    assert wait_for_error(web, response) == (403, "url_not_allowed")
     site.redirect("/music/moved", "song.wav")
     job = wait_for_job(web, create_job(web, url=f"{site.url}/music/moved"))
     assert (job["status"], job["input_sha256"]) == ("done", DIGEST)
@@ -233,7 +243,11 @@ def test_invalid_request_is_refused(
         json.dumps(fields).replace("{site}", site.url).replace("{port}", str(site.port))
     )
     site.requests.clear()
-    assert code_of(create_job(web, **fields)) == expected
+    response = create_job(web, **fields)
+    assert (response.status_code == 202) == ("none.wav" in str(fields))
+    assert wait_for_error(web, response) == expected
+    if "output" not in fields:
+        assert code_of(web.post("/v1/separate", json=fields)) == expected
     assert not [path for path in site.paths if path not in ("/music/none.wav",)]
 
 
@@ -576,7 +590,7 @@ def test_object_that_is_absent_or_too_large_is_refused(web: TestClient, store: A
         "s3://songs/new/../old.wav": (422, "invalid_url"),
         "s3://other/new/song.wav": (403, "url_not_allowed"),
     }.items():
-        assert code_of(create_job(web, url=url)) == expected
+        assert wait_for_error(web, create_job(web, url=url)) == expected
 
 
 # ── settings ──

@@ -20,6 +20,7 @@ from demucs_infer.server.store import JobRecord
 from tests.helpers.cli_process import make_repo
 from tests.helpers.oracles import require_module, require_tool
 from tests.helpers.server_process import FAST, Server, client, run_server, song, wait_until
+from tests.helpers.web_server import SlowFile, run_web_server
 
 RECORD = JobRecord(
     id="1" * 32, status="queued", created=1.0, name="a.wav", sha256="", size=1, upload="x",
@@ -104,6 +105,11 @@ def wait_for_progress(servers: Sequence[TestClient], id: str) -> None:
     wait_until(lambda: all(get_job(web, id)["progress"] > 0 for web in servers))
 
 
+def wait_for_download(web: TestClient, id: str) -> None:
+    """Wait until a part of a track was downloaded."""
+    wait_until(lambda: (get_job(web, id)["download"] or {}).get("received_bytes"))
+
+
 def read_stems(server: Server, id: str) -> dict[str, bytes]:
     """Return the bytes of each stem; the manifest states how long it took."""
     with zipfile.ZipFile(io.BytesIO(server.call("GET", f"/v1/jobs/{id}/stems.zip")[1])) as archive:
@@ -157,6 +163,54 @@ def test_running_job_is_seen_and_cancelled_from_another_server(
         for id in ids:
             wait_for(web, id, "cancelled")
     assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_download_is_seen_and_cancelled_from_another_server_and_taken_over(
+    repo: Path, tmp_path: Path, redis: Redis
+) -> None:
+    with run_web_server() as site:
+        file = SlowFile(site, "/slow.wav", song(0.5))
+        settings = {"redis_url": redis.url, "allowed_inputs": (site.url,), "lease_seconds": 5.0}
+        with client(repo, tmp_path, **settings) as first:
+            with client(repo, tmp_path, **settings) as second:
+                ids = [second.post("/v1/jobs", json={"url": file.url}).json()["id"] for _ in "ab"]
+                for id in ids:
+                    wait_for_download(first, id)
+                    assert get_job(first, id)["status"] == "downloading"
+                assert first.delete(f"/v1/jobs/{ids[0]}").status_code == 202
+                wait_for(first, ids[0], "cancelled")
+                wait_for(second, ids[0], "cancelled")
+            assert get_job(first, ids[1])["status"] == "downloading"
+            file.gate.set()  # `second` has ended: `first` begins again
+            wait_for(first, ids[1], "done")
+            events = first.get(f"/v1/jobs/{ids[1]}/events").text
+            assert events.count("event: Stage.Completed\ndata: ") >= 2
+            queue = first.app.state.jobs  # type: ignore[attr-defined]  # our app
+            assert queue._shared.list_leased_entries() == set() == set(queue._downloads)
+        assert list((tmp_path / "uploads").iterdir()) == []
+        assert site.paths == ["/slow.wav"] * 3
+
+
+def test_download_of_lost_lease_is_left_to_the_other_server(
+    repo: Path, tmp_path: Path, redis: Redis
+) -> None:
+    with run_web_server() as site:
+        file = SlowFile(site, "/slow.wav", song(0.5))
+        settings = {"redis_url": redis.url, "allowed_inputs": (site.url,)}
+        with client(repo, tmp_path, **settings) as web:
+            id = web.post("/v1/jobs", json={"url": file.url}).json()["id"]
+            wait_for_download(web, id)
+            queue = web.app.state.jobs  # type: ignore[attr-defined]  # our app
+            other = SharedStore(redis.url, 600)
+            other.held[f"download-{id}"] = id  # as if ours had expired
+            other._redis.set(f"{{demucs}}:lease:download-{id}", other._token(id), px=600_000)
+            wait_until(lambda: not queue._downloads)
+            assert file.is_cut_off.wait(30)
+            assert get_job(web, id)["status"] == "downloading"
+            file.gate.set()
+            other.release(f"download-{id}", id)  # as if it had ended
+            wait_for(web, id, "done")
+            other.close()
 
 
 def test_expired_lease_that_nobody_took_is_renewed(redis: Redis) -> None:

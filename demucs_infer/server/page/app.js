@@ -203,7 +203,7 @@ class Song {
   }
 
   get isShared() { return this.job.id === this.job.shared_id; } // by another, with a link
-  get isRunning() { return ["queued", "running"].includes(this.job.status); }
+  get isRunning() { return ["downloading", "queued", "running"].includes(this.job.status); }
 
   async follow() {
     if (this.isRunning) {
@@ -231,7 +231,7 @@ class Song {
         this.setStatus(() => t(hasEstimate ? "separatingLeft" : "separating", {
           percent: formatPercent(data.fraction), time: clock(left),
         }), data.fraction);
-      } else if (name === "Stage.Started") {
+      } else if (name === "Stage.Started" && data.stage !== "download") {
         this.job.status = "running";
         if (data.stage === "save") this.setStatus(() => t("stage.save"), null);
       } else if (name === "end") this.setJob(data);
@@ -251,9 +251,15 @@ class Song {
     if (!this.isRunning) return;
     this.setJob(job);
     const stage = hasText(`stage.${job.stage}`) ? `stage.${job.stage}` : "stage.separate";
-    if (job.status === "queued") this.setStatus(() => t(job.position ? "waitingBehind" : "waiting", { count: job.position }), null);
+    if (job.status === "downloading") this.showDownload(job.download);
+    else if (job.status === "queued") this.setStatus(() => t(job.position ? "waitingBehind" : "waiting", { count: job.position }), null);
     else if (job.status === "running" && !job.progress) this.setStatus(() => t(stage), null);
     this.updatePreview();
+  }
+
+  showDownload({ received_bytes: received, total_bytes: total }) {
+    if (!total) return this.setStatus(() => t("downloading"), null);
+    this.setStatus(() => t("downloadingPercent", { percent: formatPercent(received / total) }), received / total);
   }
 
   updatePreview() {
