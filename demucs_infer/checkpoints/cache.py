@@ -109,16 +109,21 @@ class CheckpointStore:
     def obtain_unlisted(self, url: str, path: Path, max_bytes: int) -> Path:
         """Return a file that is not in the catalog, downloading it if necessary.
 
-        Its sha256 is recorded after the download; later, raises `CheckpointError` if it differs.
+        Its sha256 is recorded after the first download. Later, raises `CheckpointError` if the file
+        differs, and `DownloadError` if a new download does.
         """
+        digest = _recorded_digest(path)
         if path.is_file():
-            digest = _recorded_digest(path)
             if digest is not None:
                 self._verify_unless_stamped(path, digest)
             return path
         if self.offline:
-            raise DownloadError(_describe_missing(path, (url,), None))
-        _write_stamp(path, fetch(DownloadRequest((url,), path, None, max_bytes), self.progress))
+            raise DownloadError(_describe_missing(path, (url,), digest))
+        advice = (
+            f", and not the file of the first download; to accept it, delete {_stamp_path(path)}"
+        )
+        request = DownloadRequest((url,), path, digest, max_bytes, advice)
+        _write_stamp(path, fetch(request, self.progress))
         return path
 
     def verify(self, checkpoint: Checkpoint) -> None:
@@ -134,12 +139,16 @@ class CheckpointStore:
             self._verify(path, digest)
 
     def remove(self, checkpoint: Checkpoint) -> bool:
-        """Delete a downloaded file, but never a bundled one; return whether a file was deleted."""
+        """Delete a downloaded file, but never a bundled one; return whether a file was deleted.
+
+        If no sha256 is published, that of the first download is kept, for the next one.
+        """
         path = self.path(checkpoint)
         if checkpoint.is_bundled or not path.exists():
             return False
         path.unlink()
-        _stamp_path(path).unlink(missing_ok=True)
+        if checkpoint.sha256:
+            _stamp_path(path).unlink(missing_ok=True)
         return True
 
     def add_file(self, source: Path, checkpoint: Checkpoint) -> Path:

@@ -22,6 +22,7 @@ from typing import IO, NoReturn, Protocol
 
 from filelock import FileLock
 
+from demucs_infer.checkpoints.mistaken_files import describe_mistaken_file
 from demucs_infer.errors import DownloadError
 from demucs_infer.system.checksum import sha256_file
 from demucs_infer.system.durability import make_folder, rename_file, sync_file
@@ -50,6 +51,8 @@ class DownloadRequest:
     path: Path
     sha256: str | None = None
     max_bytes: int = MAX_BYTES
+    advice: str = ""
+    """What to do if the sha256 differs, as the end of a sentence."""
 
 
 class _RejectedError(Exception):
@@ -86,7 +89,7 @@ def fetch(request: DownloadRequest, progress: Progress | None = None) -> str:
         raise DownloadError(
             f"could not download {path.name}. Tried {'; '.join(problems) or 'no URL'}. "
             f"Download it by other means and copy it to {path}"
-            + (f" (sha256 {request.sha256})." if request.sha256 else ".")
+            + (f" (sha256 {request.sha256})" if request.sha256 else "")
         )
 
 
@@ -166,6 +169,8 @@ def _attempt(url: str, part: Path, request: DownloadRequest, progress: Progress)
         total = _total_bytes(response, done)
         if total is not None and total > request.max_bytes:
             raise _RejectedError(f"too large: {total} bytes, the limit is {request.max_bytes}")
+        if total is None and request.sha256 is None and not response.chunked:
+            raise _RejectedError("the server does not state the size, so a cut would go unnoticed")
         etag = response.headers.get("ETag", "")
         if etag.startswith('"') and etag.isascii():
             etag_path.write_text(etag, "ascii")
@@ -199,11 +204,16 @@ def _receive(
 
 
 def _finish(part: Path, digest: str, request: DownloadRequest) -> str:
+    with part.open("r+b") as file:
+        mistake = describe_mistaken_file(file.read(64))
+        sync_file(file)  # otherwise a power loss may leave zeros under the final name
+    if mistake:
+        _discard(part)
+        raise _RejectedError(f"the server sent {mistake}")
     if request.sha256 is not None and digest != request.sha256:
         _discard(part)
-        raise _RejectedError(f"sha256 mismatch: expected {request.sha256}, got {digest}")
-    with part.open("r+b") as file:
-        sync_file(file)  # otherwise a power loss may leave zeros under the final name
+        problem = f"sha256 mismatch: expected {request.sha256}, got {digest}"
+        raise _RejectedError(problem + request.advice)
     rename_file(part, request.path)
     _etag_path(part).unlink(missing_ok=True)
     return digest

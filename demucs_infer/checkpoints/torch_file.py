@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from demucs_infer.checkpoints.lazy_tensor import LazyTensor, Storage, short_repr
+from demucs_infer.checkpoints.mistaken_files import describe_mistaken_file
 from demucs_infer.checkpoints.zip_index import is_zip, read_entries
 from demucs_infer.errors import CheckpointError
 
@@ -57,6 +58,8 @@ def read_torch_file(path: Path) -> object:
         return _read_zip(data)
     if bytes(data[:1]) == b"\x80":
         return _read_legacy(data)
+    if mistake := describe_mistaken_file(bytes(data[:64])):
+        raise CheckpointError(f"it is {mistake}")
     raise CheckpointError("not written by torch.save: neither a zip archive nor a pickle")
 
 

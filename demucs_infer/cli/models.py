@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demucs_infer import pretrained
+from demucs_infer.checkpoints.cache import CheckpointStore
 from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.checkpoints.download import progress_bar
 from demucs_infer.cli.exit_codes import ExitCode
@@ -85,13 +86,13 @@ def download(
 ) -> list[Path]:
     """Return the files of a model, downloading missing ones with a bar if this is a terminal."""
     network = load_catalog().networks.get(name)
-    is_first = network is not None and not model_info(name, cache_dir=cache_dir).is_cached
+    store = CheckpointStore.from_environment(cache_dir)
+    is_first = network is not None and not store.digest(network.files[1])
     with progress_bar(name, hidden=True if quiet else None) as on_progress:
         paths = pretrained.pull(
             name, to=to, cache_dir=cache_dir, offline=offline, progress=on_progress
         )
-    if network is not None and is_first and not network.sha256 and not quiet:
-        digest = model_info(name, cache_dir=cache_dir).files[-1].sha256
+    if network and is_first and not quiet and (digest := store.digest(network.files[1])):
         sys.stderr.write(
             f"{name}: no sha256 of its weights is published; that of this download, {digest}, is "
             "kept and enforced from now on\n"

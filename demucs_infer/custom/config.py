@@ -262,6 +262,8 @@ class Config:
         MSST is Music-Source-Separation-Training, whose configurations get `name` as `identifier`.
         Raises `ConfigError` with all problems; its message begins with `source`.
         """
+        if msst.is_msst(data) and (problems := msst.find_unknown_overrides(data, overrides)):
+            raise config_error(source, problems)
         data, reader = apply_overrides(data, overrides), SchemaReader()
         translation = splifft.translate(data) if splifft.is_splifft(data) else None
         if msst.is_msst(data):

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from demucs_infer.checkpoints.bounded_yaml import YamlLimits, load_yaml
+from demucs_infer.checkpoints.mistaken_files import describe_mistaken_file
 from demucs_infer.custom.community import PREFIX, detect_type
 from demucs_infer.custom.json_schema import INVALID, SchemaReader, describe_value, to_plain_data
 from demucs_infer.custom.translation import Translation
@@ -24,13 +26,22 @@ LIMITS = YamlLimits(num_bytes=2**18, num_events=20_000, depth=12)
 """Limits for configurations; published ones have less than 16 KB and 1000 events."""
 
 _NETWORK_SECTIONS = ("audio", "model", "training", "kwargs")
+_KEYS = {
+    "audio": ("chunk_size", "dim_t", "hop_length", "num_channels", "sample_rate"),
+    "training": ("channels", "instruments", "samplerate", "segment", "target_instrument"),
+    "inference": ("chunk_size", "dim_t", "normalize", "num_overlap", "overlap_size"),
+}
+"""Keys that are read, in addition to those of the sections for the network."""
 
 
 def read_yaml(path: Path) -> Mapping[str, object]:
     """Read a YAML file of plain values, whose content must be a table."""
     try:
         with path.open("rb") as stream:
-            data = load_yaml(stream.read(LIMITS.num_bytes + 1), LIMITS, tuples=True)
+            content = stream.read(LIMITS.num_bytes + 1)
+        if mistake := describe_mistaken_file(content):
+            raise ConfigError(f"it is {mistake}")
+        data = load_yaml(content, LIMITS, tuples=True)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except ConfigError as error:
@@ -48,6 +59,25 @@ def read_yaml(path: Path) -> Mapping[str, object]:
 def is_msst(data: Mapping[str, object]) -> bool:
     """Return whether `data` has the section that only these files have."""
     return "training" in data
+
+
+def find_unknown_overrides(data: Mapping[str, object], overrides: Sequence[str]) -> list[str]:
+    """Return a problem for each override of a key that `data` lacks and that is not read."""
+    known = {"model", "model_type", *_KEYS, *data}
+    known |= {f"{section}.{key}" for section, keys in _KEYS.items() for key in keys}
+    for section, table in data.items():
+        known |= {f"{section}.{key}" for key in table} if isinstance(table, Mapping) else set()
+    problems = []
+    for override in overrides:
+        path = override.partition("=")[0].strip()
+        section, _, key = path.partition(".")
+        if path in known or (key and section in ("model", "kwargs", data.get("model"))):
+            continue
+        if ".".join(path.split(".")[:2]) in known:  # a key of a table in a section
+            continue
+        close = get_close_matches(path, sorted(known), 1)
+        problems.append(f"{path}: there is no such key{f'; {close[0]}?' if close else ''}")
+    return problems
 
 
 def translate(data: Mapping[str, object], name: str = "") -> Translation:
