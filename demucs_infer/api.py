@@ -21,10 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from demucs_infer.audio.writer import Target, save_audio
+from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.checkpoints.download import progress_bar
 from demucs_infer.custom.build import load_network, wrap_network
+from demucs_infer.custom.community import PREFIX, choose_rules
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
+from demucs_infer.custom.msst import find_pair
 from demucs_infer.engine.network import Ensemble
 from demucs_infer.engine.pipeline import (
     Track,
@@ -51,7 +54,7 @@ from demucs_infer.options import (
     Window,
     change_output,
 )
-from demucs_infer.pretrained import get_model, list_models
+from demucs_infer.pretrained import get_model, list_models, pull
 from demucs_infer.results import (
     InferenceOutput,
     SeparatedFiles,
@@ -177,7 +180,8 @@ class Separator:
     """A loaded model, for any number of tracks and threads.
 
     `model` is a name, a signature, `hf://namespace/name` or the path of a checkpoint; with `repo`,
-    a model in that folder. `callback` is called with upstream's dictionary at the start and the
+    a model in that folder. A network of the community has the settings of its configuration, unless
+    they are given. `callback` is called with upstream's dictionary at the start and the
     end of every window, and may raise to stop the separation. `progress` shows progress bars of
     downloads and tracks on standard error.
 
@@ -194,6 +198,8 @@ class Separator:
 
     _windows: WindowQueue | None = None
     """Where the windows run; None: in threads of each stream."""
+    _config: Config | None = None
+    """The configuration of a network of the community that was loaded by its name."""
 
     def __init__(
         self,
@@ -232,15 +238,23 @@ class Separator:
         self._has_download_bar = progress
         self._load_model()
         is_own = type(self)._load_model is Separator._load_model
-        self._init_from(self._model, values, owns_model=is_own)
+        self._init_from_config(self._model, self._config, values, owns_model=is_own)
 
     def _load_model(self) -> None:
         """Load the model into `_model`; a subclass may override this, as with upstream's class."""
-        has_bar = self._has_download_bar
-        with progress_bar(os.fspath(self._name)) if has_bar else nullcontext() as on_progress:
-            self._model = get_model(
-                self._name, self._repo, progress=on_progress, **cast("Any", self._loading)
-            )
+        has_bar, name = self._has_download_bar, os.fspath(self._name)
+        loading = cast("dict[str, Any]", self._loading)
+        with progress_bar(name) if has_bar else nullcontext() as on_progress:
+            pair = find_pair(name, self._repo)
+            if pair is None and self._repo is None and name in load_catalog().networks:
+                places = {key: loading[key] for key in ("cache_dir", "offline")}
+                config, checkpoint = pull(name, progress=on_progress, **places)
+                pair = config, checkpoint
+            if pair is None:
+                self._model = get_model(name, self._repo, progress=on_progress, **loading)
+                return
+        self._config = Config.from_file(pair[0])
+        self._model = load_network(self._config, pair[1])
 
     def __getattr__(self, name: str) -> Any:
         """Initialize a subclass that sets `_model` itself and does not call `__init__`.
@@ -296,12 +310,7 @@ class Separator:
         values, config = merge_values(options, stem_options, changes), None
         if metadata is not None:
             model, config = wrap_network(model, metadata)
-        if config is not None:
-            values = {**config.settings, **values}
-        separator._init_from(model, values, owns_model=False)
-        if config is not None:
-            separator._input_options = config.input_options
-            separator._output_options = config.output_options
+        separator._init_from_config(model, config, values, owns_model=False)
         return separator
 
     @classmethod
@@ -334,11 +343,30 @@ class Separator:
         parsed = Config.load(config, overrides)
         network = load_network(parsed, checkpoint, metadata)
         separator = cls.__new__(cls)
-        values = {**parsed.settings, **merge_values(options, stem_options, changes)}
-        separator._init_from(network, values, owns_model=True)
-        separator._input_options = parsed.input_options
-        separator._output_options = parsed.output_options
+        values = merge_values(options, stem_options, changes)
+        separator._init_from_config(network, parsed, values, owns_model=True)
         return separator
+
+    def _init_from_config(
+        self,
+        model: nn.Module,
+        config: Config | None,
+        values: Mapping[str, object],
+        *,
+        owns_model: bool,
+    ) -> None:
+        """Initialize with the settings of a configuration, if there is one, changed by `values`."""
+        if config is None:
+            self._init_from(model, values, owns_model=owns_model)
+            return
+        settings = config.settings
+        stems = values.get("stems", settings["stems"])
+        if config.model_type.startswith(PREFIX) and not isinstance(stems, StemPlan):
+            names = config.model.output_stem_names
+            settings["derive"] = choose_rules(config.rules, names, cast("Any", stems))
+        self._init_from(model, {**settings, **values}, owns_model=owns_model)
+        self._input_options = config.input_options
+        self._output_options = config.output_options
 
     def _init_from(
         self, model: nn.Module, values: Mapping[str, object], *, owns_model: bool

@@ -171,7 +171,8 @@ def get_model(
         return load_model(text, trust=trust)
     if text in load_catalog().networks:
         raise ModelLoadingError(
-            f"{text!r} is a configuration and a checkpoint: config, checkpoint = "
+            f"{text!r} is a configuration and a checkpoint: use Separator({text!r}), or "
+            "config, checkpoint = "
             f"demucs_infer.pretrained.pull({text!r}), then Separator.from_pretrained(config=config,"
             " checkpoint=checkpoint)"
         )

@@ -238,7 +238,8 @@ def _load_network(
     if architecture is None:
         raise CheckpointError(
             "the file contains only weights, and not the class of their network: "
-            "pass its architecture to load_model, or use load_weights on an existing network"
+            "pass its architecture to load_model, or use load_weights on an existing network; with "
+            "its YAML or JSON file, use Separator.from_pretrained, or --config and --checkpoint"
         )
     model = build(architecture, strict=strict)
     if "__quantized" in state:

@@ -57,7 +57,9 @@ class CustomModelSpec(ModelSpec):
         if settings.get("two_stems") is not None:  # it excludes stems, which the file may choose
             filled["stems"] = settings.get("stems")
         if self.config.model_type.startswith(PREFIX) and "derive" not in settings:
-            filled["derive"] = choose_rules(self.config.rules, filled["stems"])
+            filled["derive"] = choose_rules(
+                self.config.rules, self.config.model.output_stem_names, filled["stems"]
+            )
         return filled
 
     def weights(self) -> tuple[str, ...]:

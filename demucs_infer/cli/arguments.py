@@ -10,6 +10,9 @@ from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.errors import ConfigError, ModelLoadingError
 from demucs_infer.options import NAMES, OPTIONS, Request, drop_inapplicable, list_options
 
+_CONFIG_SUFFIXES = {".yaml", ".yml"}
+_WEIGHT_SUFFIXES = {".ckpt", ".pt", ".pth", ".safetensors", ".th"}
+
 
 def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; settings of the `--config` file become the defaults of the flags.
@@ -18,7 +21,9 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
     `config_settings`.
     """
     args = parser.parse_args(words)
+    _check_names(parser, args)
     pair: tuple[Path, Path] | None = None
+    folder = args.repo
     if args.config is None and (pair := _find_pair(args)) is not None:
         # Parse again, as if the two files had been given with --config and --checkpoint.
         parser.set_defaults(config=pair[0], checkpoint=pair[1])
@@ -34,7 +39,7 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
     if args.config is None:
         if given := [flag for flag, value in dependent.items() if value]:
             parser.error(f"{given[0]} needs --config")
-        args.custom_config, args.config_settings = None, {}
+        args.custom_config, args.config_settings, args.second_repo = None, {}, folder
         return args
     _check_config_flags(parser, args)
     from demucs_infer.custom.community import PREFIX, choose_rules
@@ -51,31 +56,53 @@ def parse_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> ar
         settings |= {name: getattr(part, name) for name in names}
     parser.set_defaults(**settings)
     args = parser.parse_args(words)
-    args.custom_config, args.config_settings = config, settings
+    args.custom_config, args.config_settings, args.second_repo = config, settings, folder
     if pair is not None:
         args.repo = None
     if config.model_type.startswith(PREFIX) and tuple(args.derive) == config.rules:
-        args.derive = choose_rules(args.derive, args.stems)
+        args.derive = choose_rules(args.derive, config.model.output_stem_names, args.stems)
     if args.two_stems is not None:  # it excludes --stems, which the file may choose
         args.stems = None
     return args
+
+
+def _check_names(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit if a file of a custom network was given as a track or as the name of a model."""
+    advice = "a custom network is --config FILE --checkpoint FILE"
+    for track in args.tracks if hasattr(args, "tracks") else ():
+        if Path(track).suffix.lower() in _CONFIG_SUFFIXES | _WEIGHT_SUFFIXES:
+            parser.error(f"{track} is not a track: {advice}")
+    if args.config is None and Path(args.name or "").suffix.lower() in _CONFIG_SUFFIXES:
+        parser.error(f"--name {args.name} is a configuration: {advice}")
 
 
 def _check_config_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit if the file of --config is missing, or flags that must or must not accompany it."""
     if not args.config.exists():
         parser.error(f"--config {args.config}: no such file")
-    if args.checkpoint is None or args.repo is not None:
-        parser.error("--config needs --checkpoint, and no --repo")
+    if args.config.suffix.lower() in _WEIGHT_SUFFIXES:
+        parser.error(
+            f"--config {args.config} is a file of weights: --config is the YAML or JSON file, and "
+            "--checkpoint the weights"
+        )
+    if args.checkpoint is None:
+        parser.error("--config needs --checkpoint, the file of the weights")
+    if args.repo is not None:
+        parser.error("--config excludes --repo, a folder of models for --name")
 
 
 def _find_pair(args: argparse.Namespace) -> tuple[Path, Path] | None:
-    """Return the configuration and weights of a custom network that was given by its name."""
-    if args.repo is not None:
-        checkpoint = args.repo / f"{args.name}.ckpt"
-        config = checkpoint.with_suffix(".yaml")
-        return (config, checkpoint) if checkpoint.is_file() and config.is_file() else None
-    if args.name not in load_catalog().networks:
+    """Return the configuration and weights of a custom network that was given by its name.
+
+    Without them, a run that only estimates goes on with the name.
+    """
+    from demucs_infer.custom.msst import find_pair
+    from demucs_infer.pretrained import model_info
+
+    if args.repo is not None or args.name not in load_catalog().networks:
+        return find_pair(args.name, args.repo)
+    only_estimates = getattr(args, "dry_run", False) or getattr(args, "plan", False)
+    if only_estimates and not model_info(args.name, cache_dir=args.cache_dir).is_cached:
         return None
     from demucs_infer.cli.models import download
 
@@ -108,11 +135,21 @@ def read_model(args: argparse.Namespace) -> ModelSpec:
 
 
 def _read_second_model(args: argparse.Namespace, name: str) -> ModelSpec:
-    own = argparse.Namespace(**{**vars(args), "name": name})
-    places = {"cache_dir": args.cache_dir, "offline": args.offline}
-    pair = _find_pair(own)
+    """Return a model of the folder of --repo, or else of the catalog."""
+    repo = args.second_repo
+    if repo is not None and (load_catalog().has(name) or name in load_catalog().networks):
+        from demucs_infer.pretrained import list_models
+
+        repo = repo if any(name in models for models in list_models(repo).values()) else None
+    pair = _find_pair(argparse.Namespace(**{**vars(args), "name": name, "repo": repo}))
     if pair is None:
-        return ModelSpec(name=name, repo=args.repo, trust=args.trust_checkpoint, **places)
+        return ModelSpec(
+            name=name,
+            repo=repo,
+            cache_dir=args.cache_dir,
+            offline=args.offline,
+            trust=args.trust_checkpoint,
+        )
     from demucs_infer.batch.custom_model import CustomModelSpec
     from demucs_infer.custom.config import Config
 

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from demucs_infer.audio.formats import FORMATS
+from demucs_infer.batch.custom_model import CustomModelSpec
 from demucs_infer.batch.job import TrackJob, find_done_before
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.checkpoints.catalog import load_catalog, split_bag
@@ -82,8 +83,9 @@ def _describe_track(
 
 def _list_downloads(model: ModelSpec) -> list[dict[str, Any]]:
     """Return the files of a model of the catalog that are not in the cache."""
-    names = [part for part, _ in split_bag(model.name)]
-    if model.repo is not None or not all(map(load_catalog().has, names)):
+    names, catalog = [part for part, _ in split_bag(model.name)], load_catalog()
+    is_listed = all(catalog.has(name) or name in catalog.networks for name in names)
+    if model.repo is not None or isinstance(model, CustomModelSpec) or not is_listed:
         return []
     files = model_info(model.name, cache_dir=model.cache_dir).files
     return [{"file": file.file, "bytes": file.size} for file in files if not file.is_cached]

@@ -181,8 +181,14 @@ class WaveformModel(nn.Module):
         return model_floating_dtype(self.model)
 
     def valid_length(self, length: int) -> int:
-        """Return the input length for a chunk: a short chunk is extended to `chunk_size`."""
-        return max(length, self.chunk_size)
+        """Return the input length for a chunk: a short chunk is extended to `chunk_size`.
+
+        A longer one is extended to a length that the network can process.
+        """
+        if length <= self.chunk_size:
+            return self.chunk_size
+        hop, unit = getattr(self.model, "length_grid", (0, 1))
+        return -(-(length + hop) // unit) * unit - hop
 
     def forward(self, mix: Tensor, **arguments: object) -> Tensor:
         """Separate (B, C, W) -> (B, S, C, W)."""

@@ -17,7 +17,7 @@ from demucs_infer.custom.community import adapt_to_weights, find_community_metad
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata, Traits
 from demucs_infer.custom.registry import find_metadata
-from demucs_infer.errors import ConfigError
+from demucs_infer.errors import CheckpointError, ConfigError
 from demucs_infer.states import AllocationLimit, load_weights
 
 _MAX_TABLES = 2**24
@@ -107,7 +107,10 @@ def load_network(
         _release_initial_weights(network.model)
     else:
         network = build_network(config, metadata)
-    load_weights(network.model, checkpoint)
+    try:
+        load_weights(network.model, checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; is it the file for this configuration?") from error
     if config.inference.weights_dtype is not None:
         network.model.to(str_to_torch_dtype(config.inference.weights_dtype))
     return network

@@ -68,13 +68,14 @@ class CommunityParams:
     sections: Mapping[str, Any]
 
 
-def choose_rules(rules: Iterable[str], stems: Collection[str] | None) -> tuple[str, ...]:
+def choose_rules(
+    rules: Iterable[str], sources: Collection[str], stems: Collection[str] | None
+) -> tuple[str, ...]:
     """Return the rules to derive stems by, for the requested `stems` (None: all).
 
-    The rest of the track is only derived if it is asked for, or nothing else is.
+    The rest of the track is not derived if all requested stems are `sources` of the network.
     """
-    names = {rule.partition("=")[0] for rule in rules}
-    return tuple(rules) if stems is None or names & set(stems) else ()
+    return () if stems is not None and set(stems) <= set(sources) else tuple(rules)
 
 
 def import_library() -> Any:
@@ -149,6 +150,10 @@ def _build(model_type: str, params: CommunityParams) -> nn.Module:
             raise ConfigError(
                 f"model: {TYPES[model_type]} cannot be built from these values: {kind}{error}"
             ) from error
+    if model_type == "mdx23c":
+        hop, scale = sections["audio"]["hop_length"], sections["model"]["scale"][0]
+        # (hop, unit): the length of a window is a multiple of `unit`, minus `hop`.
+        network.length_grid = hop, hop * scale ** sections["model"]["num_scales"]
     if "window" not in getattr(network, "stft_config", {"window": None}):
         network.register_forward_pre_hook(_set_stft_window)
     network.register_forward_hook(_fit_output)

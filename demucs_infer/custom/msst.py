@@ -9,6 +9,7 @@ ignored, and so is `inference.batch_size`, which depends on the machine and not 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -32,6 +33,15 @@ _KEYS = {
     "inference": ("chunk_size", "dim_t", "normalize", "num_overlap", "overlap_size"),
 }
 """Keys that are read, in addition to those of the sections for the network."""
+
+
+def find_pair(name: str, repo: str | os.PathLike[str] | None) -> tuple[Path, Path] | None:
+    """Return `NAME.yaml` and `NAME.ckpt` of a folder; None if there are no such files."""
+    if repo is None:
+        return None
+    checkpoint = Path(repo) / f"{name}.ckpt"
+    config = checkpoint.with_suffix(".yaml")
+    return (config, checkpoint) if checkpoint.is_file() and config.is_file() else None
 
 
 def read_yaml(path: Path) -> Mapping[str, object]:

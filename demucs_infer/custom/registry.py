@@ -105,7 +105,8 @@ def load_registered_network(name: str) -> nn.Module:
     model = _load_registered_model(name)
     if model is None:
         catalog = load_catalog()
-        raise ModelNotFound(name, {*catalog.bags, *catalog.checkpoints, *list_registered_models()})
+        names = {*catalog.bags, *catalog.checkpoints, *catalog.networks}
+        raise ModelNotFound(name, names | {*list_registered_models()})
     if isinstance(model, ModelMetadata):
         raise ModelLoadingError(
             f"{name!r} is a type of network without weights: "

@@ -211,7 +211,9 @@ def _complement(sources: Sequence[str], stem: str, method: str, problems: list[s
     if method == "minus":
         return [Rule(f"minus_{stem}", ((1.0, MIXTURE), (-1.0, stem)))]
     if not others:
-        problems.append(f"{stem!r} is the only stem: use other_method='minus'")
+        problems.append(
+            f"other_method = 'add' needs other stems, but {stem!r} is the only one: choose 'minus'"
+        )
         return []
     return [Rule(f"no_{stem}", tuple(others))]
 

@@ -25,6 +25,7 @@ from demucs_infer.batch.result import TrackResult
 from demucs_infer.batch.workdir import WorkDir
 from demucs_infer.checkpoints.catalog import load_catalog, split_bag
 from demucs_infer.custom.config import Config
+from demucs_infer.custom.msst import find_pair
 from demucs_infer.engine.stems import plan_stems
 from demucs_infer.engine.window_pool import WindowPool
 from demucs_infer.errors import ConfigError, ModelLoadingError, ModelNotFound, format_error
@@ -1339,15 +1340,13 @@ def _find_model(name: str, base: ModelSpec) -> ModelSpec:
     Raises `ConfigError` if that fails.
     """
     try:
-        if base.repo is not None:
-            checkpoint = base.repo / f"{name}.ckpt"
-            config = checkpoint.with_suffix(".yaml")
-            if not (config.is_file() and checkpoint.is_file()):
-                return replace(base, name=name)
-        elif name in load_catalog().networks:
+        pair = find_pair(name, base.repo)
+        if pair is None and base.repo is None and name in load_catalog().networks:
             config, checkpoint = pull(name, cache_dir=base.cache_dir, offline=base.offline)
-        else:
+        elif pair is None:
             return replace(base, name=name)
+        else:
+            config, checkpoint = pair
         return CustomModelSpec(
             name=name, repo=base.repo, config=Config.from_file(config), checkpoint=checkpoint
         )
