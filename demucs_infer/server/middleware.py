@@ -206,8 +206,7 @@ class RecordMiddleware:
         self, scope: Scope, request_id: str, status: int, bytes_sent: int, seconds: float
     ) -> None:
         route = _get_route(scope)
-        method = scope["method"] if route != "other" else "any"
-        self._metrics.observe_request(method, route, status, seconds)
+        self._metrics.observe_request(scope["method"], route, status, seconds)
         if self._is_logging:
             line = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

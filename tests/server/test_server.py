@@ -130,6 +130,18 @@ def test_unknown_method_is_counted_as_other(web: TestClient) -> None:
     assert 'demucs_http_requests_total{method="other",route="/livez",status="405"} 3.0' in text
 
 
+def test_refused_request_is_counted_with_its_method(repo: Path, tmp_path: Path) -> None:
+    with client(repo, tmp_path, api_keys=("the only key",)) as web:
+        for method in ("GET", "POST", "DELETE", "INVENTED"):
+            assert web.request(method, "/v1/jobs").status_code == 401
+        assert web.get("/nowhere").status_code == 404
+        text = web.get("/metrics", headers={"X-API-Key": "the only key"}).text
+        for method in ("GET", "POST", "DELETE", "other"):
+            labels = f'method="{method}",route="other",status="401"'
+            assert f"demucs_http_requests_total{{{labels}}} 1.0" in text
+        assert 'method="GET",route="other",status="404"' in text
+
+
 def test_models_route_lists_models_stems_formats_and_limits(web: TestClient) -> None:
     menu = web.get("/v1/models").json()
     assert [one["name"] for one in menu["models"]] == [FAST, "bag"]
