@@ -27,6 +27,7 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from demucs_infer.audio import container_headers
 from demucs_infer.audio.formats import RATES
 from demucs_infer.errors import AudioReadError
 
@@ -74,19 +75,31 @@ def open_container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
         head = file.read(512)
         if not head:
             raise AudioReadError(f"cannot read {name}: the file is empty")
-        file.seek(0)
         try:
-            container = av.open(
-                _AnonymousFile(file),
-                "r",
-                options=dict(_OPTIONS),
-                metadata_errors="replace",
-                buffer_size=1 << 16,
-            )
+            container = _open_as(None, file)
         except _PYAV_ERRORS as error:
-            raise AudioReadError(f"cannot read {name}: {describe_header(head)}") from error
+            # Of a few frames of MP3, FFmpeg cannot tell whether they are a video (H.263).
+            if not container_headers.has_frame_count(file):
+                raise AudioReadError(f"cannot read {name}: {describe_header(head)}") from error
+            try:
+                container = _open_as("mp3", file)
+            except _PYAV_ERRORS:
+                raise AudioReadError(f"cannot read {name}: {describe_header(head)}") from error
         with contextlib.closing(container):
             yield container
+
+
+def _open_as(format: str | None, file: BinaryIO) -> InputContainer:
+    """Open a file from its beginning; None: FFmpeg finds the format."""
+    file.seek(0)
+    return av.open(
+        _AnonymousFile(file),
+        "r",
+        format,
+        options=dict(_OPTIONS),
+        metadata_errors="replace",
+        buffer_size=1 << 16,
+    )
 
 
 class _AnonymousFile:

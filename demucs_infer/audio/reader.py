@@ -40,6 +40,8 @@ _MAX_PACKET = 8192
 """Samples; no packet of Vorbis, Opus or ALAC is longer."""
 _MP3_FRAME = 1152
 """Samples of an MP3 frame. Decoding one needs the frame before, which may have been cut off."""
+_MP3_DELAY = 529
+"""Samples by which an MP3 decoder is late."""
 _MAX_COVER_BYTES = 1 << 24
 _MAX_TAG_LENGTH = 1 << 16
 _WITH_SAMPLE_COUNT = {"wav", "w64", "aiff", "au", "flac", "tta", "wv", "mp3", "mov", "caf"}
@@ -169,6 +171,9 @@ class AudioReader:
             last = frame
         if last is None:
             return
+        if decoder.count == last.shape[-1] and self._declared.keeps_delay(decoder.count):
+            last = last[:, _MP3_DELAY:]
+            decoder.count -= _MP3_DELAY
         padding = self._declared.padding(decoder.count, last.shape[-1], decoder.last_duration)
         decoder.count -= padding
         yield last[:, : last.shape[-1] - padding]
@@ -208,6 +213,16 @@ class _DeclaredLength:
     """Whether an undamaged file has exactly `frames` samples."""
     is_end_missing: bool = False
     """Whether the end mark is missing."""
+
+    is_mp3: bool = False
+    """Whether this is an MP3 file with the number of its frames."""
+
+    def keeps_delay(self, count: int) -> bool:
+        """Return whether the delay of the decoder is still in a file of one decoded frame.
+
+        FFmpeg forgets that it has to skip samples of a frame of which it also drops the end.
+        """
+        return self.is_mp3 and self.frames is not None and count - self.frames == _MP3_DELAY
 
     def padding(self, count: int, last: int, last_duration: int | None) -> int:
         """Return how many samples at the end are padding, which is to be dropped.
@@ -286,8 +301,10 @@ def _read_sample_count(
     elif kind == "w64":
         # Some writers include the padding to a multiple of eight bytes in the size.
         tolerance = 7 // (width * stream.codec_context.channels)
-    is_exact = kind == "mp3" or not tolerance
-    return _DeclaredLength(frames, tolerance, frames / rate, is_exact=is_exact)
+    is_mp3 = kind == "mp3"
+    return _DeclaredLength(
+        frames, tolerance, frames / rate, is_exact=is_mp3 or not tolerance, is_mp3=is_mp3
+    )
 
 
 def _read_ogg_length(

@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import av
 import lameenc
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from demucs_infer.audio import writer
 from demucs_infer.audio.encoders import lame
 from demucs_infer.audio.encoders.lame import FrameHeader
-from demucs_infer.audio.reader import TrackReader
+from demucs_infer.audio.reader import AudioReader, TrackReader
 from demucs_infer.audio.writer import AudioWriter
 from tests.helpers.oracles import require_tool
 
@@ -52,6 +53,34 @@ def test_mp3_decodes_to_the_original_length(
     path = save(tmp_path / "x.mp3", make_noise(channels, 9001), rate, **options)
     read = torch.cat(list(TrackReader(path, sample_rate=rate, channels=channels).blocks()), -1)
     assert read.shape == (channels, 9001)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100])
+def test_shortest_tracks_decode_to_the_original_length(rate: int, tmp_path: Path) -> None:
+    for channels in (1, 2):
+        for samples in (1, 7, 47, 48):
+            for bitrate in (8, 320):
+                wav = make_noise(channels, samples)
+                path = save(tmp_path / "x.mp3", wav, rate, bitrate=bitrate)
+                read = torch.cat(list(AudioReader(path).blocks()), -1)
+                assert read.shape == wav.shape, (channels, samples, bitrate)
+
+
+def test_shortest_tracks_are_not_shifted(tmp_path: Path) -> None:
+    for samples in (40, 47, 60):  # two frames, of which the second is cut at both ends, or one
+        wav = torch.full((1, samples), 0.5)
+        read = torch.cat(list(AudioReader(save(tmp_path / "x.mp3", wav, 16000)).blocks()), -1)
+        assert (read - wav).abs().max() < 0.1
+
+
+def test_few_frames_that_look_like_a_video_are_read(tmp_path: Path) -> None:
+    """FFmpeg cannot tell a file from H.263 that has a few frames and the code of a picture."""
+    path = save(tmp_path / "x.mp3", make_noise(2, 1), 16000)
+    data = path.read_bytes()
+    path.write_bytes(data[:-200] + b"\0\0\x81\2\4" + data[-195:])
+    with pytest.raises(av.FFmpegError):
+        av.open(str(path))
+    assert sum(block.shape[-1] for block in AudioReader(path).blocks()) == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"bitrate": 64}, {"quality": 4}])
