@@ -98,6 +98,8 @@ def translate(data: Mapping[str, object], name: str = "") -> Translation:
     sections = reader.read_network_sections()
     rate, chunk, hop = reader.read_sizes(is_demucs=model_type == "htdemucs")
     channels = reader.read_channels(model_type)
+    if "roformer" in model_type or "conformer" in model_type:
+        reader.check_count(1 if target else len(stems))
     normalize = reader.get("inference.normalize", bool, False)
     if reader.problems:
         return Translation({}, reader.problems)
@@ -178,6 +180,13 @@ class _Reader:
         for stem in {stem for stem in stems if stems.count(stem) > 1}:
             self._schema.add_problem("training.instruments", f"duplicate entry {stem!r}")
         return stems, target or None
+
+    def check_count(self, expected: int) -> None:
+        """Compare the number of stems of a RoFormer with that of the instruments."""
+        count = self.get("model.num_stems", int, 1, 1)
+        if count != expected and not self.problems:
+            text = f"must be {expected}, as follows from the section training, got {count}"
+            self._schema.add_problem("model.num_stems", text)
 
     def read_network_sections(self) -> dict[str, object]:
         """Return the sections from which the network is built, and check their values."""
