@@ -157,6 +157,10 @@ def _build(model_type: str, params: CommunityParams) -> nn.Module:
     if "window" not in getattr(network, "stft_config", {"window": None}):
         network.register_forward_pre_hook(_set_stft_window)
     network.register_forward_hook(_fit_output)
+    if model_type == "bandit":
+        # As in its first implementation; the library's would apply one mask to both channels.
+        network.register_forward_pre_hook(_split_channels)
+        network.register_forward_hook(partial(_join_channels, channels=params.input_channels))
     for estimator in getattr(network, "mask_estimators", ()):
         # Grouped, its weights would be in memory twice.
         estimator.use_grouped_forward = False
@@ -178,6 +182,19 @@ def _set_stft_window(network: Any, inputs: tuple[Tensor, ...]) -> None:
     """Set the rectangular window that an SCNet takes by default: torch warns of a missing one."""
     length = network.stft_config["win_length"]
     network.stft_config["window"] = inputs[0].new_ones(length)
+
+
+def _split_channels(_network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return (B, C, W) as (B C, 1, W)."""
+    (mix,) = inputs
+    return (mix.reshape(-1, 1, mix.shape[-1]),)
+
+
+def _join_channels(
+    _network: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor, *, channels: int
+) -> Tensor:
+    """Return (B C, S, 1, W) as (B, S, C, W)."""
+    return output.reshape(-1, channels, output.shape[1], output.shape[-1]).transpose(1, 2)
 
 
 def _fit_output(_network: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -241,12 +241,8 @@ class _Reader:
         default = self.get("audio.num_channels", int, 2, 1)
         if "roformer" in model_type or "conformer" in model_type:
             return 2 if self.get("model.stereo", bool, False) else 1
-        paths = {
-            "htdemucs": "training.channels",
-            "scnet": "model.audio_channels",
-            "bandit": "model.in_channel",
-            "bandit_v2": "kwargs.in_channels",
-        }
+        # Bandit networks have one input channel, and take those of the audio one by one.
+        paths = {"htdemucs": "training.channels", "scnet": "model.audio_channels"}
         if model_type not in paths:
             return int(default)
         return int(self.get(paths[model_type], int, 2, 1))

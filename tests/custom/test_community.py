@@ -21,7 +21,7 @@ from demucs_infer.custom.build import load_network
 from demucs_infer.engine.pipeline import Block, TensorTrack
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import write_song
-from tests.helpers.community import CONFIGS, decibels, write_files
+from tests.helpers.community import CONFIGS, RARE_CONFIGS, decibels, write_files
 from tests.helpers.oracles import import_oracle, require_module
 
 
@@ -60,6 +60,41 @@ def test_stems_are_those_of_the_other_implementation(kind: str, pymss: Any, tmp_
                 # A stem of a mono track is the mean of its two channels there.
                 mine = actual[name].mean(0, keepdim=True) if channels == 1 else actual[name]
                 assert decibels(torch.from_numpy(stem.T), mine) >= 110
+
+
+@pytest.mark.parametrize("kind", RARE_CONFIGS)
+def test_stems_of_rare_types_are_those_of_the_other_implementation(
+    kind: str, pymss: Any, tmp_path: Path
+) -> None:
+    config, checkpoint = write_files(RARE_CONFIGS[kind], tmp_path)
+    other = pymss.MSSeparator(
+        "auto", str(checkpoint), str(config), device="cpu", store_dirs={}, logger=silent_logger()
+    )
+    separator = Separator.from_pretrained(config=config, checkpoint=checkpoint)
+    assert separator.audio_channels == 2
+    for channels in (1, 2):
+        track = make_noise(channels, 20_000)
+        expected = other.separate(track.numpy(), pbar=False)
+        actual = separator.run(track, sample_rate=44100).stems
+        assert set(actual) == set(expected)
+        for name, stem in expected.items():
+            mine = actual[name].mean(0, keepdim=True) if channels == 1 else actual[name]
+            if kind == "bandit":  # the other implementation has the mask of the first for both
+                stem, mine = stem[:, :1], mine[:1]
+            assert decibels(torch.from_numpy(stem.T), mine) >= 110
+
+
+@pytest.mark.parametrize("kind", ["bandit", "bandit_v2"])
+def test_channels_of_bandit_are_separated_one_by_one(kind: str, tmp_path: Path) -> None:
+    require_module("pymss_core")
+    config, checkpoint = write_files(RARE_CONFIGS[kind], tmp_path)
+    separator = Separator.from_pretrained(config=config, checkpoint=checkpoint)
+    track = make_noise(2, 10_000)
+    together = separator.run(track, sample_rate=44100).stems
+    for channel in range(2):
+        alone = separator.run(track[channel : channel + 1], sample_rate=44100).stems
+        for name, stem in together.items():
+            assert decibels(alone[name][0], stem[channel]) >= 110
 
 
 KIND = "bs_roformer, one target"

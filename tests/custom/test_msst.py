@@ -274,7 +274,10 @@ HOSTILE: dict[str, tuple[str, str]] = {
         'training.instruments: expected a list, got {"a": 1}',
     ),
     "stem twice": (MEL.replace("'bass'", "'drums'"), "duplicate entry 'drums'"),
-    "stem without an output": (MEL.replace("num_stems: 4", "num_stems: 3"), "must be 4, as follows"),
+    "stem without an output": (
+        MEL.replace("num_stems: 4", "num_stems: 3"),
+        "must be 4, as follows",
+    ),
     "no window": (MEL.replace("chunk_size: 485100, ", ""), "audio.chunk_size: required"),
     "window of a wrong type": (
         MEL.replace("485100", "'large'"),

@@ -204,6 +204,59 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """By type and kind; two of each type that is common."""
 
+_CONFORMER = {
+    "time_conformer_depth": 1,
+    "freq_conformer_depth": 1,
+    **{key: value for key, value in _ROFORMER.items() if "transformer" not in key},
+}
+_BANDIT: dict[str, Any] = {
+    "stems": ["speech", "music", "effects"],
+    "n_bands": 16,
+    "fs": 44100,
+    "n_sqm_modules": 1,
+    "emb_dim": 16,
+    "rnn_dim": 16,
+    "rnn_type": "GRU",
+    "mlp_dim": 16,
+    "n_fft": 512,
+    "win_length": 512,
+    "hop_length": 128,
+}
+RARE_CONFIGS: dict[str, dict[str, Any]] = {
+    "bs_conformer": make_config(
+        8820,
+        2,
+        model={**_CONFORMER, "freqs_per_bands": BANDS},
+        training={"target_instrument": "vocals"},
+    ),
+    "mel_band_conformer": make_config(
+        8820,
+        2,
+        model={**_CONFORMER, "num_bands": 12, "sample_rate": 44100},
+        training={"target_instrument": "vocals"},
+    ),
+    "bandit": make_config(
+        8820,
+        4,
+        model={"in_channel": 1, "band_specs": "musical", **_BANDIT},
+        training={"instruments": ["speech", "music", "effects"]},
+    ),
+    "bandit_v2": make_config(
+        8820,
+        4,
+        model=None,
+        kwargs={"in_channels": 1, "band_type": "musical", **_BANDIT},
+        training={"instruments": ["speech", "music", "effects"]},
+    ),
+    "apollo": make_config(
+        8820,
+        2,
+        model={"sr": 44100, "win": 20, "feature_dim": 32, "layer": 1},
+        training={"instruments": ["restored", "rest"], "target_instrument": "restored"},
+    ),
+}
+"""By type; one of each type that is rare."""
+
 
 def write_files(config: dict[str, Any], folder: Path, name: str = "model") -> tuple[Path, Path]:
     """Write a configuration as YAML and random weights as `.ckpt`; return both paths."""
@@ -214,7 +267,9 @@ def write_files(config: dict[str, Any], folder: Path, name: str = "model") -> tu
     with torch.no_grad():  # initial values are too regular: whole layers would have no effect
         for parameter in network.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    torch.save(network.state_dict(), checkpoint)
+    # Copied, as Bandit networks share tables, and files from a GPU have each table on its own.
+    state = {name: weight.clone() for name, weight in network.state_dict().items()}
+    torch.save(state, checkpoint)
     return config_path, checkpoint
 
 
