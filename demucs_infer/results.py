@@ -208,7 +208,7 @@ class InferenceOutput:
         )
         channels, length = next(iter(self.outputs.values())).shape
         encoding = options.encoding()
-        shaper = Shaper(encoding=encoding, clip=options.clip, exact_sum=options.exact_sum)
+        shaper = Shaper.from_options(options, encoding)
         peaks = {name: peak_of(stem, name) for name, stem in self.outputs.items()}
         gains = clip_gains(peaks, options.clip, encoding)
         with (

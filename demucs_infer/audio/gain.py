@@ -16,6 +16,7 @@ from torch import Tensor
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.errors import DISK_FULL, AudioWriteError
 from demucs_infer.options import Clip as Clip
+from demucs_infer.options import OutputOptions
 
 CLIP_MODES: tuple[Clip, ...] = get_args(Clip)
 """`track`: if a file would clip, one gain for all files, so that they still sum to the mix.
@@ -169,6 +170,11 @@ class Shaper:
     def __post_init__(self) -> None:
         if self.clip not in CLIP_MODES:
             raise ValueError(f"clip = {self.clip!r} must be one of: {', '.join(CLIP_MODES)}")
+
+    @classmethod
+    def from_options(cls, options: OutputOptions, encoding: Encoding) -> "Shaper":
+        """Return the shaper of these settings, for files and live stems alike."""
+        return cls(encoding=encoding, clip=options.clip, exact_sum=options.exact_sum)
 
     def shape(self, blocks: Mapping[str, Tensor], gains: Mapping[str, float]) -> dict[str, Tensor]:
         """Return the blocks (C, T) as float32, ready to be encoded."""

@@ -133,7 +133,7 @@ class StemWriter:
                 temp_folder=temp_folder,
             )
 
-        shaper = Shaper(encoding=encoding, clip=options.clip, exact_sum=options.exact_sum)
+        shaper = Shaper.from_options(options, encoding)
         mix_name = MIX if encoding.kind.holds_all_stems else None
         return cls(spool, stems, open_sink, layout, shaper, mix_name=mix_name)
 

@@ -41,7 +41,7 @@ class LiveStem:
         self._limiter = limiter
         output = job.item.request.output
         self._encoding = Encoding(format, bits=None if format == "mp3" else 16)
-        self._shaper = Shaper(encoding=self._encoding, clip=output.clip, exact_sum=output.exact_sum)
+        self._shaper = Shaper.from_options(output, self._encoding)
         # Kept open, as the file is removed when the job ends.
         self._reader = SpoolReader(live.folder, (len(live.stems), live.channels))
         self._encoder: StreamEncoder | None = None

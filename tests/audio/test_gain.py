@@ -4,9 +4,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import Any, get_args
 
 import demucs.audio
 import pytest
@@ -14,6 +15,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+import demucs_infer
 from demucs_infer.audio.formats import FORMATS, Encoding
 from demucs_infer.audio.gain import (
     CLIP_MODES,
@@ -29,6 +31,7 @@ from demucs_infer.audio.spool import Spool
 from demucs_infer.audio.stem_files import Sink, StemFiles
 from demucs_infer.audio.stem_writer import Layout, StemWriter
 from demucs_infer.errors import AudioWriteError
+from demucs_infer.options import OutputOptions
 from tests.audio.test_writer import limit_file_size
 from tests.helpers.audio_signals import make_noise
 
@@ -320,3 +323,17 @@ def test_clip_mode_without_a_branch_is_an_error() -> None:
     object.__setattr__(shaper, "clip", "limit")
     with pytest.raises(AssertionError, match="limit"):
         shaper.shape({"a": torch.zeros(1, 2)}, {"a": 1.0})
+
+
+def test_all_that_write_stems_have_the_shaper_of_their_settings() -> None:
+    changes: dict[str, Any] = {"clip": "tanh", "exact_sum": False}
+    options = OutputOptions(**changes)
+    names = {field.name for field in fields(Shaper)} - {"encoding"}
+    assert names == changes.keys(), "add a value other than the default"
+    shaper = Shaper.from_options(options, Encoding())
+    default = Shaper(encoding=Encoding())
+    for name in names:
+        assert getattr(shaper, name) == getattr(options, name) != getattr(default, name)
+    package = Path(demucs_infer.__file__).parent
+    direct = [path.name for path in package.rglob("*.py") if "Shaper(" in path.read_text("utf-8")]
+    assert direct == [], "use Shaper.from_options"
