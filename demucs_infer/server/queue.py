@@ -76,6 +76,9 @@ _DOWNLOAD_ENTRY = "download-"
 """Begins the name of the result of a job whose track is still downloaded: the server that does it
 leases that name. The real one depends on the track."""
 
+_STAGES = {"download": "download", "normalize": "separate"}
+"""Stages of the engine's events that begin a stage of the job."""
+
 _MAX_JOBS_IN_MEMORY = 256
 """Above this, finished jobs are dropped from memory, and their events with them."""
 
@@ -800,10 +803,11 @@ class JobQueue:
             if event.fraction >= 1 > job.fraction:
                 self._begin_step(job, "write")
             job.fraction = event.fraction
+            job.stage = "save" if event.fraction >= 1 else "separate"
             if job.live:
                 job.live.length = round(event.seconds_total * job.live.sample_rate)
         elif isinstance(event, Stage.Started):
-            job.stage = event.stage
+            job.stage = _STAGES.get(event.stage, job.stage)
         job.events.append(event_to_json(event))
         job.notify()
 
@@ -873,7 +877,7 @@ class JobQueue:
 
     def _set_final(self, job: Job, status: Status, error: ApiError | None = None) -> None:
         self._end_step(job, "" if error is None else error.code)
-        job.error, job.live = error, None
+        job.error, job.live, job.stage = error, None, ""
         job.fraction = 1.0 if status == "done" else job.fraction
         details = None if error is None else error.to_json()["error"]
         job.record = job.record.replace(status=status, finished=time.time(), error=details)
@@ -1104,6 +1108,9 @@ class JobQueue:
     def _hand_over(self, job: Job) -> None:
         """Let another server continue a job, if there are others."""
         self._end_step(job, "interrupted")
+        if job.is_persistent and self.is_stopping:
+            heir = "another server or the next process" if self._shared else "the next process"
+            logger.warning("job %s is suspended: %s continues it", job.record.id, heir)
         if not self._shared:
             return
         if job.is_persistent:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
 from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi import Query, Request, Response
@@ -646,13 +647,14 @@ class Routes:
     def _view(self, record: JobRecord, shown_id: str = "") -> JobView:
         """Return a job as JSON; one that is shared has its shared id alone."""
         id = shown_id or record.id
+        base = f"{self._settings.base_path}/v1/jobs"
         job = self._jobs.get_job(record.id)
         stems: list[StemView] = []
         if record.status == "done":
             with suppress(ApiError):  # the stems have expired
                 stems = [
                     StemView(name=stem.stem, file=stem.path.name, bytes=stem.size,
-                             url=f"{id}/stems/{stem.stem}")
+                             url=f"{base}/{id}/stems/{quote(stem.stem)}")
                     for stem in self._jobs.get_stems(record).stems
                 ]  # fmt: skip
         keep = self._settings.keep_seconds

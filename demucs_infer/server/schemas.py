@@ -238,7 +238,9 @@ class StemView(BaseModel):
     name: str = Field(examples=["vocals"])
     file: str = Field(examples=["vocals.wav"])
     bytes: int
-    url: str = Field(description="Relative to /v1/jobs/.")
+    url: str = Field(
+        description="The path on this server.", examples=["/v1/jobs/4c1d/stems/vocals"]
+    )
 
 
 class PreviewView(BaseModel):
@@ -274,7 +276,9 @@ class JobView(BaseModel):
     expires: float | None = None
     progress: float = Field(ge=0, le=1)
     stage: str = Field(
-        "", description="Of a running job: fetch and load (the model), read, separate, save."
+        "",
+        description="download (the track), fetch (the model), load (the model), read, separate, "
+        "save, upload (the stems, to the output); empty while the job waits, and at its end.",
     )
     download: DownloadView | None = Field(None, description="Of a track that is downloaded.")
     seconds_left: float | None = None

@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from demucs_infer.options import Request
 from demucs_infer.server import ServerSettings
 from demucs_infer.server.errors import ApiError
 from demucs_infer.server.middleware import AllowedHosts
+from demucs_infer.server.queue import Job
 from demucs_infer.server.schemas import MIME_TYPES, RequestSchema
 from demucs_infer.server.store import JobRecord, JobStore
 from demucs_infer.server.worker import WorkItem, check_result
@@ -485,15 +487,15 @@ def test_job_lifecycle(web: TestClient) -> None:
     assert (view["status"], view["name"], view["progress"]) == ("done", "Blüten.wav", 1)
     assert [one["name"] for one in view["stems"]] == STEMS
     for one in view["stems"]:
-        stem = web.get(f"/v1/jobs/{one['url']}")
+        stem = web.get(one["url"])
         assert len(stem.content) == one["bytes"]
-        part = web.get(f"/v1/jobs/{one['url']}", headers={"Range": "bytes=4-99"})
+        part = web.get(one["url"], headers={"Range": "bytes=4-99"})
         assert (part.status_code, part.content) == (206, stem.content[4:100])
-    assert web.head(f"/v1/jobs/{view['stems'][0]['url']}").status_code == 200
-    beyond = web.get(f"/v1/jobs/{view['stems'][0]['url']}", headers={"Range": "bytes=999999999-"})
+    assert web.head(view["stems"][0]["url"]).status_code == 200
+    beyond = web.get(view["stems"][0]["url"], headers={"Range": "bytes=999999999-"})
     assert read_error(beyond) == (416, "bad_range")
     assert beyond.headers["content-range"] == f"bytes */{view['stems'][0]['bytes']}"
-    malformed = web.get(f"/v1/jobs/{view['stems'][0]['url']}", headers={"Range": "bytes=x-y"})
+    malformed = web.get(view["stems"][0]["url"], headers={"Range": "bytes=x-y"})
     assert read_error(malformed) == (400, "bad_request")
     archive = web.get(f"/v1/jobs/{job['id']}/stems.zip")
     assert zipfile.ZipFile(io.BytesIO(archive.content)).testzip() is None
@@ -529,6 +531,36 @@ def test_job_events_equal_engine_events_and_resume_after_last_event_id(
     assert [data for name, data in received if name == "ChunkProcessed"] == chunks
     later = web.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "3"})
     assert parse_events(later.text)[:-1] == received[3:]
+
+
+def test_stages_of_a_job_follow_each_other_and_end_with_it(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages: list[str] = []
+    until_stopped = threading.Event()
+    notify = Job.notify
+
+    def record_stage(job: Job) -> None:
+        stages.append(job.stage)
+        if until_stopped.is_set():  # the worker waits at its next event until the server stops
+            job.item.cancel.is_set = lambda: not job.item.stop.wait(60)  # type: ignore[method-assign]
+        notify(job)
+
+    monkeypatch.setattr(Job, "notify", record_stage)
+    with client(repo, tmp_path, base_path="/music") as web:
+        done = wait_for_job(web, web.post("/v1/jobs", content=song(0.3, seed=6)).json())
+        assert [stage for stage, _ in groupby(stages)][-5:] == [
+            "load", "read", "separate", "save", ""
+        ]  # fmt: skip
+        assert (done["status"], done["stage"]) == ("done", "")
+        urls = [stem["url"] for stem in done["stems"]]
+        assert urls == [f"/music/v1/jobs/{done['id']}/stems/{stem}" for stem in STEMS]
+        assert web.get(urls[0]).status_code == 200
+        until_stopped.set()
+        running = web.post("/v1/jobs", content=song(0.3, seed=7)).json()
+        wait_until(lambda: web.get(f"/v1/jobs/{running['id']}").json()["status"] == "running")
+    assert f"job {running['id']} is suspended: the next process continues it" in caplog.text
+    assert done["id"] not in caplog.text
 
 
 def test_failed_job_reports_error(web: TestClient) -> None:
@@ -569,9 +601,7 @@ def test_parts_of_stem_join_to_the_whole(web: TestClient, format: str) -> None:
     preview = view["preview"]
     assert preview["stems"] == STEMS and preview["sample_rate"] == RATE
     assert preview["available_seconds"] == preview["duration_seconds"] == 1.3
-    whole = soundfile.read(
-        io.BytesIO(web.get(f"/v1/jobs/{view['stems'][1]['url']}").content), always_2d=True
-    )[0]
+    whole = soundfile.read(io.BytesIO(web.get(view["stems"][1]["url"]).content), always_2d=True)[0]
     path = f"/v1/jobs/{job['id']}/stems/bass"
     parts = [
         decode_wav(web.get(f"{path}/part", params={"start": start, "duration": 0.5}).content)
