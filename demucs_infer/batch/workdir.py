@@ -3,7 +3,6 @@
 import hashlib
 import os
 import secrets
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from demucs_infer.batch.attempts import AttemptRecord, Run, complete, register, withdraw
 from demucs_infer.batch.manifest import Manifest
 from demucs_infer.system.durability import make_folder, sync_folder
+from demucs_infer.system.folders import remove_folder
 from demucs_infer.system.process_lock import ProcessLock
 
 PARTIAL = ".partial"
@@ -77,13 +77,13 @@ class WorkDir:
         for name in ("lock", "key", "attempts", "fault", "samples.f32", "journal", "decoded.f32"):
             path = self.folder / name
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
+                remove_folder(path)
 
     def _clear(self) -> None:
         """Remove everything but the lock."""
         for path in self.folder.iterdir():
             if path.is_dir():  # of a process without locks
-                shutil.rmtree(path, ignore_errors=True)
+                remove_folder(path)
             elif path.name != "lock":
                 path.unlink(missing_ok=True)  # another process may remove its own temporary file
 
@@ -208,7 +208,7 @@ class WorkDir:
         if not self._lock.is_supported:
             with suppress(OSError):  # another process works in the folder
                 if self.data_folder != self.folder:
-                    shutil.rmtree(self.data_folder, ignore_errors=True)
+                    remove_folder(self.data_folder)
                 self._lock.path.unlink(missing_ok=True)
                 self.folder.rmdir()
         self._lock.release()

@@ -31,6 +31,7 @@ from demucs_infer.metrics import evaluate
 from demucs_infer.options import Request
 from demucs_infer.system import storage
 from demucs_infer.system.checksum import sha256_file
+from demucs_infer.system.folders import remove_folder
 from demucs_infer.system.storage import is_remote, join
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class StagedTrack:
     def remove_scratch(self) -> None:
         """Remove the downloaded and the uploaded files."""
         if self.scratch:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            remove_folder(self.scratch)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,8 @@
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -15,6 +13,7 @@ from demucs_infer.batch.manifest import Recipe, find_match, read_manifest
 from demucs_infer.batch.output_paths import OutputPaths
 from demucs_infer.server.schemas import STEM_TEMPLATE
 from demucs_infer.system.checksum import sha256_file
+from demucs_infer.system.folders import remove_folder
 
 MANIFEST = "stems.json"
 _VERIFIED_SECONDS = 60.0
@@ -118,8 +117,7 @@ class ResultCache:
     def remove(self, name: str) -> None:
         """Delete an entry, complete or not."""
         self._verified.pop(str(self.root / name), None)
-        with suppress(OSError):  # of closing a folder, which `rmtree` does not ignore
-            shutil.rmtree(self.root / name, ignore_errors=True)
+        remove_folder(self.root / name)
 
     def evict(
         self,
