@@ -9,7 +9,7 @@ import html
 import io
 import os
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from demucs_infer.audio.filenames import stem_paths
 from demucs_infer.audio.formats import Encoding
 from demucs_infer.audio.gain import Shaper, clip_gains, peak_of, track_gain, translate_os_errors
 from demucs_infer.audio.stem_files import StemFiles
+from demucs_infer.audio.stem_mp4 import check_stem_count
 from demucs_infer.audio.stem_writer import Layout
 from demucs_infer.audio.writer import AudioWriter, Target
 from demucs_infer.options import Format, OutputChanges, OutputOptions, change_output
@@ -76,6 +77,25 @@ def file_layout(
         channels=channels,
         frames=frames if rate == source[0] else None,
     )
+
+
+def check_output(
+    options: OutputOptions, stems: Sequence[str], sample_rate: int, channels: int
+) -> None:
+    """Check, before any track is read, that the stems of a model can be written.
+
+    What depends on the track, with `source` for rate or channels, is checked when it is opened.
+
+    Raises:
+        ValueError: The format does not support these stems or channels, or has no such bit rate.
+    """
+    model = sample_rate, channels
+    layout = file_layout(options, model=model, source=model)
+    encoding = options.encoding()
+    if encoding.kind.holds_all_stems:
+        check_stem_count(stems)
+    if "source" not in (options.rate, options.channels):
+        encoding.check_bitrate(encoding.kind.rate_for(layout.rate), layout.channels)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Describe the audio formats that can be written, and validate encoding settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,10 +14,19 @@ RATES = range(100, 768_001)
 """Plausible sample rates, from seismometers to bat detectors."""
 
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+MPEG_1_BITRATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+"""kbit/s of mp3 at 32000 Hz or more, in the order of the standard's table."""
+
+MPEG_2_BITRATES = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+"""kbit/s of mp3 at lower sample rates."""
+
 _AAC_RATES = (7350, *_MP3_RATES, 64000, 88200, 96000)
 _RF64: Mapping[str, str] = {"rf64": "auto"}  # a RIFF that grows past 4 GiB becomes RF64
 _MOV_FLAGS: Mapping[str, str] = {"brand": "M4A "}  # FFmpeg's muxer `ipod` takes no pictures
 _4_GIB = 1 << 32
+
+NUM_STEMS = 4
+"""Stems in a `.stem.mp4` file, as the format and its players require."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,12 @@ class Format:
     bitrate_per_channel: bool = False
     """Whether `bitrate` is for each channel."""
 
-    bitrates: range = range(0)
+    bitrates: Sequence[int] = range(0)
+    """kbit/s that exist for some sample rate and number of channels."""
+
+    bitrates_for: Callable[[int, int], Sequence[int]] | None = None
+    """kbit/s that exist for a sample rate and a number of channels; None: `bitrates`."""
+
     quality: range = range(0)
     """Variable bit rate: mp3 0 (best) to 9, as LAME's -V; ogg 0 to 10 (best), as oggenc's -q."""
 
@@ -95,6 +109,22 @@ def _pcm(order: str) -> Mapping[int, Codec]:
     }
 
 
+def _mp3_bitrates(sample_rate: int, channels: int) -> Sequence[int]:  # noqa: ARG001
+    if sample_rate >= 32000:
+        return MPEG_1_BITRATES
+    # LAME writes no more than 64 kbit/s at the rates of MPEG-2.5.
+    return MPEG_2_BITRATES if sample_rate >= 16000 else MPEG_2_BITRATES[:8]
+
+
+def _opus_bitrates(sample_rate: int, channels: int) -> Sequence[int]:  # noqa: ARG001
+    return range(6, min(510, 256 * channels) + 1)
+
+
+def _aac_bitrates(sample_rate: int, channels: int) -> Sequence[int]:
+    # FFmpeg's encoder writes no more than 6144 bits in a frame of 1024 samples of a channel.
+    return range(16, min(1024, 6 * sample_rate * channels // 1000) + 1)
+
+
 _M4A = Format(
     name="m4a",
     suffixes=(".m4a", ".mp4"),
@@ -105,6 +135,7 @@ _M4A = Format(
     bitrate=128,
     bitrate_per_channel=True,
     bitrates=range(16, 1025),
+    bitrates_for=_aac_bitrates,
     options=_MOV_FLAGS,
     cover=True,
 )
@@ -130,7 +161,8 @@ _ALL = (
         layouts=_SURROUND[:2],
         rates=_MP3_RATES,
         bitrate=320,
-        bitrates=range(8, 321),
+        bitrates=sorted({*MPEG_1_BITRATES, *MPEG_2_BITRATES}),
+        bitrates_for=_mp3_bitrates,
         quality=range(10),
         preset=range(2, 8),
         default_preset=2,
@@ -154,6 +186,7 @@ _ALL = (
         bitrate=96,
         bitrate_per_channel=True,
         bitrates=range(6, 511),
+        bitrates_for=_opus_bitrates,
     ),
     _M4A,
     replace(
@@ -232,10 +265,29 @@ class Encoding:
                     "format"
                 )
             raise ValueError(
-                f"unsupported {name} = {value} for {kind.name}: use {allowed[0]} to {allowed[-1]}"
+                f"unsupported {name} = {value} for {kind.name}: {_describe(allowed, value)}"
             )
         if self.bitrate is not None and self.quality is not None:
             raise ValueError(f"give bitrate = {self.bitrate} or quality = {self.quality}, not both")
+
+    def check_bitrate(self, sample_rate: int, channels: int) -> None:
+        """Check that the bit rate exists at this sample rate of a file with so many channels.
+
+        Encoders silently take another one, or fail after the separation.
+
+        Raises:
+            ValueError: It does not exist.
+        """
+        kind = self.kind
+        if self.bitrate is None or kind.bitrates_for is None:
+            return
+        allowed = kind.bitrates_for(sample_rate, channels)
+        if self.bitrate not in allowed:
+            raise ValueError(
+                f"unsupported bitrate = {self.bitrate} for {kind.name} of {sample_rate} Hz and "
+                f"{channels} {'channel' if channels == 1 else 'channels'}: "
+                f"{_describe(allowed, self.bitrate)}"
+            )
 
     @property
     def kind(self) -> Format:
@@ -270,6 +322,22 @@ class Encoding:
             return None
         default = kind.bitrate * (channels if kind.bitrate_per_channel else 1)
         return 1000 * (self.bitrate or default)
+
+
+def nearest_bitrate(kind: Format, bitrate: int, sample_rate: int, channels: int) -> int:
+    """Return the bit rate in kbit/s that an encoder takes for one that does not exist."""
+    allowed = kind.bitrates_for(sample_rate, channels) if kind.bitrates_for else kind.bitrates
+    return min(allowed, key=lambda entry: abs(entry - bitrate))
+
+
+def _describe(allowed: Sequence[int], value: int) -> str:
+    """Return which values to use instead: the whole range, or the nearest ones if it has gaps."""
+    first, last = allowed[0], allowed[-1]
+    if len(allowed) == last - first + 1:
+        return f"use {first} to {last}"
+    below = [entry for entry in allowed if entry < value][-1:]
+    above = [entry for entry in allowed if entry > value][:1]
+    return f"use {' or '.join(map(str, below + above))}"
 
 
 def format_of(path: Path) -> str:

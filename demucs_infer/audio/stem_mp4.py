@@ -19,7 +19,7 @@ from torch import Tensor
 
 from demucs_infer.audio.encoders.base import pieces
 from demucs_infer.audio.encoders.pyav import Muxer
-from demucs_infer.audio.formats import Encoding
+from demucs_infer.audio.formats import NUM_STEMS, Encoding
 from demucs_infer.audio.gain import round_together, translate_os_errors
 from demucs_infer.audio.tags import parse_cover
 from demucs_infer.audio.writer import AtomicFile, Target, check_shape
@@ -28,7 +28,6 @@ from demucs_infer.errors import AudioWriteError
 MIX = "mix"
 """The name of the first track in `StemMp4.write`."""
 
-NUM_STEMS = 4  # required by the format and its players
 _COLORS = {"drums": "#009E73", "bass": "#D55E00", "other": "#CC79A7", "vocals": "#56B4E9"}
 _MASTERING = {  # effects that players apply to the sum of the stems; all are disabled
     "compressor": {
@@ -158,13 +157,18 @@ def check_stem_mp4(encoding: Encoding, sample_rate: int, stems: Sequence[str]) -
     """
     if encoding.format not in ("m4a", "alac"):
         raise ValueError(f"unsupported format {encoding.format} in a stem file: use m4a or alac")
+    check_stem_count(stems)
+    if encoding.kind.rate_for(sample_rate) != sample_rate:
+        raise AudioWriteError(f"AAC does not support {sample_rate} Hz; resample to 44100")
+
+
+def check_stem_count(stems: Sequence[str]) -> None:
+    """Raise `ValueError` unless there are as many stems as a stem file has."""
     if len(set(stems) - {MIX}) != NUM_STEMS or len(stems) != NUM_STEMS:
         raise ValueError(
             f"a stem file has {NUM_STEMS} stems, not {len(stems)} ({', '.join(stems)}): "
             "choose four of them, or sum some"
         )
-    if encoding.kind.rate_for(sample_rate) != sample_rate:
-        raise AudioWriteError(f"AAC does not support {sample_rate} Hz; resample to 44100")
 
 
 def _make_manifest(stems: Sequence[str], colors: Mapping[str, str]) -> bytes:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from demucs_infer.audio.channels import convert_channels, require_tensor
 from demucs_infer.audio.encoders.base import pieces
-from demucs_infer.audio.formats import FORMATS, format_of
+from demucs_infer.audio.formats import FORMATS, format_of, nearest_bitrate
 from demucs_infer.audio.reader import AudioInfo, AudioReader, StartBeyondEnd, probe
 from demucs_infer.audio.resample import resample
 from demucs_infer.audio.writer import AudioWriter
@@ -209,10 +209,14 @@ def encode_mp3(
 ) -> None:
     """Write a track (C, T), floats or int16, as MP3; `quality` is 2 (best) to 7 (fastest).
 
+    `bitrate` is in kbit/s; if it does not exist, the nearest is taken, as LAME does.
+
     Raises:
         AudioWriteError: The file cannot be written.
     """
     floats = wav.clamp(-1, 1) if wav.is_floating_point() else wav.float() / (_INT16_MAX + 1)
+    kind = FORMATS["mp3"]
+    bitrate = nearest_bitrate(kind, bitrate, kind.rate_for(samplerate), len(wav))
     with AudioWriter(
         path, samplerate, len(wav), format="mp3", bitrate=bitrate, preset=quality
     ) as out:

@@ -20,7 +20,7 @@ from demucs_infer.audio.encoders.base import Encoder, pieces
 from demucs_infer.audio.encoders.lame import LameEncoder, has_lame
 from demucs_infer.audio.encoders.pyav import Muxer
 from demucs_infer.audio.encoders.vorbis import SndfileEncoder
-from demucs_infer.audio.formats import FORMATS, Encoding, format_of, source_depth
+from demucs_infer.audio.formats import FORMATS, Encoding, format_of, nearest_bitrate, source_depth
 from demucs_infer.audio.gain import check_block, peak_of, prevent_clip, translate_os_errors
 from demucs_infer.audio.tags import Cover, parse_cover
 from demucs_infer.errors import AudioWriteError, FolderNotFound, UnknownSuffix
@@ -254,10 +254,11 @@ class AudioWriter:
 
 
 def check_shape(encoding: Encoding, sample_rate: int, channels: int) -> None:
-    """Check that the format supports this sample rate and number of channels.
+    """Check that the format supports this sample rate, number of channels and bit rate.
 
     Raises:
-        AudioWriteError: The format does not support one of them.
+        AudioWriteError: The format does not support the sample rate or the channels.
+        ValueError: The bit rate does not exist for them.
     """
     if encoding.kind.holds_all_stems:
         raise AudioWriteError(
@@ -273,6 +274,7 @@ def check_shape(encoding: Encoding, sample_rate: int, channels: int) -> None:
         raise AudioWriteError(
             f"unsupported sample rate: {sample_rate} Hz, expected 1 to {_MAX_RATE}"
         )
+    encoding.check_bitrate(encoding.kind.rate_for(sample_rate), channels)
 
 
 def _open_encoder(
@@ -302,8 +304,8 @@ def save_audio(
 ) -> None:
     """Save a track (C, T), with upstream's signature; the suffix of `path` decides the format.
 
-    `bitrate` (kbit/s) and `preset` apply to mp3, `bits_per_sample` and `as_float` to lossless
-    formats.
+    `bitrate` (kbit/s, the nearest that exists) and `preset` apply to mp3, `bits_per_sample` and
+    `as_float` to lossless formats.
 
     Raises:
         AudioWriteError: The suffix is unknown (also a `ValueError`), the folder does not exist
@@ -326,7 +328,9 @@ def save_audio(
             samplerate,
             len(wav),
             bits=(32 if as_float else bits_per_sample) if kind.depths else None,
-            bitrate=bitrate if is_mp3 else None,
+            bitrate=nearest_bitrate(kind, bitrate, kind.rate_for(samplerate), len(wav))
+            if is_mp3
+            else None,
             preset=preset if is_mp3 else None,
         ) as out:
             for piece in pieces(prevent_clip(wav, mode=clip)):

@@ -39,6 +39,7 @@ from demucs_infer.engine.pipeline import Block, Track, TrackEvent
 from demucs_infer.errors import format_error
 from demucs_infer.events import Event, TrackFailed, TrackFinished
 from demucs_infer.options import Request
+from demucs_infer.results import check_output
 from demucs_infer.system.threads import count_cores, limit_to_one_thread
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,10 @@ class BatchRunner:
         keeps_when_full: bool = True,
         reuses_stems: bool = False,
     ) -> None:
+        """Check that the stems can be written as requested; raise `ValueError` otherwise."""
+        check_output(
+            request.output, separator.stems, separator.samplerate, separator.audio_channels
+        )
         self._separator = separator
         self._model = model
         self._preparer = Preparer(

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from demucs_infer.audio.formats import FORMATS
+from demucs_infer.audio.formats import FORMATS, NUM_STEMS
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.errors import ConfigError, ModelLoadingError
@@ -182,6 +182,27 @@ def read_request(args: argparse.Namespace) -> Request:
     values = {name: getattr(args, name) for name in NAMES if hasattr(args, name)}
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return Request().replace(drop_inapplicable({**args.config_settings, **values}))
+
+
+def check_stem_file(args: argparse.Namespace) -> None:
+    """Raise `ValueError` if a file with all stems is requested, but other flags choose some.
+
+    Stems that only the model determines are checked once it is loaded.
+    """
+    if not FORMATS[args.format].holds_all_stems or args.then is not None:
+        return
+    flag = ""
+    if args.two_stems not in (None, args.config_settings.get("two_stems")):
+        flag = f"--two-stems {args.two_stems} gives two"
+    elif args.stems not in (None, args.config_settings.get("stems")) and (
+        len(args.stems) != NUM_STEMS
+    ):
+        flag = f"--stems {','.join(args.stems)} gives {len(args.stems)}"
+    if flag:
+        raise ValueError(
+            f"a {args.format} file has {NUM_STEMS} stems, and {flag}: omit that flag, or choose "
+            "another --format"
+        )
 
 
 def describe_ineffective_flags(args: argparse.Namespace) -> str:

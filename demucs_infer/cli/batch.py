@@ -19,6 +19,7 @@ from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.discovery import STDIN
 from demucs_infer.cli.argument_types import at_least, number
 from demucs_infer.cli.arguments import (
+    check_stem_file,
     describe_ineffective_flags,
     parse_arguments,
     read_model,
@@ -194,6 +195,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
     from demucs_infer.distributed.report import RunReport
     from demucs_infer.distributed.results_table import Summary, check_table, open_table
 
+    check_stem_file(args)
     _check_flags(args, manifest)
     check_table(_results_table(args, manifest))
     args.repo = args.repo and args.repo.absolute()

@@ -59,7 +59,7 @@ def main(opts: Sequence[str] | None = None, *, announces_tracks: bool = False) -
     except Exception as error:  # noqa: BLE001 (users get a message, not a traceback)
         if "--debug" in words:
             traceback.print_exc()
-        _print_error(error)
+        _print_error(error, words)
         if command in _COMMANDS_WITHOUT_MODEL and isinstance(error, ConfigError):
             return ExitCode.USAGE
         if isinstance(error, ModelLoadingError | ConfigError):
@@ -93,24 +93,26 @@ def _reopen_closed_streams() -> None:
                 sys.stderr = open(number, "w")  # noqa: PTH123, SIM115 (open until the end)
 
 
-def _print_error(error: Exception) -> None:
+def _print_error(error: Exception, words: Sequence[str]) -> None:
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
     else:
-        text = _use_flag_name(format_error(error))
+        text = _use_flag_name(format_error(error), words)
         is_expected = isinstance(error, DemucsError | ValueError | OSError)
         if not is_expected and not is_out_of_memory(error):
             text += " (--debug shows the traceback; please report it)"
     print(f"error: {text}", file=sys.stderr)
 
 
-def _use_flag_name(text: str) -> str:
-    """Replace the name of a setting at the beginning of a message of the library by its flag."""
-    match = re.match(r"((?:invalid )?)(\w+) ?= ?", text)
+def _use_flag_name(text: str, words: Sequence[str]) -> str:
+    """Replace the setting at the beginning of a message of the library by the flag as typed."""
+    match = re.match(r"((?:invalid |unsupported )?)(\w+) ?= ?", text)
     option = OPTIONS.get(match[2]) if match else None
     if match is None or option is None or not option.is_in("cli"):
         return text
-    return f"{match[1]}{option.long_flag} {text[match.end() :]}"
+    typed = {word.partition("=")[0] for word in words if word.startswith("--")}
+    flag = next((flag for flag in option.flags if flag in typed), option.long_flag)
+    return f"{match[1]}{flag} {text[match.end() :]}"
 
 
 def _separate(words: Sequence[str], *, announces_tracks: bool) -> int:

@@ -30,6 +30,7 @@ from demucs_infer.batch.output_paths import (
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.cli.arguments import (
+    check_stem_file,
     describe_ineffective_flags,
     read_model,
     read_request,
@@ -55,6 +56,7 @@ def separate_tracks(args: argparse.Namespace, *, announces_tracks: bool = False)
     other data or nothing is requested there.
     """
     model, request = read_model(args), read_request(args)
+    check_stem_file(args)
     if args.page and args.format == "stem.mp4":
         raise ValueError("--page cannot play stem.mp4 files: omit it, or choose another --format")
     is_piped = str(args.out) == STDIN

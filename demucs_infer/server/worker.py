@@ -118,15 +118,18 @@ def separate(
 def _separate(
     item: WorkItem, separator: Separator, on_event: Callable[[Event], None], deadline: float
 ) -> TrackResult:
-    batch = BatchRunner(
-        separator,
-        item.model,
-        item.request,
-        weights=item.weights,
-        max_crashes=_MAX_CRASHES,
-        keeps_when_full=False,  # the same track may never be sent again
-        waits_for_others=item.waits_for_others,
-    )
+    try:
+        batch = BatchRunner(
+            separator,
+            item.model,
+            item.request,
+            weights=item.weights,
+            max_crashes=_MAX_CRASHES,
+            keeps_when_full=False,  # the same track may never be sent again
+            waits_for_others=item.waits_for_others,
+        )
+    except ValueError as error:  # files that cannot be written as requested
+        raise from_exception(error) from error
     job = TrackJob(source=item.source, target=item.output, track=item.name)
     with closing(batch.run([job])) as events:
         for _, event in events:

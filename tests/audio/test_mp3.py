@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from demucs_infer.audio import writer
 from demucs_infer.audio.encoders import lame
 from demucs_infer.audio.encoders.lame import FrameHeader
+from demucs_infer.audio.formats import FORMATS, nearest_bitrate
 from demucs_infer.audio.reader import AudioReader, TrackReader
 from demucs_infer.audio.writer import AudioWriter
 from tests.helpers.oracles import require_tool
@@ -42,14 +43,41 @@ def split_first_frame(path: Path) -> tuple[bytes, bytes]:
     return data[: first.length], data[first.length :]
 
 
+def lame_bitrates(rate: int) -> list[int]:
+    """Return the kbit/s that LAME really writes at a sample rate, of all that can be requested."""
+    written = set()
+    for bitrate in range(8, 321, 8):
+        encoder = lameenc.Encoder()
+        encoder.silence()
+        encoder.set_channels(1)
+        encoder.set_in_sample_rate(rate)
+        encoder.set_out_sample_rate(rate)
+        encoder.set_bit_rate(bitrate)
+        data = bytes(encoder.encode(bytes(2 * 4000))) + bytes(encoder.flush())
+        written.add(FrameHeader(int.from_bytes(data[:4], "big")).bitrate)
+    return sorted(written)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_bit_rates_are_those_that_lame_writes(rate: int) -> None:
+    kind = FORMATS["mp3"]
+    assert kind.bitrates_for and list(kind.bitrates_for(rate, 1)) == lame_bitrates(rate)
+    assert set(kind.bitrates_for(rate, 1)) <= set(kind.bitrates)
+    assert nearest_bitrate(kind, 100, rate, 2) == min(96, lame_bitrates(rate)[-1])
+
+
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize(
-    "options", [{"bitrate": 8}, {"bitrate": 320}, {"quality": 0}, {"quality": 9}]
+    "options",
+    [{"bitrate": 0}, {"bitrate": -1}, {"quality": 0}, {"quality": 9}],
+    ids=["lowest bit rate", "highest bit rate", "best quality", "lowest quality"],
 )
 @pytest.mark.parametrize("channels", [1, 2])
 def test_mp3_decodes_to_the_original_length(
     rate: int, options: dict[str, int], channels: int, tmp_path: Path
 ) -> None:
+    if "bitrate" in options:
+        options = {"bitrate": lame_bitrates(rate)[options["bitrate"]]}
     path = save(tmp_path / "x.mp3", make_noise(channels, 9001), rate, **options)
     read = torch.cat(list(TrackReader(path, sample_rate=rate, channels=channels).blocks()), -1)
     assert read.shape == (channels, 9001)

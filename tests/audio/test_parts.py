@@ -16,7 +16,7 @@ RATE = 8000
 
 KINDS = {name: {} for name in FORMATS if name != "stem.mp4"} | {
     "mp3 vbr": {"quality": 2},
-    "mp3 128": {"bitrate": 128},
+    "mp3 64": {"bitrate": 64},
 }
 
 

@@ -66,6 +66,36 @@ def test_unknown_flag_suggests_the_right_one(
         ("batch empty", 2, "for a folder or a song: demucs-infer empty"),
         ("batch song.wav", 2, "for a folder or a song: demucs-infer song.wav"),
         (
+            "song.wav --mp3 --bitrate 9",
+            2,
+            "error: unsupported --bitrate 9 for mp3: use 8 or 16",
+        ),
+        (
+            "song.wav -n tiny -q --mp3 --mp3-bitrate 16",
+            2,
+            "error: unsupported --mp3-bitrate 16 for mp3 of 44100 Hz and 2 channels: use 32",
+        ),
+        (
+            "song.wav -n tiny -q --format opus --channels 1 --bitrate 300",
+            2,
+            "error: unsupported --bitrate 300 for opus of 48000 Hz and 1 channel: use 6 to 256",
+        ),
+        (
+            "song.wav --format stem.mp4 --stems vocals",
+            2,
+            "error: a stem.mp4 file has 4 stems, and --stems vocals gives 1: omit that flag",
+        ),
+        (
+            "batch list --format stem.mp4 --two-stems vocals",
+            2,
+            "error: a stem.mp4 file has 4 stems, and --two-stems vocals gives two: omit that flag",
+        ),
+        (
+            "song.wav -n tiny -q --format stem.mp4 --derive rest=bass+other",
+            2,
+            "error: a stem file has 4 stems, not 5",
+        ),
+        (
             "song.wav -n tiny -q --max-memory 2",
             2,
             "error: --max-memory 2 bytes is too little: a size",

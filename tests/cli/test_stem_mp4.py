@@ -56,6 +56,11 @@ def test_other_than_four_stems_are_refused(
 ) -> None:
     song = write_song(tmp_path / "song.wav", 1)
     words = [str(song), "-n", "tiny", "--format", "stem.mp4", "-o", str(tmp_path / "out"), "-q"]
-    assert main([*words, "--two-stems", "drums"]) == 1
-    assert "a stem file has 4 stems, not 2 (drums, no_drums)" in capsys.readouterr().err
+    assert main([*words, "--two-stems", "drums"]) == 2
+    assert "a stem.mp4 file has 4 stems, and --two-stems drums gives two" in capsys.readouterr().err
+    assert main([*words, "--derive", "rest=bass+other"]) == 2
+    assert (
+        "a stem file has 4 stems, not 5 (drums, bass, other, vocals, rest)"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ LINES = {
     "rescaled": "-n 9d0a6f1c --shifts 0 --segment 2 --clip-mode rescale loud.wav",
     "floats": "-n 9d0a6f1c --shifts 0 --clip-mode rescale --float32 loud.wav",
     "steps": "-n 9d0a6f1c --shifts 0 --clip-mode rescale loud.wav",
-    "mp3": "-n 9d0a6f1c --shifts 0 --mp3 --mp3-bitrate 128 --mp3-preset 5 a.wav",
+    "mp3": "-n 9d0a6f1c --shifts 0 --mp3 --mp3-bitrate 64 --mp3-preset 5 a.wav",
 }
 
 

@@ -378,6 +378,8 @@ def test_allow_header_lists_every_method_of_the_path(
         ({"overlap": "1"}, {}, SONG, (422, "invalid_parameters")),
         ({"overlap": "nan"}, {}, SONG, (422, "invalid_parameters")),
         ({"bits": "12"}, {}, SONG, (422, "invalid_parameters")),
+        ({"format": "mp3", "bitrate": "9"}, {}, SONG, (422, "invalid_parameters")),
+        ({"format": "mp3", "bitrate": "320"}, {}, SONG, (422, "invalid_parameters")),  # of 8 kHz
         ({"shifts": "21"}, {}, SONG, (422, "too_much_work")),
         ({"start": "30"}, {}, SONG, (422, "unreadable_audio")),
         ({"nonsense": "1"}, {}, SONG, (422, "invalid_parameters")),

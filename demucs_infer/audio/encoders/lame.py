@@ -19,14 +19,11 @@ from torch import Tensor
 
 from demucs_infer.audio.encoders.base import pieces, quantize
 from demucs_infer.audio.encoders.pyav import Muxer
-from demucs_infer.audio.formats import Encoding
+from demucs_infer.audio.formats import MPEG_1_BITRATES, MPEG_2_BITRATES, Encoding
 from demucs_infer.audio.tags import Cover
 
 _MPEG_1 = 3
-_BITRATES = {  # kbit/s of layer 3, by whether it is MPEG-1
-    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
+_BITRATES = {True: (0, *MPEG_1_BITRATES), False: (0, *MPEG_2_BITRATES)}  # is it MPEG-1?
 _RATES = (44100, 48000, 32000)
 _HALVED = {_MPEG_1: 0, 2: 1, 0: 2}  # how often MPEG-2 and MPEG-2.5 halve the rate, by version bits
 _MONO = 3
