@@ -1349,7 +1349,7 @@ def _find_model(name: str, base: ModelSpec) -> ModelSpec:
     try:
         pair = find_pair(name, base.repo)
         if pair is None and base.repo is None and name in load_catalog().networks:
-            config, checkpoint = pull(name, cache_dir=base.cache_dir, offline=base.offline)
+            config, checkpoint = _pull_pair(name, base)
         elif pair is None:
             return replace(base, name=name)
         else:
@@ -1359,6 +1359,18 @@ def _find_model(name: str, base: ModelSpec) -> ModelSpec:
         )
     except ModelLoadingError as error:
         raise ConfigError(f"models: {error}") from error
+
+
+def _pull_pair(name: str, base: ModelSpec) -> list[Path]:
+    """Return the files of a network of the community; log a download, which may take minutes."""
+    is_cached = model_info(name, cache_dir=base.cache_dir).is_cached
+    if not is_cached and not base.offline:
+        logger.info("downloading %s", name)
+    paths = pull(name, cache_dir=base.cache_dir, offline=base.offline)
+    if not is_cached:
+        digest = model_info(name, cache_dir=base.cache_dir).files[-1].sha256
+        logger.info("downloaded %s; the sha256 of its weights, %s, is enforced", name, digest)
+    return paths
 
 
 def _find_stems(model: ModelSpec) -> tuple[str, ...] | None:

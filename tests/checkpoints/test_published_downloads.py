@@ -19,6 +19,7 @@ from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.cli.main import main
 from demucs_infer.pretrained import pull
+from demucs_infer.server import ServerSettings, create_app
 from tests.helpers.cli_process import environment, load, tree, write_song
 from tests.helpers.community import CONFIGS, write_files
 from tests.helpers.oracles import require_module
@@ -140,6 +141,22 @@ def test_separator_by_name_gives_the_stems_of_the_command(source: Source) -> Non
             written = load(Path("separated", NAME, "song", f"{stem}.wav"))
             assert (samples.T.numpy() == written).all()
     assert Separator(NAME, cache_dir="cache", overlap=0).run(song).stems["vocals"].shape[1] == 8000
+
+
+def test_server_downloads_when_it_starts_and_logs_the_sha256(
+    source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "demucs_infer")
+    settings = ServerSettings(
+        data_dir=tmp_path / "data", cache_dir=tmp_path / "cache", models=(NAME,)
+    )
+    create_app(settings)
+    assert source.web.paths == [source.config, source.checkpoint]
+    assert f"downloading {NAME}" in caplog.messages
+    assert source.sha256 in caplog.text
+    caplog.clear()
+    create_app(settings)
+    assert len(source.web.paths) == 2 and not caplog.messages
 
 
 def test_published_sha256_is_enforced(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
