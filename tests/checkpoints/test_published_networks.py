@@ -36,6 +36,40 @@ def test_catalog_has_what_is_known_of_a_dozen_networks() -> None:
         assert network.sha256 == "" or re.fullmatch(r"[0-9a-f]{64}", network.sha256)
 
 
+def test_license_is_stated_only_where_the_weights_are_published() -> None:
+    licenses = {name: net.license for name, net in NETWORKS.items() if net.license != "not stated"}
+    assert licenses == {
+        "mel_band_roformer_kim": "MIT; an earlier copy of its page says unknown",
+        "mel_band_roformer_dereverb": "GPL-3.0",
+        "mel_band_roformer_dereverb_echo": "CC-BY-NC-SA-4.0",
+    }
+    for name in licenses:
+        assert NETWORKS[name].checkpoint.startswith(f"{NETWORKS[name].source}/")
+
+
+def test_score_is_that_of_the_file_or_another_test_set_is_named() -> None:
+    for network in NETWORKS.values():
+        own = re.search(r"sdr_(\d+\.\d\d)", network.checkpoint)
+        if network.score is None or own is None or own[1] in network.score:
+            continue
+        assert re.search("dataset|test set", network.score_source or "")
+
+
+def test_every_network_is_listed_with_what_is_known_of_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["models", "ls", "--json", "--cache-dir", str(tmp_path)]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    for name, network in NETWORKS.items():
+        row = rows[name]
+        assert row["stems"] == list(network.stems) and not row["is_cached"]
+        assert row["license"] == f"{network.license} (as of {network.as_of})"
+        with_source = f"{network.score} ({network.score_source})"
+        score = with_source if network.score else "no score published"
+        for text in (f"{network.architecture} by {network.author}", score):
+            assert text in row["note"]
+
+
 def test_list_and_description_have_type_license_and_score(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
