@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from demucs_infer.batch.manifest import Recipe, find_match, read_manifest
 from demucs_infer.batch.output_paths import OutputPaths
@@ -32,6 +32,21 @@ class CachedStem:
     sha256: str
 
 
+class _FileState(NamedTuple):
+    """What differs after a file was written to."""
+
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def read(cls, path: Path) -> "_FileState":
+        """Return the state of a file."""
+        status = path.stat()
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 @dataclass(frozen=True, slots=True)
 class CachedStems:
     """The complete stems of one track."""
@@ -54,8 +69,10 @@ class ResultCache:
     root: Path
     max_bytes: int
     keep_seconds: float
-    _verified: dict[str, float] = field(default_factory=dict, init=False, compare=False)
-    """When the files of a folder were last verified, by the path of the folder."""
+    _verified: dict[str, tuple[float, list[_FileState]]] = field(
+        default_factory=dict, init=False, compare=False
+    )
+    """When the files of a folder were verified, and their states then, by path of the folder."""
 
     def output_paths(self, name: str, extension: str) -> OutputPaths:
         """Return where to write the stems of the entry `name`."""
@@ -78,16 +95,21 @@ class ResultCache:
     def verify(self, stems: CachedStems) -> bool:
         """Return whether the files have the recorded digests, as a failing disk may damage them.
 
-        The files are read at most once in `_VERIFIED_SECONDS`.
+        Files that nothing has changed are read at most once in `_VERIFIED_SECONDS`.
         """
         now, path = time.monotonic(), str(stems.folder)
-        if self._verified.get(path, -inf) > now - _VERIFIED_SECONDS:
+        try:
+            states = [_FileState.read(stem.path) for stem in stems.stems]
+        except OSError:  # deleted meanwhile
+            return False
+        verified_at, verified = self._verified.get(path, (-inf, states))
+        if verified_at > now - _VERIFIED_SECONDS and verified == states:
             return True
         if any(sha256_file(stem.path) != stem.sha256 for stem in stems.stems):
             return False
         while len(self._verified) >= _MAX_VERIFIED:
             self._verified.pop(next(iter(self._verified)))
-        self._verified[path] = now
+        self._verified[path] = now, states
         return True
 
     def open(self, name: str) -> CachedStems | None:

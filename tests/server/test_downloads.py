@@ -1,6 +1,7 @@
 """Downloads of stems: whole, in parts, not again, and never damaged."""
 
 import io
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,9 +104,10 @@ def test_page_that_browser_has_is_not_sent_again(web: TestClient, path: str) -> 
 def damage(data: Path) -> None:
     """Change a byte of the newest bass, and neither its size nor its time."""
     path = max(data.glob("results/*/bass.wav"), key=lambda one: one.stat().st_mtime_ns)
-    content = bytearray(path.read_bytes())
+    content, status = bytearray(path.read_bytes()), path.stat()
     content[-1] ^= 1
     path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @pytest.mark.parametrize("name", ["stems/bass", "stems/vocals", "stems.zip"])
@@ -133,3 +135,12 @@ def test_damaged_stems_are_made_again(web: TestClient, data: Path) -> None:
 def test_files_are_for_the_user_of_the_server_alone(web: TestClient, data: Path) -> None:
     for path in (data / "uploads", data / "results", data / "jobs.sqlite"):
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_stems_damaged_just_after_they_were_read_are_not_served(
+    web: TestClient, data: Path
+) -> None:
+    address = f"{make_job(web, 91)}/stems/bass"
+    assert [web.get(address).status_code for _ in range(2)] == [200, 200]
+    damage(data)
+    assert web.get(address).status_code == 410
