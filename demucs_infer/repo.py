@@ -265,6 +265,11 @@ class AnyModelRepo:
             return self.model_repo.get_model(name_or_sig)
         if self.bag_repo.has_model(name_or_sig):
             return self.bag_repo.get_model(name_or_sig)
+        if isinstance(self.model_repo, LocalRepo):
+            weights = self.model_repo.root / f"{name_or_sig}.ckpt"
+            if weights.is_file():
+                config = weights.with_suffix(".yaml")
+                raise ModelLoadingError(f"{weights} needs its configuration beside it, as {config}")
         raise ModelNotFound(
             name_or_sig, self.list_model(), in_folder=isinstance(self.model_repo, LocalRepo)
         )

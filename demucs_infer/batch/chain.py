@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.errors import ModelLoadingError
-from demucs_infer.options import Request, SeparationOptions
+from demucs_infer.options import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +46,8 @@ class ChainedModelSpec(ModelSpec):
     def open(self, request: Request) -> Separator:
         """Return a separator that runs both models, for the settings and stems of a request.
 
-        The second model runs with default settings, but with the device, precision and jobs of the
-        request.
+        The second model runs with the settings of its own, but with the device, precision and jobs
+        of the request.
         """
         from typing import cast
 
@@ -58,11 +58,10 @@ class ChainedModelSpec(ModelSpec):
         if chosen is not None and not keeps_stem:
             request = request.replace({"stems": (*chosen, self.stem)})
         options = request.separation
-        own = SeparationOptions(
-            device=options.device, precision=options.precision, jobs=options.jobs
-        )
+        shared = {name: getattr(options, name) for name in ("device", "precision", "jobs")}
+        own = Request().replace(self.second.fill_settings(shared))
         first = open_separator(self.first, request)
-        second = open_separator(self.second, replace(Request(), separation=own))
+        second = open_separator(self.second, own)
         return cast("Separator", ChainedSeparator(first, second, self.stem, keeps_stem=keeps_stem))
 
 

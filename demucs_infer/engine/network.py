@@ -99,8 +99,10 @@ class Ensemble:
             for name in names if self.stems is not None else ("sources", *names):
                 expected, actual = getattr(first, name), getattr(member, name)
                 if actual != expected:
+                    remedy = "; `stems` of a bag in a folder matches them by name"
                     raise ValueError(
                         f"the networks of a bag differ in {name}: {expected} and {actual}"
+                        + (remedy if name == "sources" else "")
                     )
         if self.weights is not None:
             check_weights(self.weights, len(self.members), self.sources)

@@ -5,14 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from demucs_infer import CheckpointError, ConfigError, ModelNotFound, Separator
 from demucs_infer.cli.main import main
 from demucs_infer.custom.community import choose_rules
 from tests.helpers.audio_signals import make_noise
-from tests.helpers.cli_process import write_song
-from tests.helpers.community import CONFIGS, write_files
+from tests.helpers.cli_process import load, write_song
+from tests.helpers.community import CONFIGS, decibels, write_files
 from tests.helpers.oracles import require_module
 
 PAIR = "--config a.yaml --checkpoint a.ckpt"
@@ -117,6 +118,11 @@ MISTAKES = {
     ),
     "half precision without a GPU": (f"{PAIR} --precision fp16", "needs a GPU"),
     "misspelled name in a folder": ("--repo . -n aa", "no model named 'aa'"),
+    "weights alone in a folder": (
+        "--repo . -n cut",
+        "needs its configuration beside it, as cut.yaml",
+    ),
+    "bag by names of a folder": ("--repo . -n a+b", "`stems` of a bag in a folder matches them"),
     "misspelled name of the catalog": ("-n scnet_larg", "Did you mean 'scnet_large'"),
     "bag by names": ("-n scnet_large+htdemucs", "write a bag with the key `stems`"),
     "chain without a stem": ("--repo . -n a --then b", "expected STEM=MODEL"),
@@ -217,3 +223,18 @@ def test_rest_is_derived_unless_all_stems_are_those_of_the_network() -> None:
     rules = ("other=mixture - vocals",)
     for stems, expected in ((None, rules), (["vocals"], ()), (["other"], rules), (["x"], rules)):
         assert choose_rules(rules, ["vocals"], stems) == expected
+
+
+def test_second_network_of_a_chain_has_the_settings_and_stems_of_its_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    words = ["song.wav", "--repo", ".", "-n", "b", "--then", "vocals=a", "--float32", "-q"]
+    assert main([*words, "-o", str(tmp_path)]) == 0
+    outer = Separator("b", ".").run("song.wav").stems
+    inner = Separator("a", ".").run(outer["vocals"], sample_rate=44100).stems
+    expected = {"other": outer["other"], "vocals": inner["vocals"], "vocals_other": inner["other"]}
+    written = {path.stem: load(path) for path in tmp_path.rglob("*.wav")}
+    assert written.keys() == expected.keys()
+    for name, stem in expected.items():
+        assert decibels(stem, torch.from_numpy(written[name].T)) >= 100
