@@ -5,11 +5,11 @@ Shapes: B recordings, S stems, C channels, T samples of the track.
 
 import copy
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -269,24 +269,44 @@ def with_bar(stream: Iterator[Event | Block]) -> Iterator[Event | Block]:
     """
     from demucs_infer.apply import tqdm  # this module's, which is imported if a bar is shown
 
-    windows: Iterator[int] | None = None
+    bar: Generator[None, float, None] | None = None
     try:
         for item in stream:
             if isinstance(item, ChunkProcessed):
-                if windows is None:
-                    seconds = item.seconds_total / item.total_batches
+                if bar is None:
                     bar_class = choose_bar_class(tqdm)
-                    width = {"ncols": 120} if bar_class is tqdm.tqdm else {}  # a widget has its own
-                    bar: Iterable[int] = bar_class(
-                        range(item.total_batches), unit_scale=seconds, unit="seconds", **width
-                    )
-                    windows = iter(bar)
-                    next(windows, None)
-                next(windows, None)  # the bar counts a window when the next one is asked for
+                    is_widget = bar_class is not tqdm.tqdm
+                    bar = _move_widget(bar_class, item) if is_widget else _move_bar(bar_class, item)
+                    next(bar)
+                bar.send(item.seconds_done)
             yield item
     finally:
-        if isinstance(windows, Generator):  # leaves the bar as it stands
+        if bar is not None:  # leaves it as it stands
+            bar.close()
+
+
+def _move_bar(bar_class: Any, first: ChunkProcessed) -> Generator[None, float, None]:
+    """Move a bar by a window whenever the seconds that are done are sent."""
+    seconds = first.seconds_total / first.total_batches
+    bar = bar_class(range(first.total_batches), unit_scale=seconds, unit="seconds", ncols=120)
+    windows = iter(bar)
+    next(windows, None)
+    try:
+        while True:
+            yield
+            next(windows, None)  # the bar counts a window when the next one is asked for
+    finally:
+        if isinstance(windows, Generator):
             windows.close()
+
+
+def _move_widget(bar_class: Any, first: ChunkProcessed) -> Generator[None, float, None]:
+    """Move a widget to the seconds that are sent: it would scale its total only, not its value."""
+    style = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} seconds [{elapsed}<{remaining}]"
+    with bar_class(total=first.seconds_total, bar_format=style) as bar:
+        while True:
+            bar.n = yield  # `update` adds, and the sum of differences may miss the total
+            bar.refresh()
 
 
 def _collect(stream: Iterator[Event | Block], mix: Tensor, num_stems: int) -> Tensor:

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
+import soundfile
 
+from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -36,6 +39,7 @@ for cell in json.load(sys.stdin):
     outputs.append(messages)
 print(json.dumps(outputs), file=sys.__stdout__)
 """
+_PAGE = ROOT / "docs/howto/notebook.md"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _IMPORT = """
 import torch
@@ -44,7 +48,13 @@ from demucs_infer.checkpoints.download import progress_bar
 """
 _SEPARATE = """
 separator = Separator("tiny", device="cpu", progress=True)
-output = separator.run(torch.zeros(2, 44100).uniform_(-0.1, 0.1))
+output = separator.run(torch.zeros(2, 88200).uniform_(-0.1, 0.1))
+"""
+_SHOW_BARS = """
+import ipywidgets, json
+states = [item["state"] for item in ipywidgets.Widget.get_manager_state()["state"].values()]
+bars = [state for state in states if state["_model_name"] == "FloatProgressModel"]
+print(json.dumps([[bar["value"], bar["max"], bar["bar_style"]] for bar in bars]))
 """
 _SEPARATE_AGAIN = "output = separator.run(output.mixture)"
 _DOWNLOAD = """
@@ -68,6 +78,7 @@ widgets, sys.modules["ipywidgets"] = sys.modules["ipywidgets"], None
 _CELLS = {
     "import": _IMPORT,
     "separate": _SEPARATE,
+    "bars": _SHOW_BARS,
     "output": "output",
     "download": _DOWNLOAD,
     "hide widgets": _HIDE,
@@ -80,24 +91,53 @@ Outputs = dict[str, list[tuple[str, dict[str, Any]]]]
 
 
 @pytest.fixture(scope="module")
-def outputs() -> Outputs:
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
     """Return what each cell shows, as kinds and contents of Jupyter's messages."""
+    folder = tmp_path_factory.mktemp("notebook")
+    soundfile.write(folder / "song.mp3", make_noise(2, 44100).T.numpy(), 44100)
+    names = {"htdemucs": "tiny", "song.mp3": folder / "song.mp3", "stems.svg": folder / "stems.svg"}
+    cells = {}
+    for index, cell in enumerate(re.findall(r"```python\n(.*?)```", _PAGE.read_text(), re.DOTALL)):
+        for name, replacement in names.items():
+            cell = cell.replace(f'"{name}"', f'"{replacement}"')
+        cells[f"page {index}"] = cell
+    cells |= _CELLS
     done = subprocess.run(
         [sys.executable, "-c", _RUN_CELLS],
-        input=json.dumps([*_CELLS.values()]),
+        input=json.dumps([*cells.values()]),
         capture_output=True,
         text=True,
         cwd=ROOT,
         env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
     )
     assert done.returncode == 0, done.stderr
-    return dict(zip(_CELLS, json.loads(done.stdout), strict=True))
+    return dict(zip(cells, json.loads(done.stdout), strict=True))
 
 
 @pytest.mark.parametrize("cell", ["separate", "download"])
 def test_notebook_with_widgets_shows_its_own_bar(cell: str, outputs: Outputs) -> None:
     assert [kind for kind, _ in outputs[cell]] == ["display_data"], outputs[cell]
     assert _WIDGET in outputs[cell][0][1]["data"]
+
+
+def test_bar_of_a_notebook_ends_at_its_total(outputs: Outputs) -> None:
+    ((_, content),) = outputs["bars"]
+    assert json.loads(content["text"]) == [[1.0, 1.0, "success"], [2.0, 2.0, "success"]]
+
+
+@pytest.mark.parametrize(
+    ("cell", "kinds"),
+    [
+        pytest.param("page 0", ["execute_result"], id="players"),
+        pytest.param("page 1", ["stream"], id="events"),
+        pytest.param("page 2", ["display_data"], id="bar"),
+        pytest.param("page 3", [], id="picture"),
+    ],
+)
+def test_cell_of_the_page_shows_what_it_is_for(
+    cell: str, kinds: list[str], outputs: Outputs
+) -> None:
+    assert sorted({kind for kind, _ in outputs[cell]}) == kinds, outputs[cell]
 
 
 def test_notebook_shows_players(outputs: Outputs) -> None:
