@@ -5,10 +5,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+from demucs_infer.checkpoints.cache import cache_folder
 from demucs_infer.cli.exit_codes import ExitCode
 from demucs_infer.cli.parser import FlagParser
 from demucs_infer.errors import ConfigError
@@ -32,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     for setting in fields(ServerSettings):
         name = setting.name
         flag = "--api-key" if name == "api_keys" else f"--{name.replace('_', '-')}"
-        options: dict[str, Any] = {"dest": name, "help": setting.metadata["help"]}
+        options: dict[str, Any] = {"dest": name, "help": _describe(setting)}
         if bool in (setting.type, *getattr(setting.type, "__args__", ())):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         else:
@@ -40,6 +41,30 @@ def make_parser() -> argparse.ArgumentParser:
             parser.add_argument(flag, type=_make_converter(name), metavar=metavar, **options)
     parser.set_defaults(**{setting.name: None for setting in fields(ServerSettings)})
     return parser
+
+
+def _describe(setting: "Field[Any]") -> str:
+    """Return the help of a setting, with its default unless the help states it."""
+    text: str = setting.metadata["help"]
+    default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+    if setting.name == "cache_dir":
+        default = cache_folder()
+    if "default:" in text:
+        return text
+    match default:
+        case bool():
+            shown = "yes" if default else "no"
+        case int() | float():
+            shown = f"{default:.12g}"
+        case Path():
+            home = Path.home()
+            short = Path("~") / default.relative_to(home) if home in default.parents else default
+            shown = short.as_posix().replace("%", "%%")
+        case tuple():
+            shown = ",".join(default)
+        case _:
+            shown = str(default or "")
+    return f"{text} (default: {shown or 'none'})"
 
 
 def run(words: Sequence[str]) -> int:

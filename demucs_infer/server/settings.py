@@ -69,7 +69,7 @@ class ServerSettings:
     )
     repo: Path | None = setting("folder of models to use instead of the standard ones", None)
     cache_dir: Path | None = setting("folder for downloaded models", None)
-    offline: bool | None = setting("do not download models", None)
+    offline: bool | None = setting("do not download models (default: no)", None)
     data_dir: Path = setting(
         "folder for uploads, results and jobs; each server needs its own, unless redis_url is set",
         factory=lambda: cache_folder() / "server",
@@ -124,7 +124,9 @@ class ServerSettings:
     )
     warmup: bool = setting("load the first model at startup instead of on first use", True)
     api_keys: tuple[str, ...] = setting(
-        "accepted API keys (default: no authentication)", (), is_secret=True
+        "accepted API keys of at least 8 characters (default: no authentication)",
+        (),
+        is_secret=True,
     )
     api_keys_file: Path | None = setting(
         "file with more API keys, one a line; lines that begin with # are ignored", None

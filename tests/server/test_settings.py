@@ -105,14 +105,21 @@ def test_invalid_flag_is_usage_error(words: list[str], capsys: pytest.CaptureFix
     assert words[0] in capsys.readouterr().err
 
 
-def test_every_setting_has_flag_with_help() -> None:
-    text = serve.make_parser().format_help()
+def test_every_setting_has_flag_with_help_and_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEMUCS_INFER_CACHE", str(Path.home() / "cache"))
+    parser = serve.make_parser()
+    text = parser.format_help()
     from dataclasses import fields
 
+    helps = {action.dest: action.help or "" for action in parser._actions}
     for one in fields(ServerSettings):
         flag = "--api-key" if one.name == "api_keys" else f"--{one.name.replace('_', '-')}"
         assert flag in text
+        assert "(default: " in helps[one.name], flag
     assert "None" not in text
+    assert helps["max_bytes"].endswith("(default: 536870912)")
+    assert helps["page"].endswith("(default: yes)")
+    assert helps["data_dir"].endswith("(default: ~/cache/server)")
 
 
 @pytest.mark.parametrize(
