@@ -227,11 +227,11 @@ class Normalizer:
 
     def normalize(self, x: Tensor) -> Tensor:
         """Bring (B, ...) to zero mean and unit deviation."""
-        return (x - self.mean) / (1e-5 + self.std)
+        return (x - self.mean).div_(1e-5 + self.std)
 
     def denormalize(self, x: Tensor) -> Tensor:
         """Bring (B, S, ...) back to the original mean and deviation."""
-        return x * self.std[:, None] + self.mean[:, None]
+        return (x * self.std[:, None]).add_(self.mean[:, None])
 
 
 @dataclass(slots=True, eq=False)
@@ -320,13 +320,13 @@ class Hybrid(nn.Module):
         length = mix.shape[-1]
         z = self.analyze(mix)
         x = self.to_planes(z).to(mix.device)
+        if self.config.cac:
+            z = z.new_empty(0)
         normalizer, normalizer_time = Normalizer.measure(x), Normalizer.measure(mix)
         # At its peak, a window should not also hold its spectrum in three forms: without a name
         # here, the planes are freed after the first layer; `z` only tells the device, if `cac`.
         planes = [normalizer.normalize(x)]
         del x
-        if self.config.cac:
-            z = z.new_empty(0)
         x, xt = self.estimate(
             planes.pop(), normalizer_time.normalize(mix) if self.config.hybrid else None
         )
@@ -338,7 +338,7 @@ class Hybrid(nn.Module):
         if xt is None:
             return wave
         xt = _select_stems(xt, stems, self.audio_channels)
-        return normalizer_time.denormalize(xt.unflatten(1, (-1, self.audio_channels))) + wave
+        return normalizer_time.denormalize(xt.unflatten(1, (-1, self.audio_channels))).add_(wave)
 
     def estimate(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Apply the two U-Nets: (B, P, F, T) and (B, C, W) -> (B, S*P, F, T) and (B, S*C, W)."""
@@ -362,14 +362,13 @@ class Hybrid(nn.Module):
         x, xt = self.bottleneck(x, xt)
         first_time = len(self.decoder) - len(self.tdecoder)
         for index, decode in enumerate(self.decoder):
-            x, merged = decode(x, skips.tensors.pop(), skips.lengths.pop())
-            if index < first_time:
-                continue
-            decode_time = self.tdecoder[index - first_time]
-            if decode_time.empty:
-                xt, _ = decode_time(merged[:, :, 0], None, skips_time.lengths.pop())
-            else:
+            decode_time = self.tdecoder[index - first_time] if index >= first_time else None
+            # First the branch that needs less memory, and frees its skip connection.
+            if decode_time is not None and not decode_time.empty:
                 xt, _ = decode_time(xt, skips_time.tensors.pop(), skips_time.lengths.pop())
+            x, merged = decode(x, skips.tensors.pop(), skips.lengths.pop())
+            if decode_time is not None and decode_time.empty:
+                xt, _ = decode_time(merged[:, :, 0], None, skips_time.lengths.pop())
         return x, xt
 
     def analyze(self, mix: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ from demucs_infer.events import (
     TrackFinished,
 )
 from demucs_infer.options import SeparationOptions
+from demucs_infer.system.arena import use_arenas
 from demucs_infer.system.malloc import keep_large_allocations, return_free_memory
 from demucs_infer.system.threads import limit_threads
 
@@ -193,6 +194,7 @@ def separate_many(
         keeps_allocations = runner.should_keep_allocations(members, options)
         if keeps_allocations:
             stack.enter_context(keep_large_allocations())
+            stack.enter_context(use_arenas())
         requests = stack.enter_context(closing(_requests(tracks, config)))
         groups = stack.enter_context(closing(_batch_across_tracks(requests, max_tracks_per_batch)))
         background = config.parallelism.windows

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from demucs_infer.layers import LayerScale
 from demucs_infer.optimized.kernels import Linear, attend
 from demucs_infer.optimized.layout import tiles
+from demucs_infer.system.arena import empty
 from demucs_infer.transformer import Attention, CrossLayer, CrossTransformer, SelfLayer
 
 
@@ -43,15 +44,41 @@ class FastAttention:
         self._project_memory = Linear(weight[split:], bias[split:], dtype) if crosses else None
         self._project_out = _make_scaled_linear(attention.out_proj, scale, dtype)
 
-    def __call__(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Attend from `x` (B, N, C) to `memory` (B, M, C), or to `x` if `memory` is None."""
-        if memory is None or self._project_memory is None:
-            q, k, v = self._project(x).chunk(3, dim=-1)
-        else:
-            q = self._project(x)
-            k, v = self._project_memory(memory).chunk(2, dim=-1)
-        q, k, v = (each.unflatten(-1, (self._heads, -1)) for each in (q, k, v))
-        return self._project_out(attend(q, k, v, dtype=self._dtype).flatten(2)).float()
+    def attend(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Return (B, N, C) plus its attention to itself, after `norm`."""
+        return self._add(x, *self._split_heads(_project(self._project, norm, x), 3))
+
+    def attend_to(
+        self, memory: Tensor, memory_norm: nn.Module, x: Tensor, norm: nn.Module
+    ) -> Tensor:
+        """Return `x` (B, N, C) plus its attention to `memory` (B, M, C), each after its norm."""
+        assert self._project_memory is not None
+        queries = self._split_heads(_project(self._project, norm, x), 1)
+        projected = _project(self._project_memory, memory_norm, memory)
+        return self._add(x, *queries, *self._split_heads(projected, 2))
+
+    def _split_heads(self, x: Tensor, count: int) -> list[Tensor]:
+        return [part.unflatten(-1, (self._heads, -1)) for part in x.chunk(count, dim=-1)]
+
+    def _add(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attended = attend(q, k, v, dtype=self._dtype).flatten(2).flatten(0, 1)
+        sums = empty(*x.shape)
+        inputs, outputs = x.flatten(0, 1), sums.view(-1, x.shape[-1])
+        for start, stop in tiles(len(inputs), 8 * x.shape[-1]):
+            rows = slice(start, stop)
+            torch.add(self._project_out(attended[rows]), inputs[rows], out=outputs[rows])
+        return sums
+
+
+def _project(linear: Linear, norm: nn.Module, x: Tensor) -> Tensor:
+    """Multiply `norm(x)` (B, N, C) by the weights, as many tokens at a time as fit in the cache."""
+    if not isinstance(norm, nn.LayerNorm):  # it needs all tokens
+        return linear(norm(x))
+    rows, size = x.flatten(0, 1), linear.num_outputs
+    products = empty(len(rows), size, dtype=linear.dtype)
+    for start, stop in tiles(len(rows), 4 * (x.shape[-1] + size)):
+        products[start:stop] = linear(norm(rows[start:stop]))
+    return products.view(*x.shape[:2], size)
 
 
 def _make_scaled_linear(linear: nn.Linear, scale: nn.Module, dtype: torch.dtype) -> Linear:
@@ -79,28 +106,32 @@ class FastLayer:
         """Apply attention and perceptron to (B, N, C); a cross layer attends to `other`."""
         norms = cast(Any, self._layer)
         if other is None:
-            x = x + self._attention(norms.norm1(x))
-            self._add_feed_forward(x, norms.norm2(x))
+            x = self._attention.attend(x, norms.norm1)
+            self._add_feed_forward(x, norms.norm2)
         else:
-            x = x + self._attention(norms.norm1(x), norms.norm2(other))
-            self._add_feed_forward(x, norms.norm3(x))
+            x = self._attention.attend_to(other, norms.norm2, x, norms.norm1)
+            self._add_feed_forward(x, norms.norm3)
         return _normalize_items(norms.norm_out, x)
 
-    def _add_feed_forward(self, x: Tensor, normalized: Tensor) -> None:
+    def _add_feed_forward(self, x: Tensor, norm: nn.Module) -> None:
         """Add the perceptron to `x` (B, N, C), as many tokens at a time as fit in the cache."""
-        rows, inputs = x.flatten(0, 1), normalized.flatten(0, 1)
+        rows = x.flatten(0, 1)
+        is_layer_norm = isinstance(norm, nn.LayerNorm)
+        inputs = rows if is_layer_norm else norm(x).flatten(0, 1)
         for start, stop in tiles(len(rows), 4 * self._hidden):
-            rows[start:stop] += self._down(self._up(inputs[start:stop], gelu=True)).float()
+            tile = inputs[start:stop]
+            hidden = self._up(norm(tile) if is_layer_norm else tile, gelu=True)
+            rows[start:stop] += self._down(hidden).float()
 
 
 def _normalize_items(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply `norm` to (B, N, C); a group norm of one group needs no transposed copy."""
+    """Apply `norm` to (B, N, C), maybe in place; one group needs no transposed copy."""
     if not isinstance(norm, nn.GroupNorm) or norm.num_groups != 1:
         y: Tensor = norm(x)
         return y
-    x = x - x.mean(dim=(1, 2), keepdim=True)
+    x -= x.mean(dim=(1, 2), keepdim=True)
     gain = norm.weight * torch.rsqrt(x.square().mean(dim=(1, 2), keepdim=True) + norm.eps)
-    return torch.addcmul(norm.bias, x, gain)
+    return torch.addcmul(norm.bias, x, gain, out=x)
 
 
 class FastTransformer(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor
 from demucs_infer.hdemucs import Hybrid, Normalizer
 from demucs_infer.optimized.layout import tiles
 from demucs_infer.spec import hann
+from demucs_infer.system.arena import empty
 
 _PADDING_FRAMES = 2
 """Silent frames on each side, which the networks never see."""
@@ -54,9 +55,8 @@ class InverseStft:
             return self._original(x, normalizer, z, length)
         batch, planes, _, frames = x.shape
         stems, channels = planes // self._planes, self._planes // 2
-        waves = x.new_empty(batch, stems, channels, length)
-        size = (batch, channels, frames + 2 * _PADDING_FRAMES, 4 * self._hop)
-        windows = torch.empty(size)
+        waves = empty(batch, stems, channels, length)
+        windows = empty(batch, channels, frames + 2 * _PADDING_FRAMES, 4 * self._hop)
         for start in range(0, stems, _STEMS_AT_A_TIME):
             stop = min(start + _STEMS_AT_A_TIME, stems)
             selected = x[:, start * self._planes : stop * self._planes]
@@ -71,7 +71,7 @@ class InverseStft:
         batch, _, bins, frames = x.shape
         real_imag = x.unflatten(1, (-1, self._planes // 2, 2)).permute(0, 1, 2, 5, 4, 3)
         size = (*real_imag.shape[:3], frames + 2 * _PADDING_FRAMES, bins + 1)
-        spectra = torch.empty(size, dtype=torch.complex64)
+        spectra = empty(*size, dtype=torch.complex64)
         for silent in (
             spectra[..., bins:],
             spectra[..., :_PADDING_FRAMES, :],
@@ -90,7 +90,7 @@ class InverseStft:
         """Apply the window and overlap-add: (B, C, T, nfft) -> (B, C, length)."""
         frames = frames.unflatten(-1, (_HOPS_PER_FRAME, self._hop))
         *other, count, _, _ = frames.shape
-        sums: Tensor = frames.new_zeros(*other, count + _HOPS_PER_FRAME - 1, self._hop)
+        sums = empty(*other, count + _HOPS_PER_FRAME - 1, self._hop).zero_()
         for index, window in enumerate(self._window):
             sums[..., index : index + count, :].addcmul_(frames[..., index, :], window)
         return sums.flatten(-2)[..., self._start : self._start + length]

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from demucs_infer.system.arena import empty
+
 Pair = tuple[int, int]
 
 
@@ -90,6 +92,7 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        self.num_outputs = len(weight)
         self._weight = weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
         self._packed = has_packed_kernels(dtype)
@@ -204,23 +207,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dtype: torch.dtype) -> Tensor:
     """
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if attends_in_rows(dtype):
-        return torch.stack([_attend_in_rows(*item) for item in zip(q, k, v, strict=True)])
+        y = empty(*q.shape, dtype=dtype)
+        for item in zip(q, k, v, y, strict=True):
+            _attend_in_rows(*item)
+        return y
     queries, keys, values = (each.transpose(1, 2) for each in (q, k, v))
     y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
     return y.transpose(1, 2)
 
 
-def _attend_in_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend_in_rows(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
     """Run `attend` for one item, with as many queries at a time as fit in the cache."""
     rows = 192 if q.dtype == torch.float32 else 512
-    out = q.new_empty(q.shape)
     for head in range(q.shape[1]):
         queries, keys, values = (each[:, head].contiguous() for each in (q, k, v))
         weigh = _make_value_product(values)
         for start in range(0, len(q), rows):
             scores = linear(queries[start : start + rows], keys)
             out[start : start + rows, head] = weigh(torch.softmax(scores, -1))
-    return out
 
 
 def _make_value_product(values: Tensor) -> Callable[[Tensor], Tensor]:

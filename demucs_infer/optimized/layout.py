@@ -3,13 +3,15 @@
 Shapes: B batch, C channels, F bins, T steps of time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_TILE_BYTES = 4 << 20
+from demucs_infer.system.arena import empty
+
+_TILE_BYTES = 2 << 20
 """Largest input of a gate in one tile: about the second-level caches of two cores."""
 
 
@@ -31,13 +33,15 @@ def channels_last(x: Tensor) -> Tensor:
     """Return `x` in channels-last memory: (B, C, F, T), or (B, C, T) as an image of one row."""
     if x.dim() == 3:
         x = x[:, :, None]
-    return x.contiguous(memory_format=torch.channels_last)
+    if x.dtype != torch.float32 or x.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous(memory_format=torch.channels_last)
+    return empty_channels_last(x.shape).copy_(x)
 
 
-def empty_channels_last(shape: tuple[int, int, int, int]) -> Tensor:
+def empty_channels_last(shape: Sequence[int]) -> Tensor:
     """Allocate (B, C, F, T) in channels-last memory."""
     batch, channels, bins, steps = shape
-    return torch.empty(batch, bins, steps, channels).permute(0, 3, 1, 2)
+    return empty(batch, bins, steps, channels).permute(0, 3, 1, 2)
 
 
 def view_as_rows(x: Tensor) -> Tensor:

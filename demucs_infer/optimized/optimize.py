@@ -25,6 +25,7 @@ from demucs_infer.optimized.packed_linear import (
     pack_linear_layers,
     release_originals,
 )
+from demucs_infer.optimized.stft import ForwardStft
 from demucs_infer.optimized.unet import (
     FastDecoder,
     FastEncoder,
@@ -165,6 +166,9 @@ def _optimize_for_cpu(
     if isinstance(fast, Hybrid):
         _fold_embedding(fast)
         if istft.supports(fast):
+            forward = ForwardStft(fast)
+            object.__setattr__(fast, "analyze", forward.analyze)
+            object.__setattr__(fast, "to_planes", forward.to_planes)
             object.__setattr__(fast, "to_wave", InverseStft(fast))
     if consume_weights:
         for name, module in network.named_children():

@@ -28,6 +28,7 @@ from demucs_infer.optimized.layout import (
     view_as_rows,
 )
 from demucs_infer.optimized.winograd import WinogradConv
+from demucs_infer.system.arena import empty
 
 
 def supports(layer: EncoderLayer | DecoderLayer) -> bool:
@@ -185,7 +186,7 @@ class FrequencyDecoder:
             # A tile also needs the last rows of the tile before it, or silence at the edges.
             previous_rows = previous_rows if start else silent_rows
             trailing_rows = silent_rows[: lookback if stop == bins else 0]
-            block = torch.empty(lookback + stop - start + len(trailing_rows), steps, channels)
+            block = empty(lookback + stop - start + len(trailing_rows), steps, channels)
             block[:lookback], block[lookback + stop - start :] = previous_rows, trailing_rows
             self._merge_skip(block[lookback : lookback + stop - start], x[item], skip[item], start)
             previous_rows = block[stop - start :][:lookback]

@@ -174,16 +174,26 @@ def compare_batch(args: argparse.Namespace, repo: Path, work: Path) -> Row:
 
 
 def compare_workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
-    """Compare two workers ("ours") with one, a thread each, on a manifest of equal tracks."""
+    """Compare two workers ("ours") with one, a thread each, on a manifest of equal tracks.
+
+    Then one process on all cores ("ours") with two of a thread each.
+    """
     seconds = args.seconds or 17.5  # three windows
     names = [f"{number}.wav" for number in range(TRACKS)]
     write_tracks(work, names, seconds)
     manifest = work / "tracks.txt"
     manifest.write_text("".join(f"{name}\n" for name in names))
 
-    def batch(out: str, *flags: str) -> list[str]:
+    def batch(out: str, *flags: str, threads: int = 1) -> list[str]:
         shared = ["-n", "htdemucs", "--repo", str(repo), "-d", "cpu", "--shifts", "0", "--force"]
-        python = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "demucs_infer", "batch"]
+        python = [
+            "env",
+            f"OMP_NUM_THREADS={threads}",
+            sys.executable,
+            "-m",
+            "demucs_infer",
+            "batch",
+        ]
         return [*python, str(manifest), "-o", out, "-q", *shared, *flags]
 
     ray = ["--engine", "ray", "--rows-per-task", "1"]
@@ -197,6 +207,9 @@ def compare_workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterato
         case = f"two workers, {name}: {TRACKS} tracks of {seconds:g} s"
         sides = {"two": two, "one": one}
         yield compare_commands(case, TRACKS * seconds, sides, pairs=args.pairs, work=work)
+    sides = {"one": [batch("b", threads=2)], "two": cases["two shards"][0]}
+    case = f"one process on two cores, two of a thread: {TRACKS} tracks of {seconds:g} s"
+    yield compare_commands(case, TRACKS * seconds, sides, pairs=args.pairs, work=work)
 
 
 def write_tracks(folder: Path, names: list[str], seconds: float) -> None:
