@@ -4,10 +4,11 @@ Shapes: C channels, T samples of a block. Samples are floats, 1.0 is full scale.
 """
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn, get_args
+from functools import partial
+from typing import get_args
 
 import av
 import torch
@@ -19,16 +20,14 @@ from demucs_infer.options import Clip as Clip
 from demucs_infer.options import OutputOptions
 
 CLIP_MODES: tuple[Clip, ...] = get_args(Clip)
-"""`track`: if a file would clip, one gain for all files, so that they still sum to the mix.
-`rescale`: each file by its own peak, as upstream does. `clamp`: cut at ±0.99. `tanh`: soft
-clipping. `none`: unchanged; integer files saturate, float files keep everything."""
+"""All values of the setting `clip`; its help describes them, and `_CLIP_MODES` computes them."""
 
 
 def prevent_clip(wav: Tensor, mode: str | None = "rescale") -> Tensor:
     """Bring a whole track (C, T) below full scale, as upstream's function of this name does.
 
-    `rescale`: divide by 1.01 times the peak, if that is above 1; `clamp`: cut at ±0.99;
-    `tanh`: soft clipping; `none` or None: return the tensor itself.
+    `rescale`: divide by 1.01 times the peak, if that is above 1; `none` or None: return the tensor
+    itself; modes that limit each sample, such as `clamp` and `tanh`: apply them.
 
     Raises:
         ValueError: `mode` is unknown, or the samples are integers.
@@ -40,11 +39,10 @@ def prevent_clip(wav: Tensor, mode: str | None = "rescale") -> Tensor:
     if mode == "rescale":
         peak = float(wav.abs().max()) if wav.numel() else 0.0
         return wav / max(1.01 * peak, 1.0)
-    if mode == "clamp":
-        return wav.clamp(-0.99, 0.99)
-    if mode == "tanh":
-        return torch.tanh(wav)
-    raise ValueError(f"{mode = } must be rescale, clamp, tanh or none")
+    limits = {name: entry.limit for name, entry in _CLIP_MODES.items() if entry.limit}
+    if mode not in limits:
+        raise ValueError(f"{mode = } must be rescale, {', '.join(limits)} or none")
+    return limits[mode](wav)
 
 
 def track_gain(peaks: Mapping[str, float], encoding: Encoding) -> float:
@@ -62,9 +60,47 @@ def track_gain(peaks: Mapping[str, float], encoding: Encoding) -> float:
 
 def clip_gains(peaks: Mapping[str, float], clip: Clip, encoding: Encoding) -> dict[str, float]:
     """Return the gain of each file of a track, given the peak of each."""
-    if clip == "rescale":
-        return {name: 1 / max(1.01 * peak, 1.0) for name, peak in peaks.items()}
-    return dict.fromkeys(peaks, track_gain(peaks, encoding) if clip == "track" else 1.0)
+    return _CLIP_MODES[clip].gains(peaks, encoding)
+
+
+def _no_gains(peaks: Mapping[str, float], encoding: Encoding) -> dict[str, float]:  # noqa: ARG001
+    return dict.fromkeys(peaks, 1.0)
+
+
+def _one_gain(peaks: Mapping[str, float], encoding: Encoding) -> dict[str, float]:
+    return dict.fromkeys(peaks, track_gain(peaks, encoding))
+
+
+def _own_gains(peaks: Mapping[str, float], encoding: Encoding) -> dict[str, float]:  # noqa: ARG001
+    return {name: 1 / max(1.01 * peak, 1.0) for name, peak in peaks.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ClipMode:
+    """How a value of the setting `clip` is computed."""
+
+    gains: Callable[[Mapping[str, float], Encoding], dict[str, float]] = _no_gains
+    """Return the gain of each file, given the peak of each."""
+
+    limit: Callable[[Tensor], Tensor] | None = None
+    """Limit each sample by itself, which cannot be undone."""
+
+    keeps_sum: bool = False
+    """Whether stems still sum to the mix times one gain, so that they may be rounded together."""
+
+
+_CLIP_MODES: Mapping[str, _ClipMode] = {
+    "track": _ClipMode(gains=_one_gain, keeps_sum=True),
+    "rescale": _ClipMode(gains=_own_gains),
+    "clamp": _ClipMode(limit=partial(torch.clamp, min=-0.99, max=0.99)),
+    "tanh": _ClipMode(limit=torch.tanh),
+    "none": _ClipMode(keeps_sum=True),  # integer files saturate, float files keep everything
+}
+
+
+def is_reversible(clip: str) -> bool:
+    """Return whether a clip mode only multiplies stems by gains, which can be undone."""
+    return clip in _CLIP_MODES and _CLIP_MODES[clip].limit is None
 
 
 def round_together(blocks: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
@@ -183,19 +219,9 @@ class Shaper:
             name: block if gains[name] == 1 else block.double() * gains[name]
             for name, block in blocks.items()
         }
-        match self.clip:
-            case "clamp" | "tanh":
-                shaped = {name: prevent_clip(block, self.clip) for name, block in shaped.items()}
-            case "track" | "none":
-                if self.exact_sum and self.encoding.is_integer:
-                    shaped = round_together(shaped, self.encoding.depth)
-            case "rescale":
-                pass  # its gains are all that it needs
-            case _:
-                _refuse_clip(self.clip)
+        mode = _CLIP_MODES[self.clip]
+        if mode.limit:
+            shaped = {name: mode.limit(block) for name, block in shaped.items()}
+        if mode.keeps_sum and self.exact_sum and self.encoding.is_integer:
+            shaped = round_together(shaped, self.encoding.depth)
         return {name: block.float() for name, block in shaped.items()}
-
-
-def _refuse_clip(clip: NoReturn) -> NoReturn:
-    """Raise for a clip mode without a branch; mypy reports one, as `assert_never` of 3.11 does."""
-    raise AssertionError(f"no branch for {clip = }")

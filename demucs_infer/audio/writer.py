@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from torch import Tensor
 
@@ -297,12 +297,14 @@ def save_audio(
     path: str | os.PathLike[str],
     samplerate: int,
     bitrate: int = 320,
-    clip: Literal["rescale", "clamp", "tanh", "none"] | None = "rescale",
-    bits_per_sample: Literal[16, 24, 32] = 16,
+    clip: str | None = "rescale",
+    bits_per_sample: int = 16,
     as_float: bool = False,
-    preset: Literal[2, 3, 4, 5, 6, 7] = 2,
+    preset: int = 2,
 ) -> None:
-    """Save a track (C, T), with upstream's signature; the suffix of `path` decides the format.
+    """Save a track (C, T), with upstream's arguments; the suffix of `path` decides the format.
+
+    `clip` is a mode of `prevent_clip`, such as the value of a flag: that is why it is no `Literal`.
 
     `bitrate` (kbit/s, the nearest that exists) and `preset` apply to mp3, `bits_per_sample` and
     `as_float` to lossless formats.

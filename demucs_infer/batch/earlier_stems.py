@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from demucs_infer.audio.formats import FORMATS
+from demucs_infer.audio.gain import is_reversible
 from demucs_infer.audio.reader import AudioReader
 from demucs_infer.batch.manifest import Recipe, read_manifest
 from demucs_infer.errors import AudioReadError
@@ -20,8 +21,6 @@ from demucs_infer.options import OutputOptions
 from demucs_infer.system.checksum import sha256_file
 
 _OUTPUT_SETTINGS = {field.name for field in fields(OutputOptions)}
-_REVERSIBLE = {"track", "rescale", "none"}
-"""Clip modes that multiply the stems by a gain, which can be undone as the manifest has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +78,7 @@ def _open_stems(
     is_usable = (
         not kind.is_lossy
         and not kind.holds_all_stems
-        and settings["clip"] in _REVERSIBLE
+        and is_reversible(settings["clip"])  # the manifest has the gains
         and (manifest["sample_rate"], manifest["channels"]) == (sample_rate, channels)
         and list(entries) == list(stems)
     )

@@ -13,6 +13,7 @@ from demucs_infer import (
     Separator,
     get_model,
 )
+from demucs_infer.audio import save_audio
 
 
 def separate(song: Path, folder: Path) -> dict[str, Tensor]:
@@ -28,6 +29,12 @@ def separate(song: Path, folder: Path) -> dict[str, Tensor]:
     print(paths["vocals"].name, files.gains["vocals"], OutputOptions().format)
     model = Separator.from_model(get_model("htdemucs"), jobs=1)
     return model.run(song.read_bytes()).outputs
+
+
+def save(stems: dict[str, Tensor], clip: str, bits: int) -> None:
+    """Save stems with values that come from flags or a file, as upstream's users do."""
+    for name, wav in stems.items():
+        save_audio(wav, f"{name}.wav", 44100, clip=clip, bits_per_sample=bits)
 
 
 def misuse(separator: Separator) -> int:
