@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import av
@@ -163,6 +164,7 @@ _HINTS = {
     errno.ENOTDIR: "a folder in the path is a file; choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EACCES: "choose a writable folder",
+    errno.EPERM: "choose another folder",
     errno.EROFS: "choose a writable folder",
 }
 
@@ -170,6 +172,8 @@ _HINTS = {
 def write_error(name: str, error: OSError | av.FFmpegError) -> AudioWriteError:
     """Make an `AudioWriteError` about a file or folder from an error of the OS or FFmpeg."""
     hint = _HINTS.get(error.errno or 0)
+    if error.errno == errno.ENOENT and Path(str(error.filename)).parent.is_dir():
+        hint = "nothing can be created in that place; choose another folder"  # as in /proc
     reason = error.strerror or str(error)
     return AudioWriteError(f"cannot write {name}: {reason}" + (f"; {hint}" if hint else ""))
 

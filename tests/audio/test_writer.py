@@ -383,6 +383,11 @@ def test_unwritable_paths_are_reported_with_advice(tmp_path: Path) -> None:
         AudioWriter(closed / "x.wav", RATE, 1)
     with pytest.raises(AudioWriteError, match="create the folder"):
         AudioWriter(tmp_path / "missing" / "x.wav", RATE, 1)
+    if sys.platform == "linux":  # where no folder can be made in /proc
+        with pytest.raises(
+            AudioWriteError, match=r"No such file.*nothing can be created.*choose another folder"
+        ):
+            AudioWriter(Path("/proc/x.wav"), RATE, 1)
     with pytest.raises(AudioWriteError, match="Not a directory"):
         AudioWriter(tmp_path / "file" / "x.wav", RATE, 1)
     with pytest.raises(AudioWriteError, match="is a folder"):
