@@ -5,10 +5,8 @@ from pathlib import Path
 
 from demucs_infer.batch.manifest import Recipe, find_match, read_manifest
 from demucs_infer.batch.output_paths import OutputPaths
-from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.batch.workdir import WorkDir
-from demucs_infer.options import Request
 from demucs_infer.system.checksum import sha256_file
 
 
@@ -27,6 +25,9 @@ class TrackJob:
     sha256: str | None = None
     """Expected digest of the file, if given."""
 
+    is_temporary: bool = False
+    """Whether the source is a copy: of standard input, a pipe or a download, or the demo."""
+
 
 def find_done(job: TrackJob, recipe: Recipe, *, verify: bool = False) -> TrackResult | None:
     """Return the result of an earlier run that made the same stems, or None.
@@ -42,16 +43,8 @@ def find_done(job: TrackJob, recipe: Recipe, *, verify: bool = False) -> TrackRe
     return TrackResult.skipped(job.track, job.target.manifest, manifest)
 
 
-def find_done_before(
-    job: TrackJob,
-    request: Request,
-    model: ModelSpec,
-    weights: tuple[str, ...],
-    *,
-    verify: bool = False,
-) -> TrackResult | None:
-    """Find the result as `find_done` does, and hash the input only if there is a manifest."""
+def hash_input(job: TrackJob) -> str | None:
+    """Return the digest of the input to compare with earlier runs; None if there are none."""
     if read_manifest(job.target.manifest) is None or not job.source.is_file():
         return None
-    recipe = make_recipe(request, sha256_file(job.source), model, weights)
-    return find_done(job, recipe, verify=verify)
+    return sha256_file(job.source)

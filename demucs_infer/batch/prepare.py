@@ -24,6 +24,7 @@ from demucs_infer.batch.discovery import is_stream
 from demucs_infer.batch.earlier_stems import EarlierStems, find_earlier_stems
 from demucs_infer.batch.job import TrackJob, find_done
 from demucs_infer.batch.manifest import Recipe
+from demucs_infer.batch.replaced_input import describe_refusal, find_replaced_input
 from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.batch.workdir import WorkDir
@@ -40,7 +41,7 @@ _POLL_SECONDS = 0.2  # between attempts to lock a track
 
 
 class AlreadyDone(Exception):
-    """Raised when a track need not be separated; `result` is its result."""
+    """Raised when a track is not to be separated; `result` is its result."""
 
     def __init__(self, result: TrackResult) -> None:
         super().__init__(result.status)
@@ -137,6 +138,9 @@ class Preparer:
     reuses_stems: bool = False
     """Whether any lossless stems of an earlier run are reused, even if they were rounded."""
 
+    keeps_other_inputs: bool = False
+    """Whether tracks fail that would replace the stems of another input."""
+
     def prepare(
         self, job: TrackJob, stop: threading.Event, start_time: float, *, wait_for_lock: bool
     ) -> PreparedTrack:
@@ -220,7 +224,22 @@ class Preparer:
             raise AudioReadError(f"sha256 mismatch: expected {job.sha256}, got {digest}")
         recipe = make_recipe(self.request, digest, self.model, self.weights)
         self._check_done(job, recipe)
+        if self.keeps_other_inputs:
+            self._check_replaced_input(job, digest)
         return recipe
+
+    def _check_replaced_input(self, job: TrackJob, digest: str) -> None:
+        replaced = find_replaced_input(job, digest)
+        if replaced is not None and replaced.relation == "other":
+            raise AlreadyDone(
+                TrackResult(
+                    track=job.track,
+                    status="failed",
+                    model=self.model.name,
+                    error=describe_refusal(job, replaced),
+                    fault="other",
+                )
+            )
 
     def _check_done(self, job: TrackJob, recipe: Recipe) -> None:
         result = find_done(job, recipe, verify=self.verify) if self.skip == "same" else None

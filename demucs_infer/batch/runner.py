@@ -81,7 +81,8 @@ class BatchRunner:
     Windows of up to `max_tracks_per_batch` tracks run as one batch. A track that another process is
     separating is left for the end: with `waits_for_others`, the runner then waits for that process;
     otherwise it skips the track. With `keeps_when_full`, a full disk leaves the samples that were
-    separated for the next attempt. If a new run differs only in the format of its files, it reuses
+    separated for the next attempt. With `keeps_other_inputs`, a track fails that would replace the
+    stems of another input. If a new run differs only in the format of its files, it reuses
     float stems of an earlier run; with `reuses_stems`, any lossless stems.
     """
 
@@ -101,6 +102,7 @@ class BatchRunner:
         waits_for_others: bool = False,
         keeps_when_full: bool = True,
         reuses_stems: bool = False,
+        keeps_other_inputs: bool = False,
     ) -> None:
         """Check that the stems can be written as requested; raise `ValueError` otherwise."""
         check_output(
@@ -120,6 +122,7 @@ class BatchRunner:
             keeps_when_full=keeps_when_full,
             made_folders=set(),
             reuses_stems=reuses_stems,
+            keeps_other_inputs=keeps_other_inputs,
         )
         self._writes_manifest = writes_manifest
         self._max_tracks_per_batch = max_tracks_per_batch

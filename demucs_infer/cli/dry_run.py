@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from demucs_infer.audio.formats import FORMATS
 from demucs_infer.batch.custom_model import CustomModelSpec
-from demucs_infer.batch.job import TrackJob, find_done_before
-from demucs_infer.batch.request import ModelSpec
+from demucs_infer.batch.job import TrackJob, find_done, hash_input
+from demucs_infer.batch.replaced_input import describe_refusal, find_replaced_input
+from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.checkpoints.catalog import load_catalog, split_bag
 from demucs_infer.cli.doctor import free_disk_bytes
 from demucs_infer.cli.exit_codes import ExitCode
-from demucs_infer.cli.replaced_input import describe_refusal, find_replaced_input
+from demucs_infer.cli.separate import REFUSAL_ADVICE
 from demucs_infer.errors import DemucsError
 from demucs_infer.options import Request
 from demucs_infer.pretrained import model_info
@@ -70,14 +71,15 @@ def _describe_track(
         return {**row, "state": "cannot be read", "error": str(error)}
     seconds = max(seconds - request.input.start, 0.0)
     row["seconds"] = round(min(seconds, request.input.duration or seconds), 3)
-    is_done = not args.force and find_done_before(
-        job, request, model, model.weights() or (), verify=args.verify
-    )
-    if is_done or args.force:
-        return {**row, "state": "done before" if is_done else "to do"}
-    replaced = find_replaced_input(job)
-    if replaced is not None and replaced.relation == "other":
-        return {**row, "state": "refused", "error": describe_refusal(job, replaced)}
+    digest = None if args.force else hash_input(job)
+    if digest is not None:
+        recipe = make_recipe(request, digest, model, model.weights() or ())
+        if find_done(job, recipe, verify=args.verify):
+            return {**row, "state": "done before"}
+        replaced = find_replaced_input(job, digest)
+        if replaced is not None and replaced.relation == "other":
+            refusal = describe_refusal(job, replaced, REFUSAL_ADVICE)
+            return {**row, "state": "refused", "error": refusal}
     return {**row, "state": "to do"}
 
 

@@ -13,13 +13,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import IO
 
 from demucs_infer.batch.chain import ChainedModelSpec
 from demucs_infer.batch.discovery import STDIN, DiscoveredTrack, find_tracks
-from demucs_infer.batch.job import TrackJob, find_done_before
+from demucs_infer.batch.job import TrackJob, find_done, hash_input
 from demucs_infer.batch.output_paths import (
     OutputPaths,
     add_types,
@@ -27,7 +26,8 @@ from demucs_infer.batch.output_paths import (
     find_collisions,
     resolve_collisions,
 )
-from demucs_infer.batch.request import ModelSpec
+from demucs_infer.batch.replaced_input import describe_refusal, find_replaced_input
+from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.cli.arguments import (
     check_stem_file,
@@ -41,9 +41,11 @@ from demucs_infer.cli.models import download
 from demucs_infer.cli.older_files import clear_older_files, list_older_files, page_path
 from demucs_infer.cli.parser import COMMANDS
 from demucs_infer.cli.progress import AnnouncingReporter, Reporter, make_reporter
-from demucs_infer.cli.replaced_input import describe_refusal, find_replaced_input
 from demucs_infer.options import Request
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
+
+REFUSAL_ADVICE = "choose another --out or --filename, or --force to replace them"
+"""What to do with a track that would replace the stems of another input."""
 
 _PIPE_SECONDS = 3  # until a message says that the command is waiting for a pipe
 _MAX_COLLISIONS = 10  # that an error lists
@@ -156,13 +158,18 @@ def _make_jobs(
                 )
             targets |= renamed
         _check_collisions(inputs, targets, ["{stem}"])
+    names = [track.source for track in tracks]
+    if args.demo:
+        names[-1] = "demo"
+    sources = [_save_stream(track, stack) for track in tracks]
     return [
         TrackJob(
-            track="demo" if args.demo and track is tracks[-1] else track.source,
-            source=_save_stream(track, stack),
+            track=name,
+            source=source,
             target=targets[track.source],
+            is_temporary=source != Path(name),
         )
-        for track in tracks
+        for track, name, source in zip(tracks, names, sources)
     ]
 
 
@@ -187,7 +194,9 @@ def _report_older_files(
     if removes:
         note = f"removed: {names}"
     elif args.clean:
-        note = f"left, maybe of another input: {names} (repeat --clean to remove them)"
+        note = (
+            f"kept, as they may be stems of another input: {names} (to remove them, repeat --clean)"
+        )
     else:
         note = f"left from earlier runs: {names} (--clean removes such files)"
     reporter.show_note(f"{result.track}: {note}")
@@ -257,16 +266,21 @@ def _run_jobs(
     """
     weights = model.weights() or ()
     remaining = []
-    find_done = partial(find_done_before, verify=args.verify)
     for job in jobs:
         if not os.path.lexists(job.source):
             yield _fail_missing(job, model)
-        elif not args.force and (result := find_done(job, request, model, weights)):
-            yield result
-        elif (replaced := find_replaced_input(job)) is None or replaced.relation == "same":
+            continue
+        digest = hash_input(job)
+        if digest is not None and not args.force:
+            recipe = make_recipe(request, digest, model, weights)
+            if result := find_done(job, recipe, verify=args.verify):
+                yield result
+                continue
+        replaced = None if digest is None else find_replaced_input(job, digest)
+        if replaced is None or replaced.relation == "same":
             remaining.append(job)
         elif replaced.relation == "other" and not args.force:
-            error = describe_refusal(job, replaced)
+            error = describe_refusal(job, replaced, REFUSAL_ADVICE)
             yield TrackResult(
                 track=job.track, status="failed", model=model.name, error=error, fault="other"
             )

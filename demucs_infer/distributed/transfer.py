@@ -108,7 +108,12 @@ class Transfer:
             result = failure(row, self.model, str(error), fault_of(error))
         outputs = self._output_paths(row, scratch)
         job = TrackJob(
-            source=source, target=outputs, track=row.path, result=result, sha256=row.sha256
+            source=source,
+            target=outputs,
+            track=row.path,
+            result=result,
+            sha256=row.sha256,
+            is_temporary=is_remote(row.source),
         )
         return StagedTrack(row=row, job=job, scratch=scratch)
 

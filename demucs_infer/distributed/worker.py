@@ -108,6 +108,7 @@ class TrackWorker:
                 verify=config.verify,
                 max_crashes=None if is_remote_output else config.max_crashes,
                 run=Run() if is_remote_output else config.run,
+                keeps_other_inputs=config.skip != "nothing",
                 max_tracks_per_batch=config.max_tracks_per_batch or default_tracks,
                 waits_for_others=True,
                 keeps_when_full=not is_remote_output,  # scratch folders do not outlive an attempt

@@ -406,6 +406,20 @@ def test_stems_of_another_type_of_the_same_name_are_not_replaced(
     assert "has the stems of song.flac" in run.err
 
 
+def test_input_is_read_once_to_compare_it_with_earlier_runs(
+    run: Command, work_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("song.wav")
+    write_song(work_folder / "song.wav", seed=1)
+    opened = []
+    open_path = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *rest: (opened.append(path.name), open_path(path, *rest))[1]
+    )
+    run("song.wav --skip-existing")
+    assert opened.count("song.wav") == 1
+
+
 def test_edited_file_is_separated_again(run: Command, work_folder: Path) -> None:
     song = work_folder / "song.wav"
     run(f"{song} --page")
@@ -424,7 +438,8 @@ def test_relative_path_that_may_be_of_another_folder_is_replaced_with_a_note(
     monkeypatch.chdir(work_folder / "y")
     run("01.wav -o ../coll --stems vocals --clean")
     assert "replaces the stems of 01.wav, which had other content" in run.err
-    assert "left, maybe of another input: drums.wav, bass.wav, other.wav (repeat" in run.err
+    kept = "kept, as they may be stems of another input: drums.wav, bass.wav, other.wav (to remove"
+    assert kept in run.err
     folder = work_folder / "coll/9d0a6f1c/01"
     assert (folder / "drums.wav").is_file()
     run("01.wav -o ../coll --stems vocals --clean")

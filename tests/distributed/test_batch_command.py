@@ -60,3 +60,24 @@ def test_exit_codes(
     (tmp_path / "bad.wav").write_bytes(b"nothing")
     words = ["batch", str(write_list(tmp_path, *names)), "-o", str(tmp_path / "out"), "-d", "cpu"]
     assert main([*words, "--repo", str(repo), *flags]) == code
+
+
+def test_stems_of_another_input_are_replaced_only_by_force(
+    repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["-o", str(tmp_path / "out"), "-d", "cpu", "--repo", str(repo), "-n", MODEL]
+    commands = []
+    for seed, name in enumerate("xy"):
+        write_song(tmp_path / name / "01.wav", 1, seed=seed)
+        commands.append(["batch", str(write_list(tmp_path / name, "01.wav")), *flags])
+    stem = tmp_path / f"out/{MODEL}/01-wav/drums.wav"
+    assert main(commands[0]) == 0
+    before = stem.read_bytes()
+    capsys.readouterr()
+    assert main(commands[1]) == 1
+    assert f"01-wav has the stems of {tmp_path / 'x/01.wav'}: choose" in capsys.readouterr().err
+    assert stem.read_bytes() == before
+    assert main([*commands[1], "--force"]) == 0
+    assert stem.read_bytes() != before
+    write_song(tmp_path / "y/01.wav", 1, seed=3)  # the same file, edited
+    assert main(commands[1]) == 0

@@ -1,4 +1,4 @@
-"""Find out whether a run would replace the stems of another input, which needs `--force`."""
+"""Find out whether a run would replace the stems of another input."""
 
 import os
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from typing import Literal
 from demucs_infer.batch.job import TrackJob
 from demucs_infer.batch.manifest import list_files, read_manifest
 from demucs_infer.batch.output_paths import fold_case
-from demucs_infer.system.checksum import sha256_file
 
 FileRelation = Literal["same", "other", "unclear"]
 
@@ -24,29 +23,32 @@ class ReplacedInput:
     """Whether it was the same file before a change, or another file."""
 
 
-def find_replaced_input(job: TrackJob) -> ReplacedInput | None:
-    """Return the input of the stems that `job` would replace; None if the content is the same."""
+def find_replaced_input(job: TrackJob, sha256: str) -> ReplacedInput | None:
+    """Return the input of the stems that `job` would replace; None if the content is the same.
+
+    `sha256` is the digest of the input of the job.
+    """
     manifest = read_manifest(job.target.manifest)
-    if manifest is None or not job.source.is_file():
+    if manifest is None:
         return None
     try:
         name, digest = str(manifest["input"]), manifest["recipe"]["input_sha256"]
         files = list_files(job.target.manifest, manifest)
     except (KeyError, TypeError, AttributeError):  # an invalid manifest
         return None
-    if not any(file.is_file() for file in files) or digest == sha256_file(job.source):
+    if not any(file.is_file() for file in files) or digest == sha256:
         return None
-    is_stream = Path(job.track) != job.source  # standard input, a pipe or the demo, in a new file
-    relation = "unclear" if is_stream else _compare_paths(Path(name), job.source)
+    relation = "unclear" if job.is_temporary else _compare_paths(Path(name), job.source)
     return ReplacedInput(name=name, relation=relation)
 
 
-def describe_refusal(job: TrackJob, replaced: ReplacedInput) -> str:
+def describe_refusal(
+    job: TrackJob,
+    replaced: ReplacedInput,
+    advice: str = "choose another output folder or file name, or force the replacement",
+) -> str:
     """Return the error for a track that would replace the stems of another file."""
-    return (
-        f"{job.target.manifest.parent} has the stems of {replaced.name}: choose another --out or "
-        "--filename, or --force to replace them"
-    )
+    return f"{job.target.manifest.parent} has the stems of {replaced.name}: {advice}"
 
 
 def _compare_paths(earlier: Path, source: Path) -> FileRelation:
