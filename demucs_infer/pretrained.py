@@ -321,11 +321,11 @@ def _obtain_files(name: str, store: CheckpointStore) -> list[Path]:
     except DownloadError as error:
         catalog = load_catalog().checkpoints.items()
         bundled = [other for other, checkpoint in catalog if checkpoint.is_bundled]
-        instead = f"use the bundled model {bundled[0]!r}, or " if bundled else ""
+        instead = f"; the bundled model {bundled[0]!r} needs no download" if bundled else ""
         raise DownloadError(
-            f"{name}: {error}; {instead}run `demucs-infer models pull {name} --to FOLDER` on a "
-            "machine with internet access, and use that folder as the repo here "
-            f"(`demucs-infer models info {name}` lists URLs and digests)"
+            f"{name}: {error}. If this machine has no network, run `demucs-infer models pull "
+            f"{name} --to FOLDER` on one that does, copy FOLDER here, and use it as the repo "
+            f"(`demucs-infer models info {name}` lists the files, with URLs and digests){instead}"
         ) from error
 
 

@@ -87,8 +87,8 @@ def fetch(request: DownloadRequest, progress: Progress | None = None) -> str:
             if not is_locked:  # no later download can resume it
                 _discard(part)
         raise DownloadError(
-            f"could not download {path.name}. Tried {'; '.join(problems) or 'no URL'}. "
-            f"Download it by other means and copy it to {path}"
+            f"{path.name} could not be downloaded ({'; '.join(problems) or 'no URL'}): check the "
+            f"network and try again, or copy the file to {path}"
             + (f" (sha256 {request.sha256})" if request.sha256 else "")
         )
 
@@ -145,8 +145,9 @@ def _fetch_from(url: str, part: Path, request: DownloadRequest, progress: Progre
             return _finish(part, digest, request)
         if attempt < ATTEMPTS - 1:
             time.sleep(0.2 * 2**attempt)
-    reason = str(getattr(last_error, "reason", last_error)) or type(last_error).__name__
-    raise _RejectedError(reason) from last_error
+    reason = getattr(last_error, "reason", last_error)
+    text = getattr(reason, "strerror", None) or str(reason) or type(last_error).__name__
+    raise _RejectedError(text) from last_error
 
 
 def _attempt(url: str, part: Path, request: DownloadRequest, progress: Progress) -> str:
