@@ -1,4 +1,4 @@
-"""Add pages to the site: those made from the code, and those at the top of the repository."""
+"""Add to the site what is made from the code, and the pages at the top of the repository."""
 
 from __future__ import annotations
 
@@ -38,15 +38,17 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     pages = {place: (ROOT / name).read_text("utf-8") for name, place in OUTSIDE.items()}
-    pages["reference/commands.md"] = describe_commands()
-    pages["reference/http.md"] = describe_http()
     for place, text in pages.items():
         files.append(File.generated(config, place, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links between `docs/` and the top of the repository lead to pages of the site."""
+    """Let links to the top of the repository lead to pages of the site; add flags and routes."""
+    if page.file.src_uri == "reference/commands.md":
+        markdown = f"{markdown}\n{describe_commands()}"
+    if page.file.src_uri == "reference/http.md":
+        markdown = f"{markdown}\n{describe_http()}"
     prefix = "../" * page.file.src_uri.count("/")
     for name, place in OUTSIDE.items():
         markdown = re.sub(rf"\]\((?:\.\./)*{name}", f"]({prefix}{place}", markdown)
@@ -57,11 +59,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def describe_commands() -> str:
-    """Return a page with every flag of every command, from the parsers."""
+    """Return every flag of every command, from the parsers."""
     from demucs_infer.cli.parser import COMMANDS, make_parser
 
-    parts = ["# Commands\n", "This page is made from the parsers of the commands.\n"]
-    parts.append(_describe_parser("demucs-infer", make_parser()))
+    parts = [_describe_parser("demucs-infer", make_parser())]
     modules = {"eval": "evaluate"}
     for name in COMMANDS:
         module_name = modules.get(name, name.replace("-", "_"))
@@ -106,18 +107,14 @@ def _clean(text: str) -> str:
 
 
 def describe_http() -> str:
-    """Return a page with every route of the server, from its OpenAPI description."""
+    """Return every route of the server, from its OpenAPI description."""
     from demucs_infer.server import ServerSettings, create_app
 
     logging.getLogger("demucs_infer").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         settings = ServerSettings(data_dir=Path(folder), models=("tiny",), devices=("cpu",))
         schema = create_app(settings).openapi()
-    parts = [
-        "# HTTP\n",
-        "This page is made from `/openapi.json`, which a running server has as well. Errors are "
-        'JSON: `{"error": {"code": "too_long", "message": "..."}}`.\n',
-    ]
+    parts = []
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
             parts.append(_describe_route(method, path, route))

@@ -16,8 +16,6 @@ from tools import docs_assets, docs_hooks, options_table
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 PAGES += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
-MADE = {"reference/commands.md", "reference/http.md"}
-"""Pages of the site that `tools/docs_hooks.py` makes from the code."""
 
 
 def read(page: str) -> str:
@@ -53,7 +51,7 @@ def test_every_page_is_in_the_menu_of_the_site() -> None:
     menu = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8")))
     pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
     menu |= set(docs_hooks.list_unlisted_pages())
-    assert menu == pages | MADE | set(docs_hooks.OUTSIDE.values())
+    assert menu == pages | set(docs_hooks.OUTSIDE.values())
 
 
 def test_chart_is_drawn_from_the_numbers_of_the_bench() -> None:
@@ -135,11 +133,7 @@ def test_places_in_the_docs_exist() -> None:
 def test_files_and_tests_that_a_page_names_exist(page: str) -> None:
     text = read(page)
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", text):
-        path = ((ROOT / page).parent / target).resolve()
-        is_made = any(
-            path == ROOT / "docs" / made for made in (*MADE, *docs_hooks.OUTSIDE.values())
-        )
-        assert path.exists() or is_made, target
+        assert ((ROOT / page).parent / target).resolve().exists(), target
     for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
         assert (ROOT / path).is_file(), path
         assert not name or name in defined_in(ROOT / path), f"{path} has no {name}"
