@@ -36,7 +36,7 @@ def pieces(block: Tensor, length: int = PIECE) -> Iterator[Tensor]:
 def quantize(block: Tensor, bits: int) -> Tensor:
     """Round floats to integers of `bits` bits (as int32), saturated at full scale.
 
-    Full scale is 2**(bits - 1), as in reading, so that decoded samples come back bit for bit.
+    Full scale is 2**(bits - 1), as in reading, so that decoded samples come back bit-identical.
     """
     scale = 1 << (bits - 1)
     return (block * scale).round_().clamp_(-scale, scale - 1).to(torch.int32)
