@@ -24,7 +24,7 @@ from demucs_infer.audio.writer import Target, save_audio
 from demucs_infer.checkpoints.catalog import load_catalog
 from demucs_infer.checkpoints.download import progress_bar
 from demucs_infer.custom.build import load_network, wrap_network
-from demucs_infer.custom.community import PREFIX, choose_rules
+from demucs_infer.custom.community import PREFIX, choose_rules, import_library
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.metadata import ModelMetadata
 from demucs_infer.custom.msst import find_pair
@@ -247,6 +247,7 @@ class Separator:
         with progress_bar(name) if has_bar else nullcontext() as on_progress:
             pair = find_pair(name, self._repo)
             if pair is None and self._repo is None and name in load_catalog().networks:
+                import_library()  # if it is missing, nothing is downloaded
                 places = {key: loading[key] for key in ("cache_dir", "offline")}
                 config, checkpoint = pull(name, progress=on_progress, **places)
                 pair = config, checkpoint

@@ -105,7 +105,9 @@ def _find_pair(args: argparse.Namespace) -> tuple[Path, Path] | None:
     if only_estimates and not model_info(args.name, cache_dir=args.cache_dir).is_cached:
         return None
     from demucs_infer.cli.models import download
+    from demucs_infer.custom.community import import_library
 
+    import_library()  # if it is missing, nothing is downloaded
     config, checkpoint = download(
         args.name,
         cache_dir=args.cache_dir,

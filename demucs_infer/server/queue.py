@@ -24,6 +24,7 @@ from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import TrackResult
 from demucs_infer.batch.workdir import WorkDir
 from demucs_infer.checkpoints.catalog import load_catalog, split_bag
+from demucs_infer.custom.community import import_library
 from demucs_infer.custom.config import Config
 from demucs_infer.custom.msst import find_pair
 from demucs_infer.engine.stems import plan_stems
@@ -1365,6 +1366,7 @@ def _pull_pair(name: str, base: ModelSpec) -> list[Path]:
     """Return the files of a network of the community; log a download, which may take minutes."""
     is_cached = model_info(name, cache_dir=base.cache_dir).is_cached
     if not is_cached and not base.offline:
+        import_library()  # if it is missing, nothing is downloaded
         logger.info("downloading %s", name)
     paths = pull(name, cache_dir=base.cache_dir, offline=base.offline)
     if not is_cached:

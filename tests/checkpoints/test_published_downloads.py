@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from demucs_infer import CheckpointError, ConfigError, DownloadError, Separator
+from demucs_infer import (
+    CheckpointError,
+    ConfigError,
+    DownloadError,
+    ModelLoadingError,
+    Separator,
+)
 from demucs_infer.checkpoints import catalog as catalog_module
 from demucs_infer.checkpoints import download
 from demucs_infer.checkpoints.catalog import load_catalog
@@ -307,6 +313,24 @@ def test_configuration_that_calls_python_is_not_run(
 def test_offline_without_the_files_is_one_error(source: Source) -> None:
     with pytest.raises(DownloadError, match="2 of 2 files are not in the cache"):
         Separator(NAME, cache_dir="cache", offline=True)
+    assert source.web.paths == []
+
+
+def test_nothing_is_downloaded_without_the_extra(
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "pymss_core", None)
+    write_song(Path("song.wav"), 1)
+    assert main(["song.wav", "-n", NAME, "--cache-dir", "cache"]) == ExitCode.NO_MODEL
+    assert "pip install 'pymss-core>=" in capsys.readouterr().err
+    with pytest.raises(ModelLoadingError, match="pip install 'pymss-core>="):
+        Separator(NAME, cache_dir="cache")
+    settings = ServerSettings(data_dir=tmp_path, cache_dir=tmp_path / "cache", models=(NAME,))
+    with pytest.raises(ConfigError, match="pip install 'pymss-core>="):
+        create_app(settings)
     assert source.web.paths == []
 
 
