@@ -200,6 +200,8 @@ class Separator:
     """Where the windows run; None: in threads of each stream."""
     _config: Config | None = None
     """The configuration of a network of the community that was loaded by its name."""
+    _rest: tuple[str, ...] = ()
+    """Rules of such a configuration, for the rest of the track."""
 
     def __init__(
         self,
@@ -362,12 +364,18 @@ class Separator:
             return
         settings = config.settings
         stems = values.get("stems", settings["stems"])
-        if config.model_type.startswith(PREFIX) and not isinstance(stems, StemPlan):
-            names = config.model.output_stem_names
-            settings["derive"] = choose_rules(config.rules, names, cast("Any", stems))
+        if config.model_type.startswith(PREFIX):
+            self._rest = config.rules
+            settings["derive"] = self._choose_rules(config.model.output_stem_names, stems)
         self._init_from(model, {**settings, **values}, owns_model=owns_model)
         self._input_options = config.input_options
         self._output_options = config.output_options
+
+    def _choose_rules(self, sources: Sequence[str], stems: object) -> tuple[str, ...]:
+        """Return the rules for the rest of the track, if the requested stems need it."""
+        if isinstance(stems, StemPlan):
+            return ()
+        return choose_rules(self._rest, sources, cast("Sequence[str] | None", stems))
 
     def _init_from(
         self, model: nn.Module, values: Mapping[str, object], *, owns_model: bool
@@ -461,6 +469,8 @@ class Separator:
             **changes,
         }
         given = {name: value for name, value in given.items() if value is not NotProvided}
+        if self._rest and "stems" in given and "derive" not in given:
+            given["derive"] = self._choose_rules(self._ensemble.sources, given["stems"])
         with self._lock:
             values = {**self._values, **values_of(options), **values_of(stem_options), **given}
             state = SeparatorState.resolve(self._ensemble.sources, values)

@@ -99,17 +99,18 @@ def _find_pair(args: argparse.Namespace) -> tuple[Path, Path] | None:
     from demucs_infer.custom.msst import find_pair
     from demucs_infer.pretrained import model_info
 
-    if args.repo is not None or args.name not in load_catalog().networks:
-        return find_pair(args.name, args.repo)
+    name = args.sig or args.name
+    if args.repo is not None or name not in load_catalog().networks:
+        return find_pair(name, args.repo)
     only_estimates = getattr(args, "dry_run", False) or getattr(args, "plan", False)
-    if only_estimates and not model_info(args.name, cache_dir=args.cache_dir).is_cached:
+    if only_estimates and not model_info(name, cache_dir=args.cache_dir).is_cached:
         return None
     from demucs_infer.cli.models import download
     from demucs_infer.custom.community import import_library
 
     import_library()  # if it is missing, nothing is downloaded
     config, checkpoint = download(
-        args.name,
+        name,
         cache_dir=args.cache_dir,
         offline=args.offline,
         quiet=getattr(args, "quiet", False),
@@ -143,7 +144,7 @@ def _read_second_model(args: argparse.Namespace, name: str) -> ModelSpec:
         from demucs_infer.pretrained import list_models
 
         repo = repo if any(name in models for models in list_models(repo).values()) else None
-    pair = _find_pair(argparse.Namespace(**{**vars(args), "name": name, "repo": repo}))
+    pair = _find_pair(argparse.Namespace(**{**vars(args), "name": name, "sig": None, "repo": repo}))
     if pair is None:
         return ModelSpec(
             name=name,

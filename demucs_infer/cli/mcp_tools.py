@@ -121,7 +121,7 @@ class Toolbox:
         context: Context,
     ) -> SeparatedFiles:
         separator = self._open(model)
-        separator.update_parameter(stem_options=stems)
+        separator.update_parameter(stems=stems.stems, two_stems=stems.two_stems)
         events = separator.stream_to(source, folder, format)
         try:
             for event in events:

@@ -161,6 +161,7 @@ def test_mistake_is_one_clear_error(
         ),
         pytest.param("song.wav --repo . -n b --segment 0.3", id="segment that MDX23C needs longer"),
         pytest.param("song.wav --repo . -n a --then vocals=b", id="chain of two pairs"),
+        pytest.param("song.wav --repo . -s a", id="pair as a signature"),
         pytest.param("song.wav --repo . -n a --then other=a", id="chain of one pair twice"),
         pytest.param(f"batch songs.txt {PAIR}", id="batch of a pair"),
         pytest.param("batch songs.txt --repo . -n a --then vocals=b", id="batch of a chain"),
@@ -217,6 +218,9 @@ def test_python_derives_the_rest_only_if_it_is_requested(
         separator = Separator.from_pretrained(config="a.yaml", checkpoint="a.ckpt", stems=stems)
         assert list(separator.run(track).stems) == expected
         assert list(Separator("a", ".", stems=stems).run(track).stems) == expected
+        separator = Separator("a", ".", stems=["other"])
+        separator.update_parameter(stems=stems)
+        assert separator.stems == tuple(expected)
 
 
 def test_rest_is_derived_unless_all_stems_are_those_of_the_network() -> None:
