@@ -47,6 +47,15 @@ def test_ladder_in_the_docs_is_that_of_the_imports() -> None:
     assert list(documented.items()) == list(LADDER.items()), "update docs/architecture.md"
 
 
+def test_table_of_a_job_has_its_fields() -> None:
+    from demucs_infer.server.schemas import JobView
+
+    table = read("docs/server.md").split("| field | meaning |\n|---|---|\n")[1].split("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines()]
+    names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(names) == sorted(JobView.model_fields)
+
+
 def test_every_page_is_in_the_menu_of_the_site() -> None:
     menu = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8")))
     pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
