@@ -6,6 +6,7 @@ derived from the fields below. To add a setting, add a field here, use it, and t
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field as DataclassField
@@ -15,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from demucs_infer.audio.filenames import valid_template
-from demucs_infer.audio.formats import FORMATS, RATES, Encoding
+from demucs_infer.audio.formats import FORMATS, RATES, SYNONYMS, Encoding
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Profile = Literal["demucs", "padded", "msst"]
@@ -486,7 +487,8 @@ class Option:
     def check(self, value: object) -> None:
         """Raise a `ValueError` with the expectation if the value is invalid."""
         if not self._is_valid(value):
-            raise ValueError(f"{self.name} = {value!r} must be {self.expectation}")
+            hint = self._suggest(value)
+            raise ValueError(f"{self.name} = {value!r} must be {self.expectation}{hint}")
 
     def _is_valid(self, value: object) -> bool:
         if value is None:
@@ -540,7 +542,17 @@ class Option:
             time += ", with ss below 60"
         percentage = ", or a percentage" if self.setting.is_fraction else ""
         size = ", or a size such as 2GB" if self.setting.is_size else ""
-        raise ValueError(f"{text!r} must be {self.expectation}{time}{percentage}{size}")
+        hint = self._suggest(text)
+        raise ValueError(f"{text!r} must be {self.expectation}{time}{percentage}{size}{hint}")
+
+    def _suggest(self, value: object) -> str:
+        """Return advice for a value that is similar to a choice, or an empty string."""
+        choices = [choice for choice in self.choices if isinstance(choice, str)]
+        if not choices or not isinstance(value, str):
+            return ""
+        word = value.lower().removeprefix(".")
+        similar = difflib.get_close_matches(SYNONYMS.get(word, word), choices, 1)
+        return f"; did you mean {similar[0]}?" if similar else ""
 
     def _convert(self, text: str, kind: Callable[[Any], object]) -> object:
         if self.setting.is_fraction and text.endswith("%"):

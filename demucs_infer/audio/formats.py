@@ -226,6 +226,17 @@ _ALL = (
 FORMATS: Mapping[str, Format] = {format_.name: format_ for format_ in _ALL}
 """All formats by name."""
 
+SYNONYMS: Mapping[str, str] = {
+    **{suffix[1:]: name for name, kind in FORMATS.items() for suffix in kind.suffixes[1:]},
+    "aac": "m4a",
+    "aifc": "aiff",
+    "mp4": "m4a",
+    "mpeg": "mp3",
+    "mpga": "mp3",
+    "vorbis": "ogg",
+}
+"""What else formats are called, for advice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
