@@ -328,7 +328,7 @@ def test_sign_in_with_api_key(browser: Any, tmp_path: Path) -> None:
 
 def test_written_page_plays_stems_without_server(browser: Any, tmp_path: Path) -> None:
     repo = make_repo(tmp_path / "repo")
-    (tmp_path / "a & b.wav").write_bytes(song(2.0, 3))
+    (tmp_path / "a & b.wav").write_bytes(song(1.99, 3))
     words = ["--repo", repo, "-n", FAST, "-d", "cpu", "-q", "-o", tmp_path, "--page"]
     assert main([*map(str, words), str(tmp_path / "a & b.wav")]) == 0
     folder = tmp_path / FAST / "a & b"
@@ -339,6 +339,7 @@ def test_written_page_plays_stems_without_server(browser: Any, tmp_path: Path) -
     page.goto((folder / "stems.html").as_uri())
     page.wait_for_selector(".stems canvas")
     assert page.title() == "a & b"
+    assert page.inner_text(".time") == "0:00 / 0:02"
     page.click(".play")
     wait_until(lambda: evaluate(page, "t.position") > 0.1)
     page.click("[aria-label='Spectrograms']")

@@ -125,10 +125,12 @@ export function mountPlayer(root, stems, {
   const show = () => {
     const { position } = transport;
     view.follow(position);
-    time.textContent = `${clock(position)} / ${clock(transport.duration)}`;
+    // Rounded: a compressed song of 20 seconds may have 19.99.
+    const [now, end] = [clock(position + 0.05), clock(Math.round(transport.duration))];
+    time.textContent = `${now} / ${end}`;
     seek.value = position;
     fill(seek);
-    seek.setAttribute("aria-valuetext", t("positionOf", { position: clock(position), duration: clock(transport.duration) }));
+    seek.setAttribute("aria-valuetext", t("positionOf", { position: now, duration: end }));
     rows.forEach((row, i) => view.draw(i, row.canvas, row.hue, position));
   };
   const update = () => {
