@@ -3,11 +3,16 @@
 import ast
 import json
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
 
+from demucs_infer import errors
+from demucs_infer.batch.manifest import Manifest, Recipe, Stem
+from demucs_infer.events import Event, event_to_json
 from tests.bench import chart
 from tests.bench.pairs import Row
 from tests.project.test_architecture import LADDER
@@ -54,6 +59,32 @@ def test_table_of_a_job_has_its_fields() -> None:
     cells = [row.split("|")[1] for row in table.splitlines()]
     names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
     assert sorted(names) == sorted(JobView.model_fields)
+
+
+def read_table(page: str, head: str) -> list[tuple[list[str], list[str]]]:
+    """Return the names in the first two cells of each row of the table with that head."""
+    rows = read(page).split(f"| {head} |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[re.findall(r"`([\w.]+)`", cell) for cell in row.split("|")[1:3]] for row in rows]
+    return [(first, second) for first, second in cells]
+
+
+def test_reference_has_all_events_errors_and_fields() -> None:
+    page = "docs/reference/files.md"
+    keys = {name: keys for (name,), keys in read_table(page, "event")}
+    for event in get_args(Event):
+        required = [item.name for item in fields(event) if item.default is MISSING]
+        example = event_to_json(event(**dict.fromkeys(required, 0)))
+        assert keys.pop(str(example.pop("event"))) == [*example]
+    assert not keys
+    bases = {name: bases for (name,), bases in read_table(page, "error")}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    for kind in kinds:
+        if issubclass(kind, errors.DemucsError) and kind is not errors.DemucsError:
+            assert bases.pop(kind.__name__) == [base.__name__ for base in kind.__bases__]
+    assert not bases
+    names = [name for row in read_table(page, "field") for cell in row for name in cell]
+    own = [item.name for kind in (Manifest, Recipe, Stem) for item in fields(kind)]
+    assert {*own, "schema", "key"} == set(names)
 
 
 def test_every_page_is_in_the_menu_of_the_site() -> None:
