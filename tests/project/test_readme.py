@@ -57,7 +57,7 @@ def find_parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def test_set_up_and_test_commands_come_first() -> None:
-    assert LINES[0].endswith("demucs-infer --demo") and "pytest" in LINES[1]
+    assert LINES[0].endswith("demucs-infer --demo --page") and "pytest" in LINES[1]
     assert LINES[1].split("&&")[0] in LINES[0] and "pip install -c constraints.txt" in LINES[1]
     assert len(README.splitlines()) <= 150
     assert "pip install" in (ROOT / ".ci/run").read_text()  # where they are run
@@ -125,10 +125,11 @@ def rows(head: str, page: str = "README.md") -> list[list[str]]:
 def test_table_of_models_equals_the_catalog(tmp_path: Path) -> None:
     table = rows("model")
     assert len(table) > 8
-    for name, count, stems, size, _score, _time, license in table:
+    for name, purpose, count, stems, size, _score, _time, license in table:
         info = model_info(name, cache_dir=tmp_path)
         assert size == ("not known" if info.size is None else f"{info.size / 1e6:.0f} MB")
         assert int(count) == len(info.files)
+        assert purpose
         assert stems == ", ".join(info.stems or ())
         assert info.license.startswith(license)
 
