@@ -413,9 +413,12 @@ def test_input_is_read_once_to_compare_it_with_earlier_runs(
     write_song(work_folder / "song.wav", seed=1)
     opened = []
     open_path = Path.open
-    monkeypatch.setattr(
-        Path, "open", lambda path, *rest: (opened.append(path.name), open_path(path, *rest))[1]
-    )
+
+    def record(path: Path, *rest: Any, **options: Any) -> Any:
+        opened.append(path.name)
+        return open_path(path, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", record)
     run("song.wav --skip-existing")
     assert opened.count("song.wav") == 1
 
