@@ -9,11 +9,14 @@ can be chosen from Python.
 import math
 import mmap
 import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import Lock, get_ident
+from dataclasses import dataclass
+from threading import RLock
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -26,18 +29,31 @@ _MIN_BYTES = 1 << 20
 
 _ALIGNMENT = 64
 
-_lock = Lock()
+# Reentrant: the garbage collector may close an abandoned generator, and so leave its context, in a
+# thread that already has this lock.
+_lock = RLock()
 _users = 0  # open contexts
-_arenas: dict[int, "Arena | None"] = {}
-"""The arena of each thread; None: the system refused one."""
+
+
+@dataclass(eq=False)  # no slots: there are weak references
+class _Holder:
+    """What a thread has: its arena, or the fact that the system refused one."""
+
+    arena: "Arena | None" = None
+    is_refused: bool = False
+
+
+_local = threading.local()
+_holders: "WeakSet[_Holder]" = WeakSet()
+"""Those of all threads that exist: the holder of a thread ends with it."""
 
 
 @contextmanager
 def use_arenas() -> Iterator[None]:
     """Let `empty` take large tensors from an arena per thread.
 
-    The contexts may be nested, also across threads. After the last one, the arenas are freed, each
-    as soon as no tensor uses it any more.
+    The contexts may be nested, also across threads. After the last one, and when a thread ends, the
+    arenas are freed, each as soon as no tensor uses it any more.
     """
     global _users
     with _lock:
@@ -48,7 +64,8 @@ def use_arenas() -> Iterator[None]:
         with _lock:
             _users -= 1
             if not _users:
-                _arenas.clear()
+                for holder in _holders:
+                    holder.arena, holder.is_refused = None, False
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,14 +80,15 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _allocate(size: int) -> memoryview | None:
-    thread = get_ident()
-    if thread not in _arenas:
-        arena = _create_arena()
+    holder: _Holder | None = getattr(_local, "holder", None)
+    if holder is None:
+        holder = _local.holder = _Holder()
         with _lock:
-            if _users:
-                _arenas[thread] = arena
-    else:
-        arena = _arenas.get(thread)
+            _holders.add(holder)
+    arena = holder.arena
+    if arena is None and not holder.is_refused:
+        arena = holder.arena = _create_arena()
+        holder.is_refused = arena is None
     return None if arena is None else arena.allocate(size)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 from demucs_infer.system.cgroups import cgroup_folders
 
@@ -30,7 +30,7 @@ _MAP_LARGE = {**_DEFAULTS, _M_MMAP_THRESHOLD: 64 << 10}
 _USER_SETTINGS = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
 """Environment variables that configure malloc; if one is set, nothing is changed here."""
 
-_lock = Lock()
+_lock = RLock()  # the garbage collector may leave a context in a thread that has it
 # Open contexts of either kind: malloc has one setting for the whole process.
 _users = 0
 _loaders = 0

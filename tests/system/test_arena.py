@@ -5,6 +5,7 @@ import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no ar
 
 KIB = 1 << 8  # float32 numbers
 MIB = 1 << 18
+
+
+def list_arenas() -> list[Arena]:
+    return [holder.arena for holder in arena._holders if holder.arena is not None]
 
 
 def test_live_tensors_keep_their_values_while_others_come_and_go() -> None:
@@ -33,12 +38,8 @@ def test_live_tensors_keep_their_values_while_others_come_and_go() -> None:
             tensor = empty(choose.randrange(MIB, 3 * MIB)).fill_(value)
             live.append((tensor[choose.randrange(MIB) :], tensor[-1].item()))
             del live[:-12]
-        (used,) = {
-            start
-            for thread, arena_of_thread in arena._arenas.items()
-            if arena_of_thread is not None and thread == arena.get_ident()
-            for start, _ in arena_of_thread._free[-1:]
-        }
+        space = arena._local.holder.arena
+        used = space._free[-1][0]
         return used, live
 
     with use_arenas(), ThreadPoolExecutor(3) as pool:
@@ -80,24 +81,32 @@ def test_small_tensors_and_those_outside_come_from_malloc() -> None:
     empty(MIB)
     with use_arenas():
         empty(KIB)
-        assert not arena._arenas
+        assert not list_arenas()
         with use_arenas():
             empty(MIB)
-        assert len(arena._arenas) == 1, "the outer context still uses it"
-    assert not arena._arenas
+        assert len(list_arenas()) == 1, "the outer context still uses it"
+    assert not list_arenas()
 
 
 def test_arena_is_freed_with_its_last_tensor() -> None:
     with use_arenas():
         tensor = empty(MIB, dtype=torch.complex64).zero_()
-        (space,) = arena._arenas.values()
-        assert space is not None
+        (space,) = list_arenas()
         memory = weakref.ref(space._memory.obj)
         del space
     assert memory() is not None
     assert not tensor.any()
     del tensor
     assert memory() is None
+
+
+def test_arena_of_a_thread_ends_with_it() -> None:
+    with use_arenas():
+        for _ in range(3):
+            thread = Thread(target=empty, args=(MIB,))
+            thread.start()
+            thread.join()
+        assert not list_arenas()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of address space")
@@ -113,4 +122,4 @@ def test_without_address_space_tensors_come_from_malloc() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_AS, limits)
         assert tensor.sum() == MIB
-        assert list(arena._arenas.values()) == [None]
+        assert not list_arenas()
