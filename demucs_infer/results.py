@@ -20,7 +20,7 @@ from torch import Tensor
 
 from demucs_infer.audio.encoders.pyav import PIECE
 from demucs_infer.audio.filenames import stem_paths
-from demucs_infer.audio.formats import Encoding
+from demucs_infer.audio.formats import FORMATS, Encoding, nearest_bitrate
 from demucs_infer.audio.gain import Shaper, clip_gains, peak_of, track_gain, translate_os_errors
 from demucs_infer.audio.stem_files import StemFiles
 from demucs_infer.audio.stem_mp4 import check_stem_count
@@ -246,10 +246,9 @@ class InferenceOutput:
 
 def _encode_preview(stem: Tensor, sample_rate: int) -> str:
     """Encode a stem (C, T) to mp3, in base64."""
-    file = io.BytesIO()
-    with AudioWriter(
-        file, sample_rate, len(stem), format="mp3", bitrate=_PREVIEW_KILOBITS
-    ) as writer:
+    file, kind = io.BytesIO(), FORMATS["mp3"]
+    bitrate = nearest_bitrate(kind, _PREVIEW_KILOBITS, kind.rate_for(sample_rate), len(stem))
+    with AudioWriter(file, sample_rate, len(stem), format="mp3", bitrate=bitrate) as writer:
         writer.write(stem)
     return b64encode(file.getvalue()).decode("ascii")
 

@@ -33,7 +33,8 @@ def channels_last(x: Tensor) -> Tensor:
     """Return `x` in channels-last memory: (B, C, F, T), or (B, C, T) as an image of one row."""
     if x.dim() == 3:
         x = x[:, :, None]
-    if x.dtype != torch.float32 or x.is_contiguous(memory_format=torch.channels_last):
+    is_last = x.is_contiguous(memory_format=torch.channels_last)
+    if is_last or x.device.type != "cpu" or x.dtype != torch.float32:
         return x.contiguous(memory_format=torch.channels_last)
     return empty_channels_last(x.shape).copy_(x)
 

@@ -1,7 +1,7 @@
 """Measure what the chart of README shows, and write it to `results.json` and `README.md` here.
 
-    python -m tests.bench.chart                                # an hour on two cores
-    python -m tests.bench.chart --pairs 3 --seconds 60         # twenty minutes, on shorter tracks
+    python -m tests.bench.chart                                # half an hour on two cores
+    python -m tests.bench.chart --pairs 3 --seconds 30         # ten minutes, on shorter tracks
     python -m tests.bench.chart --also 'NAME=COMMAND'          # one more peer; repeatable
 
 COMMAND separates `{song}` (mp3) into mp3 files in the folder `{out}` with the network htdemucs in
@@ -27,7 +27,7 @@ from tests.bench.shapes import write_repo
 
 RESULTS = Path(__file__).with_name("results.json")
 README = Path(__file__).with_name("README.md")
-TRACK_SECONDS = {"engine": 60.0, "command": 240.0}
+TRACK_SECONDS = {"engine": 30.0, "command": 240.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def parse_arguments() -> Namespace:
     parser = argparse.ArgumentParser("python -m tests.bench.chart", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, help="length of the tracks (60 s and 240 s)")
+    parser.add_argument("--seconds", type=float, help="length of the tracks (30 s and 240 s)")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND")
     return parser.parse_args()
 
