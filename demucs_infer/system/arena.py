@@ -1,9 +1,8 @@
 """Keep the large tensors of the windows that a thread runs in memory of that thread.
 
-Windows that run at the same time would get such tensors from one heap. Their allocations
-interleave, so what a window frees is cut into holes that the next large tensor does not fit into:
-up to half of the memory of a process. Written by hand, as PyTorch has no allocator for CPUs that
-can be chosen from Python.
+From malloc, such tensors would be aligned, and glibc never uses the hole of an aligned block for
+another one of the same size: half of the memory of a process would be holes. Written by hand, as
+PyTorch has no allocator for CPUs that can be chosen from Python.
 """
 
 import math
