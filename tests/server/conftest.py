@@ -1,13 +1,15 @@
-"""A server and a browser for the tests of the page, one of each module."""
+"""Models, folders and a web server for tests of servers; a server and a browser for the page."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.cli_process import make_repo
 from tests.helpers.oracles import require_tool
-from tests.helpers.server_process import FAST, Server, run_server
+from tests.helpers.server_process import FAST, Server, run_server, song
+from tests.helpers.web_server import WebServer, run_web_server
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -20,11 +22,30 @@ ARGUMENTS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make small models, which no test changes."""
+    return make_repo(tmp_path_factory.mktemp("models") / "repo")
+
+
 @pytest.fixture(scope="module")
-def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("page")
-    repo = make_repo(folder / "repo")
-    words = ["--repo", repo, "--models", f"bag,{FAST}", "--data-dir", folder / "data"]
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the folder of a server's data."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[WebServer]:
+    """Offer half a second of noise within `/music`, and outside of it."""
+    with run_web_server() as web:
+        for path in ("/music/song.wav", "/secret.wav"):
+            web.send_file(path, song(0.5))
+        yield web
+
+
+@pytest.fixture(scope="module")
+def page_server(repo: Path, data: Path) -> Iterator[Server]:
+    words = ["--repo", repo, "--models", f"bag,{FAST}", "--data-dir", data]
     with run_server(*words, "--max-duration-seconds", "60") as found:
         yield found
 

@@ -13,20 +13,14 @@ from fastapi.testclient import TestClient
 from demucs_infer.server import responses
 from demucs_infer.server.cache import CachedStem, CachedStems
 from demucs_infer.server.responses import iter_zip, zip_size
-from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import client, song, wait_until
 
 PLAIN = {"shifts": "0"}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("server")
-
-
-@pytest.fixture(scope="module")
-def web(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    with client(make_repo(tmp_path_factory.mktemp("models") / "repo"), data) as opened:
+def web(repo: Path, data: Path) -> Iterator[TestClient]:
+    with client(repo, data) as opened:
         yield opened
 
 

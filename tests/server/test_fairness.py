@@ -10,15 +10,9 @@ import soundfile
 from fastapi.testclient import TestClient
 
 from demucs_infer.server.schemas import MIME_TYPES
-from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import client, song, wait_until
 
 KEYS = {"a": "the key of a", "b": "the key of b", "c": "the key of c"}
-
-
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_repo(tmp_path_factory.mktemp("models") / "repo")
 
 
 def decode(data: bytes) -> Any:

@@ -5,13 +5,13 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from demucs_infer import __version__
-from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import FAST, client, decode_wav, song
 
 STEMS = ["drums", "bass", "other", "vocals"]
@@ -19,9 +19,8 @@ SONG = song(0.5)
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    folder = tmp_path_factory.mktemp("server")
-    with client(make_repo(folder / "repo"), folder / "data") as opened:
+def web(repo: Path, data: Path) -> Iterator[TestClient]:
+    with client(repo, data) as opened:
         yield opened
 
 

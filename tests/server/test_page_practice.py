@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.cli_process import make_repo
 from tests.helpers.page import evaluate, file, saved, separate
 from tests.helpers.server_process import FAST, Server, run_server, wait_until
 
@@ -276,8 +275,7 @@ def test_language_of_the_browser_and_choice(browser: Any, page_server: Server) -
     other.context.close()
 
 
-def test_link_opens_song_without_key(browser: Any, tmp_path: Path) -> None:
-    repo = make_repo(tmp_path / "repo")
+def test_link_opens_song_without_key(browser: Any, repo: Path, tmp_path: Path) -> None:
     words = ["--repo", repo, "--models", FAST, "--data-dir", tmp_path / "data"]
     with run_server(*words, "--api-key", "open sesame", "--share-links") as server:
         context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])

@@ -8,7 +8,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from demucs_infer.server.admission import UploadPlace
 from demucs_infer.server.errors import STATUS, ApiError
 from demucs_infer.server.http_client import HttpClient, RemoteError, UrlRefusedError
 from demucs_infer.server.urls import AllowedPrefixes, parse_url
-from tests.helpers.cli_process import make_repo
 from tests.helpers.oracles import require_module
 from tests.helpers.server_process import client, song, wait_until
 from tests.helpers.web_server import WebServer, run_web_server
@@ -33,23 +32,7 @@ DIGEST = hashlib.sha256(SONG).hexdigest()
 
 
 @pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_repo(tmp_path_factory.mktemp("models") / "repo")
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[WebServer]:
-    with run_web_server() as web:
-        web.send_file("/music/song.wav", SONG)
-        web.send_file("/secret.wav", SONG)
-        yield web
-
-
-@pytest.fixture(scope="module")
-def web(
-    repo: Path, site: WebServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TestClient]:
-    data = tmp_path_factory.mktemp("server")
+def web(repo: Path, data: Path, site: WebServer) -> Iterator[TestClient]:
     inputs = (f"{site.url}/music", f"http://inner.example:{site.port}/", "s3://songs/new")
     outputs = (f"{site.url}/stems/", "s3://stems/out")
     limits = {"max_bytes": 1 << 20, "allowed_inputs": inputs, "allowed_outputs": outputs}
@@ -606,12 +589,7 @@ def test_object_that_is_absent_or_too_large_is_refused(web: TestClient, store: A
     ],
 )
 def test_invalid_setting_is_reported(
-    repo: Path, settings: Any, message: str, data: Callable[[], Path]
+    repo: Path, settings: Any, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        ServerSettings(repo=repo, data_dir=data(), **settings)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Callable[[], Path]:
-    return lambda: tmp_path
+        ServerSettings(repo=repo, data_dir=tmp_path, **settings)

@@ -35,22 +35,11 @@ from demucs_infer.server.queue import Job
 from demucs_infer.server.schemas import MIME_TYPES, RequestSchema
 from demucs_infer.server.store import JobRecord, JobStore
 from demucs_infer.server.worker import WorkItem, check_result
-from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import FAST, RATE, client, decode_wav, song, wait_until
 
 STEMS = ["drums", "bass", "other", "vocals"]
 SONG = song(1.5)
 PLAIN = {"shifts": "0"}
-
-
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_repo(tmp_path_factory.mktemp("models") / "repo")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("server")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from demucs_infer.errors import ConfigError
 from demucs_infer.server.errors import ApiError
 from demucs_infer.server.shared_store import SharedStore
 from demucs_infer.server.store import JobRecord
-from tests.helpers.cli_process import make_repo
 from tests.helpers.oracles import require_module, require_tool
 from tests.helpers.server_process import FAST, Server, client, run_server, song, wait_until
 from tests.helpers.web_server import SlowFile, run_web_server
@@ -64,11 +63,6 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     server = Redis(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_repo(tmp_path_factory.mktemp("models") / "repo")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from demucs_infer.server.sharing import SharedIds, read_key
-from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import client, song, wait_until
 
 KEY = {"X-API-Key": "open sesame"}
@@ -22,8 +21,7 @@ def separate(web: TestClient) -> dict[str, Any]:
     return view
 
 
-def test_shared_id_gives_read_access_without_key(tmp_path: Path) -> None:
-    repo = make_repo(tmp_path / "repo")
+def test_shared_id_gives_read_access_without_key(repo: Path, tmp_path: Path) -> None:
     with client(repo, tmp_path / "data", api_keys=("open sesame",), share_links=True) as web:
         job = separate(web)
         path = f"/v1/jobs/{job['shared_id']}"
@@ -53,8 +51,7 @@ def test_links_stay_valid_after_restart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keys", [(), ("open sesame",)], ids=["no keys", "keys"])
-def test_no_links_without_the_setting(tmp_path: Path, keys: tuple[str, ...]) -> None:
-    repo = make_repo(tmp_path / "repo")
+def test_no_links_without_the_setting(repo: Path, tmp_path: Path, keys: tuple[str, ...]) -> None:
     with client(repo, tmp_path / "data", api_keys=keys) as web:
         job = separate(web)
         assert job["shared_id"] is None

@@ -13,17 +13,12 @@ from fastapi.testclient import TestClient
 
 from demucs_infer.server import create_app
 from demucs_infer.server.logs import REQUEST_ID, make_formatter
-from tests.helpers.cli_process import ROOT, environment, make_repo
+from tests.helpers.cli_process import ROOT, environment
 from tests.helpers.oracles import require_module
 from tests.helpers.server_process import FAST, make_settings, run_server, song, wait_until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
-
-
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_repo(tmp_path_factory.mktemp("models") / "repo")
 
 
 @pytest.fixture

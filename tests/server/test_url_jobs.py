@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,17 @@ import pytest
 from fastapi.testclient import TestClient
 
 from demucs_infer.server.errors import STATUS
-from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import client, song, wait_until
-from tests.helpers.web_server import SlowFile, WebServer, run_web_server
+from tests.helpers.web_server import SlowFile, WebServer
 
 SONG = song(0.5)
 HALF = len(SONG) // 2
 KEYS = {name: {"X-API-Key": f"the key of {name}"} for name in "abc"}
 
 
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_repo(tmp_path_factory.mktemp("models") / "repo")
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[WebServer]:
-    with run_web_server() as web:
-        web.send_file("/music/song.wav", SONG)
-        yield web
+@pytest.fixture
+def slow_file(site: WebServer) -> SlowFile:
+    return SlowFile(site, "/music/slow.wav", SONG)
 
 
 @pytest.fixture
@@ -66,16 +57,22 @@ def wait_for_half(web: TestClient, id: str, key: str = "a") -> None:
     wait_until(lambda: view(web, id, key)["download"] == progress)
 
 
+def begin_download(web: TestClient, file: SlowFile, **fields: Any) -> str:
+    """Create a job, wait until half of its track is there, and return its id."""
+    id: str = create_job(web, file.url, **fields).json()["id"]
+    wait_for_half(web, id)
+    return id
+
+
 def list_uploads(data: Path) -> list[Path]:
     return list((data / "uploads").iterdir())
 
 
 def test_job_is_created_before_its_track_is_downloaded(
-    repo: Path, data: Path, site: WebServer, settings: dict[str, Any]
+    repo: Path, data: Path, slow_file: SlowFile, site: WebServer, settings: dict[str, Any]
 ) -> None:
-    file = SlowFile(site, "/music/slow.wav", SONG)
     with client(repo, data, **settings) as web:
-        created = create_job(web, file.url)
+        created = create_job(web, slow_file.url)
         assert created.status_code == 202
         job = created.json()
         assert (job["status"], job["name"], job["progress"]) == ("downloading", "slow.wav", 0)
@@ -84,7 +81,7 @@ def test_job_is_created_before_its_track_is_downloaded(
         metrics = web.get("/metrics").text
         assert "demucs_jobs_downloading 1.0" in metrics and "demucs_jobs_waiting 0.0" in metrics
         assert web.get(f"/v1/jobs/{job['id']}/stems/bass").status_code == 409
-        file.gate.set()
+        slow_file.gate.set()
         done = wait_for_job(web, job["id"])
         assert (done["status"], done["download"], len(done["stems"])) == ("done", None, 4)
         events = web.get(f"/v1/jobs/{job['id']}/events").text
@@ -148,31 +145,28 @@ def test_failed_download_fails_the_job_and_is_announced(
 
 
 def test_cancelled_download_ends_at_once(
-    repo: Path, data: Path, site: WebServer, settings: dict[str, Any]
+    repo: Path, data: Path, slow_file: SlowFile, settings: dict[str, Any]
 ) -> None:
-    file = SlowFile(site, "/music/slow.wav", SONG)
     with client(repo, data, **settings) as web:
-        id = create_job(web, file.url).json()["id"]
-        wait_for_half(web, id)
+        id = begin_download(web, slow_file)
         assert len(list_uploads(data)) == 1
         cancelled = web.delete(f"/v1/jobs/{id}", headers=KEYS["a"])
         assert (cancelled.status_code, cancelled.json()["status"]) == (202, "cancelled")
-        assert file.is_cut_off.wait(30)
+        assert slow_file.is_cut_off.wait(30)
         wait_until(lambda: list_uploads(data) == [])
         assert web.delete(f"/v1/jobs/{id}", headers=KEYS["a"]).status_code == 204
 
 
 def test_downloads_have_places_in_the_queue(
-    repo: Path, data: Path, site: WebServer, settings: dict[str, Any]
+    repo: Path, data: Path, slow_file: SlowFile, site: WebServer, settings: dict[str, Any]
 ) -> None:
-    file = SlowFile(site, "/music/slow.wav", SONG)
     limits = {"max_queue": 2, "max_per_client": 1}
     limits |= {"api_keys": tuple(key["X-API-Key"] for key in KEYS.values())}
     with client(repo, data, **settings, **limits) as web:
-        first = create_job(web, file.url).json()["id"]
-        assert create_job(web, file.url).status_code == 429
-        second = create_job(web, file.url, "b").json()["id"]
-        assert create_job(web, file.url, "c").status_code == 503
+        first = create_job(web, slow_file.url).json()["id"]
+        assert create_job(web, slow_file.url).status_code == 429
+        second = create_job(web, slow_file.url, "b").json()["id"]
+        assert create_job(web, slow_file.url, "c").status_code == 503
         wait_for_half(web, first)
         wait_for_half(web, second, "b")
         sent = web.post("/v1/separate", content=SONG, headers=KEYS["c"])
@@ -183,17 +177,20 @@ def test_downloads_have_places_in_the_queue(
 
 
 def test_interrupted_download_begins_again_after_a_restart(
-    repo: Path, data: Path, site: WebServer, settings: dict[str, Any], tmp_path: Path
+    repo: Path,
+    data: Path,
+    slow_file: SlowFile,
+    site: WebServer,
+    settings: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
-    file = SlowFile(site, "/music/slow.wav", SONG)
     hook = f"{site.url}/hooks/2"
     with client(repo, data, **settings) as web:
-        id = create_job(web, file.url, webhook=hook).json()["id"]
-        wait_for_half(web, id)
+        id = begin_download(web, slow_file, webhook=hook)
         shutil.copytree(data, tmp_path / "killed")  # as a process that was killed leaves it
         assert len(list_uploads(tmp_path / "killed")) == 1
     assert list_uploads(data) == []
-    file.gate.set()
+    slow_file.gate.set()
     site.requests.clear()
     for folder in (data, tmp_path / "killed"):
         with client(repo, folder, **settings) as web:
@@ -205,12 +202,10 @@ def test_interrupted_download_begins_again_after_a_restart(
 
 
 def test_interrupted_download_fails_if_its_url_is_no_longer_allowed(
-    repo: Path, data: Path, site: WebServer, settings: dict[str, Any]
+    repo: Path, data: Path, slow_file: SlowFile, settings: dict[str, Any]
 ) -> None:
-    file = SlowFile(site, "/music/slow.wav", SONG)
     with client(repo, data, **settings) as web:
-        id = create_job(web, file.url).json()["id"]
-        wait_for_half(web, id)
+        id = begin_download(web, slow_file)
     with client(repo, data, **{**settings, "allowed_inputs": ("https://a.example",)}) as web:
         job = wait_for_job(web, id)
         assert (job["status"], job["error"]["code"]) == ("failed", "url_not_allowed")

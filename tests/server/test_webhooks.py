@@ -13,18 +13,12 @@ import pytest
 from demucs_infer.errors import ConfigError
 from demucs_infer.server import ServerSettings
 from demucs_infer.server.webhooks import sign
-from tests.helpers.cli_process import make_repo
 from tests.helpers.server_process import client, song, wait_until
 from tests.helpers.web_server import WebRequest, WebServer, run_web_server
 
 SECRET = b"0123456789abcdef"
 SONG = song(0.3)
 PAGE = Path(__file__).parents[2] / "docs" / "remote.md"
-
-
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_repo(tmp_path_factory.mktemp("models") / "repo")
 
 
 @pytest.fixture
