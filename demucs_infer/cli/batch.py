@@ -36,8 +36,8 @@ from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 from demucs_infer.system.storage import check_driver, is_remote, join, local_path
 
 if TYPE_CHECKING:
+    from demucs_infer.distributed.config import WorkerConfig
     from demucs_infer.distributed.results_table import Summary
-    from demucs_infer.distributed.worker import WorkerConfig
 
 _TEMPLATE = "{track}-{trackext}/{stem}.{ext}"  # so that song.mp3 and song.flac do not collide
 _MAX_EXAMPLES = 10  # inputs that an error lists
@@ -208,7 +208,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
     use_single_arena()
     with exempt_imports_from_gc():
         from demucs_infer.batch.attempts import Run
-        from demucs_infer.distributed.worker import WorkerConfig
+        from demucs_infer.distributed.config import WorkerConfig
     config = WorkerConfig(
         model=model,
         request=request,

@@ -15,20 +15,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from demucs_infer.batch.attempts import AttemptRecord, Run, complete, register, withdraw
+from demucs_infer.batch.attempts import AttemptRecord, complete, register, withdraw
 from demucs_infer.batch.job import TrackJob
 from demucs_infer.batch.manifest import find_match, parse_manifest
 from demucs_infer.batch.output_paths import OutputPaths
-from demucs_infer.batch.prepare import Skip
 from demucs_infer.batch.request import ModelSpec, make_recipe
 from demucs_infer.batch.result import Fault, TrackResult, fault_of
 from demucs_infer.batch.workdir import PARTIAL
 from demucs_infer.checkpoints.cache import cache_folder
+from demucs_infer.distributed.config import WorkerConfig
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import TrackRow
 from demucs_infer.errors import AudioReadError, DemucsError
 from demucs_infer.metrics import evaluate
-from demucs_infer.options import Request
 from demucs_infer.system import storage
 from demucs_infer.system.checksum import sha256_file
 from demucs_infer.system.folders import remove_folder
@@ -59,30 +58,19 @@ class StagedTrack:
 class Transfer:
     """Turns manifest rows into jobs with local files, and uploads their results."""
 
-    model: ModelSpec
-    request: Request
+    config: WorkerConfig
     weights: tuple[str, ...]
-    out: str
-    skip: Skip = "same"
-    verify: bool = False
-    """As in `BatchRunner`."""
-
-    max_crashes: int = 2
-    run: Run = Run()
-    """As in `BatchRunner`."""
-
-    shared_path_digests: frozenset[int] = frozenset()
-    """As in `OutputConflicts`."""
+    """The digests from `ModelSpec.weights`."""
 
     @cached_property
     def is_remote_output(self) -> bool:
         """Whether stems are uploaded."""
-        return is_remote(self.out)
+        return is_remote(self.config.out)
 
     @cached_property
     def _outputs(self) -> OutputConflicts:
-        outputs = OutputConflicts.from_request(self.model, self.request)
-        return replace(outputs, shared_path_digests=self.shared_path_digests)
+        outputs = OutputConflicts.from_request(self.config.model, self.config.request)
+        return replace(outputs, shared_path_digests=self.config.shared_path_digests)
 
     def download(self, row: TrackRow, *, is_alone: bool = False) -> StagedTrack:
         """Download a track, and return it with its job; errors become the result of the job.
@@ -105,7 +93,7 @@ class Transfer:
                     result = result or self._register_attempt(row)
         except Exception as error:
             logger.debug("%s could not be staged", row.path, exc_info=error)
-            result = failure(row, self.model, str(error), fault_of(error))
+            result = failure(row, self.config.model, str(error), fault_of(error))
         outputs = self._output_paths(row, scratch)
         job = TrackJob(
             source=source,
@@ -131,32 +119,32 @@ class Transfer:
     def _output_paths(self, row: TrackRow, scratch: Path | None = None) -> OutputPaths:
         """Return local output paths; of remote output without `scratch`, relative paths."""
         if not self.is_remote_output:
-            return self._outputs.output_paths(row, storage.local_path(self.out))
+            return self._outputs.output_paths(row, storage.local_path(self.config.out))
         return self._outputs.output_paths(row, scratch / "stems" if scratch else Path())
 
     def _location(self, path: Path) -> str:
         """Return the path or URI of an output file, as in the results table."""
-        return join(self.out, path.as_posix()) if self.is_remote_output else str(path)
+        return join(self.config.out, path.as_posix()) if self.is_remote_output else str(path)
 
     # ── finished tracks ──
 
     def _find_done(self, row: TrackRow) -> TrackResult | None:
         """Return the result of a finished track without reading it, if its digest is given."""
-        if self.skip != "same" or row.sha256 is None:
+        if self.config.skip != "same" or row.sha256 is None:
             return None
         if self.is_remote_output:
             return self._find_done_remote(row, row.sha256)
         path = self._output_paths(row).manifest
-        recipe = make_recipe(self.request, row.sha256, self.model, self.weights)
-        manifest = find_match(path, recipe, verify=self.verify)
+        recipe = make_recipe(self.config.request, row.sha256, self.config.model, self.weights)
+        manifest = find_match(path, recipe, verify=self.config.verify)
         return TrackResult.skipped(row.path, path, manifest) if manifest else None
 
     def _find_done_remote(self, row: TrackRow, sha256: str) -> TrackResult | None:
         """Find the result of a finished track in remote output."""
-        if self.skip != "same":
+        if self.config.skip != "same":
             return None
         path = self._output_paths(row).manifest
-        key = make_recipe(self.request, sha256, self.model, self.weights).key
+        key = make_recipe(self.config.request, sha256, self.config.model, self.weights).key
         with suppress(*_UNREADABLE_JSON):
             manifest = parse_manifest(json.loads(storage.read_text(self._location(path)) or "{}"))
             if not manifest or manifest["key"] != key:
@@ -165,7 +153,7 @@ class Transfer:
                 location = self._location(path.parent / stem["file"])
                 if storage.file_size(location) != stem["bytes"]:
                     return None
-                if self.verify and storage.sha256(location) != stem["sha256"]:
+                if self.config.verify and storage.sha256(location) != stem["sha256"]:
                     return None
             return TrackResult.skipped(row.path, path, manifest)
         return None
@@ -175,26 +163,26 @@ class Transfer:
     def _journal(self, row: TrackRow) -> str:
         path = self._output_paths(row).manifest.as_posix()
         name = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:16]
-        return join(self.out, f"{self.model.folder}/{PARTIAL}/{name}")
+        return join(self.config.out, f"{self.config.model.folder}/{PARTIAL}/{name}")
 
     def _fault_log(self, row: TrackRow, run_id: str) -> Path:
         """Return the file of this machine for the trace of a crash, in the run with that id."""
         name = hashlib.sha256(f"{self._journal(row)} {run_id}".encode(errors="replace"))
-        return cache_folder(self.model.cache_dir) / "faults" / name.hexdigest()[:16]
+        return cache_folder(self.config.model.cache_dir) / "faults" / name.hexdigest()[:16]
 
     def _register_attempt(self, row: TrackRow) -> TrackResult | None:
         """Record an attempt until it is over; return a result if too many have crashed."""
         journal = self._journal(row)
         earlier = AttemptRecord.from_text(storage.read_text(journal) or "")
         earlier_log = self._fault_log(row, earlier.run_id)
-        record = earlier.close(earlier_log).enter(self.run, 0)
-        if record.crashes >= self.max_crashes:
+        record = earlier.close(earlier_log).enter(self.config.run, 0)
+        if record.crashes >= self.config.max_crashes:
             times = f"{record.crashes} times" if record.crashes > 1 else "once"
             error = f"its process crashed {times}; to try it again, remove {journal}"
-            return replace(failure(row, self.model, error, "other"), status="quarantined")
+            return replace(failure(row, self.config.model, error, "other"), status="quarantined")
         record.warn_of_kills(row.path)
         storage.write_text(journal, replace(record, is_open=True).to_text())
-        log = self._fault_log(row, self.run.id)
+        log = self._fault_log(row, self.config.run.id)
         with suppress(OSError):
             earlier_log.unlink(missing_ok=True)
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -206,12 +194,12 @@ class Transfer:
             else:
                 storage.remove(journal)
 
-        register((self.out, row.path), undo, log if self.run.id else None)
+        register((self.config.out, row.path), undo, log if self.config.run.id else None)
         return None
 
     def withdraw(self, track: StagedTrack) -> None:
         """Give up a track, without counting the attempt as a crash."""
-        withdraw((self.out, track.row.path))
+        withdraw((self.config.out, track.row.path))
         track.remove_scratch()
 
     # ── results ──
@@ -272,9 +260,9 @@ class Transfer:
             for path in (*stems.values(), manifest):
                 storage.upload(top / path, self._location(path))
             result = replace(result, stems=stems, manifest=manifest)
-        complete((self.out, track.row.path))
+        complete((self.config.out, track.row.path))
         with suppress(OSError):
-            self._fault_log(track.row, self.run.id).unlink(missing_ok=True)
+            self._fault_log(track.row, self.config.run.id).unlink(missing_ok=True)
         storage.remove(self._journal(track.row))
         return result
 

@@ -9,49 +9,21 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from demucs_infer.batch.attempts import Run
 from demucs_infer.batch.job import TrackJob
-from demucs_infer.batch.prepare import Skip
-from demucs_infer.batch.request import ModelSpec
 from demucs_infer.batch.result import TrackResult, fault_of
 from demucs_infer.batch.runner import BatchRunner, map_ahead, open_separator
+from demucs_infer.distributed.config import WorkerConfig
 from demucs_infer.distributed.manifest import ResultRow, TrackRow
 from demucs_infer.distributed.transfer import StagedTrack, Transfer, failure
-from demucs_infer.options import Request
 from demucs_infer.system.storage import is_remote
 
 logger = logging.getLogger(__name__)
 
 # On a CPU, one window runs at a time, and more tracks gain nothing.
 _MAX_TRACKS_PER_BATCH = {"cuda": 8}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConfig:
-    """Settings of all workers of a run; pickled for those on other machines."""
-
-    model: ModelSpec
-    request: Request
-    out: str
-    """Path or URI of the output folder."""
-
-    skip: Skip = "same"
-    verify: bool = False
-    """Whether the files of finished tracks are read, and compared by their digests."""
-
-    max_crashes: int = 2
-    """Worker crashes after which a track is quarantined."""
-
-    run: Run = Run()
-    """As in `BatchRunner`: which crashes count against a track."""
-
-    shared_path_digests: frozenset[int] = frozenset()
-    """Digests of paths that several rows share (see `OutputConflicts`)."""
-
-    max_tracks_per_batch: int = 0
-    """Tracks whose windows share batches of the network; 0: a good number for the device."""
 
 
 class TrackWorker:
@@ -86,17 +58,7 @@ class TrackWorker:
             separator = open_separator(config.model, config.request)
             weights = config.model.weights() or ()
             is_remote_output = is_remote(config.out)
-            self._transfer = Transfer(
-                model=config.model,
-                request=config.request,
-                weights=weights,
-                out=config.out,
-                skip=config.skip,
-                verify=config.verify,
-                max_crashes=config.max_crashes,
-                run=config.run,
-                shared_path_digests=config.shared_path_digests,
-            )
+            self._transfer = Transfer(config=config, weights=weights)
             default_tracks = _MAX_TRACKS_PER_BATCH.get(separator.device.type, 1)
             self._batch = BatchRunner(
                 separator,
@@ -179,7 +141,7 @@ def _finish(transfer: Transfer, track: StagedTrack, result: TrackResult) -> Resu
         logger.debug("%s was not uploaded", track.row.path, exc_info=error)
         transfer.withdraw(track)
         message = f"cannot be uploaded: {error}"
-        result = failure(track.row, transfer.model, message, fault_of(error))
+        result = failure(track.row, transfer.config.model, message, fault_of(error))
     finally:
         track.remove_scratch()
     return {**make_row(result, scores), **transfer.locations(result)}

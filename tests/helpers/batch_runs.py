@@ -8,8 +8,9 @@ from typing import Any
 
 from demucs_infer.audio.writer import save_audio
 from demucs_infer.batch.request import ModelSpec
+from demucs_infer.distributed.config import WorkerConfig
 from demucs_infer.distributed.manifest import TrackRow
-from demucs_infer.distributed.worker import TrackWorker, WorkerConfig
+from demucs_infer.distributed.worker import TrackWorker
 from demucs_infer.options import Request
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.oracles import require_module

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from demucs_infer.distributed import worker
+from demucs_infer.distributed.config import WorkerConfig
 from demucs_infer.distributed.manifest import ResultRow, TrackRow
-from demucs_infer.distributed.worker import TrackWorker, WorkerConfig
+from demucs_infer.distributed.worker import TrackWorker
 
 
 class CrashingWorker(TrackWorker):
