@@ -101,7 +101,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
         for name, replacement in names.items():
             cell = cell.replace(f'"{name}"', f'"{replacement}"')
         cells[f"page {index}"] = cell
-    cells |= _CELLS
+    picture = f"import IPython.display; IPython.display.SVG({str(names['stems.svg'])!r})"
+    cells |= {**_CELLS, "picture of the page": picture}
     done = subprocess.run(
         [sys.executable, "-c", _RUN_CELLS],
         input=json.dumps([*cells.values()]),
@@ -140,11 +141,18 @@ def test_cell_of_the_page_shows_what_it_is_for(
     assert sorted({kind for kind, _ in outputs[cell]}) == kinds, outputs[cell]
 
 
-def test_notebook_shows_players(outputs: Outputs) -> None:
-    ((kind, content),) = outputs["output"]
+@pytest.mark.parametrize("cell", ["page 0", "output"])
+def test_notebook_shows_players(cell: str, outputs: Outputs) -> None:
+    ((kind, content),) = outputs[cell]
     assert kind == "execute_result"
     assert content["data"]["text/html"].count("<audio controls") == 4
     assert content["data"]["text/plain"].startswith("InferenceOutput(drums, bass, other, vocals")
+
+
+def test_picture_of_the_page_has_the_stems(outputs: Outputs) -> None:
+    ((kind, content),) = outputs["picture of the page"]
+    assert kind == "execute_result"
+    assert all(stem in content["data"]["image/svg+xml"] for stem in ("drums", "vocals"))
 
 
 def test_notebook_without_widgets_shows_text_without_a_warning(outputs: Outputs) -> None:
