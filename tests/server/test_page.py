@@ -11,7 +11,6 @@ import soundfile
 
 from demucs_infer.cli.main import main
 from demucs_infer.server.routes import STATIC
-from tests.helpers.cli_process import make_repo
 from tests.helpers.page import evaluate, file, levels, saved, separate
 from tests.helpers.server_process import FAST, Server, run_server, song, wait_until
 
@@ -82,7 +81,7 @@ def test_other_browser_does_not_see_songs(page: Any, browser: Any, page_server: 
 
 
 def test_stems_play_while_they_are_made(page: Any) -> None:
-    page.route("**/v1/jobs?*", lambda route: route.continue_(url=f"{route.request.url}&shifts=6"))
+    page.route("**/v1/jobs?*", lambda route: route.continue_(url=f"{route.request.url}&shifts=3"))
     page.set_input_files("#files", file("long.wav", seconds=55, seed=51))
     page.wait_for_selector(".stems canvas")
     drawn = "document.querySelector('.player').view.overview[0].filter(x => x > 0).length"
@@ -308,8 +307,7 @@ def contrast(one: str, two: str) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
-def test_sign_in_with_api_key(browser: Any, tmp_path: Path) -> None:
-    repo = make_repo(tmp_path / "repo")
+def test_sign_in_with_api_key(browser: Any, repo: Path, tmp_path: Path) -> None:
     words = ["--repo", repo, "--models", FAST, "--data-dir", tmp_path / "data"]
     with run_server(*words, "--api-key", "open sesame", "--base-path", "/here") as locked:
         page = browser.new_page()
@@ -326,8 +324,7 @@ def test_sign_in_with_api_key(browser: Any, tmp_path: Path) -> None:
         page.close()
 
 
-def test_written_page_plays_stems_without_server(browser: Any, tmp_path: Path) -> None:
-    repo = make_repo(tmp_path / "repo")
+def test_written_page_plays_stems_without_server(browser: Any, repo: Path, tmp_path: Path) -> None:
     (tmp_path / "a & b.wav").write_bytes(song(1.99, 3))
     words = ["--repo", repo, "-n", FAST, "-d", "cpu", "-q", "-o", tmp_path, "--page"]
     assert main([*map(str, words), str(tmp_path / "a & b.wav")]) == 0
@@ -340,6 +337,10 @@ def test_written_page_plays_stems_without_server(browser: Any, tmp_path: Path) -
     page.wait_for_selector(".stems canvas")
     assert page.title() == "a & b"
     assert page.inner_text(".time") == "0:00 / 0:02"
+    assert page.get_attribute(".seek", "aria-valuetext") == "0:00 of 0:02"
+    page.locator(".seek").fill("0.97")
+    assert page.inner_text(".time") == "0:01 / 0:02"
+    page.locator(".seek").fill("0")
     page.click(".play")
     wait_until(lambda: evaluate(page, "t.position") > 0.1)
     page.click("[aria-label='Spectrograms']")
