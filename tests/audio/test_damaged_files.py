@@ -7,6 +7,8 @@ import socket
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import av
@@ -126,18 +128,24 @@ MANY_CHANNELS = {
 
 def test_any_number_of_channels_is_read_or_refused(corpus: Corpus, tmp_path: Path) -> None:
     paths = [corpus.clip("wav-16").path]
-    counts = {}
+    require_tool("ffmpeg")
+    ffmpeg = ["ffmpeg", "-nostdin", "-v", "error", "-i"]
+    counts, commands = {}, {}
     for channels in (8, 9, 64):
         levels = 1000 * np.arange(1, channels + 1, dtype=np.int16)
         source = tmp_path / f"{channels}.wav"
         soundfile.write(source, np.tile(levels // 2, (20_000, 1)), 48000)
         for suffix, codec in MANY_CHANNELS.items():
             path = source.with_name(f"{channels}-{suffix}.{suffix}")
-            command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(source), *codec.split(), path]
-            require_tool("ffmpeg")
-            if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+            counts[path] = channels
+            commands[path] = [*ffmpeg, source, *codec.split(), path]
+    with ThreadPoolExecutor() as pool:
+        run = partial(subprocess.run, check=False, capture_output=True)
+        for path, process in zip(commands, pool.map(run, commands.values()), strict=True):
+            if process.returncode == 0:
                 paths.append(path)
-                counts[path] = channels
+            else:
+                del counts[path]
     assert len(paths) > 20  # not every encoder supports every number
     results, _ = read_all(paths * 2)  # a double free shows later
     for path, channels in counts.items():

@@ -86,8 +86,9 @@ def test_interrupt_does_not_wait_for_running_window(jobs: str, tmp_path: Path) -
     assert tree(tmp_path / "a")
     assert all(".partial" in name for name in tree(tmp_path / "a"))
 
-    for out in ("a", "b"):  # resumed, and from the beginning
-        assert start_process(tmp_path, "song.wav", "-o", out).communicate(timeout=120)[1] == b""
+    # Resumed, and from the beginning.
+    processes = [start_process(tmp_path, "song.wav", "-o", out) for out in ("a", "b")]
+    assert [process.communicate(timeout=120)[1] for process in processes] == [b"", b""]
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     stems = [name for name in tree(tmp_path / "a") if name.endswith(".wav")]
     assert len(stems) == 2

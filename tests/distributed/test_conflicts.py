@@ -116,12 +116,12 @@ def test_memory_is_less_than_100_bytes_per_row() -> None:
 
     In a process of its own, without the garbage of other tests.
     """
-    code = "from tests.distributed.test_conflicts import peak; print(peak(5_000), peak(50_000))"
+    code = "from tests.distributed.test_conflicts import peak; print(peak(5_000), peak(25_000))"
     output = subprocess.run(
         [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, check=True
     ).stdout
     low, high = map(int, output.split())
-    assert high - low < 100 * 45_000
+    assert high - low < 100 * 20_000
 
 
 def peak(count: int) -> int:

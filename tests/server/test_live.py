@@ -21,7 +21,7 @@ import pytest
 
 from demucs_infer.api import Separator
 from demucs_infer.errors import ConfigError
-from tests.helpers.cli_process import ROOT, environment, make_repo
+from tests.helpers.cli_process import ROOT, environment
 from tests.helpers.oracles import require_tool
 from tests.helpers.server_process import (
     FAST,
@@ -35,16 +35,6 @@ from tests.helpers.server_process import (
 )
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
-
-
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_repo(tmp_path_factory.mktemp("models") / "repo")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("server")
 
 
 @pytest.fixture(scope="module")
@@ -261,16 +251,20 @@ def test_startup_failure_is_one_line(
 ) -> None:
     """The data folder is in use, or the device does not exist."""
     words = [sys.executable, "-m", "demucs_infer", "serve", "--repo", repo, "--port"]
-    wrong = {
+    wrong: dict[str, list[str | Path]] = {
         "is another server running there": ["--data-dir", data],
         "cuda:9 is not available here": ["--data-dir", tmp_path, "--devices", "cuda:9"],
     }
-    for message, flags in wrong.items():
-        process = subprocess.run(
+
+    def serve(flags: list[str | Path]) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
             [*words, str(free_port()), *flags], env=environment(), capture_output=True, text=True,
             timeout=120,
         )  # fmt: skip
-        assert process.returncode == 2, process.stderr
-        assert "Traceback" not in process.stderr
-        errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and message in errors[0]
+
+    with ThreadPoolExecutor() as pool:
+        for message, process in zip(wrong, pool.map(serve, wrong.values()), strict=True):
+            assert process.returncode == 2, process.stderr
+            assert "Traceback" not in process.stderr
+            errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+            assert len(errors) == 1 and message in errors[0]
