@@ -334,6 +334,11 @@ class Encoding:
         default = kind.bitrate * (channels if kind.bitrate_per_channel else 1)
         return 1000 * (self.bitrate or default)
 
+    def bytes_per_second(self, sample_rate: int, channels: int) -> float:
+        """Return the size of a second; without a fixed bit rate, before it is compressed."""
+        bits = self.bitrate_for(channels) or sample_rate * channels * (self.depth or 16)
+        return bits / 8
+
 
 def nearest_bitrate(kind: Format, bitrate: int, sample_rate: int, channels: int) -> int:
     """Return the bit rate in kbit/s that an encoder takes for one that does not exist."""

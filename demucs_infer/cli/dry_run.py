@@ -124,14 +124,13 @@ def _estimate_disk_bytes(
     output = request.output
     rate = output.rate if isinstance(output.rate, int) else separator.samplerate
     channels = output.channels if isinstance(output.channels, int) else separator.audio_channels
-    encoding = output.encoding(16)
-    bits = encoding.bitrate_for(channels) or rate * channels * (encoding.depth or 16)
+    file_rate = output.encoding(16).bytes_per_second(rate, channels)
     ratio = _LOSSLESS_RATIO if FORMATS[output.format].name in ("flac", "alac") else 1
     samples_per_second = separator.samplerate * separator.audio_channels * _BYTES_PER_FLOAT
     # The samples of two tracks are on disk: one is separated while the next one is decoded.
     decoded = samples_per_second * sum(sorted(durations)[-2:])
     spool = samples_per_second * max(durations)
-    return int(decoded + len(separator.stems) * (bits / 8 * ratio * sum(durations) + spool))
+    return int(decoded + len(separator.stems) * (file_rate * ratio * sum(durations) + spool))
 
 
 def _describe_processing(separator: "Separator", request: Request) -> dict[str, Any]:

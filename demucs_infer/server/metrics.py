@@ -1,5 +1,6 @@
 """Prometheus metrics of this server instance, apart from those of the process."""
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -120,6 +121,25 @@ class _QueueCollector:
         )
         yield CounterMetricFamily(
             "demucs_cache_evictions", "Results deleted for age or space.", jobs.counts["evicted"]
+        )
+        disk = jobs.disk
+        yield GaugeMetricFamily(
+            "demucs_disk_used_bytes",
+            "Size of uploads, results and the files of running jobs.",
+            disk.used_bytes,
+        )
+        yield GaugeMetricFamily(
+            "demucs_disk_promised_bytes",
+            "What accepted uploads, downloads and jobs may still write.",
+            disk.promised_bytes,
+        )
+        yield GaugeMetricFamily(
+            "demucs_disk_limit_bytes",
+            "Limit of used and promised bytes together.",
+            disk.max_bytes or math.inf,
+        )
+        yield GaugeMetricFamily(
+            "demucs_disk_free_bytes", "Free space on the disk of the data.", disk.free_bytes
         )
         yield from _collect_device_memory(jobs.settings.devices)
         finished = CounterMetricFamily("demucs_jobs", "Finished jobs.", labels=["status"])

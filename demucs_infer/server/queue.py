@@ -35,6 +35,7 @@ from demucs_infer.options import Request
 from demucs_infer.pretrained import list_models, model_info, pull
 from demucs_infer.server.admission import Admission, Slot, UploadPlace
 from demucs_infer.server.cache import CachedStems, ResultCache
+from demucs_infer.server.disk import DiskBudget, JobSpace, Promise, estimate_space
 from demucs_infer.server.errors import (
     ApiError,
     from_exception,
@@ -77,6 +78,9 @@ _DOWNLOAD_ENTRY = "download-"
 """Begins the name of the result of a job whose track is still downloaded: the server that does it
 leases that name. The real one depends on the track."""
 
+_LOWEST_BYTES_PER_SECOND = 4000
+"""Of a track whose header does not state its duration."""
+
 _STAGES = {"download": "download", "normalize": "separate"}
 """Stages of the engine's events that begin a stage of the job."""
 
@@ -97,6 +101,10 @@ class Job:
     """Whether this server works on the job, and not another one that shares its store."""
 
     slot: Slot | None = None
+    space: JobSpace | None = None
+    """What it takes on disk, once that was promised."""
+
+    download_space: Promise | None = None
     live: LivePreview | None = None
     """The stems while they are made."""
 
@@ -149,8 +157,19 @@ class JobQueue:
         base = ModelSpec(repo=settings.repo, cache_dir=settings.cache_dir, offline=settings.offline)
         self.models = {name: _find_model(name, base) for name in _list_model_names(settings)}
         self._model_stems = {name: _find_stems(model) for name, model in self.models.items()}
+        max_store_bytes = settings.max_store_bytes
+        if settings.max_disk_bytes:  # the rest is for new tracks
+            max_store_bytes = min(max_store_bytes, settings.max_disk_bytes // 2)
         self.results = ResultCache(
-            settings.data_dir / "results", settings.max_store_bytes, settings.keep_seconds
+            settings.data_dir / "results", max_store_bytes, settings.keep_seconds
+        )
+        self.disk = DiskBudget(
+            self.uploads,
+            self.results.root,
+            max_bytes=settings.max_disk_bytes,
+            min_free_bytes=settings.min_free_bytes,
+            max_running=settings.max_tracks * len(settings.devices),
+            list_jobs=self._list_space,
         )
         self.admission = Admission(
             max_queue=settings.max_queue,
@@ -410,6 +429,8 @@ class JobQueue:
             self._store.put(record)
             return None
         job.item.weights = self._get_weights(job.item.model)
+        if not is_downloading:
+            job.space = self._estimate_space(job)
         return job
 
     # ── submit ──
@@ -448,6 +469,7 @@ class JobQueue:
             job = self._create_job(record, request, upload.path, is_persistent=slot is not None)
             job.item.client = client
             await self._lookup_cache(job, request.no_cache)
+            await self._reserve_space(job)
             if slot is not None:
                 self._save_new(job, slot)
         except BaseException:
@@ -456,6 +478,30 @@ class JobQueue:
             raise
         self._begin(job)
         return job
+
+    def _list_space(self) -> list[tuple[str, JobSpace]]:
+        """Return the result that each unfinished job makes, with the space that it takes."""
+        return [
+            (job.record.entry, job.space)
+            for job in self._jobs.values()
+            if job.space and not job.record.is_final
+        ]
+
+    def _estimate_space(self, job: Job) -> JobSpace:
+        item = job.item
+        stems: tuple[str, ...] | None = None
+        with suppress(ApiError):  # stems that the model does not have: the job will fail
+            stems = self.output_stems(parse_request(job.record.request))
+        longest = min(job.record.size / _LOWEST_BYTES_PER_SECOND, item.max_duration_seconds)
+        seconds = longest if item.duration is None else item.duration
+        return estimate_space(item.request.output, stems, seconds)
+
+    async def _reserve_space(self, job: Job) -> None:
+        """Reserve space for the stems of a job; raise `ApiError` if there is too little."""
+        if not job.record.is_cached:
+            space = self._estimate_space(job)
+            await self.disk.reserve_for_job(space)
+            job.space = space
 
     def _begin(self, job: Job) -> None:
         """Queue a job, or finish it if its result is cached."""
@@ -488,7 +534,7 @@ class JobQueue:
 
     # ── download ──
 
-    def submit_url(
+    async def submit_url(
         self,
         url: RemoteUrl,
         request: SeparateRequest,
@@ -498,6 +544,7 @@ class JobQueue:
         targets: JobTargets = NO_TARGETS,
     ) -> Job:
         """Create a persistent job whose track is downloaded in the background."""
+        space = await self.disk.reserve(self.settings.max_bytes)
         id = token_hex(16)
         record = JobRecord(
             id=id,
@@ -519,7 +566,7 @@ class JobQueue:
         try:
             path = self.uploads / record.upload
             job = self._create_job(record, request, path, is_persistent=True)
-            job.item.client = slot.client
+            job.item.client, job.download_space = slot.client, space
             if self._shared:  # before any other server can claim it
                 self._shared.lease(record.entry, id)
             if not self._store.put(record):
@@ -551,6 +598,7 @@ class JobQueue:
                 with suppress(ApiError):
                     self._publish(self._shared, job)
             await self._lookup_cache(job, parse_request(job.record.request).no_cache)
+            await self._reserve_space(job)
         except asyncio.CancelledError:
             if upload:
                 remove_upload(upload.path)
@@ -576,7 +624,9 @@ class JobQueue:
         place = UploadPlace(
             job.item.client, settings.min_upload_rate, settings.upload_seconds, "download"
         )
-        writer = UploadWriter(self.uploads, settings.max_bytes)
+        promise = job.download_space or self.disk.promise(settings.max_bytes)
+        job.download_space = None
+        writer = UploadWriter(self.uploads, settings.max_bytes, promise)
         job.item.source = writer.path
         job.record = job.record.replace(upload=writer.path.name)
 
@@ -624,6 +674,8 @@ class JobQueue:
             client=record.owner,
             max_seconds=settings.job_seconds,
             max_duration_seconds=settings.max_duration_seconds,
+            min_free_bytes=settings.min_free_bytes // 2,
+            duration=record.duration,
             waits_for_others=self._shared is not None,
         )
         job = Job(record=record, item=item, is_persistent=is_persistent)
@@ -666,7 +718,9 @@ class JobQueue:
         entry, is_cached = await asyncio.to_thread(
             self._find_result, job.item, job.record, no_cache
         )
-        job.record = job.record.replace(entry=entry, is_cached=is_cached)
+        job.record = job.record.replace(
+            entry=entry, is_cached=is_cached, duration=job.item.duration
+        )
         job.item.output = self.results.output_paths(entry, job.item.request.output.extension)
 
     def _find_result(self, item: WorkItem, record: JobRecord, no_cache: bool) -> tuple[str, bool]:
@@ -1102,6 +1156,7 @@ class JobQueue:
         if job is None:
             return None
         copy.item, copy.record, copy.live, copy.position = job.item, job.record, None, None
+        copy.space = job.space
         copy.events += events[len(copy.events) :]
         copy.published, copy.is_ours = len(copy.events), True
         return copy

@@ -126,7 +126,7 @@ class RemoteFiles:
 
         def check_size(size: int) -> None:
             nonlocal total
-            writer.check_size(size)
+            writer.expect(size)
             total = size
 
         def receive(data: bytes) -> None:

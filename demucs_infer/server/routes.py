@@ -119,6 +119,7 @@ class Routes:
 
     async def get_metrics(self) -> Response:
         """Return the metrics in the text format of Prometheus."""
+        await self._jobs.disk.refresh()
         text = self._metrics.render()
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -296,7 +297,10 @@ class Routes:
     ) -> "Job | ApiError":
         folder, max_bytes = self._jobs.uploads, self._settings.max_bytes
         try:
-            upload = await asyncio.to_thread(decode_base64, text, folder, max_bytes=max_bytes)
+            promise = await self._jobs.disk.reserve(min(3 * len(text) // 4, max_bytes))
+            upload = await asyncio.to_thread(
+                decode_base64, text, folder, promise, max_bytes=max_bytes
+            )
             return await self._jobs.submit(upload, parameters, client=client)
         except ApiError as error:
             if error.code in ("unknown_model", "invalid_parameters", "too_much_work"):
@@ -362,7 +366,7 @@ class Routes:
         query: dict[str, str] = {}
         for name, value in request.query_params.multi_items():
             add_field(query, name, value)
-        remote, has_audio = self._jobs.remote, True
+        remote, disk, has_audio = self._jobs.remote, self._jobs.disk, True
 
         def parse(fields: Mapping[str, Any]) -> tuple[SeparateRequest, str, JobTargets]:
             values = {**query, **fields}
@@ -380,6 +384,7 @@ class Routes:
             has_audio = False
             _, url, _ = parse(fields)  # reports invalid fields before the download
             if url and downloads:
+                writer.promise = await disk.reserve(self._settings.max_bytes)
                 return await remote.download(url, place, writer, request=request)
             return await remote.check_input(url) if url else None
 
@@ -392,6 +397,7 @@ class Routes:
             max_bytes=self._settings.max_bytes,
             place=place,
             fetch=fetch,
+            reserve=disk.reserve,
         )
         try:
             parameters, url, targets = parse(fields)
@@ -452,7 +458,7 @@ class Routes:
                     targets=targets,
                 )
             else:
-                job = self._jobs.submit_url(
+                job = await self._jobs.submit_url(
                     source, parameters, slot=slot, owner=owner, targets=targets
                 )
         location = f"{request.scope.get('root_path', '')}/v1/jobs/{job.record.id}"

@@ -114,6 +114,18 @@ class ServerSettings:
     max_store_bytes: int = setting(
         "maximum total size of results; the oldest are deleted first", 20480 * _MIB
     )
+    max_disk_bytes: int = setting(
+        "maximum total size of uploads, running jobs and results; tracks that do not fit are "
+        "refused, and results have half of it at most (0: no limit)",
+        0,
+        ge=0,
+    )
+    min_free_bytes: int = setting(
+        "free space to leave on the disk of data_dir: tracks that do not fit are refused; running "
+        "jobs fail when half of it is used up",
+        1024 * _MIB,
+        ge=0,
+    )
     model_memory_bytes: int = setting(
         "maximum total size of the models loaded on each device; the least recently used is closed "
         "first",
@@ -225,6 +237,11 @@ class ServerSettings:
             problems.append("cors_origins = '*' would allow every site: list the sites")
         if self.repo is not None and not self.repo.is_dir():
             problems.append(f"repo = {str(self.repo)!r} is not a folder")
+        if 0 < self.max_disk_bytes < 2 * self.max_bytes:
+            problems.append(
+                f"max_disk_bytes = {self.max_disk_bytes} must be 0, or twice max_bytes or more: "
+                "results take half of it"
+            )
         problems += self._check_urls()
         for name in ("data_dir", "cache_dir"):
             folder = getattr(self, name)

@@ -58,6 +58,9 @@ class JobRecord:
     url: str = ""
     """URL that the track is downloaded from; empty if it was sent."""
 
+    duration: float | None = None
+    """Seconds to separate, if the header of the track states them."""
+
     queued: float | None = None
     """When the track was downloaded; None if it was sent, with the request."""
 

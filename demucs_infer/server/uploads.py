@@ -21,6 +21,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from demucs_infer.server.admission import UploadPlace
+from demucs_infer.server.disk import Promise
 from demucs_infer.server.errors import ApiError, from_exception, too_large
 from demucs_infer.server.schemas import add_field, display_name
 from demucs_infer.server.urls import RemoteUrl
@@ -53,6 +54,9 @@ class UploadWriter:
 
     folder: Path
     max_bytes: int
+    promise: Promise = field(default_factory=Promise)
+    """The space that was promised to the file."""
+
     path: Path = field(init=False)
     size: int = 0
     _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256, init=False)
@@ -65,24 +69,31 @@ class UploadWriter:
     def write(self, data: bytes) -> None:
         """Append bytes; raise `ApiError` above the limit."""
         self.size += len(data)
-        self.check_size(self.size)
+        self._check_size(self.size)
         self._digest.update(data)
         self._file.write(data)
+        self.promise.written = self.size
 
-    def check_size(self, size: int) -> None:
-        """Raise `ApiError` for a size above the limit."""
+    def expect(self, size: int) -> None:
+        """Reduce the promised space to the size of the file; raise `ApiError` above the limit."""
+        self._check_size(size)
+        self.promise.size = min(self.promise.size, size)
+
+    def _check_size(self, size: int) -> None:
         if size > self.max_bytes:
             raise too_large(self.max_bytes)
 
     def finish(self, name: str | None) -> Upload:
         """Close the file and return the upload; raise `ApiError` if it is empty."""
         self._file.close()
+        self.promise.size = self.size
         if not self.size:
             raise ApiError("empty_audio", "the upload is empty: send the bytes of an audio file")
         return Upload(self.path, self._digest.hexdigest(), self.size, display_name(name))
 
     def discard(self) -> None:
         """Delete the file."""
+        self.promise.size = 0
         with suppress(OSError):  # a full disk has been reported by `write`
             self._file.close()
         remove_upload(self.path)
@@ -101,8 +112,18 @@ Fetch = Callable[[Mapping[str, Any], UploadWriter], Awaitable[Upload | RemoteUrl
 downloaded later, or None if there is no URL."""
 
 
+Reserve = Callable[[int], Awaitable[Promise]]
+"""Returns space on disk for a number of bytes, or raises `ApiError`."""
+
+
 async def receive_upload(
-    request: Request, folder: Path, *, max_bytes: int, place: UploadPlace, fetch: Fetch
+    request: Request,
+    folder: Path,
+    *,
+    max_bytes: int,
+    place: UploadPlace,
+    fetch: Fetch,
+    reserve: Reserve,
 ) -> tuple[Upload | RemoteUrl, dict[str, Any]]:
     """Return the audio of a form or of a raw body, and the other fields of the form or of JSON.
 
@@ -112,7 +133,8 @@ async def receive_upload(
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes + _MAX_FIELDS * _MAX_FIELD_BYTES:
         raise too_large(max_bytes)
-    writer = UploadWriter(folder, max_bytes)
+    size = min(int(length), max_bytes) if length.isdecimal() else max_bytes
+    writer = UploadWriter(folder, max_bytes, await reserve(size))
     try:
         if kind == b"multipart/form-data":
             form = _FormReader(writer, options.get(b"boundary", b""))
@@ -276,9 +298,9 @@ class _FormReader:
         self._is_complete = True
 
 
-def decode_base64(text: str, folder: Path, *, max_bytes: int) -> Upload:
+def decode_base64(text: str, folder: Path, promise: Promise, *, max_bytes: int) -> Upload:
     """Write the bytes of base64 text to a file; raise `ApiError` if it is not base64."""
-    writer = UploadWriter(folder, max_bytes)
+    writer = UploadWriter(folder, max_bytes, promise)
     message = "b64 is not valid base64: use the standard alphabet with padding"
     try:
         if len(text) % 4 or not _BASE64.fullmatch(text):

@@ -5,6 +5,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -59,6 +60,9 @@ class WorkItem:
 
     max_duration_seconds: float
     """Limit of the track's duration."""
+
+    min_free_bytes: int = 0
+    """Free space below which the job fails."""
 
     duration: float | None = None
     """Seconds of the track, if its header states them."""
@@ -164,6 +168,9 @@ def _check_limits(event: Event, item: WorkItem, deadline: float) -> None:
             "out_of_time",
             f"job exceeded its time limit of {item.max_seconds:g} s: send a shorter track",
         )
+    if shutil.disk_usage(item.output.folder.parent).free < item.min_free_bytes:
+        logger.error("less than %d bytes are free: a job fails", item.min_free_bytes)
+        raise disk_full()
     if isinstance(event, ChunkProcessed) and event.seconds_total > item.max_duration_seconds:
         raise _too_long(item.max_duration_seconds)
 

@@ -30,11 +30,12 @@ def read(page: str) -> str:
 def defined_in(path: Path) -> set[str]:
     """Return the names that a module defines: functions, classes, `Class.method`, constants."""
     names: set[str] = set()
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, functions | ast.ClassDef):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}.{n.name}" for n in node.body if isinstance(n, ast.FunctionDef)}
+            names |= {f"{node.name}.{n.name}" for n in node.body if isinstance(n, functions)}
         targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
         names |= {target.id for target in targets if isinstance(target, ast.Name)}
     return names
