@@ -1,6 +1,7 @@
 """A window of an optimized network frees its tensors early."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from tests.helpers.audio_signals import make_noise
 
 FULL_WIDTH = {"sources": list("abcd"), "bottom_channels": 512, "dconv_mode": 3}
 """htdemucs as released, but for the number of layers of its transformer."""
+
+KEPT = 0 if sys.version_info[:2] == (3, 11) else 40
+"""Bytes per sample that other versions of Python may need: 3.10 keeps the arguments of a call until
+it returns."""
 
 
 def measure_live_bytes(network: torch.nn.Module, mix: torch.Tensor, trace: Path) -> int:
@@ -34,8 +39,8 @@ def measure_live_bytes(network: torch.nn.Module, mix: torch.Tensor, trace: Path)
 def test_tensors_of_a_window_are_freed_as_soon_as_they_are_not_needed(tmp_path: Path) -> None:
     network = optimize(HTDemucs(**FULL_WIDTH, t_layers=1, segment=3.9).eval())
     mix = make_noise(2, int(3.9 * 44_100))[None]
-    # 479 with Python 3.11; 3.10 keeps arguments until a call returns, which takes 40 more.
-    assert measure_live_bytes(network, mix, tmp_path / "trace.json") <= 530 * mix.shape[-1]
+    peak = measure_live_bytes(network, mix, tmp_path / "trace.json")
+    assert peak <= (490 + KEPT) * mix.shape[-1]  # 479 with Python 3.11
 
 
 def test_large_tensors_of_a_window_share_an_arena(
@@ -55,4 +60,4 @@ def test_large_tensors_of_a_window_share_an_arena(
     with use_arenas():
         from_malloc = measure_live_bytes(network, mix, tmp_path / "trace.json")
     assert from_malloc <= 95 * mix.shape[-1]  # 81, as is
-    assert max(highest) <= 540 * mix.shape[-1]  # 489, and 40 as above
+    assert max(highest) <= (500 + KEPT) * mix.shape[-1]  # 489

@@ -103,6 +103,11 @@ def test_reasons_and_limits_are_of_front_ends_that_exist(option: Option) -> None
     assert option.default is not True or setting.no_help or not option.is_in("cli")
 
 
+def test_value_that_is_similar_to_a_choice_gets_advice() -> None:
+    with pytest.raises(ValueError, match=r"; did you mean mp3\?$"):
+        Request().replace({"format": "mp33"})
+
+
 def test_unknown_setting_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown setting 'overlapp'"):
         Request().replace({"overlapp": 0.5})
