@@ -50,11 +50,15 @@ def test_threads_that_cannot_be_limited_compute_all_the_same(folder: Path) -> No
     assert "Traceback" not in error and "BrokenThreadPool" not in error
 
 
+IMPATIENT = "from demucs_infer.cli import separate; separate._PIPE_SECONDS = 0.1"
+"""Tells at once, rather than after seconds, that the command waits for a pipe."""
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_command_tells_that_it_waits_for_a_pipe(folder: Path) -> None:
     pipe = folder / "pipe.wav"
     os.mkfifo(pipe)
-    process = start(folder, "pipe.wav", "--progress", "none")
+    process = start(folder, "pipe.wav", "--progress", "none", before=IMPATIENT)
     try:
         assert process.stderr
         assert process.stderr.readline() == "waiting for a program that writes to pipe.wav\n"
@@ -71,7 +75,7 @@ def test_command_tells_that_it_waits_for_a_pipe(folder: Path) -> None:
 def test_waiting_for_a_pipe_can_be_interrupted(folder: Path) -> None:
     pipe = folder / "never.wav"
     os.mkfifo(pipe)
-    process = start(folder, "never.wav")
+    process = start(folder, "never.wav", before=IMPATIENT)
     assert process.stderr
     process.stderr.readline()
     begin = time.monotonic()
