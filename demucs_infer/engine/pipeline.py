@@ -49,7 +49,7 @@ from demucs_infer.events import (
 from demucs_infer.options import SeparationOptions
 from demucs_infer.system.arena import use_arenas
 from demucs_infer.system.malloc import keep_large_allocations, return_free_memory
-from demucs_infer.system.threads import limit_threads
+from demucs_infer.system.threads import compute_in_one_thread, limit_threads, use_threads
 
 
 class Track(Protocol):
@@ -205,14 +205,11 @@ def separate_many(
         max_tracks = max_tracks_per_batch + background
         items = stack.enter_context(closing(_run_groups(groups, config, run_on, max_tracks)))
         leaves_holes = keeps_allocations and config.parallelism.windows > 1
-        for item in _return_holes(items) if leaves_holes else items:
-            if isinstance(item, tuple):
-                yield item
-                continue
-            for response in item:
-                track = response.request.track
-                for event in [*response.events, *track.accept(response)]:
-                    yield track.index, event
+        events = _stitch(_return_holes(items) if leaves_holes else items)
+        if config.device.type == "cpu" and run_on is not None:
+            # The cores belong to the windows. A second thread would wait actively after each step.
+            events = compute_in_one_thread(events)
+        yield from stack.enter_context(closing(events))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -386,7 +383,9 @@ def _run_groups(
             elif (future := _submit(item, config, pool)) is None:
                 yield from announced
                 announced = []
-                yield _run_batch(item, config)
+                with use_threads(torch.get_num_threads() if pool is None else config.num_threads):
+                    responses = _run_batch(item, config)
+                yield responses
             else:
                 in_flight.append(_InFlight(announced, future, index))
                 announced = []
@@ -447,6 +446,20 @@ def _return_holes(
         num_batches += isinstance(item, list)
         if isinstance(item, list) and num_batches % _BATCHES_PER_TRIM == 0:
             return_free_memory()
+
+
+def _stitch(
+    items: Iterable[_Indexed | list[_WindowResponse]],
+) -> Generator[_Indexed, None, None]:
+    """Yield the events of all items, and the blocks that each response completes."""
+    for item in items:
+        if isinstance(item, tuple):
+            yield item
+            continue
+        for response in item:
+            track = response.request.track
+            for event in [*response.events, *track.accept(response)]:
+                yield track.index, event
 
 
 def _run_batch(group: list[_WindowRequest], config: RunConfig) -> list[_WindowResponse]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from demucs_infer.engine.network import Ensemble, window_rule
 from demucs_infer.engine.parallel import choose_parallelism, limit_windows
 from demucs_infer.engine.plan import (
@@ -72,6 +74,8 @@ class RunConfig:
         self.parallelism = choose_parallelism(
             ensemble.members, options, self.device, runner.num_devices, max_windows
         )
+        self.num_threads = torch.get_num_threads()
+        """Threads of torch of the caller, for a window that has the machine for itself."""
         at_a_time = self.parallelism.windows if self.device.type == "cpu" else 1
         self._max_batch = None if max_windows is None else max_windows // max(1, at_a_time)
         self.window_rules = [window_rule(net, options.segment) for net in ensemble.members]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from demucs_infer.optimized.layout import TILE_BYTES
 from demucs_infer.system.arena import empty
 
 Pair = tuple[int, int]
@@ -129,8 +130,7 @@ class Conv:
         self._stride, self._padding = stride, padding
         self._packed = has_packed_kernels(dtype)
         if self._packed:
-            size = torch.Size((1, weight.shape[1], 16 * stride[0] + 8, 16 * stride[1] + 320))
-            self._weight = _pack_conv(self._weight, padding, stride, size)
+            self._weight = _pack_conv(self._weight, padding, stride, _usual_size(weight, stride))
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """Convolve `x`, then apply a GELU if `gelu`."""
@@ -143,6 +143,18 @@ class Conv:
             return y
         y = F.conv2d(x, self._weight, self._bias, self._stride, self._padding)
         return F.gelu(y) if gelu else y
+
+
+def _usual_size(weight: Tensor, stride: Pair) -> torch.Size:
+    """Return the size of an image in a tile of a network, for which weights are packed.
+
+    For other sizes, oneDNN may want another layout, and pack the weights again in every call.
+    """
+    channels, rows, columns = weight.shape[1:]
+    steps = 336  # htdemucs, hdemucs: 331 to 336 in a window of 7.8 s
+    tile_rows = max(1, TILE_BYTES // (8 * channels * steps))
+    height, width = rows + (tile_rows - 1) * stride[0], columns + (steps - 1) * stride[1]
+    return torch.Size((1, channels, height, width))
 
 
 class SplitGate:
@@ -182,6 +194,8 @@ def uses_half_width_vectors() -> bool:
 
     The model of the CPU decides and not a timing, so that a machine always computes the same bits.
     """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # both have the same width
+        return False
     try:
         return is_halved(Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -189,7 +203,7 @@ def uses_half_width_vectors() -> bool:
 
 
 def is_halved(cpuinfo: str) -> bool:
-    """Tell whether this is an AMD CPU of family 26 or later: MKL uses half of its vector width."""
+    """Tell whether MKL uses half of the vectors: on an AMD CPU of family 26 or later, AVX-512."""
     family = re.search(r"^cpu family\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
     return "AuthenticAMD" in cpuinfo and family is not None and int(family[1]) >= 26
 

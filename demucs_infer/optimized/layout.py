@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from demucs_infer.system.arena import empty
 
-_TILE_BYTES = 2 << 20
+TILE_BYTES = 2 << 20
 """Largest input of a gate in one tile: about the second-level caches of two cores."""
 
 
 def tiles(count: int, row_bytes: int) -> Iterator[tuple[int, int]]:
     """Split `count` rows into ranges that fit in the cache: yield (start, stop) of each."""
-    step = max(1, _TILE_BYTES // row_bytes)
+    step = max(1, TILE_BYTES // row_bytes)
     for start in range(0, count, step):
         yield start, min(start + step, count)
 

@@ -8,13 +8,17 @@ and takes a tenth longer, however little the second thread computes.
 
 import math
 import os
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import Lock, Thread
+from typing import TypeVar
 
 import torch
 
 from demucs_infer.system.cgroups import cgroup_folders
+
+_T = TypeVar("_T")
 
 _lock = Lock()
 
@@ -39,6 +43,32 @@ def limit_threads(number: int, default: int | None = None) -> None:
         with suppress(RuntimeError):  # out of memory or threads: later threads have one, too
             restorer.start()
             restorer.join()
+
+
+@contextmanager
+def use_threads(number: int) -> Iterator[None]:
+    """Make torch use that many threads in the calling thread inside the context."""
+    before = torch.get_num_threads()
+    if number == before:
+        yield
+        return
+    limit_threads(number)
+    try:
+        yield
+    finally:
+        limit_threads(before)
+
+
+def compute_in_one_thread(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
+    """Pass `items` on, with torch in one thread while they are made, and as before in between."""
+    with closing(items):
+        while True:
+            with use_threads(1):
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
 
 
 def count_cores() -> int:

@@ -4,6 +4,7 @@
     python -m tests.bench --full              # everything, an hour or two
     python -m tests.bench --peer PYTHON       # against the demucs-infer that PYTHON has
     python -m tests.bench --level workers     # a batch: two workers against one
+    python -m tests.bench --level process     # one process on two cores against two of a thread
     python -m tests.bench --level batch       # 20 short songs in one run
     python -m tests.bench --busy 0,1,2        # beside so many processes that compute all the time
     python -m tests.bench --cores 1,2,4       # with so many cores, and as many threads
@@ -45,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--level",
         action="append",
-        choices=["network", "engine", "command", "start", "workers", "batch"],
+        choices=["network", "engine", "command", "start", "workers", "process", "batch"],
     )
     parser.add_argument("--model", action="append", choices=list(BAGS))
     parser.add_argument("--precision", action="append", choices=["fp32", "bf16", "fp16"])
@@ -118,8 +119,8 @@ def compare_all(args: argparse.Namespace, work: Path) -> Iterator[Row]:
             yield from compare_command_line(args, repo, work)
         if "batch" in levels and model == "htdemucs":
             yield compare_batch(args, repo, work)
-        if "workers" in levels and model == "htdemucs":
-            yield from compare_workers(args, repo, work)
+        if {"workers", "process"} & set(levels) and model == "htdemucs":
+            yield from compare_workers(args, repo, work, levels)
     if "start" in levels:
         yield compare_commands(
             "`--help`",
@@ -173,10 +174,12 @@ def compare_batch(args: argparse.Namespace, repo: Path, work: Path) -> Row:
     return compare_commands(case, SHORT_SONGS * seconds, both, pairs=args.pairs, work=work)
 
 
-def compare_workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterator[Row]:
-    """Compare two workers ("ours") with one, a thread each, on a manifest of equal tracks.
+def compare_workers(
+    args: argparse.Namespace, repo: Path, work: Path, levels: list[str]
+) -> Iterator[Row]:
+    """Compare batches of equal tracks: two workers ("ours") with one, a thread each.
 
-    Then one process on all cores ("ours") with two of a thread each.
+    At the level "process": one process on two cores ("ours") with two of a thread each.
     """
     seconds = args.seconds or 17.5  # three windows
     names = [f"{number}.wav" for number in range(TRACKS)]
@@ -197,19 +200,19 @@ def compare_workers(args: argparse.Namespace, repo: Path, work: Path) -> Iterato
         return [*python, str(manifest), "-o", out, "-q", *shared, *flags]
 
     ray = ["--engine", "ray", "--rows-per-task", "1"]
-    cases = {
-        "two shards": ([batch("a", "--shard", f"{n}/2") for n in range(2)], [batch("b")]),
-        "Ray": ([batch("a", *ray, "--workers", "2")], [batch("b", *ray, "--workers", "1")]),
-    }
-    for name, (two, one) in cases.items():
-        if name == "Ray" and find_spec("ray") is None:
-            continue
-        case = f"two workers, {name}: {TRACKS} tracks of {seconds:g} s"
-        sides = {"two": two, "one": one}
+    shards = [batch("a", "--shard", f"{number}/2") for number in range(2)]
+    cases = {}
+    if "workers" in levels:
+        cases["two workers, two shards"] = {"two": shards, "one": [batch("b")]}
+        if find_spec("ray") is not None:
+            two, one = (batch(out, *ray, "--workers", n) for out, n in (("a", "2"), ("b", "1")))
+            cases["two workers, Ray"] = {"two": [two], "one": [one]}
+    if "process" in levels:
+        name = "one process on two cores, two of a thread"
+        cases[name] = {"one": [batch("b", threads=2)], "two": shards}
+    for name, sides in cases.items():
+        case = f"{name}: {TRACKS} tracks of {seconds:g} s"
         yield compare_commands(case, TRACKS * seconds, sides, pairs=args.pairs, work=work)
-    sides = {"one": [batch("b", threads=2)], "two": cases["two shards"][0]}
-    case = f"one process on two cores, two of a thread: {TRACKS} tracks of {seconds:g} s"
-    yield compare_commands(case, TRACKS * seconds, sides, pairs=args.pairs, work=work)
 
 
 def write_tracks(folder: Path, names: list[str], seconds: float) -> None:

@@ -142,7 +142,7 @@ STEPS: dict[str, list[Patch]] = {
     "attention by PyTorch": [(attention, "attend", attend_in_rows)],
     "norm over whole items": [(attention, "_normalize_items", lambda norm, x: norm(x))],
     "optimized U-Net layers": [(unet, "supports", lambda _: False)],
-    "tiles in the cache": [(layout, "_TILE_BYTES", 1 << 40)],
+    "tiles in the cache": [(layout, "TILE_BYTES", 1 << 40)],
     "gates from two products": [
         (unet, "SplitGate", JointGate),
         (winograd, "SplitGate", JointGate),

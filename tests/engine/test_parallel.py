@@ -9,6 +9,7 @@ import torch
 
 from demucs_infer.demucs import Demucs
 from demucs_infer.engine import parallel, pipeline
+from demucs_infer.engine.blend import Blend
 from demucs_infer.engine.parallel import Parallelism, choose_parallelism, decide_parallelism
 from demucs_infer.engine.pipeline import Block, TensorTrack, separate, separate_many
 from demucs_infer.engine.runner import Runner
@@ -169,6 +170,26 @@ def test_each_window_in_flight_has_one_thread(machine: None) -> None:
         digest(TensorTrack(make_noise(2, 10 * 6000)), ThreadsModel(), shifts=0, jobs=jobs)
     assert seen == [1] * 20
     assert torch.get_num_threads() == 4
+
+
+def test_beside_windows_the_caller_computes_in_one_thread(
+    machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second thread of the caller would wait actively on a core that belongs to a window."""
+    blend_take, seen = Blend.take, list[int]()
+
+    def take_and_record(blend: Blend) -> torch.Tensor | None:
+        seen.append(torch.get_num_threads())
+        return blend_take(blend)
+
+    monkeypatch.setattr(Blend, "take", take_and_record)
+    torch.set_num_threads(4)
+    between = [
+        torch.get_num_threads()
+        for _ in separate(TensorTrack(make_noise(2, 60_000)), ScaleModel(), options=DEFAULT)
+    ]
+    assert set(seen) == {1}
+    assert set(between) == {4}
 
 
 def test_a_network_runs_as_many_windows_as_cores(machine: None) -> None:

@@ -24,6 +24,7 @@ from demucs_infer.hdemucs import HDemucs
 from demucs_infer.htdemucs import HTDemucs
 from demucs_infer.optimized import kernels
 from demucs_infer.optimized.optimize import choose_precision, has_bf16_instructions, optimize
+from demucs_infer.optimized.unet import TransposedConv
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import ROOT, environment
 from tests.helpers.networks import TINY, randomize
@@ -63,7 +64,7 @@ LEVELS = {
 
 def run_level(name: str) -> dict[str, Any]:
     """Return the report of a process that may use no more than the level `name`."""
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "tests.optimized.instruction_levels", name],
         env={**environment(), **LEVELS[name].variables()},
         cwd=ROOT,
@@ -71,8 +72,10 @@ def run_level(name: str) -> dict[str, Any]:
         text=True,
         timeout=120,
     )
-    assert told.returncode == 0, told.stderr
-    report: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    *lines, last = process.stdout.splitlines()
+    report: dict[str, Any] = json.loads(last)
+    report["packed anew"] = [line for line in lines if ",exec,cpu,reorder," in line]
     return report
 
 
@@ -133,6 +136,17 @@ def networks(precision: str) -> Iterator[tuple[str, float]]:
         yield type(network).__name__, decibels(exact, fast)
 
 
+def upsample_innermost_stage() -> None:
+    """Run the upsampling of htdemucs whose weights are largest; oneDNN prints what it runs."""
+    up = TransposedConv(
+        torch.nn.ConvTranspose2d(384, 192, (8, 1), (4, 1)), torch.float32, last=True
+    )
+    for rows in (2, 3):  # in a tile within the stage, and in its last one
+        block, target = torch.randn(rows + 1, 336, 384), torch.empty(4 * rows, 336, 192)
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            up.upsample_rows(block, target)
+
+
 def report(level: Level) -> dict[str, Any]:
     # It asks the processor, which cannot be told to forget an instruction.
     has = has_bf16_instructions() and level.multiplies_bf16
@@ -146,6 +160,7 @@ def report(level: Level) -> dict[str, Any]:
             precision: dict([*products(dtype), *attention(dtype), *networks(precision)])
             for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
         }
+        upsample_innermost_stage()
     return {
         "pytorch": torch.backends.cpu.get_cpu_capability(),
         "kernels": {

@@ -44,6 +44,8 @@ def test_results_are_right_at_instruction_level(name: str) -> None:
     assert [text in warning for warning in report["warnings"]] == [True] * (
         report["auto"] == "fp32"
     )
+    # Packing these weights takes longer than multiplying by them.
+    assert report["packed anew"] == []
     for precision, minimum in MIN_DECIBELS.items():
         answers = report["decibels"][precision]
         assert len(answers) == 10

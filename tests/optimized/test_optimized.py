@@ -123,7 +123,7 @@ def test_stride_that_does_not_divide_the_bins() -> None:
 @pytest.mark.parametrize("length", [300, 301, 4321])
 def test_tiles_of_one_row_have_no_seams(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 300 samples, the innermost row of a residual branch is one number."""
-    monkeypatch.setattr(layout, "_TILE_BYTES", 1)
+    monkeypatch.setattr(layout, "TILE_BYTES", 1)
     for network in (HDemucs(**TINY["HDemucs"]), Demucs(**(TINY["Demucs"] | {"channels": 8}))):
         assert_class_b(randomize(network), make_noise(2, length).expand(2, 2, -1))
 
