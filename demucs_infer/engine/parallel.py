@@ -5,9 +5,9 @@ programs use the cores. Many kernels also sum in an order that depends on the nu
 by default each core runs a window of its own, and the bytes of a stem depend neither on the number
 of cores nor on the number of windows that run at a time.
 
-There are two exceptions, where all threads share one window after another: tracks of a single
-batch, which would leave all other cores idle, and networks with long windows, several of which take
-more memory than upstream does.
+There are two exceptions, where several threads share a window: tracks of a single batch, which
+would leave all other cores idle, and networks with long windows, where there is not enough memory
+for a window on each core.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,6 +33,11 @@ _BYTES_PER_SAMPLE_OF_LONG = 1200
 _LONGEST_WINDOW = 12.0
 """Seconds: htdemucs reads 7.8, hdemucs_mmi and mdx 44."""
 
+_SHARE = 2
+"""The windows that run take at most one part in so many of the free memory."""
+
+_SHARE_OF_LONG = 4
+"""The same for long windows: on many cores they would take tens of gigabytes."""
 
 _LEAST_PLAUSIBLE_BYTES = 10**7  # less is a size without its unit
 _OVERHEAD_BYTES = 10**8
@@ -61,20 +66,27 @@ class Parallelism:
 
 
 def decide_parallelism(
-    *, cores: int, threads: int, memory: int | None, window_bytes: int
+    *, cores: int, threads: int, memory: int | None, window_bytes: int, is_long: bool = False
 ) -> Parallelism:
     """Decide how many windows run at a time, given the resources of the machine.
 
     `cores` is the number of usable cores, `threads` the number that torch may use. The windows
-    take at most half of the free `memory` (None: unknown). If there is not enough for two, all
-    threads share one.
+    take at most half of the free `memory` (None: unknown), long ones a quarter. If there is not
+    enough for two, all threads share one. If there is not enough for a long window on each core,
+    each has several.
     """
     usable = min(cores, threads)
-    reason = f"{cores} usable cores, {threads} threads of torch"
-    if memory is not None and memory // 2 // window_bytes < usable:
-        windows = memory // 2 // window_bytes
-        return Parallelism(windows if windows > 1 else 0, f"{memory / 1e9:.1f} GB of free memory")
-    return Parallelism(usable, reason)
+    if memory is None and is_long:
+        return Parallelism(0, "the free memory is unknown")
+    windows = usable
+    if memory is not None:
+        windows = memory // (_SHARE_OF_LONG if is_long else _SHARE) // window_bytes
+    if windows >= usable:
+        return Parallelism(usable, f"{cores} usable cores, {threads} threads of torch")
+    reason = f"{cast(int, memory) / 1e9:.1f} GB of free memory"
+    if windows < 2:
+        return Parallelism(0, reason)
+    return Parallelism(windows, reason, usable // windows if is_long else 1)
 
 
 def choose_parallelism(
@@ -87,8 +99,8 @@ def choose_parallelism(
     """Decide how many windows of `networks` run at a time on this machine.
 
     Each of `num_devices` has a batch. With jobs = 0, several windows run at a time only on a CPU,
-    and only if tracks are split, each batch is one window, and windows are short. Other numbers of
-    jobs share the threads of torch. Not more than `max_windows` run at a time on a CPU.
+    and only if tracks are split and each batch is one window. Other numbers of jobs share the
+    threads of torch. Not more than `max_windows` run at a time on a CPU.
     """
     networks = list(networks)
     chosen = _choose_parallelism(networks, options, device, num_devices)
@@ -189,11 +201,10 @@ def _choose_parallelism(
     if options.batch_size not in ("auto", 1):
         return Parallelism(0, f"batch_size = {options.batch_size}")
     longest = max(options.segment or float(network.segment) for network in networks)
-    if longest > _LONGEST_WINDOW:
-        return Parallelism(0, f"windows of {longest:.1f} s")
     return decide_parallelism(
         cores=count_cores(),
         threads=torch.get_num_threads(),
         memory=free_memory(),
         window_bytes=max(1, estimate_window_bytes(networks, options.segment, is_cpu=True)),
+        is_long=longest > _LONGEST_WINDOW,
     )

@@ -37,6 +37,13 @@ GB = 10**9
         ({"cores": 8, "threads": 8, "memory": 2 * GB}, 3, "2.0 GB of free memory"),
         ({"cores": 8, "threads": 8, "memory": 10**9}, 0, "1.0 GB of free memory"),
         ({"cores": 8, "threads": 8, "memory": 0}, 0, "0.0 GB of free memory"),
+        ({"cores": 8, "threads": 8, "is_long": True}, 8, "8 usable cores, 8 threads of torch"),
+        (
+            {"cores": 8, "threads": 8, "is_long": True, "memory": None},
+            0,
+            "the free memory is unknown",
+        ),
+        ({"cores": 8, "threads": 8, "is_long": True, "memory": 2 * GB}, 0, "2.0 GB of free memory"),
     ],
     ids=[
         "a window a core",
@@ -47,6 +54,9 @@ GB = 10**9
         "memory for three",
         "memory for one: all threads share it",
         "no memory: one at least",
+        "long windows, memory for all",
+        "long windows, memory unknown",
+        "long windows, memory for one",
     ],
 )
 def test_windows_in_flight_are_limited_by_cores_memory_and_the_caller(
@@ -54,6 +64,14 @@ def test_windows_in_flight_are_limited_by_cores_memory_and_the_caller(
 ) -> None:
     decided = decide_parallelism(**{"memory": 100 * GB, "window_bytes": 3 * 10**8, **given})
     assert decided == Parallelism(windows, reason)
+
+
+def test_long_windows_that_do_not_fill_the_cores_have_several_threads() -> None:
+    given = {"cores": 8, "threads": 8, "window_bytes": 3 * 10**8, "memory": 4 * GB}
+    assert decide_parallelism(**given, is_long=True) == Parallelism(
+        3, "4.0 GB of free memory", threads=2
+    )
+    assert decide_parallelism(**given, is_long=False) == Parallelism(6, "4.0 GB of free memory")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +100,7 @@ def test_windows_in_flight_are_limited_by_cores_memory_and_the_caller(
         (
             SeparationOptions(segment=44),
             "cpu",
-            "one batch at a time, on all threads (windows of 44.0 s)",
+            "4 windows at a time, 1 thread each (8 usable cores",
         ),
         (SeparationOptions(jobs=1), "cpu", "1 window at a time, 4 threads each (jobs = 1)"),
         (SeparationOptions(jobs=3), "cpu", "3 windows at a time, 1 thread each (jobs = 3)"),
@@ -114,8 +132,9 @@ DEFAULT = SeparationOptions()
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretend to have eight cores, and restore the number of threads."""
+    """Pretend to have eight cores and 100 GB, and restore the number of threads."""
     monkeypatch.setattr(parallel, "count_cores", lambda: 8)
+    monkeypatch.setattr(parallel, "free_memory", lambda: 100 * GB)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
