@@ -16,6 +16,7 @@ from demucs_infer.errors import ConfigError
 from demucs_infer.server.logs import make_formatter
 from demucs_infer.server.settings import PREFIX, ServerSettings, convert, load_settings
 from demucs_infer.system.malloc import use_single_arena
+from demucs_infer.system.threads import leave_cores_to_windows
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -82,6 +83,7 @@ def run(words: Sequence[str]) -> int:
             "prometheus-client"
         ) from error
     use_single_arena()
+    leave_cores_to_windows()
     _configure_logging(is_debug, settings.log_format)
     logging.getLogger("demucs_infer").info("http://%s:%s/", settings.host, settings.port)
     has_started = serve(settings)

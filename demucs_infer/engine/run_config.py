@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from demucs_infer.engine.network import Ensemble, window_rule
 from demucs_infer.engine.parallel import choose_parallelism, limit_windows
 from demucs_infer.engine.plan import (
@@ -20,6 +18,7 @@ from demucs_infer.engine.plan import (
 from demucs_infer.engine.runner import Runner, consumes_rng
 from demucs_infer.engine.stems import StemPlan, needed_members
 from demucs_infer.options import SeparationOptions
+from demucs_infer.system.threads import count_threads
 
 
 class RunConfig:
@@ -38,6 +37,8 @@ class RunConfig:
                 f"the stems were chosen from {', '.join(stems.sources)}, but the model has "
                 f"{', '.join(ensemble.sources)}: choose them from the sources of this model"
             )
+        self.num_threads = count_threads()
+        """Threads of torch of the caller, for a window that has the machine for itself."""
         self.ensemble = ensemble
         self.options = options
         self.stems = stems
@@ -74,8 +75,6 @@ class RunConfig:
         self.parallelism = choose_parallelism(
             ensemble.members, options, self.device, runner.num_devices, max_windows
         )
-        self.num_threads = torch.get_num_threads()
-        """Threads of torch of the caller, for a window that has the machine for itself."""
         at_a_time = self.parallelism.windows if self.device.type == "cpu" else 1
         self._max_batch = None if max_windows is None else max_windows // max(1, at_a_time)
         self.window_rules = [window_rule(net, options.segment) for net in ensemble.members]

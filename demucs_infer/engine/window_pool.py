@@ -14,9 +14,7 @@ from functools import partial
 from threading import Condition, Thread
 from typing import Any
 
-import torch
-
-from demucs_infer.system.threads import limit_threads
+from demucs_infer.system.threads import count_threads, limit_threads
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -72,7 +70,7 @@ class WindowPool:
 
     def __init__(self, on_batch: Callable[[int], None] = lambda _: None) -> None:
         self._on_batch = on_batch
-        self.num_threads = torch.get_num_threads()
+        self.num_threads = count_threads()
         """All threads of torch, as this pool was made."""
         self._changed = Condition()
         self._clients: OrderedDict[str, deque[WindowQueue]] = OrderedDict()
@@ -141,7 +139,7 @@ class WindowPool:
                 self._changed.notify()  # another thread may run the next batch beside this one
             if batch[0].threads != threads:
                 threads = batch[0].threads
-                limit_threads(threads, self.num_threads)
+                limit_threads(threads)
             self._run_batch(batch)
             del batch
             with self._changed:

@@ -13,8 +13,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from demucs_infer.api import Separator
 from demucs_infer.audio.reader import probe
 from demucs_infer.batch.job import TrackJob
@@ -29,6 +27,7 @@ from demucs_infer.options import Request
 from demucs_infer.server.errors import ApiError, disk_full, from_exception, model_unavailable
 from demucs_infer.server.model_pool import ModelPool
 from demucs_infer.server.preview import LivePreview
+from demucs_infer.system.threads import count_threads
 
 logger = logging.getLogger(__name__)
 
@@ -237,9 +236,7 @@ class ModelWorker:
         self._thread.join()
 
     def _run(self) -> None:
-        # A thread takes the number over when it asks first. By then, threads of other tracks might
-        # be changing it, see `limit_threads`.
-        torch.get_num_threads()
+        count_threads()  # the thread takes the default over now
         self._has_begun.set()
         try:
             while (work := self._inbox.get()) is not None:

@@ -9,9 +9,9 @@ and takes a tenth longer, however little the second thread computes.
 import math
 import os
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from demucs_infer.system.cgroups import cgroup_folders
 _T = TypeVar("_T")
 
 _lock = Lock()
+_leaves_cores = False
 
 
 def limit_to_one_thread() -> None:
@@ -28,27 +29,55 @@ def limit_to_one_thread() -> None:
     limit_threads(1)
 
 
-def limit_threads(number: int, default: int | None = None) -> None:
-    """Make torch use that many threads in the calling thread, which this package has started.
+def limit_threads(number: int) -> None:
+    """Make torch use that many threads in the calling thread, and as many as before in others."""
+    with _lock:
+        torch.get_num_threads()  # a thread that never asked would take the default over later
+        # Setting the number also changes the default of later threads. Only another thread can
+        # restore that without changing the number of this one.
+        is_ready, is_changed = Event(), Event()
 
-    `default` is the number of later threads (None: what it was in the calling thread so far).
+        def restore_default() -> None:
+            default = torch.get_num_threads()
+            is_ready.set()
+            is_changed.wait()
+            torch.set_num_threads(default)
+
+        restorer = Thread(target=restore_default)
+        try:
+            restorer.start()
+        except RuntimeError:  # out of memory or threads: later threads have this number, too
+            torch.set_num_threads(number)
+            return
+        is_ready.wait()
+        torch.set_num_threads(number)
+        is_changed.set()
+        restorer.join()
+
+
+def count_threads() -> int:
+    """Return how many threads torch uses in the calling thread.
+
+    A thread that never asked takes the default over, but not while `limit_threads` changes it.
     """
     with _lock:
-        count = torch.get_num_threads()  # a thread that never asks takes the default over later
-        count = default or count
-        torch.set_num_threads(number)
-        # This has also changed the default of later threads. Only another thread can restore that
-        # without changing the number of this one.
-        restorer = Thread(target=torch.set_num_threads, args=(count,))
-        with suppress(RuntimeError):  # out of memory or threads: later threads have one, too
-            restorer.start()
-            restorer.join()
+        return torch.get_num_threads()
+
+
+def leave_cores_to_windows() -> None:
+    """Let `compute_in_one_thread` limit the calling thread from now on.
+
+    For programs without threads that compute apart from those of this package: if such a thread
+    began while the number changes, it would have a single one.
+    """
+    global _leaves_cores
+    _leaves_cores = True
 
 
 @contextmanager
 def use_threads(number: int) -> Iterator[None]:
     """Make torch use that many threads in the calling thread inside the context."""
-    before = torch.get_num_threads()
+    before = count_threads()
     if number == before:
         yield
         return
@@ -60,10 +89,14 @@ def use_threads(number: int) -> Iterator[None]:
 
 
 def compute_in_one_thread(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
-    """Pass `items` on, with torch in one thread while they are made, and as before in between."""
+    """Pass `items` on, with torch in one thread while they are made, and as before in between.
+
+    Otherwise a second thread would wait actively after each step, on a core that has other work.
+    Without `leave_cores_to_windows`, nothing is limited.
+    """
     with closing(items):
         while True:
-            with use_threads(1):
+            with use_threads(1) if _leaves_cores else nullcontext():
                 try:
                     item = next(items)
                 except StopIteration:

@@ -191,10 +191,14 @@ def test_each_window_in_flight_has_one_thread(machine: None) -> None:
     assert torch.get_num_threads() == 4
 
 
-def test_beside_windows_the_caller_computes_in_one_thread(
-    machine: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("leaves_cores", "count"), [(True, 1), (False, 4)], ids=["in a command", "in a library"]
+)
+def test_beside_windows_the_caller_of_a_command_computes_in_one_thread(
+    leaves_cores: bool, count: int, machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second thread of the caller would wait actively on a core that belongs to a window."""
+    monkeypatch.setattr("demucs_infer.system.threads._leaves_cores", leaves_cores)
     blend_take, seen = Blend.take, list[int]()
 
     def take_and_record(blend: Blend) -> torch.Tensor | None:
@@ -207,7 +211,7 @@ def test_beside_windows_the_caller_computes_in_one_thread(
         torch.get_num_threads()
         for _ in separate(TensorTrack(make_noise(2, 60_000)), ScaleModel(), options=DEFAULT)
     ]
-    assert set(seen) == {1}
+    assert set(seen) == {count}
     assert set(between) == {4}
 
 

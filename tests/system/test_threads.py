@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from demucs_infer.system.threads import limit_to_one_thread
+from demucs_infer.system.threads import limit_to_one_thread, use_threads
 
 
 def run_in_new_thread(function: Callable[[], int]) -> int:
@@ -39,6 +39,23 @@ def test_limit_in_concurrent_threads() -> None:
     try:
         with ThreadPoolExecutor(8) as ours:
             assert [each.result() for each in [ours.submit(begin) for _ in range(8)]] == [1] * 8
+        assert run_in_new_thread(torch.get_num_threads) == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_nested_limits_leave_the_number_of_later_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with use_threads(1):
+            assert run_in_new_thread(torch.get_num_threads) == 3
+            with use_threads(2):
+                assert torch.get_num_threads() == 2
+                assert run_in_new_thread(torch.get_num_threads) == 3
+            assert torch.get_num_threads() == 1
+            assert run_in_new_thread(torch.get_num_threads) == 3
+        assert torch.get_num_threads() == 3
         assert run_in_new_thread(torch.get_num_threads) == 3
     finally:
         torch.set_num_threads(before)
