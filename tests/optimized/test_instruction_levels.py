@@ -4,7 +4,10 @@ Each level is a process of its own, because what may be used is decided when a l
 """
 
 import platform
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,20 +22,30 @@ MIN_DECIBELS = {"fp32": 100, "bf16": 40}
 """Signal above the error, per precision: exactness classes B and C."""
 
 
-def skip_if_missing(level: Level) -> None:
-    """Skip, naming the missing instructions, where the processor does not have a level."""
+Reports = dict[str, Future[dict[str, Any]]]
+
+
+def find_missing(level: Level) -> list[str]:
+    """Return the instructions of a level that this processor does not have."""
     facts = Path("/proc/cpuinfo").read_text()
     flags = next(line for line in facts.splitlines() if line.startswith("flags")).split()
-    missing = [flag for flag in level.needs if flag not in flags]
-    if missing:
-        pytest.skip(f"this processor has no {', '.join(missing)}")
+    return [flag for flag in level.needs if flag not in flags]
+
+
+@pytest.fixture(scope="module")
+def reports() -> Iterator[Reports]:
+    """Run every level that the processor has, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        names = [name for name, level in LEVELS.items() if not find_missing(level)]
+        yield {name: pool.submit(run_level, name) for name in names}
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_results_are_right_at_instruction_level(name: str) -> None:
+def test_results_are_right_at_instruction_level(name: str, reports: Reports) -> None:
     level = LEVELS[name]
-    skip_if_missing(level)
-    report = run_level(name)
+    if missing := find_missing(level):
+        pytest.skip(f"this processor has no {', '.join(missing)}")
+    report = reports[name].result()
     print(f"{name}: {report}")
     # Were the level not in force, or the kernels not there, the rest would show nothing.
     # PyTorch before 2.6 has another name for the lowest level.

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -53,8 +55,9 @@ TRACK = TensorTrack(torch.randn(2, 300))
 """
 
 
-def run(body: str) -> None:
-    subprocess.run([sys.executable, "-c", SCRIPT + body], check=True)
+def run(body: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SCRIPT + body]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True)
 
 
 # Close to 0 or 1: the interpreter itself touches some pages.
@@ -123,17 +126,29 @@ for echo, options in [
 }
 
 
+Processes = dict[str, Future[subprocess.CompletedProcess[str]]]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    """Run every case in a process of its own, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {case: pool.submit(run, body) for case, body in BODIES.items()}
+
+
 @pytest.mark.parametrize("case", BODIES)
-def test_keep_large_allocations(case: str) -> None:
-    run(BODIES[case])
+def test_keep_large_allocations(case: str, processes: Processes) -> None:
+    process = processes[case].result()
+    assert process.returncode == 0, process.stderr
 
 
 def test_settings_of_the_user_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    run("""
+    process = run("""
 with malloc.keep_large_allocations():
     assert share_of_new_pages() > 0.9
 """)
+    assert process.returncode == 0, process.stderr
 
 
 def test_imports_are_exempt_from_garbage_collection() -> None:
