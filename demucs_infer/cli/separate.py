@@ -7,12 +7,14 @@ import json
 import os
 import re
 import select
+import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -50,6 +52,8 @@ REFUSAL_ADVICE = "choose another --out or --filename, or --force to replace them
 
 _PIPE_SECONDS = 3  # until a message says that the command is waiting for a pipe
 _MAX_COLLISIONS = 10  # that an error lists
+_MAX_NAME_WORDS = 12  # of a file name with spaces
+_MAX_SIMILAR_NAMES = 1000  # that are compared with a misspelled one
 
 
 def separate_tracks(args: argparse.Namespace, *, announces_tracks: bool = False) -> int:
@@ -128,7 +132,10 @@ def _make_jobs(
         words.append(str(write_song(_make_temp_folder(stack))))
     tracks = find_tracks(words, skip=[out])
     if not tracks:
-        raise ValueError(f"no audio files in {', '.join(args.tracks)}")
+        raise ValueError(
+            f"no audio files in {', '.join(args.tracks)}: give files such as wav, flac, mp3 or "
+            "m4a, or a folder with such files"
+        )
     if str(args.out) == STDIN and len(tracks) > 1:
         raise ValueError(f"--out - writes the stem of one track, got {len(tracks)} tracks")
     if str(args.out) == STDIN and sys.stdout is None:
@@ -269,7 +276,7 @@ def _run_jobs(
     remaining = []
     for job in jobs:
         if not os.path.lexists(job.source):
-            yield _fail_missing(job, model)
+            yield _fail_missing(job, model, args.tracks)
             continue
         digest = hash_input(job)
         if digest is not None and not args.force:
@@ -296,7 +303,7 @@ def _run_jobs(
         yield from _separate(args, model, request, weights, remaining, reporter)
 
 
-def _fail_missing(job: TrackJob, model: ModelSpec) -> TrackResult:
+def _fail_missing(job: TrackJob, model: ModelSpec, words: Sequence[str]) -> TrackResult:
     error = f"cannot be read: {os.strerror(errno.ENOENT)}"
     if re.match(r"[a-z][a-z0-9+.-]*://", job.track):
         error = "is a URL: download it, and name the file"
@@ -304,9 +311,35 @@ def _fail_missing(job: TrackJob, model: ModelSpec) -> TrackResult:
         error += ", and no file matches it as a pattern"
     elif commands := get_close_matches(job.track, COMMANDS, 1):
         error += f" (was the command `demucs-infer {commands[0]}` meant?)"
+    elif name := _find_unquoted_name(job.source, words):
+        error += f"; put quotes around the name: {shlex.quote(name)}"
+    elif name := _find_similar_name(job.source):
+        error += f"; did you mean {name}?"
     return TrackResult(
         track=job.track, status="failed", model=model.name, error=error, fault="input"
     )
+
+
+def _find_unquoted_name(path: Path, words: Sequence[str]) -> str | None:
+    """Return the name of a file with spaces that `path` and its neighbors are, or None."""
+    index = next((i for i, word in enumerate(words) if Path(word) == path), 0)
+    for start in range(max(0, index - _MAX_NAME_WORDS + 1), index + 1):
+        for stop in range(max(start + 2, index + 1), start + _MAX_NAME_WORDS + 1):
+            name = " ".join(words[start:stop])
+            if os.path.lexists(name):
+                return name
+    return None
+
+
+def _find_similar_name(path: Path) -> str | None:
+    """Return the path of a file in the same folder, with a name similar to a missing one."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, _MAX_SIMILAR_NAMES)]
+    except OSError:
+        return None
+    similar = get_close_matches(path.name, names, 1, cutoff=0.8)
+    return str(path.with_name(similar[0])) if similar else None
 
 
 def _separate(

@@ -69,7 +69,13 @@ def test_unknown_flag_suggests_the_right_one(
         ("song.wav --filename {track}.{ext}", 2, "error: invalid --filename '{track}.{ext}'"),
         ("https://host/song.mp3", 3, "is a URL: download it, and name the file"),
         ("*.flac", 3, "No such file or directory, and no file matches it as a pattern"),
-        ("empty", 2, "no audio files in empty"),
+        (
+            "empty",
+            2,
+            "no audio files in empty: give files such as wav, flac, mp3 or m4a, or a folder",
+        ),
+        ("sogn.wav", 3, "error: sogn.wav: cannot be read: No such file or directory; did you mean"),
+        ("./sogn.wav", 3, "; did you mean song.wav?"),
         ("silent.wav -n tiny -q", 3, "error: cannot read silent.wav: the file is empty"),
         ("batch empty", 2, "for a folder or a song: demucs-infer empty"),
         ("batch song.wav", 2, "for a folder or a song: demucs-infer song.wav"),
@@ -119,6 +125,23 @@ def test_mistake_is_one_line_with_advice(
     assert main(shlex.split(line)) == code
     error = capsys.readouterr().err
     assert advice in error and error.count("\n") == 1
+
+
+def test_unquoted_name_with_spaces_is_recognized(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work_folder / "a long tune.wav").touch()
+    assert main(["gone.wav", "./a", "long", "tune.wav", "--offline"]) == 3
+    errors = capsys.readouterr().err.splitlines()
+    advice = "No such file or directory; put quotes around the name: './a long tune.wav'"
+    assert [error.endswith(advice) for error in errors] == [False, True, True, True]
+
+
+def test_similar_names_are_not_sought_in_a_missing_folder(
+    work_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(work_folder / "nowhere" / "song.wav"), "--offline"]) == 3
+    assert capsys.readouterr().err.endswith("No such file or directory\n")
 
 
 def test_unknown_device_is_an_error_before_any_download(

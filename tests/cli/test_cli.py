@@ -216,7 +216,7 @@ def test_missing_tracks_are_reported_without_download(
     assert main(["no song.wav", "modls", "--offline", "--cache-dir", "empty"]) == 3
     errors = capsys.readouterr().err.splitlines()
     assert errors == [
-        "error: no song.wav: cannot be read: No such file or directory",
+        "error: no song.wav: cannot be read: No such file or directory; did you mean song.wav?",
         "error: modls: cannot be read: No such file or directory "
         "(was the command `demucs-infer models` meant?)",
     ]
