@@ -5,7 +5,10 @@ import logging
 import os
 import re
 import sqlite3
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -21,6 +24,7 @@ from demucs_infer.errors import (
     format_error,
     is_disk_full,
 )
+from demucs_infer.options import OPTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -157,14 +161,28 @@ def from_exception(error: Exception, message: str | None = None) -> ApiError:
     return ApiError(code, message or str(error))
 
 
-def describe_invalid_fields(error: ValidationError | RequestValidationError) -> str:
-    """Return what is wrong with each field, one clause per field."""
+def describe_invalid_fields(
+    error: ValidationError | RequestValidationError, names: Collection[str] = ()
+) -> str:
+    """Return what is wrong with each field, one clause per field; `names` are the valid ones."""
     # FastAPI puts the place, such as "query", before the name of a parameter.
     first = -1 if isinstance(error, RequestValidationError) else 0
     return "; ".join(
-        f"{'.'.join(_name_parts(problem['loc'][first:])) or 'body'}: {problem['msg']}"
+        f"{'.'.join(_name_parts(problem['loc'][first:])) or 'body'}: "
+        f"{_describe_unknown(problem, names) or problem['msg']}"
         for problem in list(error.errors())[:8]
     )
+
+
+def _describe_unknown(problem: Mapping[str, Any], names: Collection[str]) -> str:
+    """Return advice for a field that does not exist, or an empty string for other problems."""
+    if problem["type"] != "extra_forbidden":
+        return ""
+    name = str(problem["loc"][-1])
+    if name in OPTIONS and not OPTIONS[name].is_in("http"):
+        return f"not possible over HTTP; {OPTIONS[name].setting.not_in['http']}"
+    similar = get_close_matches(name, names, 1)
+    return "unknown parameter" + (f"; did you mean {similar[0]}?" if similar else "")
 
 
 def _name_parts(place: tuple[int | str, ...]) -> list[str]:

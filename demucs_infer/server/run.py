@@ -80,5 +80,10 @@ def serve(settings: ServerSettings) -> bool:
     except SystemExit:  # uvicorn has logged the reason
         if app.state.failure:
             raise app.state.failure from None
+        logger.error(
+            "cannot listen at %s, port %s: stop the program there, or set another port",
+            settings.host,
+            settings.port,
+        )
         return False
     return server.started

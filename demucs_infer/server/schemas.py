@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from demucs_infer.batch.request import ModelSpec
 from demucs_infer.options import OPTIONS, Option, Request, drop_inapplicable
-from demucs_infer.server.errors import ApiError, from_exception
+from demucs_infer.server.errors import ApiError, describe_invalid_fields, from_exception
 
 STEM_TEMPLATE = "{stem}.{ext}"
 MIME_TYPES = {
@@ -147,7 +147,8 @@ def parse_request(fields: Mapping[str, Any]) -> SeparateRequest:
     try:
         return RequestSchema.model_validate(values)
     except ValidationError as error:
-        raise from_exception(error) from error
+        message = describe_invalid_fields(error, RequestSchema.model_fields)
+        raise from_exception(error, message) from error
 
 
 def display_name(name: str | None) -> str:

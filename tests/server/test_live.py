@@ -21,6 +21,7 @@ import pytest
 
 from demucs_infer.api import Separator
 from demucs_infer.errors import ConfigError
+from demucs_infer.server.run import serve
 from tests.helpers.cli_process import ROOT, environment
 from tests.helpers.oracles import require_tool
 from tests.helpers.server_process import (
@@ -29,6 +30,7 @@ from tests.helpers.server_process import (
     Server,
     client,
     free_port,
+    make_settings,
     run_server,
     song,
     wait_until,
@@ -244,6 +246,19 @@ def test_request_beyond_shutdown_limit_gets_json_error(repo: Path, tmp_path: Pat
         server.process.terminate()
         status, body = response.result(30)
         assert (status, json.loads(body)["error"]["code"]) == (503, "stopping")
+
+
+def test_port_in_use_is_reported_with_advice(
+    repo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as other, caplog.at_level("ERROR"):
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        settings = make_settings(repo, tmp_path, host="127.0.0.1", port=port)
+        assert not serve(settings)
+    advice = f"cannot listen at 127.0.0.1, port {port}: stop the program there, or set another port"
+    assert caplog.messages[-1] == advice
 
 
 def test_startup_failure_is_one_line(

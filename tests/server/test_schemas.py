@@ -34,3 +34,18 @@ def test_value_is_accepted(name: str, value: Any) -> None:
 def test_invalid_rate_is_refused(value: Any) -> None:
     with pytest.raises(ApiError, match="rate: Input.*; rate: Input"):
         parse_request({"rate": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("stem", "stem: unknown parameter; did you mean stems?"),
+        ("two-stems", "two-stems: unknown parameter; did you mean two_stems?"),
+        ("kazoo", "kazoo: unknown parameter"),
+        ("device", "device: not possible over HTTP; the operator of the server decides it"),
+    ],
+)
+def test_unknown_parameter_suggests_the_right_one(name: str, message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_request({name: "vocals"})
+    assert caught.value.code == "invalid_parameters" and caught.value.message == message
