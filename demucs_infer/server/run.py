@@ -81,7 +81,8 @@ def serve(settings: ServerSettings) -> bool:
         if app.state.failure:
             raise app.state.failure from None
         logger.error(
-            "cannot listen at %s, port %s: stop the program there, or set another port",
+            "cannot listen at %s, port %s: set another port or host, or end the program "
+            "that uses this one",
             settings.host,
             settings.port,
         )

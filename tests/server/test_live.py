@@ -257,8 +257,10 @@ def test_port_in_use_is_reported_with_advice(
         port = other.getsockname()[1]
         settings = make_settings(repo, tmp_path, host="127.0.0.1", port=port)
         assert not serve(settings)
-    advice = f"cannot listen at 127.0.0.1, port {port}: stop the program there, or set another port"
-    assert caplog.messages[-1] == advice
+    assert caplog.messages[-1] == (
+        f"cannot listen at 127.0.0.1, port {port}: set another port or host, or end the program "
+        "that uses this one"
+    )
 
 
 def test_startup_failure_is_one_line(
