@@ -70,7 +70,8 @@ class FlagParser(argparse.ArgumentParser):
         unknown = message.partition("unrecognized arguments: ")[2].split()
         flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         hints = [f"use {hint} instead of {flag}" for flag in flags if (hint := self._suggest(flag))]
-        if unknown and not flags:  # argparse reads tracks in one place only
+        takes_tracks = any(action.nargs in ("*", "+") for action in self._get_positional_actions())
+        if unknown and not flags and takes_tracks:  # argparse reads tracks in one place only
             hints.append("name all tracks in one place, before the flags or after them")
         super().error("; ".join([message, *hints]))
 

@@ -356,7 +356,11 @@ def convert(name: str, value: Any) -> Any:
         raise ValueError("expected a number")
     if hint is int and isinstance(value, float) and value != int(value):
         raise ValueError("expected a whole number")
-    return hint(value)
+    try:
+        return hint(value)
+    except (TypeError, ValueError):
+        kinds = {int: "a whole number", float: "a number", str: "text"}
+        raise ValueError(f"expected {kinds[hint]}") from None
 
 
 def _convert_from(source: str, name: str, value: Any) -> Any:

@@ -50,6 +50,9 @@ def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("separate song.mp3", "no command is needed: demucs-infer song.mp3"),
         ("seperate", "no command is needed: demucs-infer song.mp3"),
         ("serve --modles tiny", "use --models instead of --modles"),
+        ("serve tiny", "error: unrecognized arguments: tiny"),
+        ("serve --port web", "argument --port: 'web': expected a whole number"),
+        ("serve --job-seconds soon", "argument --job-seconds: 'soon': expected a number"),
         ("batch list.txt --model htdemucs", "use --name instead of --model"),
     ],
 )
