@@ -34,7 +34,6 @@ from demucs_infer.distributed.manifest import ResultRow, TrackManifest
 from demucs_infer.errors import ModelLoadingError
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
 from demucs_infer.system.storage import check_driver, is_remote, join, local_path
-from demucs_infer.system.threads import leave_cores_to_windows
 
 if TYPE_CHECKING:
     from demucs_infer.distributed.config import WorkerConfig
@@ -207,10 +206,11 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
     outputs = OutputConflicts.from_request(model, request)
     shared_path_digests, total = _find_conflicts(args, manifest, outputs, out)
     use_single_arena()
-    leave_cores_to_windows()
     with exempt_imports_from_gc():
         from demucs_infer.batch.attempts import Run
         from demucs_infer.distributed.config import WorkerConfig
+        from demucs_infer.system.threads import leave_cores_to_windows
+    leave_cores_to_windows()
     config = WorkerConfig(
         model=model,
         request=request,

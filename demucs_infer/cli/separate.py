@@ -45,7 +45,6 @@ from demucs_infer.cli.parser import COMMANDS
 from demucs_infer.cli.progress import AnnouncingReporter, Reporter, make_reporter
 from demucs_infer.options import Request
 from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
-from demucs_infer.system.threads import leave_cores_to_windows
 
 REFUSAL_ADVICE = "choose another --out or --filename, or --force to replace them"
 """What to do with a track that would replace the stems of another input."""
@@ -352,10 +351,11 @@ def _separate(
 ) -> Iterator[TrackResult]:
     reporter.show_stage(f"loading {model.name}")
     use_single_arena()
-    leave_cores_to_windows()
     with exempt_imports_from_gc():
         from demucs_infer.batch.runner import BatchRunner, open_separator
         from demucs_infer.devices import choose_devices
+        from demucs_infer.system.threads import leave_cores_to_windows
+    leave_cores_to_windows()
     choose_devices(request.separation.device)  # reports an unknown device before any download
     for part in (model.first, model.second) if isinstance(model, ChainedModelSpec) else (model,):
         if part.is_remote:

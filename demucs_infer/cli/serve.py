@@ -16,7 +16,6 @@ from demucs_infer.errors import ConfigError
 from demucs_infer.server.logs import make_formatter
 from demucs_infer.server.settings import PREFIX, ServerSettings, convert, load_settings
 from demucs_infer.system.malloc import use_single_arena
-from demucs_infer.system.threads import leave_cores_to_windows
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -77,6 +76,7 @@ def run(words: Sequence[str]) -> int:
     )
     try:
         from demucs_infer.server.run import serve
+        from demucs_infer.system.threads import leave_cores_to_windows
     except ImportError as error:
         raise ConfigError(
             f"{error.name} is not installed: pip install fastapi uvicorn python-multipart "

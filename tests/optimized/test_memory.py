@@ -59,5 +59,5 @@ def test_large_tensors_of_a_window_share_an_arena(
     monkeypatch.setattr(Arena, "allocate", record)
     with use_arenas():
         from_malloc = measure_live_bytes(network, mix, tmp_path / "trace.json")
-    assert from_malloc <= 95 * mix.shape[-1]  # 81, as is
+    assert from_malloc <= (95 + KEPT) * mix.shape[-1]  # 81, as is
     assert max(highest) <= (500 + KEPT) * mix.shape[-1]  # 489
