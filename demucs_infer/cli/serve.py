@@ -76,14 +76,12 @@ def run(words: Sequence[str]) -> int:
     )
     try:
         from demucs_infer.server.run import serve
-        from demucs_infer.system.threads import leave_cores_to_windows
     except ImportError as error:
         raise ConfigError(
             f"{error.name} is not installed: pip install fastapi uvicorn python-multipart "
             "prometheus-client"
         ) from error
     use_single_arena()
-    leave_cores_to_windows()
     _configure_logging(is_debug, settings.log_format)
     logging.getLogger("demucs_infer").info("http://%s:%s/", settings.host, settings.port)
     has_started = serve(settings)

@@ -68,7 +68,8 @@ def leave_cores_to_windows() -> None:
     """Let `compute_in_one_thread` limit the calling thread from now on.
 
     For programs without threads that compute apart from those of this package: if such a thread
-    began while the number changes, it would have a single one.
+    began while the number changes, it would have a single one. Not for servers, where changing it
+    takes longer than small windows of many tracks.
     """
     global _leaves_cores
     _leaves_cores = True
