@@ -59,5 +59,6 @@ def test_large_tensors_of_a_window_share_an_arena(
     monkeypatch.setattr(Arena, "allocate", record)
     with use_arenas():
         from_malloc = measure_live_bytes(network, mix, tmp_path / "trace.json")
-    assert from_malloc <= (95 + KEPT) * mix.shape[-1]  # 81, as is
+    # 81 on Python 3.11; 121 on 3.13; 146 on 3.10 with torch 2.4.
+    assert from_malloc <= (95 + 1.5 * KEPT) * mix.shape[-1]
     assert max(highest) <= (500 + KEPT) * mix.shape[-1]  # 489
