@@ -43,16 +43,18 @@ def limit_threads(number: int) -> None:
             is_changed.wait()
             torch.set_num_threads(default)
 
-        restorer = Thread(target=restore_default)
+        restorer = Thread(target=restore_default, daemon=True)
         try:
             restorer.start()
         except RuntimeError:  # out of memory or threads: later threads have this number, too
             torch.set_num_threads(number)
             return
-        is_ready.wait()
-        torch.set_num_threads(number)
-        is_changed.set()
-        restorer.join()
+        try:
+            is_ready.wait()
+            torch.set_num_threads(number)
+        finally:  # also if a signal raises an exception here
+            is_changed.set()
+            restorer.join()
 
 
 def count_threads() -> int:
@@ -82,8 +84,8 @@ def use_threads(number: int) -> Iterator[None]:
     if number == before:
         yield
         return
-    limit_threads(number)
     try:
+        limit_threads(number)
         yield
     finally:
         limit_threads(before)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 from demucs_infer.system.threads import limit_to_one_thread, use_threads
@@ -59,3 +60,22 @@ def test_nested_limits_leave_the_number_of_later_threads() -> None:
         assert run_in_new_thread(torch.get_num_threads) == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_no_thread_is_left_when_a_signal_interrupts_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_num_threads, count = torch.set_num_threads, threading.active_count()
+
+    def interrupt(number: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            monkeypatch.setattr(torch, "set_num_threads", set_num_threads)
+            raise KeyboardInterrupt
+        set_num_threads(number)
+
+    monkeypatch.setattr(torch, "set_num_threads", interrupt)
+    before = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt), use_threads(before + 1):
+        pass
+    assert threading.active_count() == count
+    assert torch.get_num_threads() == before
