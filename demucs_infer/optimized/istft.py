@@ -68,22 +68,25 @@ class InverseStft:
 
     def _make_spectra(self, x: Tensor, normalizer: Normalizer) -> Tensor:
         """Denormalize and pad the planes into spectra: (B, S*P, F, T) -> (B, S, C, T, F)."""
-        batch, _, bins, frames = x.shape
-        real_imag = x.unflatten(1, (-1, self._planes // 2, 2)).permute(0, 1, 2, 5, 4, 3)
-        size = (*real_imag.shape[:3], frames + 2 * _PADDING_FRAMES, bins + 1)
-        spectra = empty(*size, dtype=torch.complex64)
+        batch, planes, bins, frames = x.shape
+        channels = self._planes // 2
+        size = (batch, planes // self._planes, channels)
+        spectra = empty(*size, frames + 2 * _PADDING_FRAMES, bins + 1, dtype=torch.complex64)
         for silent in (
             spectra[..., bins:],
             spectra[..., :_PADDING_FRAMES, :],
             spectra[..., -_PADDING_FRAMES:, :],
         ):
             silent.zero_()
-        inside = torch.view_as_real(spectra)[..., _PADDING_FRAMES:-_PADDING_FRAMES, :bins, :]
-        mean, std = normalizer.mean[..., None, None], normalizer.std[..., None, None]
+        inside = spectra[..., _PADDING_FRAMES:-_PADDING_FRAMES, :bins].permute(0, 4, 3, 1, 2)
+        in_memory_order = x.permute(0, 2, 3, 1)  # (B, F, T, S*P)
         # Adjacent bins of `x` are far apart in the result, so copy a few bins at a time.
-        for start, stop in tiles(bins, 16 * x.shape[1] * frames):
-            bin_range = slice(start, stop)
-            torch.addcmul(mean, real_imag[..., bin_range, :], std, out=inside[..., bin_range, :])
+        for start, stop in tiles(bins, 16 * planes * frames):
+            tile = in_memory_order[:, start:stop]
+            parts = tile.new_empty(tile.shape)
+            torch.addcmul(normalizer.mean, tile, normalizer.std, out=parts)
+            # Both parts of a complex number move at once.
+            inside[:, start:stop] = torch.view_as_complex(parts.unflatten(-1, (-1, channels, 2)))
         return spectra
 
     def _overlap_add(self, frames: Tensor, length: int) -> Tensor:

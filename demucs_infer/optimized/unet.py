@@ -167,7 +167,7 @@ class FrequencyDecoder:
         self._bin_padding, time_padding = cast(tuple[int, int], rewrite.padding)
         weight, bias = rewrite.weight, rewrite.bias
         self._rewrite = (
-            WinogradConv(weight, bias, dtype, time_padding)
+            WinogradConv(weight, bias, dtype)
             if winograd.supports(weight, dtype)
             else SplitGate(Conv, weight, bias, dtype, padding=(0, time_padding))
         )

@@ -1,69 +1,95 @@
-"""Compute a convolution over three neighboring bins with two thirds of the products.
+"""Compute a convolution over three bins and three steps with four ninths of the products.
 
-Two adjacent results take six products of a bin and a tap. They can also be computed from four
-products, each of a sum or difference of bins and one of taps (Winograd 1980). A bin stands for its
-whole row here: all channels and steps of time.
+Two adjacent results take six products of an input and a tap. They can also be computed from four
+products, each of a sum or difference of inputs and one of taps (Winograd 1980). In both directions,
+a block of two bins and two steps takes 16 products instead of 36.
 
 Shapes: C channels in, O channels out, R rows of bins, T steps of time.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
-from demucs_infer.optimized.kernels import Conv, SplitGate
-from demucs_infer.optimized.layout import empty_channels_last, view_as_rows
+from demucs_infer.optimized.kernels import Linear
+from demucs_infer.optimized.layout import view_as_rows
+from demucs_infer.system.arena import empty
 
-_MIN_CHANNELS = 96
-"""Fewest channels with which the saved products outweigh the sums."""
+_TAPS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+"""The combination of the three taps in each of the four products."""
 
 
 def supports(weight: Tensor, dtype: torch.dtype) -> bool:
     """Tell whether `WinogradConv` is faster for this kernel than a plain convolution.
 
-    It is not in reduced precision, where products are too cheap to outweigh the extra sums.
+    The saved products must outweigh the sums: with wide vectors that takes more channels. In
+    reduced precision, products are too cheap.
     """
-    outputs, channels, bins = weight.shape[:3]
-    return bins == 3 and min(outputs // 2, channels) >= _MIN_CHANNELS and dtype == torch.float32
+    has_wide_vectors = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    outputs, channels = weight.shape[:2]
+    return (
+        weight.shape[2:] == (3, 3)
+        and min(outputs // 2, channels) >= (96 if has_wide_vectors else 48)
+        and dtype == torch.float32
+    )
 
 
 class WinogradConv:
-    """A replacement for `SplitGate`: a convolution over three bins, two rows at a time."""
+    """A replacement for `SplitGate`: a convolution, padded in time, of two rows at a time."""
 
     rows_per_step = 2
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, time_padding: int
-    ) -> None:
-        before, at, behind = weight.detach().double().unbind(2)
-        plus, minus = (before + behind + at) / 2, (before + behind - at) / 2
-        padding = (0, time_padding)
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        combine = torch.tensor(_TAPS, dtype=torch.float64)
+        taps = torch.einsum("if,jt,ocft->ijoc", combine, combine, weight.detach().double())
         self._products = [
-            # The second product is part of both results, so the bias is added there.
-            SplitGate(
-                Conv, taps[:, :, None], bias if taps is plus else None, dtype, padding=padding
-            )
-            for taps in (before, plus, minus, behind)
+            # The second product of the second row is part of all results, so has the bias.
+            [Linear(each, bias if i == j == 1 else None, dtype) for j, each in enumerate(row)]
+            for i, row in enumerate(taps)
         ]
+        self._num_outputs = len(weight)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve (1, C, R+2, T) -> values and gates, each (1, O/2, R, T); R must be even."""
         rows = view_as_rows(x[0])
-        first, second, third, fourth = rows[:-2:2], rows[1:-2:2], rows[2::2], rows[3::2]
-        inputs = first - third, second + third, third - second, second - fourth
-        products = [
-            product(rows.permute(2, 0, 1)[None])
-            for product, rows in zip(self._products, inputs, strict=True)
-        ]
-        values, gates = (_combine(*half) for half in zip(*products, strict=True))
+        _, steps, channels = rows.shape
+        row_pairs, step_pairs = len(rows) // 2 - 1, -(-steps // 2)
+        sums = rows.new_empty(row_pairs, 2 * step_pairs + 2, channels)
+        sums[:, 0], sums[:, steps + 1 :] = 0, 0
+        product_input = rows.new_empty(row_pairs, step_pairs, channels)
+        halves = []
+        for (combine, first, second), products in zip(
+            _combine_inputs(rows, 0), self._products, strict=True
+        ):
+            combine(first, second, out=sums[:, 1 : steps + 1])
+            results = [
+                product(combine(first, second, out=product_input))
+                for (combine, first, second), product in zip(
+                    _combine_inputs(sums, 1), products, strict=True
+                )
+            ]
+            _combine_products(results, even=results[0], odd=results[1])
+            halves.append(results[:2])
+        out = empty(row_pairs, 2, step_pairs, 2, self._num_outputs)
+        for side, parts in enumerate(zip(*halves, strict=True)):
+            _combine_products(parts, even=out[:, 0, :, side], odd=out[:, 1, :, side])
+        image = out.view(2 * row_pairs, 2 * step_pairs, -1)[:, :steps].permute(2, 0, 1)[None]
+        values, gates = image.chunk(2, 1)
         return values, gates
 
 
-def _combine(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Combine the four products into the even and odd rows of the result."""
-    _, outputs, rows, steps = a.shape
-    out = empty_channels_last((1, outputs, 2 * rows, steps))
-    row_pairs = view_as_rows(out[0]).unflatten(0, (-1, 2))
-    a, b, c, d = (view_as_rows(each[0]) for each in (a, b, c, d))
-    torch.add(a.add_(b), c, out=row_pairs[:, 0])
-    torch.sub(b.sub_(c), d, out=row_pairs[:, 1])
-    return out
+def _combine_inputs(x: Tensor, dim: int) -> Iterator[tuple[Callable[..., Tensor], Tensor, Tensor]]:
+    """Yield how each of the four products' inputs is made, for all pairs of results along `dim`."""
+    first, second, third, fourth = x.unfold(dim, 4, 2).unbind(-1)
+    yield torch.sub, first, third
+    yield torch.add, second, third
+    yield torch.sub, third, second
+    yield torch.sub, second, fourth
+
+
+def _combine_products(products: Sequence[Tensor], *, even: Tensor, odd: Tensor) -> None:
+    """Write the pairs of results, which may share memory with the first two products."""
+    first, second, third, fourth = products
+    torch.add(first.add_(second), third, out=even)
+    torch.sub(second.sub_(third), fourth, out=odd)

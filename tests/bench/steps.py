@@ -143,10 +143,7 @@ STEPS: dict[str, list[Patch]] = {
     "norm over whole items": [(attention, "_normalize_items", lambda norm, x: norm(x))],
     "optimized U-Net layers": [(unet, "supports", lambda _: False)],
     "tiles in the cache": [(layout, "TILE_BYTES", 1 << 40)],
-    "gates from two products": [
-        (unet, "SplitGate", JointGate),
-        (winograd, "SplitGate", JointGate),
-    ],
+    "gates from two products": [(unet, "SplitGate", JointGate)],
     "Winograd": [(winograd, "supports", lambda *_: False)],
     "transposed convolutions as ordinary ones": [(unet, "TransposedConv", OriginalTransposedConv)],
     "frequency embedding in the first layer": [(optimizer, "_fold_embedding", lambda _: None)],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from demucs_infer.demucs import Demucs
 from demucs_infer.hdemucs import HDemucs
@@ -80,6 +81,35 @@ def test_winograd_rows_match_at_every_tile_size(rows: int, monkeypatch: pytest.M
     assert winograd.supports(network.decoder[-1].rewrite.weight, torch.float32)
     monkeypatch.setattr(layout, "tiles", partial(tile_by_rows, rows))
     assert_class_b(network, make_noise(2, 2_160)[None])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 8])
+@pytest.mark.parametrize("rows", [2, 6])
+def test_winograd_equals_the_convolution_in_double(rows: int, steps: int) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(96, 48, 3, 3) / 20, torch.randn(96)
+    x = torch.randn(1, 48, rows + 2, steps)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=(0, 1))
+    values, gates = winograd.WinogradConv(weight, bias, torch.float32)(x)
+    # 24 bits of mantissa are 144 dB; the sums before and after the products cost up to 10.
+    assert decibels(expected, torch.cat([values, gates], 1).double()) >= 130
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_gelu_is_exact_inside_and_after_a_product(
+    is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_fuses_gelu", lambda: is_fused)
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(1, 16, 9, 20), torch.randn(24, 16, 3, 1) / 7, torch.randn(24)
+    expected = F.gelu(F.conv2d(x.double(), weight.double(), bias.double()))
+    conv = kernels.Conv(weight, bias, torch.float32)
+    # The error function of the kernels is exact to seven digits.
+    assert decibels(expected, conv(x, gelu=True).double()) >= 125
+    flat, rows = weight[:, :, 0, 0], torch.randn(30, 16)
+    expected = F.gelu(F.linear(rows.double(), flat.double(), bias.double()))
+    linear = kernels.Linear(flat, bias, torch.float32)
+    assert decibels(expected, linear(rows, gelu=True).double()) >= 125
 
 
 def tile_by_rows(rows: int, count: int, _bytes: int) -> Iterator[tuple[int, int]]:
