@@ -176,6 +176,8 @@ class SplitGate:
 
     rows_per_step = 1
     """Rows of results that are computed at a time."""
+    steps_per_call = 1
+    """The number of steps of time must be a multiple of it."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from demucs_infer.optimized.layout import (
     tiles_of_each,
     view_as_rows,
 )
-from demucs_infer.optimized.winograd import WinogradConv
+from demucs_infer.optimized.winograd import TwoTaps, WinogradConv, WinogradSequence
 from demucs_infer.system.arena import empty
 
 
@@ -223,7 +223,12 @@ class TimeDecoder:
         last: bool,
     ) -> None:
         self._padding = cast(tuple[int], rewrite.padding)[0]
-        self._rewrite = SplitGate(Conv, as_image(rewrite.weight), rewrite.bias, dtype)
+        weight, bias = rewrite.weight, rewrite.bias
+        self._rewrite = (
+            WinogradSequence(weight, bias, dtype)
+            if weight.shape[2] == 3 and winograd.has_enough_channels(weight.shape[1], dtype)
+            else SplitGate(Conv, as_image(weight), bias, dtype)
+        )
         self._dconv = _optimize_dconv(dconv)
         self._upsample = TransposedConv(up, dtype, last=last)
 
@@ -236,11 +241,13 @@ class TimeDecoder:
         for item in range(batch):
             sequence = view_as_rows(y[item])[0]  # (T, C)
             for start, stop in tiles(steps, 8 * channels):
-                edges = start - self._padding, stop + self._padding
+                excess = -(stop - start) % self._rewrite.steps_per_call
+                edges = start - self._padding, stop + excess + self._padding
                 window = slice_steps(x[item : item + 1], *edges)
                 if skip is not None:
                     window = window + slice_steps(skip[item : item + 1], *edges)
-                values, gates = (view_as_rows(half[0])[0] for half in self._rewrite(window))
+                halves = self._rewrite(window)
+                values, gates = (view_as_rows(half[0])[0, : stop - start] for half in halves)
                 gate(values, gates, sequence[start:stop])
             if self._dconv is not None:
                 self._dconv.add_to(sequence[None])
@@ -255,14 +262,19 @@ class TransposedConv:
 
     def __init__(self, up: nn.Module, dtype: torch.dtype, *, last: bool) -> None:
         weight, bias = cast(Tensor, up.weight).detach(), cast(Tensor, up.bias).detach()
+        channels = len(weight)
         self.stride, self.channels = cast(tuple[int, ...], up.stride)[0], weight.shape[1]
         over_bins, weight = weight.dim() == 4, weight.flatten(2)
         self.lookback = -(-weight.shape[2] // self.stride) - 1
         self._excess = (self.lookback + 1) * self.stride - weight.shape[2]
         taps = F.pad(weight, (0, self._excess)).unflatten(2, (-1, self.stride)).flip(2)
         kernel = taps.permute(3, 1, 0, 2).flatten(0, 1)  # (stride*C', C, lookback+1)
-        kernel = kernel[..., None] if over_bins else as_image(kernel)
-        self._conv = Conv(kernel, bias.repeat(self.stride), dtype)
+        bias = bias.repeat(self.stride)
+        self._conv: Conv | TwoTaps
+        if self.lookback == 1 and winograd.has_enough_channels(channels, dtype):
+            self._conv = TwoTaps(kernel[..., 0], kernel[..., 1], bias, dtype)
+        else:
+            self._conv = Conv(kernel[..., None] if over_bins else as_image(kernel), bias, dtype)
         self._last = last
 
     def length(self, input_steps: int) -> int:
@@ -271,9 +283,12 @@ class TransposedConv:
 
     def upsample_rows(self, block: Tensor, out: Tensor) -> None:
         """Upsample R rows, after `lookback` of context: (lookback+R, T, C) -> (R*stride, T, C')."""
-        output = view_as_rows(self._conv(block.permute(2, 0, 1)[None])[0])
-        output = output.unflatten(2, (self.stride, -1)).transpose(1, 2)
-        out.unflatten(0, (-1, self.stride)).copy_(output)
+        target = out.unflatten(0, (-1, self.stride)).transpose(1, 2)  # (R, T, stride, C')
+        if isinstance(self._conv, TwoTaps):
+            self._conv.write(block, target)
+        else:
+            output = view_as_rows(self._conv(block.permute(2, 0, 1)[None])[0])
+            target.copy_(output.unflatten(2, (self.stride, -1)))
         if not self._last:
             torch.ops.aten.gelu_(out)
 
@@ -284,9 +299,12 @@ class TransposedConv:
         out = empty_channels_last(size)
         for item, start, stop in tiles_of_each(batch, steps + self.lookback, 8 * channels):
             window = slice_steps(y[item : item + 1], start - self.lookback, stop)
-            output = view_as_rows(self._conv(window)[0])[0]  # (T, stride*C')
             target = view_as_rows(out[item])[0, start * self.stride : stop * self.stride]
-            target.view(output.shape).copy_(output)
+            wide = target.view(stop - start, -1)  # (T, stride*C')
+            if isinstance(self._conv, TwoTaps):
+                self._conv.write(view_as_rows(window[0])[0], wide)
+            else:
+                wide.copy_(view_as_rows(self._conv(window)[0])[0])
             if not self._last:
                 torch.ops.aten.gelu_(target)
         return out[:, :, 0, : self.length(steps)]

@@ -1,8 +1,9 @@
-"""Compute a convolution over three bins and three steps with four ninths of the products.
+"""Compute convolutions over few bins or steps with fewer products and more sums (Winograd 1980).
 
-Two adjacent results take six products of an input and a tap. They can also be computed from four
-products, each of a sum or difference of inputs and one of taps (Winograd 1980). In both directions,
-a block of two bins and two steps takes 16 products instead of 36.
+Two adjacent results of three taps take six products of an input and a tap. They can also be
+computed from four products, each of a sum or difference of inputs and one of taps. In both
+directions, a block of two bins and two steps takes 16 products instead of 36. Two adjacent results
+of two taps take three products instead of four.
 
 Shapes: C channels in, O channels out, R rows of bins, T steps of time.
 """
@@ -20,19 +21,19 @@ _TAPS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 """The combination of the three taps in each of the four products."""
 
 
-def supports(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether `WinogradConv` is faster for this kernel than a plain convolution.
+def has_enough_channels(channels: int, dtype: torch.dtype) -> bool:
+    """Tell whether the saved products outweigh the sums.
 
-    The saved products must outweigh the sums: with wide vectors that takes more channels. In
-    reduced precision, products are too cheap.
+    With wide vectors that takes more channels. In reduced precision, products are too cheap.
     """
     has_wide_vectors = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return channels >= (96 if has_wide_vectors else 48) and dtype == torch.float32
+
+
+def supports(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether `WinogradConv` is faster for this kernel than a plain convolution."""
     outputs, channels = weight.shape[:2]
-    return (
-        weight.shape[2:] == (3, 3)
-        and min(outputs // 2, channels) >= (96 if has_wide_vectors else 48)
-        and dtype == torch.float32
-    )
+    return weight.shape[2:] == (3, 3) and has_enough_channels(min(outputs // 2, channels), dtype)
 
 
 class WinogradConv:
@@ -93,3 +94,55 @@ def _combine_products(products: Sequence[Tensor], *, even: Tensor, odd: Tensor) 
     first, second, third, fourth = products
     torch.add(first.add_(second), third, out=even)
     torch.sub(second.sub_(third), fourth, out=odd)
+
+
+class WinogradSequence:
+    """A replacement for `SplitGate`: a convolution of a sequence over three steps."""
+
+    steps_per_call = 2
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        combine = torch.tensor(_TAPS, dtype=torch.float64)
+        taps = torch.einsum("it,oct->ioc", combine, weight.detach().double())
+        # The second product is part of both results, so has the bias.
+        self._products = [
+            Linear(each, bias if i == 1 else None, dtype) for i, each in enumerate(taps)
+        ]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve (1, C, 1, T+2) -> values and gates, each (1, O/2, 1, T); T must be even."""
+        sequence = view_as_rows(x[0])[0]
+        results = [
+            product(combine(first, second))
+            for (combine, first, second), product in zip(
+                _combine_inputs(sequence, 0), self._products, strict=True
+            )
+        ]
+        out = results[0].new_empty(len(results[0]), 2, results[0].shape[1])
+        _combine_products(results, even=out[:, 0], odd=out[:, 1])
+        values, gates = out.flatten(0, 1).t()[None, :, None].chunk(2, 1)
+        return values, gates
+
+
+class TwoTaps:
+    """A convolution over two neighbors along the first axis: three products for two results."""
+
+    def __init__(
+        self, earlier: Tensor, current: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        self._earlier, self._current = Linear(earlier, None, dtype), Linear(current, None, dtype)
+        self._both = Linear(earlier + current, bias, dtype)
+
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """Convolve `x` (R+1, ..., C) to `out` (R, ..., O), whose last axis may be split."""
+        even = len(out) // 2 * 2
+        if even:
+            before, at, behind = x[:even:2], x[1 : even + 1 : 2], x[2 : even + 1 : 2]
+            shape = out[:even:2].shape
+            shared = self._both(at).view(shape)
+            torch.add(shared, self._earlier(before - at).view(shape), out=out[:even:2])
+            torch.add(shared, self._current(behind - at).view(shape), out=out[1:even:2])
+        if even < len(out):
+            at, behind = x[-2:-1], x[-1:]
+            last = self._both(at) + self._current(behind - at)
+            out[even:] = last.view(out[even:].shape)

@@ -144,7 +144,9 @@ STEPS: dict[str, list[Patch]] = {
     "optimized U-Net layers": [(unet, "supports", lambda _: False)],
     "tiles in the cache": [(layout, "TILE_BYTES", 1 << 40)],
     "gates from two products": [(unet, "SplitGate", JointGate)],
-    "Winograd": [(winograd, "supports", lambda *_: False)],
+    "Winograd": [
+        (winograd, name, lambda *_: False) for name in ("supports", "has_enough_channels")
+    ],
     "transposed convolutions as ordinary ones": [(unet, "TransposedConv", OriginalTransposedConv)],
     "frequency embedding in the first layer": [(optimizer, "_fold_embedding", lambda _: None)],
     "residual branches": [(unet, "FastDConv", OriginalDConv)],

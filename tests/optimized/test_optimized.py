@@ -19,6 +19,7 @@ from demucs_infer.optimized import kernels, layout, winograd
 from demucs_infer.optimized.autocast import AutocastNetwork
 from demucs_infer.optimized.compiled import compile_network
 from demucs_infer.optimized.optimize import choose_precision, has_bf16_instructions, optimize
+from demucs_infer.optimized.unet import TransposedConv
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.networks import TINY, randomize
 
@@ -93,6 +94,31 @@ def test_winograd_equals_the_convolution_in_double(rows: int, steps: int) -> Non
     values, gates = winograd.WinogradConv(weight, bias, torch.float32)(x)
     # 24 bits of mantissa are 144 dB; the sums before and after the products cost up to 10.
     assert decibels(expected, torch.cat([values, gates], 1).double()) >= 130
+
+
+def test_sequence_equals_the_convolution_in_double() -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(96, 48, 3) / 12, torch.randn(96), torch.randn(1, 48, 1, 10)
+    expected = F.conv1d(x[:, :, 0].double(), weight.double(), bias.double())
+    halves = winograd.WinogradSequence(weight, bias, torch.float32)(x)
+    assert decibels(expected, torch.cat(halves, 1)[:, :, 0].double()) >= 130  # as above
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 8])
+def test_two_taps_equal_the_transposed_convolution_in_double(rows: int) -> None:
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(96, 8, (8, 1), (4, 1)).requires_grad_(False)
+    block, out = torch.randn(rows + 1, 5, 96), torch.empty(4 * rows, 5, 8)
+    upsample = TransposedConv(up, torch.float32, last=True)
+    assert isinstance(upsample._conv, winograd.TwoTaps)
+    upsample.upsample_rows(block, out)
+    expected = up.double()(block.double().permute(2, 0, 1)[None])[0, :, 4:-4]
+    assert decibels(expected.permute(1, 2, 0), out.double()) >= 130  # as above
+    # The same taps over time.
+    flat = nn.ConvTranspose1d(96, 8, 8, 4).requires_grad_(False)
+    sequence = torch.randn(1, 96, 1, rows)
+    answer = TransposedConv(flat, torch.float32, last=True).upsample_time(sequence)
+    assert decibels(flat.double()(sequence[:, :, 0].double()), answer.double()) >= 130
 
 
 @pytest.mark.parametrize("is_fused", [False, True])
