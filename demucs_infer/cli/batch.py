@@ -32,7 +32,7 @@ from demucs_infer.cli.separate import check_out_folder
 from demucs_infer.distributed.conflicts import OutputConflicts
 from demucs_infer.distributed.manifest import ResultRow, TrackManifest
 from demucs_infer.errors import ModelLoadingError
-from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
+from demucs_infer.system.malloc import exempt_imports_from_gc, limit_heaps
 from demucs_infer.system.storage import check_driver, is_remote, join, local_path
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
         sys.stderr.write(f"warning: {warning}\n")
     outputs = OutputConflicts.from_request(model, request)
     shared_path_digests, total = _find_conflicts(args, manifest, outputs, out)
-    use_single_arena()
+    limit_heaps()
     with exempt_imports_from_gc():
         from demucs_infer.batch.attempts import Run
         from demucs_infer.distributed.config import WorkerConfig

@@ -44,7 +44,7 @@ from demucs_infer.cli.older_files import clear_older_files, list_older_files, pa
 from demucs_infer.cli.parser import COMMANDS
 from demucs_infer.cli.progress import AnnouncingReporter, Reporter, make_reporter
 from demucs_infer.options import Request
-from demucs_infer.system.malloc import exempt_imports_from_gc, use_single_arena
+from demucs_infer.system.malloc import exempt_imports_from_gc, limit_heaps
 
 REFUSAL_ADVICE = "choose another --out or --filename, or --force to replace them"
 """What to do with a track that would replace the stems of another input."""
@@ -350,7 +350,7 @@ def _separate(
     reporter: Reporter,
 ) -> Iterator[TrackResult]:
     reporter.show_stage(f"loading {model.name}")
-    use_single_arena()
+    limit_heaps()
     with exempt_imports_from_gc():
         from demucs_infer.batch.runner import BatchRunner, open_separator
         from demucs_infer.devices import choose_devices

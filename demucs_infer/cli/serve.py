@@ -15,7 +15,7 @@ from demucs_infer.cli.parser import FlagParser
 from demucs_infer.errors import ConfigError
 from demucs_infer.server.logs import make_formatter
 from demucs_infer.server.settings import PREFIX, ServerSettings, convert, load_settings
-from demucs_infer.system.malloc import use_single_arena
+from demucs_infer.system.malloc import limit_heaps
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -81,7 +81,7 @@ def run(words: Sequence[str]) -> int:
             f"{error.name} is not installed: pip install fastapi uvicorn python-multipart "
             "prometheus-client"
         ) from error
-    use_single_arena()
+    limit_heaps()
     _configure_logging(is_debug, settings.log_format)
     logging.getLogger("demucs_infer").info("http://%s:%s/", settings.host, settings.port)
     has_started = serve(settings)

@@ -77,13 +77,16 @@ def map_large_allocations() -> Iterator[None]:
             _apply_settings()
 
 
-def use_single_arena() -> None:
-    """Let all threads share one heap; to be called before torch allocates memory.
+def limit_heaps() -> None:
+    """Let threads share a heap per core, and one more; to be called before torch allocates.
 
-    With a heap per thread, large allocations leave holes that no other thread can fill. This
-    changes the whole process, so it is for the command, not for programs that import the package.
+    Each heap has holes that only its own threads can fill; by default, there may be eight per core.
+    At a single one, threads that run windows side by side would wait for each other. This changes
+    the whole process, so it is for the command, not for programs that import the package.
     """
-    _mallopt({_M_ARENA_MAX: 1})
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    _mallopt({_M_ARENA_MAX: cores + 1})  # one for the threads that read and write
 
 
 def return_free_memory() -> None:

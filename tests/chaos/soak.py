@@ -20,7 +20,7 @@ import torch
 
 from demucs_infer.api import Separator
 from demucs_infer.errors import DemucsError
-from demucs_infer.system.malloc import use_single_arena
+from demucs_infer.system.malloc import limit_heaps
 from tests.chaos.report import Limits, Report
 from tests.chaos.scenarios import prepare
 from tests.helpers.batch_runs import MODEL
@@ -96,7 +96,7 @@ def run(limits: Limits) -> Report:
     top = Path(tempfile.mkdtemp(prefix="chaos-soak-"))
     os.environ["DEMUCS_INFER_CACHE"] = str(top / "cache")
     torch.set_num_threads(1)
-    use_single_arena()  # as the command does
+    limit_heaps()  # as the command does
     folder = top / "work"
     folder.mkdir()
     prepare(folder)
