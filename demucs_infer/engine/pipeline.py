@@ -113,7 +113,7 @@ TrackEvent: TypeAlias = Event | Block | TrackFailed | TrackFinished
 
 _DEFAULT = SeparationOptions()
 
-_BATCHES_PER_TRIM = 8
+_BATCHES_PER_TRIM = 4
 """Batches that run side by side before free memory is returned to the system: their allocations
 interleave, and leave more holes with every batch. More often would clear too many pages anew."""
 

@@ -1,4 +1,4 @@
-"""Turn the output planes of a hybrid network into samples with one copy instead of six.
+"""Turn the output planes of a hybrid network into samples with two copies instead of six.
 
 Shapes: B batch, S sources, C channels, P planes (two per channel), F bins, T frames.
 """
@@ -79,10 +79,10 @@ class InverseStft:
         ):
             silent.zero_()
         inside = spectra[..., _PADDING_FRAMES:-_PADDING_FRAMES, :bins].permute(0, 4, 3, 1, 2)
-        in_memory_order = x.permute(0, 2, 3, 1)  # (B, F, T, S*P)
+        planes_last = x.permute(0, 2, 3, 1)  # (B, F, T, S*P)
         # Adjacent bins of `x` are far apart in the result, so copy a few bins at a time.
         for start, stop in tiles(bins, 16 * planes * frames):
-            tile = in_memory_order[:, start:stop]
+            tile = planes_last[:, start:stop]
             parts = tile.new_empty(tile.shape)
             torch.addcmul(normalizer.mean, tile, normalizer.std, out=parts)
             # Both parts of a complex number move at once.

@@ -1,4 +1,4 @@
-"""Compute convolutions over few bins or steps with fewer products and more sums (Winograd 1980).
+"""Compute convolutions with two or three taps with fewer products, more sums (Winograd 1980).
 
 Two adjacent results of three taps take six products of an input and a tap. They can also be
 computed from four products, each of a sum or difference of inputs and one of taps. In both
@@ -37,7 +37,10 @@ def supports(weight: Tensor, dtype: torch.dtype) -> bool:
 
 
 class WinogradConv:
-    """A replacement for `SplitGate`: a convolution, padded in time, of two rows at a time."""
+    """A replacement for `SplitGate`: a 3x3 convolution in blocks of two rows and two steps.
+
+    It pads time by one step on each side; the caller pads the bins.
+    """
 
     rows_per_step = 2
 
@@ -45,7 +48,7 @@ class WinogradConv:
         combine = torch.tensor(_TAPS, dtype=torch.float64)
         taps = torch.einsum("if,jt,ocft->ijoc", combine, combine, weight.detach().double())
         self._products = [
-            # The second product of the second row is part of all results, so has the bias.
+            # Product (1, 1) is the only one that all four results add, so it has the bias.
             [Linear(each, bias if i == j == 1 else None, dtype) for j, each in enumerate(row)]
             for i, row in enumerate(taps)
         ]
@@ -81,7 +84,7 @@ class WinogradConv:
 
 
 def _combine_inputs(x: Tensor, dim: int) -> Iterator[tuple[Callable[..., Tensor], Tensor, Tensor]]:
-    """Yield how each of the four products' inputs is made, for all pairs of results along `dim`."""
+    """Yield (add or sub, a, b) for each of four products; its input is the sum or difference."""
     first, second, third, fourth = x.unfold(dim, 4, 2).unbind(-1)
     yield torch.sub, first, third
     yield torch.add, second, third
@@ -90,7 +93,10 @@ def _combine_inputs(x: Tensor, dim: int) -> Iterator[tuple[Callable[..., Tensor]
 
 
 def _combine_products(products: Sequence[Tensor], *, even: Tensor, odd: Tensor) -> None:
-    """Write the pairs of results, which may share memory with the first two products."""
+    """Write the pairs of results, and overwrite the first two products.
+
+    `even` may be the first product, and `odd` the second.
+    """
     first, second, third, fourth = products
     torch.add(first.add_(second), third, out=even)
     torch.sub(second.sub_(third), fourth, out=odd)
@@ -125,16 +131,20 @@ class WinogradSequence:
 
 
 class TwoTaps:
-    """A convolution over two neighbors along the first axis: three products for two results."""
+    """A convolution over two neighbors along the first axis: three products for two results.
+
+    A result is `earlier` times an input plus `current` times the next one.
+    """
 
     def __init__(
         self, earlier: Tensor, current: Tensor, bias: Tensor | None, dtype: torch.dtype
     ) -> None:
-        self._earlier, self._current = Linear(earlier, None, dtype), Linear(current, None, dtype)
+        self._earlier = Linear(earlier.contiguous(), None, dtype)
+        self._current = Linear(current.contiguous(), None, dtype)
         self._both = Linear(earlier + current, bias, dtype)
 
     def write(self, x: Tensor, out: Tensor) -> None:
-        """Convolve `x` (R+1, ..., C) to `out` (R, ..., O), whose last axis may be split."""
+        """Convolve `x` (R+1, ..., C) to `out` (R, ..., O); O may be several axes."""
         even = len(out) // 2 * 2
         if even:
             before, at, behind = x[:even:2], x[1 : even + 1 : 2], x[2 : even + 1 : 2]

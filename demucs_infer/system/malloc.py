@@ -40,6 +40,7 @@ _loaders = 0
 def keep_large_allocations() -> Iterator[None]:
     """Keep the memory of large allocations in the process when it is freed, for reuse.
 
+    Heaps of other threads than the main one consist of pieces of 64 MB, which glibc still returns.
     The contexts may be nested, also across threads; after the last one, free memory is returned
     to the system.
     """
@@ -78,15 +79,18 @@ def map_large_allocations() -> Iterator[None]:
 
 
 def limit_heaps() -> None:
-    """Let threads share a heap per core, and one more; to be called before torch allocates.
+    """Let threads share at most a heap per core, and a spare one; to be called before torch is.
 
     Each heap has holes that only its own threads can fill; by default, there may be eight per core.
     At a single one, threads that run windows side by side would wait for each other. This changes
-    the whole process, so it is for the command, not for programs that import the package.
+    the whole process, so it is for the command, not for programs that import the package. A limit
+    that the user has set stays.
     """
+    if "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    _mallopt({_M_ARENA_MAX: cores + 1})  # one for the threads that read and write
+    _mallopt({_M_ARENA_MAX: cores + 1})
 
 
 def return_free_memory() -> None:

@@ -577,8 +577,9 @@ def test_memory_does_not_grow_with_the_track(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LONG, str(tmp_path)]
     output = subprocess.run(command, cwd=root, check=True, capture_output=True).stdout
     short, long = map(int, output.split())
-    # 30 minutes of a stem are 58 MB as floats; the allocator may vary by a few percent.
-    assert long < 1.05 * short, (short, long)
+    # 30 minutes of a stem are 58 MB as floats, a fifth of all. Peaks of equal tracks differ by up
+    # to 6 percent, as the allocator's threads do.
+    assert long < 1.1 * short, (short, long)
 
 
 def test_public_names_are_imported_lazily() -> None:

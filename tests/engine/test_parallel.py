@@ -234,7 +234,7 @@ def test_free_memory_is_returned_while_windows_run_side_by_side(
 ) -> None:
     trims: list[None] = []
     monkeypatch.setattr(pipeline, "return_free_memory", lambda: trims.append(None))
-    digest(TensorTrack(make_noise(2, 18 * 8000)), ScaleModel(), shifts=0, overlap=0, jobs=jobs)
+    digest(TensorTrack(make_noise(2, 10 * 8000)), ScaleModel(), shifts=0, overlap=0, jobs=jobs)
     assert len(trims) == times
 
 

@@ -138,6 +138,20 @@ def test_gelu_is_exact_inside_and_after_a_product(
     assert decibels(expected, linear(rows, gelu=True).double()) >= 125
 
 
+@pytest.mark.parametrize("length", [301, 4321])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_wide_waveform_network_has_no_seams(
+    length: int, is_packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps are computed at a time; a tile may be of one."""
+    if not is_packed:
+        monkeypatch.setattr(kernels, "has_packed_kernels", lambda *_: False)
+    monkeypatch.setattr(layout, "TILE_BYTES", 8 * 96 * 3)  # three steps in the outermost stage
+    network = Demucs(**(TINY["Demucs"] | {"channels": 96, "depth": 1, "lstm_layers": 0}))
+    assert winograd.has_enough_channels(96, torch.float32)
+    assert_class_b(randomize(network), make_noise(2, length).expand(2, 2, -1))
+
+
 def tile_by_rows(rows: int, count: int, _bytes: int) -> Iterator[tuple[int, int]]:
     for start in range(0, count, rows):
         yield start, min(start + rows, count)
