@@ -102,9 +102,32 @@ def test_stems_play_while_they_are_made(page: Any) -> None:
     assert evaluate(page, "t.isPlaying"), "it plays on, now from the files"
     positions = page.evaluate("positions")
     assert positions == sorted(positions) and positions[-1] > 0.3
-    assert page.evaluate(drawn) == 1200
+    wait_until(lambda: page.evaluate(drawn) == 1200)
     page.evaluate("document.querySelector('.player').transport.seek(50)")
     wait_until(lambda: evaluate(page, "t.position") > 50.2)
+
+
+def test_late_answer_does_not_replace_a_newer_waveform(page: Any) -> None:
+    drawn = page.evaluate(
+        """async () => {
+        const { mountPlayer } = await import('/static/player.js');
+        const answers = [];
+        const waveform = () => new Promise((resolve) => {
+            answers.push((count) => resolve(new Float32Array(1200).fill(1, 0, count)));
+        });
+        const root = document.createElement('div');
+        const player = mountPlayer(root, [{ name: 'vocals', file: 'vocals.wav', url: '#', waveform }],
+            { context: new AudioContext(), duration: 10, available: 5 });
+        player.extend({ duration: 10, available: 10, isComplete: true });
+        answers[1](1200);
+        await new Promise((resolve) => setTimeout(resolve, 50));
+        answers[0](600);
+        await new Promise((resolve) => setTimeout(resolve, 50));
+        const count = root.view.overview[0].filter((x) => x > 0).length;
+        await player.close();
+        return count; }"""
+    )
+    assert drawn == 1200
 
 
 def test_long_song_is_played_in_parts(page: Any) -> None:

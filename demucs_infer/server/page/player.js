@@ -175,7 +175,7 @@ export function mountPlayer(root, stems, {
     const wasWhole = view.isWhole;
     transport.extend(state);
     if (wasWhole) view.showAll();
-    if (state.isComplete) view.pictures = null;
+    if (state.isComplete) view.forget();
     view.read();
   };
   const close = () => {
@@ -246,13 +246,21 @@ class View extends EventTarget {
     this.zoom(1);
   }
 
+  // What was read of stems that were still made.
+  forget() {
+    this.hasOverview = false;
+    this.pictures = null;
+  }
+
   async read() {
     const { stems, start, stop, isWhole, hasSpectrograms } = this;
     const reading = this.reading = {};
     const isCurrent = () => reading === this.reading;
     try {
       if (isWhole || !this.hasOverview) {
-        this.overview = await Promise.all(stems.map((stem) => stem.waveform(0, this.transport.duration)));
+        const overview = await Promise.all(stems.map((stem) => stem.waveform(0, this.transport.duration)));
+        if (!isCurrent()) return; // a later one knows more
+        this.overview = overview;
         this.hasOverview = true;
         this.top = Math.max(0.05, ...this.overview.map((values) => Math.max(...values)));
       }
