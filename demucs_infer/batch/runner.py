@@ -40,7 +40,8 @@ from demucs_infer.errors import format_error
 from demucs_infer.events import Event, TrackFailed, TrackFinished
 from demucs_infer.options import Request
 from demucs_infer.results import check_output
-from demucs_infer.system.threads import count_cores, limit_to_one_thread
+from demucs_infer.system.cores import count_cores
+from demucs_infer.system.threads import limit_to_one_thread
 
 logger = logging.getLogger(__name__)
 

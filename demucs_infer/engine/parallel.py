@@ -20,8 +20,8 @@ from torch import nn
 from demucs_infer.engine.device_track import SHARE_OF_MEMORY
 from demucs_infer.engine.network import Network
 from demucs_infer.options import SeparationOptions
+from demucs_infer.system.cores import count_cores
 from demucs_infer.system.malloc import free_memory, used_memory
-from demucs_infer.system.threads import count_cores
 
 _BYTES_PER_SAMPLE = 800
 """Memory per sample of each window that runs: 0.28 GB for the 343,980 samples of htdemucs, of which

@@ -174,10 +174,8 @@ class SplitGate:
     fills a whole number of vectors, and the GLU would take three times as long.
     """
 
-    rows_per_step = 1
-    """Rows of results that are computed at a time."""
-    steps_per_call = 1
-    """The number of steps of time must be a multiple of it."""
+    results_at_a_time = 1
+    """The number of rows, or of steps of a sequence, must be a multiple of it."""
 
     def __init__(
         self,

@@ -198,7 +198,7 @@ class FrequencyDecoder:
 
     def _merge_skip(self, rows: Tensor, x: Tensor, skip: Tensor, start: int) -> None:
         """Write the input of the transposed convolution from bin `start` on to `rows`."""
-        stop = start + len(rows) + -len(rows) % self._rewrite.rows_per_step
+        stop = start + len(rows) + -len(rows) % self._rewrite.results_at_a_time
         edges = start - self._bin_padding, stop + self._bin_padding
         gate_halves = self._rewrite(slice_bins(x[None], *edges) + slice_bins(skip[None], *edges))
         values, gates = (view_as_rows(half[0])[: len(rows)] for half in gate_halves)
@@ -241,7 +241,7 @@ class TimeDecoder:
         for item in range(batch):
             sequence = view_as_rows(y[item])[0]  # (T, C)
             for start, stop in tiles(steps, 8 * channels):
-                excess = -(stop - start) % self._rewrite.steps_per_call
+                excess = -(stop - start) % self._rewrite.results_at_a_time
                 edges = start - self._padding, stop + excess + self._padding
                 window = slice_steps(x[item : item + 1], *edges)
                 if skip is not None:

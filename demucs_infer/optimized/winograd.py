@@ -42,7 +42,7 @@ class WinogradConv:
     It pads time by one step on each side; the caller pads the bins.
     """
 
-    rows_per_step = 2
+    results_at_a_time = 2
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         combine = torch.tensor(_TAPS, dtype=torch.float64)
@@ -62,6 +62,7 @@ class WinogradConv:
         sums = rows.new_empty(row_pairs, 2 * step_pairs + 2, channels)
         sums[:, 0], sums[:, steps + 1 :] = 0, 0
         product_input = rows.new_empty(row_pairs, step_pairs, channels)
+        over_steps = list(_combine_inputs(sums, 1))
         halves = []
         for (combine, first, second), products in zip(
             _combine_inputs(rows, 0), self._products, strict=True
@@ -69,9 +70,7 @@ class WinogradConv:
             combine(first, second, out=sums[:, 1 : steps + 1])
             results = [
                 product(combine(first, second, out=product_input))
-                for (combine, first, second), product in zip(
-                    _combine_inputs(sums, 1), products, strict=True
-                )
+                for (combine, first, second), product in zip(over_steps, products, strict=True)
             ]
             _combine_products(results, even=results[0], odd=results[1])
             halves.append(results[:2])
@@ -105,7 +104,7 @@ def _combine_products(products: Sequence[Tensor], *, even: Tensor, odd: Tensor) 
 class WinogradSequence:
     """A replacement for `SplitGate`: a convolution of a sequence over three steps."""
 
-    steps_per_call = 2
+    results_at_a_time = 2
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         combine = torch.tensor(_TAPS, dtype=torch.float64)

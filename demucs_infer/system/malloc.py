@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import RLock
 
 from demucs_infer.system.cgroups import cgroup_folders
+from demucs_infer.system.cores import count_cores
 
 # Constants of malloc.h, and the values that glibc settles on after it has seen large allocations.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
@@ -88,9 +89,7 @@ def limit_heaps() -> None:
     """
     if "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
         return
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    _mallopt({_M_ARENA_MAX: cores + 1})
+    _mallopt({_M_ARENA_MAX: count_cores() + 1})
 
 
 def return_free_memory() -> None:

@@ -1,4 +1,4 @@
-"""Find how many cores a process may use, and limit threads of this package to one core.
+"""Limit threads of this package to one core.
 
 The threads of OpenMP wait actively for their next step, as long as there are no more of them than
 cores. If a second Python thread computes with OpenMP, it starts its own team of threads; from then
@@ -6,17 +6,12 @@ on, all threads sleep and must be woken for every step. A network has thousands 
 and takes a tenth longer, however little the second thread computes.
 """
 
-import math
-import os
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TypeVar
 
 import torch
-
-from demucs_infer.system.cgroups import cgroup_folders
 
 _T = TypeVar("_T")
 
@@ -105,32 +100,3 @@ def compute_in_one_thread(items: Generator[_T, None, None]) -> Generator[_T, Non
                 except StopIteration:
                     return
             yield item
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use: by its affinity, and by the quota of cgroups."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    count = getattr(os, "process_cpu_count", None)  # also knows PYTHON_CPU_COUNT
-    cores = min(cores, (count() if count else None) or cores)
-    quota = read_cpu_quota()
-    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
-
-
-def read_cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return how many cores the cgroups of this process may use on average; None: no limit."""
-    quotas: list[float] = []
-    for folder in cgroup_folders(root, "cpu"):
-        try:
-            if (folder / "cpu.max").exists():
-                quota, period = (folder / "cpu.max").read_text().split()
-            else:
-                quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-                period = (folder / "cpu.cfs_period_us").read_text()
-            if quota not in ("max", "-1"):
-                quotas.append(int(quota) / int(period))
-        except (OSError, ValueError, ZeroDivisionError):
-            continue
-    return min(quotas, default=None)

@@ -35,7 +35,7 @@ from demucs_infer import (
     Stage,
 )
 from demucs_infer.htdemucs import HTDemucs
-from demucs_infer.system.threads import count_cores
+from demucs_infer.system.cores import count_cores
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.networks import TINY, DictModel, OomModel, RecordingModel, ScaleModel, randomize
 

@@ -35,7 +35,7 @@ from demucs_infer.events import ChunkProcessed
 from demucs_infer.options import Request
 from demucs_infer.system import process_lock
 from demucs_infer.system.checksum import sha256_file
-from demucs_infer.system.threads import count_cores
+from demucs_infer.system.cores import count_cores
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import RATE, environment, load, make_repo, save, tree, write_song
 from tests.helpers.networks import RecordingModel

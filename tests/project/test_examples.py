@@ -33,7 +33,7 @@ from demucs_infer.custom import registry
 from demucs_infer.custom.build import build_network
 from demucs_infer.engine.pipeline import Block
 from demucs_infer.engine.stitch import PIECE
-from demucs_infer.system.threads import count_cores
+from demucs_infer.system.cores import count_cores
 from tests.helpers.audio_signals import make_noise
 from tests.helpers.cli_process import environment, load, save, tree
 from tests.helpers.networks import ScaleModel, randomize

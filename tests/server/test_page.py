@@ -116,9 +116,10 @@ def test_late_answer_does_not_replace_a_newer_waveform(page: Any) -> None:
             answers.push((count) => resolve(new Float32Array(1200).fill(1, 0, count)));
         });
         const root = document.createElement('div');
-        const player = mountPlayer(root, [{ name: 'vocals', file: 'vocals.wav', url: '#', waveform }],
-            { context: new AudioContext(), duration: 10, available: 5 });
-        player.extend({ duration: 10, available: 10, isComplete: true });
+        const stem = { name: 'vocals', file: 'vocals.wav', url: '#', waveform };
+        const context = new AudioContext(), duration = 10;
+        const player = mountPlayer(root, [stem], { context, duration, available: 5 });
+        player.extend({ duration, available: duration, isComplete: true });
         answers[1](1200);
         await new Promise((resolve) => setTimeout(resolve, 50));
         answers[0](600);

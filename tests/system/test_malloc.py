@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from demucs_infer.system.cores import count_cores
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap is meant")
 
 SCRIPT = """
@@ -149,6 +151,38 @@ with malloc.keep_large_allocations():
     assert share_of_new_pages() > 0.9
 """)
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("of_user", [None, "2", "6"])
+def test_threads_share_as_many_heaps_as_there_are_cores(
+    of_user: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a spare one, unless the user has set another limit; glibc's own is eight per core."""
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if of_user:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", of_user)
+    script = """
+import ctypes, sys, threading
+from demucs_infer.system.malloc import limit_heaps
+limit_heaps()
+barrier = threading.Barrier(12)
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+def allocate():
+    libc.malloc(1000)
+    barrier.wait()
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc.fdopen.restype, libc.malloc_info.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+file = libc.fdopen(1, b"w")
+libc.malloc_info(0, file)
+libc.fflush(ctypes.c_void_p(file))
+"""
+    heaps = subprocess.check_output([sys.executable, "-c", script]).count(b"<heap ")
+    limit = int(of_user) if of_user else count_cores() + 1
+    assert heaps == min(limit, 13)  # that of the main thread, and one of each other
 
 
 def test_imports_are_exempt_from_garbage_collection() -> None:
