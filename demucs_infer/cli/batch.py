@@ -192,7 +192,6 @@ def _absolute(location: str) -> str:
 
 
 def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
-    from demucs_infer.distributed.report import RunReport
     from demucs_infer.distributed.results_table import Summary, check_table, open_table
 
     check_stem_file(args)
@@ -209,6 +208,7 @@ def _separate(args: argparse.Namespace, manifest: TrackManifest) -> int:
     with exempt_imports_from_gc():
         from demucs_infer.batch.attempts import Run
         from demucs_infer.distributed.config import WorkerConfig
+        from demucs_infer.distributed.report import RunReport
         from demucs_infer.system.threads import leave_cores_to_windows
     leave_cores_to_windows()
     config = WorkerConfig(

@@ -15,7 +15,7 @@ from demucs_infer.cli.parser import FlagParser
 from demucs_infer.errors import ConfigError
 from demucs_infer.server.logs import make_formatter
 from demucs_infer.server.settings import PREFIX, ServerSettings, convert, load_settings
-from demucs_infer.system.malloc import limit_heaps
+from demucs_infer.system.malloc import exempt_imports_from_gc, limit_heaps
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -74,14 +74,15 @@ def run(words: Sequence[str]) -> int:
     settings = load_settings(
         {name: args[name] for name in args if name != "config"}, os.environ, args["config"]
     )
+    limit_heaps()
     try:
-        from demucs_infer.server.run import serve
+        with exempt_imports_from_gc():
+            from demucs_infer.server.run import serve
     except ImportError as error:
         raise ConfigError(
             f"{error.name} is not installed: pip install fastapi uvicorn python-multipart "
             "prometheus-client"
         ) from error
-    limit_heaps()
     _configure_logging(is_debug, settings.log_format)
     logging.getLogger("demucs_infer").info("http://%s:%s/", settings.host, settings.port)
     has_started = serve(settings)
