@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.cli_process import environment
 from tests.helpers.server_process import song
 
 # Importing torch ends the process, and tells what was prepared.
@@ -44,6 +45,7 @@ def test_heaps_and_garbage_are_settled_before_torch_is_imported(
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT, *command.split()],
         cwd=tmp_path,
+        env=environment(),
         capture_output=True,
         text=True,
     )

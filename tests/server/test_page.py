@@ -107,28 +107,82 @@ def test_stems_play_while_they_are_made(page: Any) -> None:
     wait_until(lambda: evaluate(page, "t.position") > 50.2)
 
 
-def test_late_answer_does_not_replace_a_newer_waveform(page: Any) -> None:
+MOUNT = """
+const { mountPlayer } = await import('/static/player.js');
+const answers = []; // to requests for the whole song, one by one
+const pause = () => new Promise((resolve) => setTimeout(resolve, 250));
+const waveform = (start, seconds) => new Promise((resolve) => {
+    const answer = (count) => resolve(new Float32Array(1200).fill(1, 0, count));
+    if (seconds === 10) answers.push(answer); else answer(1200);
+});
+const context = new AudioContext(), duration = 10;
+let numParts = 0;
+const read = async () => {
+    numParts += 1;
+    await pause();
+    return context.createBuffer(2, 5 * 44100, 44100);
+};
+const root = document.createElement('div');
+const stem = { name: 'vocals', file: 'vocals.wav', url: '#', waveform, read };
+const player = mountPlayer(root, [stem], { context, duration, available: 5 });
+const { view } = root;
+const count = () => view.overview[0].filter((x) => x > 0).length;
+const extend = (available) => player.extend({ duration, available, isComplete: available === 10 });
+"""
+
+
+@pytest.mark.parametrize(
+    "steps, seen",
+    [
+        ("extend(10); answers[1](1200); await pause(); answers[0](600);", [1200]),
+        # Each answer takes longer than the next request: the waveform grows all the same.
+        (
+            "extend(6); extend(7); answers[0](600); await pause(); drawn.push(count());"
+            "answers[1](700); await pause(); drawn.push(count()); answers[2](800);",
+            [600, 700, 800],
+        ),
+        # Completed while a part is seen.
+        (
+            "answers[0](600); await pause(); view.show(2, 2); await pause(); extend(10);"
+            "await pause(); answers[1](1200);",
+            [1200],
+        ),
+    ],
+)
+def test_newest_waveform_is_drawn_whenever_answers_come(
+    steps: str, seen: list[int], page: Any
+) -> None:
     drawn = page.evaluate(
-        """async () => {
-        const { mountPlayer } = await import('/static/player.js');
-        const answers = [];
-        const waveform = () => new Promise((resolve) => {
-            answers.push((count) => resolve(new Float32Array(1200).fill(1, 0, count)));
-        });
-        const root = document.createElement('div');
-        const stem = { name: 'vocals', file: 'vocals.wav', url: '#', waveform };
-        const context = new AudioContext(), duration = 10;
-        const player = mountPlayer(root, [stem], { context, duration, available: 5 });
-        player.extend({ duration, available: duration, isComplete: true });
-        answers[1](1200);
-        await new Promise((resolve) => setTimeout(resolve, 50));
-        answers[0](600);
-        await new Promise((resolve) => setTimeout(resolve, 50));
-        const count = root.view.overview[0].filter((x) => x > 0).length;
+        f"""async () => {{ {MOUNT}
+        const drawn = [];
+        {steps}
+        await pause();
+        drawn.push(count());
         await player.close();
-        return count; }"""
+        return drawn; }}"""
     )
-    assert drawn == 1200
+    assert drawn == seen
+
+
+def test_spectrogram_that_is_requested_twice_is_drawn_once(page: Any) -> None:
+    is_drawn, num_parts = page.evaluate(
+        f"""async () => {{ {MOUNT}
+        answers[0](1200);
+        await pause();
+        view.setSpectrograms(true);
+        await pause();
+        answers.slice(1).forEach((answer) => answer(1200));
+        await pause();
+        view.read();
+        await pause();
+        answers.forEach((answer) => answer(1200));
+        while (!view.pictures?.images.length) await pause();
+        const found = [view.pictures.images[0] !== null, numParts];
+        await player.close();
+        return found; }}"""
+    )
+    assert is_drawn
+    assert num_parts == 2  # of five seconds
 
 
 def test_long_song_is_played_in_parts(page: Any) -> None:

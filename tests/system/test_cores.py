@@ -1,10 +1,13 @@
 """The quota of cgroups is read from their files, in a made-up root."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from demucs_infer.system.cores import read_cpu_quota
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux has cgroups")
 
 
 @pytest.mark.parametrize(

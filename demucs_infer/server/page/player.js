@@ -201,6 +201,8 @@ class View extends EventTarget {
     Object.assign(this, { transport, stems, start: 0, stop: transport.duration, hasSpectrograms: false });
     this.isLocal = stems.every(({ buffer }) => buffer); // stems that are here as a whole
     this.overview = stems.map(() => new Float32Array(PEAKS));
+    this.numReads = 0;
+    this.overviewNumber = 0; // of the read that it comes from
     this.detail = null; // { start, stop, peaks } of the view, once they are read
     this.pictures = null; // the same of spectrograms
     this.top = 0.05;
@@ -253,36 +255,46 @@ class View extends EventTarget {
   }
 
   async read() {
+    clearTimeout(this.timer);
     const { stems, start, stop, isWhole, hasSpectrograms } = this;
-    const reading = this.reading = {};
-    const isCurrent = () => reading === this.reading;
+    const number = this.numReads += 1;
+    const isCurrent = () => number === this.numReads;
     try {
       if (isWhole || !this.hasOverview) {
-        const overview = await Promise.all(stems.map((stem) => stem.waveform(0, this.transport.duration)));
-        if (!isCurrent()) return; // a later one knows more
-        this.overview = overview;
-        this.hasOverview = true;
-        this.top = Math.max(0.05, ...this.overview.map((values) => Math.max(...values)));
+        this.setOverview(await Promise.all(stems.map((stem) => stem.waveform(0, this.transport.duration))), number);
       }
       if (isCurrent() && !isWhole && stop - start <= LONGEST_DETAIL) {
         const peaks = await Promise.all(stems.map((stem) => stem.waveform(start, stop - start)));
         if (isCurrent()) this.detail = { start, stop, peaks };
       }
       const hasPictures = this.pictures?.start === start && this.pictures.stop === stop; // of stems that are made
-      if (isCurrent() && hasSpectrograms && !hasPictures) await this.readSpectrograms({ start, stop }, isCurrent);
+      if (isCurrent() && hasSpectrograms && !hasPictures) await this.readSpectrograms({ start, stop });
       if (isCurrent()) this.dispatchEvent(new Event("change"));
     } catch (error) {
       if (isCurrent()) this.dispatchEvent(new ErrorEvent("error", { error }));
     }
   }
 
-  async readSpectrograms({ start, stop }, isCurrent) {
-    const images = [];
-    this.pictures = { start, stop, images };
-    for (const [i, stem] of this.stems.entries()) {
-      images.push(await computeSpectrogram(stem.read, { start, stop }, hueOf(stem.name, i), isCurrent));
-      if (!isCurrent()) return;
-      this.dispatchEvent(new Event("change"));
+  // `number` is that of the read. Answers may be slower than the next read, and overtake each other.
+  setOverview(overview, number) {
+    if (number <= this.overviewNumber) return;
+    Object.assign(this, { overview, overviewNumber: number, hasOverview: true });
+    this.top = Math.max(0.05, ...overview.map((values) => Math.max(...values)));
+    this.dispatchEvent(new Event("change"));
+  }
+
+  async readSpectrograms({ start, stop }) {
+    const images = [], pictures = this.pictures = { start, stop, images };
+    const isWanted = () => pictures === this.pictures;
+    try {
+      for (const [i, stem] of this.stems.entries()) {
+        images.push(await computeSpectrogram(stem.read, { start, stop }, hueOf(stem.name, i), isWanted));
+        if (!isWanted()) return;
+        this.dispatchEvent(new Event("change"));
+      }
+    } catch (error) {
+      if (isWanted()) this.pictures = null; // the next read tries again
+      throw error;
     }
   }
 
@@ -301,7 +313,7 @@ class View extends EventTarget {
 
   close() {
     clearTimeout(this.timer);
-    this.reading = null;
+    Object.assign(this, { numReads: NaN, overviewNumber: Infinity, pictures: null }); // late answers change nothing
   }
 }
 
