@@ -135,19 +135,18 @@ const extend = (available) => player.extend({ duration, available, isComplete: a
     "steps, seen",
     [
         ("extend(10); answers[1](1200); await pause(); answers[0](600);", [1200]),
-        # Each answer takes longer than the next request: the waveform grows all the same.
         (
             "extend(6); extend(7); answers[0](600); await pause(); drawn.push(count());"
             "answers[1](700); await pause(); drawn.push(count()); answers[2](800);",
             [600, 700, 800],
         ),
-        # Completed while a part is seen.
         (
             "answers[0](600); await pause(); view.show(2, 2); await pause(); extend(10);"
             "await pause(); answers[1](1200);",
             [1200],
         ),
     ],
+    ids=["older one comes last", "each comes after the next request", "completed beside a detail"],
 )
 def test_newest_waveform_is_drawn_whenever_answers_come(
     steps: str, seen: list[int], page: Any
