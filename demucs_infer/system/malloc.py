@@ -80,10 +80,10 @@ def map_large_allocations() -> Iterator[None]:
 
 
 def limit_heaps() -> None:
-    """Let threads share at most a heap per core, and a spare one; to be called before torch is.
+    """Let threads share at most a heap per core, and a spare one; call it before importing torch.
 
     Each heap has holes that only its own threads can fill; by default, there may be eight per core.
-    At a single one, threads that run windows side by side would wait for each other. This changes
+    With a single one, threads that run windows side by side would wait for each other. This changes
     the whole process, so it is for the command, not for programs that import the package. A limit
     that the user has set stays.
     """

@@ -578,7 +578,7 @@ def test_memory_does_not_grow_with_the_track(tmp_path: Path) -> None:
     output = subprocess.run(command, cwd=root, check=True, capture_output=True).stdout
     short, long = map(int, output.split())
     # 30 minutes of a stem are 58 MB as floats, a fifth of all. Peaks of equal tracks differ by up
-    # to 6 percent, as the allocator's threads do.
+    # to 6 percent, as threads allocate in another order.
     assert long < 1.1 * short, (short, long)
 
 
